@@ -1,0 +1,63 @@
+"""The loss of a run as a small picture, for the materialization's page."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from training.config import RunConfig
+from training.metrics import METRICS_NAME, read_metrics
+
+MOST_POINTS = 2000
+
+
+def loss_curve(run: RunConfig) -> bytes:
+    """PNG of the loss over the steps, with its running mean: about 20 kB, since it is kept in the event log.
+
+    Raises:
+        ValueError: the run has recorded no step.
+    """
+    records = list(read_metrics(Path(run.out) / METRICS_NAME))
+    if not records:
+        raise ValueError(f"{run.out}: no step in {METRICS_NAME}; the run has not started")
+    return draw(records, f"{run.variant}, stage {run.stage}")
+
+
+def draw(records: list[dict[str, Any]], title: str) -> bytes:
+    """PNG of the ``loss`` of ``records`` over their ``step``; streams in their own colours, skipped steps marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    thinned = records[:: max(1, len(records) // MOST_POINTS)]
+    figure = Figure(figsize=(6, 3), dpi=80, layout="tight")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for stream in sorted({record.get("stream", "") for record in thinned}):
+        points = [r for r in thinned if r.get("stream", "") == stream and r["loss"] is not None]
+        axes.plot([r["step"] for r in points], [r["loss"] for r in points], ".", markersize=3, alpha=0.5, label=stream)
+    good = [record for record in thinned if record["loss"] is not None]
+    axes.plot([r["step"] for r in good], _running_mean([r["loss"] for r in good]), color="black", linewidth=1.2)
+    for record in thinned:
+        if record["loss"] is None:
+            axes.axvline(record["step"], color="red", linewidth=0.8)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title(title, fontsize=9)
+    axes.grid(alpha=0.3)
+    if len({record.get("stream", "") for record in thinned}) > 1:
+        axes.legend(fontsize=7)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _running_mean(values: list[float]) -> list[float]:
+    """Exponential mean over about a twentieth of the run, without the pull towards the start."""
+    decay = 1 - 1 / max(1.0, len(values) / 20)
+    means, weight, held = [], 0.0, 0.0
+    for value in values:
+        held = decay * held + (1 - decay) * value
+        weight = decay * weight + (1 - decay)
+        means.append(held / weight)
+    return means

@@ -1,0 +1,169 @@
+"""Run a training stage under torchrun inside a Dagster step, so that neither can outlive the other.
+
+The stock subprocess client leaves ranks alive when a child ignores signals or when the step is killed. Here the command
+is `training.launch`, which ends all of its descendants and dies with the step; this side passes on what people should
+see while it runs, stops it in three steps of growing force, and turns its exit status into the right kind of failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.settings import Training
+from training.config import RunConfig
+from training.launch import CONFIGURATION, CONTROL_VARIABLE, PREEMPTED, read_failure
+from training.metrics import METRICS_NAME
+from training.stages import MODULES
+
+POLL_S = 0.5
+OBSERVE_EVERY_S = 60.0  # an observation is an event in the database, and there may be many steps a minute
+RESULT_NAME = "result.json"
+
+MODULE = "training.train"
+
+
+@dataclass(slots=True)
+class Torchrun:
+    """Starts stages on this machine, or this machine's share of them.
+
+    Attributes:
+        settings: processes, nodes, rendezvous, threads.
+        grace_s: how long the training may take to write a checkpoint and leave after it was asked to; after that it is
+            told, and killed when that does not help within ``force_s``.
+        module: the module that the ranks run; it takes the run's JSON file.
+        arguments: what it takes besides.
+    """
+
+    settings: Training
+    grace_s: float = 120.0
+    force_s: float = 20.0
+    observe_every_s: float = OBSERVE_EVERY_S
+    module: str = MODULE
+    arguments: tuple[str, ...] = ()
+    _seen: int = field(default=0, init=False)
+    _observed: float = field(default=float("-inf"), init=False)
+
+    def run(self, context: dg.AssetExecutionContext, run: RunConfig) -> dict[str, Any]:
+        """Train, report while it runs, and return what ``result.json`` holds.
+
+        Raises:
+            dg.Failure: the training ended otherwise than well; it says why, and whether trying again makes sense.
+        """
+        out = Path(run.out)
+        path = out / "run.json"
+        run.write(path)
+        metrics = out / METRICS_NAME
+        self._seen = metrics.stat().st_size if metrics.exists() else 0
+        with (
+            tempfile.TemporaryDirectory(prefix="hourllava-control-") as control,
+            dg.open_pipes_session(
+                context=context,
+                context_injector=dg.PipesTempFileContextInjector(),
+                message_reader=dg.PipesTempFileMessageReader(),
+            ) as session,
+        ):
+            variables = {
+                **os.environ,
+                **session.get_bootstrap_env_vars(),
+                CONTROL_VARIABLE: control,
+                "OMP_NUM_THREADS": str(self.settings.cpu_threads),
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            }
+            owner = os.getppid()
+            context.log.info("starting: %s", " ".join(self.command(path)))
+            process = subprocess.Popen(self.command(path), env=variables)
+            try:
+                while process.poll() is None:
+                    time.sleep(POLL_S)
+                    self._observe(context, metrics)
+                    if os.getppid() != owner:
+                        raise RuntimeError("the process that owns this step died; the training is stopped")
+            finally:
+                self._stop(context, process)
+            self._observe(context, metrics, at_once=True)
+            failure = read_failure(Path(control))
+        if process.returncode:
+            raise _failure(process.returncode, failure, out)
+        return dict(json.loads((out / RESULT_NAME).read_text()))
+
+    def command(self, path: Path) -> list[str]:
+        """The command line; the other machines of a run over several start the same one with the same rendezvous.
+
+        Raises:
+            ValueError: several nodes without a place to meet.
+        """
+        settings = self.settings
+        if settings.nodes == 1:
+            meeting = ["--standalone"]
+        elif settings.rendezvous is None:
+            raise ValueError("training.nodes is above 1: set training.rendezvous to host:port of the first node")
+        else:
+            meeting = [f"--nnodes={settings.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={settings.rendezvous}"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting]
+        ranks = [f"--nproc-per-node={settings.processes}", "-m", self.module, str(path), *self.arguments]
+        return [sys.executable, "-m", "training.launch", *torchrun, *ranks]
+
+    def _observe(self, context: dg.AssetExecutionContext, metrics: Path, at_once: bool = False) -> None:
+        """Report the newest record as an observation of the asset, now and then."""
+        if not at_once and time.monotonic() - self._observed < self.observe_every_s:
+            return
+        if not metrics.exists() or metrics.stat().st_size == self._seen:
+            return
+        self._seen = metrics.stat().st_size
+        with open(metrics, "rb") as file:
+            file.seek(max(0, self._seen - 65536))
+            lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
+        if not lines:
+            return
+        self._observed = time.monotonic()
+        record = json.loads(lines[-1])
+        context.log_event(
+            dg.AssetObservation(
+                asset_key=context.asset_key,
+                partition=context.partition_key if context.has_partition_key else None,
+                metadata=_flat(record),
+            )
+        )
+
+    def _stop(self, context: dg.AssetExecutionContext, process: subprocess.Popen[bytes]) -> None:
+        """End the training if it still runs: ask for a checkpoint, then tell it, then kill it."""
+        for number, patience in ((signal.SIGINT, self.grace_s), (signal.SIGTERM, self.force_s), (signal.SIGKILL, 10.0)):
+            if process.poll() is not None:
+                return
+            context.log.warning("stopping the training (pid %d) with %s", process.pid, number.name)
+            process.send_signal(number)
+            try:
+                process.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def _failure(status: int, failure: dict[str, Any] | None, out: Path) -> dg.Failure:
+    message = str(failure["message"]) if failure else f"the training ended with status {status} and left no word"
+    if status == PREEMPTED:
+        message += "; materialize again to continue"
+    elif status != CONFIGURATION:
+        message += "; materialize again to continue from the newest complete checkpoint"
+    return dg.Failure(
+        description=message,
+        metadata={"exit status": status, "folder": dg.MetadataValue.path(str(out))},
+        allow_retries=status not in (CONFIGURATION, PREEMPTED),
+    )
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Names and numbers of a metrics record, with its learning rates one by one."""
+    rates = record.get("rates", {})
+    flat = {f"rate/{module}": rates[module] for module in MODULES if module in rates}
+    return {**{key: value for key, value in record.items() if isinstance(value, int | float | str)}, **flat}

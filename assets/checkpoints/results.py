@@ -1,0 +1,98 @@
+"""What a checkpoint folder holds, and what a finished stage tells about its run."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from assets.lineage import data_version, hash_file
+from training.config import RunConfig
+from training.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The safetensors files of one folder.
+
+    Attributes:
+        version: hash of their content.
+        tensors: number of tensors.
+        parameters: number of numbers in them.
+    """
+
+    version: str
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """How a stage ended; losses are means over supervised tokens."""
+
+    version: str
+    counts: dict[str, int]
+    first_loss: float
+    last_loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderReport:
+    version: str
+    folder: str
+    tensors: int
+    parameters: int
+
+
+def read_weights(folder: Path) -> Weights:
+    """Describe the weights in ``folder``.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: no safetensors file; the checkpoint is not complete, materialize it again")
+    tensors = parameters = 0
+    for path in files:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        tensors += len(shapes)
+        parameters += sum(math.prod(shape) for shape in shapes)
+    version = data_version({path.name: hash_file(path) for path in files})
+    return Weights(version, tensors, parameters)
+
+
+def read_results(run: RunConfig) -> Results:
+    """What the finished run in ``run.out`` tells.
+
+    Raises:
+        FileNotFoundError: it is not finished.
+    """
+    out = Path(run.out)
+    if not (out / "result.json").exists():
+        raise FileNotFoundError(f"{out}: no result.json; the stage is not finished, materialize it again to go on")
+    result = json.loads((out / "result.json").read_text())
+    weights = read_weights(out / "export")
+    counts = {name: result[name] for name in ("steps", "samples", "tokens", "supervised", "skipped_steps")}
+    return Results(
+        weights.version,
+        counts | {"parameters": weights.parameters},
+        result["first_loss"],
+        result["last_loss"],
+        result["seconds"],
+    )
+
+
+def publish_vision_encoder(storage: Storage, stage_folder: str, variant: str) -> EncoderReport:
+    """Export the vision encoder of a stage's checkpoint to ``checkpoints/<variant>/vision_encoder``."""
+    from training.export import export_vision_encoder
+
+    folder = f"checkpoints/{variant}/vision_encoder"
+    with storage.writing_dir(folder) as temporary:
+        export_vision_encoder(storage.local_folder(f"{stage_folder}/export"), temporary)
+        weights = read_weights(temporary)
+    return EncoderReport(weights.version, folder, weights.tensors, weights.parameters)

@@ -1,0 +1,91 @@
+"""What a stage is run on: which checkpoint it starts from, which shards feed it, where its results go."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from assets.lineage import Lineage, data_version, product
+from assets.settings import Settings
+from training.config import RunConfig, StreamConfig, parse_run
+from training.stages import ShardInput, stage_inputs
+from training.storage import Storage
+
+SHARDING = "VideoMarathon/sharding"
+MIXTURE = "hourllava_s3"
+
+
+def previous_checkpoint(variant: str, stage: int) -> str:
+    """The product that a stage starts from."""
+    return product("base_model" if stage == 1 else f"stage{stage - 1}", variant)
+
+
+def shard_products(stage: int, long_parts: Sequence[int] = ()) -> list[str]:
+    """The shard products that feed a stage; stage 3 reads them through its mixture."""
+    if stage == 3:
+        return [MIXTURE]
+    inputs = [item for stream in stage_inputs(stage, long_parts=long_parts) for item in stream]
+    return [product(item.kind, f"part{item.part}") for item in inputs]
+
+
+def stage_run(
+    settings: Settings,
+    storage: Storage,
+    variant: str,
+    stage: int,
+    inputs: Mapping[str, str],
+) -> tuple[RunConfig, str]:
+    """The run of a stage, and its folder below the storage root.
+
+    The folder's name holds a hash of the inputs and of what this deployment overrides: the same inputs continue the
+    same run, changed inputs start a new one and leave the old checkpoint where it is.
+
+    Args:
+        inputs: versions of the input products, by name.
+    """
+    overrides = settings.training.overrides.get(f"stage{stage}", {})
+    folder = f"checkpoints/{variant}/stage{stage}/{data_version([dict(inputs), overrides])[:12]}"
+    start = Lineage.read(storage, previous_checkpoint(variant, stage)).folder
+    streams = (
+        [StreamConfig(f"stream{index}", storage.path(SHARDING), (f"{MIXTURE}/{index}/index.json",)) for index in (0, 1)]
+        if stage == 3
+        else [
+            StreamConfig("images" if stage == 1 else "mixed", storage.path(SHARDING), _indexes(stream))
+            for stream in stage_inputs(stage, long_parts=())
+        ]
+    )
+    run = parse_run(
+        {
+            "variant": variant,
+            "stage": stage,
+            "start": str(storage.local_folder(f"{start}/export")),
+            "out": str(run_folder(settings, storage, folder)),
+            "streams": [{"name": s.name, "root": s.root, "indexes": s.indexes} for s in streams],
+            "features_root": storage.path(f"VideoMarathon/features/{variant}"),
+            "videos_root": storage.path("LLaVA-Video-178K/videos"),
+            **overrides,
+        }
+    )
+    return run, folder
+
+
+def run_folder(settings: Settings, storage: Storage, folder: str) -> Path:
+    """Where a running stage writes: its final folder, or a scratch one when the root is remote."""
+    return Path(storage.path(folder)) if storage.is_local else settings.training.scratch / folder
+
+
+def publish_results(settings: Settings, storage: Storage, folder: str) -> None:
+    """Upload what a finished stage made to a remote root; the resumable state stays on this machine."""
+    if storage.is_local:
+        return
+    out = run_folder(settings, storage, folder)
+    for file in sorted(path for path in out.rglob("*") if path.is_file()):
+        name = file.relative_to(out)
+        if name.parts[0] != "state":
+            with storage.writing(f"{folder}/{name.as_posix()}") as temporary:
+                shutil.copyfile(file, temporary)
+
+
+def _indexes(stream: Sequence[ShardInput]) -> tuple[str, ...]:
+    return tuple(f"{item.folder}/index.json" for item in stream)

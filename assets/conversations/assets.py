@@ -1,0 +1,77 @@
+"""Question-answer rows of one part as multi-turn samples."""
+
+import dagster as dg
+
+from assets.automation import DATA, FOLLOW_CONTENT, fill_and_follow_except
+from assets.lineage import data_version, input_versions, product
+from assets.partitions import all_partitions, part_partitions, same_part
+from assets.reporting import CODE_VERSION, OWNERS, errors_for_people, publish, table
+from assets.resources import Deployment
+from assets.sources.assets import annotations
+from assets.split import part_index
+from assets.videos.assets import videos
+
+
+@dg.asset(
+    deps=[annotations, dg.AssetDep(videos, partition_mapping=same_part)],
+    partitions_def=part_partitions,
+    group_name="conversations",
+    kinds={"parquet"},
+    owners=OWNERS,
+    tags=DATA,
+    automation_condition=fill_and_follow_except("annotations"),
+    code_version=CODE_VERSION,
+    description="""Up to five question-answer pairs of one video become one multi-turn sample.
+
+Which pairs come together is decided by a seeded hash, so the order of the rows never matters. Only videos that are
+there are used; rows without one, without an answer, and duplicates are counted by reason.""",
+)
+def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
+    from assets.conversations.grouping import group_part
+
+    settings, part = deployment.settings(), context.partition_key
+    with errors_for_people():
+        inputs = input_versions(
+            deployment.storage(),
+            ["annotations", *(product("videos", f"{part}|{source}") for source in sorted(settings.sources))],
+        )
+        report = group_part(deployment.storage(), settings, part_index(part), context.log.info)
+    return publish(
+        context,
+        deployment,
+        version=report.version,
+        inputs=inputs,
+        counts=report.counts,
+        config={"turns_per_sample": settings.shards.turns_per_sample, "seed": settings.shards.seed},
+        metadata={"dagster/row_count": report.counts["samples"], "examples": table(report.examples)},
+    )
+
+
+@dg.asset(
+    deps=[dg.AssetDep(conversations, partition_mapping=all_partitions)],
+    group_name="conversations",
+    kinds={"json"},
+    owners=OWNERS,
+    tags=DATA,
+    automation_condition=FOLLOW_CONTENT,
+    code_version=CODE_VERSION,
+    description="""All grouped conversations in one file in LLaVA's format, for people and for other tools.
+
+The pipeline itself reads the Parquet files of the parts.""",
+)
+def videomarathon_json(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
+    from assets.conversations.export import export_llava_json
+
+    storage = deployment.storage()
+    parts = sorted(context.instance.get_dynamic_partitions(str(part_partitions.name)), key=part_index)
+    with errors_for_people():
+        inputs = input_versions(storage, [product("conversations", part) for part in parts])
+        samples = export_llava_json(storage, [part_index(part) for part in parts], context.log.info)
+    return publish(
+        context,
+        deployment,
+        version=data_version(inputs),
+        inputs=inputs,
+        counts={"samples": samples},
+        metadata={"dagster/uri": storage.path("VideoMarathon/jsons/videomarathon.json")},
+    )

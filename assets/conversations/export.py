@@ -1,0 +1,44 @@
+"""All samples of long videos as one JSON file in LLaVA format, for people and other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import orjson
+import pyarrow.parquet as pq
+
+from assets.conversations.grouping import conversations_name
+from training.samples import LONG_VIDEO_KIND
+from training.storage import Storage
+
+JSON_NAME = "VideoMarathon/jsons/videomarathon.json"
+
+
+def export_llava_json(storage: Storage, parts: Sequence[int], log: Callable[[str], None] = print) -> int:
+    """Write all samples of ``parts`` to ``VideoMarathon/jsons/videomarathon.json``; returns how many.
+
+    One sample a line inside one JSON array, so that it can be read both whole and line by line. Parts come in the order
+    of their numbers.
+    """
+    written = 0
+    with storage.writing(JSON_NAME) as path, open(path, "wb") as file:
+        file.write(b"[")
+        for part in sorted(parts):
+            table = pq.ParquetFile(storage.local(conversations_name(part)))
+            for batch in table.iter_batches(8192):
+                for row in batch.to_pylist():
+                    file.write(b",\n" if written else b"\n")
+                    file.write(
+                        orjson.dumps(
+                            {
+                                "id": row["id"],
+                                "data_source": row["source"],
+                                "video": row["video"],
+                                "conversations": orjson.Fragment(row["conversations"]),
+                            }
+                        )
+                    )
+                    written += 1
+        file.write(b"\n]\n")
+    log(f"jsons/videomarathon.json: {written:,} samples of {LONG_VIDEO_KIND}")
+    return written

@@ -1,0 +1,196 @@
+"""Annotation files of public benchmarks in the neutral form of ``questions.py``.
+
+| name           | file, as its authors publish it                       | a video is at                    |
+|----------------|-------------------------------------------------------|----------------------------------|
+| video-mme      | ``videomme/test-00000-of-00001.parquet``, or the JSON | ``<videoID>.mp4``                |
+| lvbench        | ``video_info.meta.jsonl``                             | ``<key>.mp4``                    |
+| longvideobench | ``lvb_val.json``, or the validation Parquet           | ``<video_path>``                 |
+| mlvu           | ``1_plotQA.json`` .. ``7_topic_reasoning.json``       | ``<stem of the file>/<video>``   |
+| tempcompass    | ``multi-choice``, ``yes_no``, ``caption_matching``    | ``<video id>.mp4``               |
+
+The files and the videos are the user's: nothing is downloaded here. Questions that need a judge model (free
+descriptions, summaries) are left out, and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from assets.evaluation.questions import LETTERS, Question
+
+YES_NO_REQUEST = "Please answer yes or no:"
+# A line that opens an option inside a question: "A. red", "(B) blue", "C) green", "Caption A: ...", "Option 2: ...".
+_OPTION = re.compile(
+    r"^\s*(?:\(?(?P<letter>[A-Z])[.):]|(?:Caption|Option)\s+(?P<label>[A-Z0-9])\s*:)\s*(?P<text>.+?)\s*$"
+)
+_PREFIX = re.compile(r"^\s*\(?[A-Z][.):]\s*")
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A benchmark's questions, and how many rows were left out for which reason."""
+
+    questions: list[Question] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def load_benchmark(name: str, path: Path) -> Loaded:
+    """Read an annotation file, or a folder of them (MLVU, TempCompass).
+
+    Raises:
+        ValueError: an unknown benchmark, or a file that is not of the form its authors publish.
+        FileNotFoundError: no such file.
+    """
+    try:
+        rows = BENCHMARKS[name]
+    except KeyError:
+        raise ValueError(f"unknown benchmark {name!r} (known: {', '.join(sorted(BENCHMARKS))})") from None
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    loaded = Loaded()
+    for file in files:
+        try:
+            for fields in rows(file):
+                if isinstance(fields, str):
+                    loaded.left_out[fields] += 1
+                    continue
+                try:
+                    loaded.questions.append(Question(media="video", **fields))
+                except ValueError as error:
+                    loaded.left_out[re.sub(r"'[^']*'", "...", str(error).partition(":")[2] or str(error)).strip()] += 1
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise ValueError(f"{file}: not an annotation file of {name}: {error!r}") from error
+    if not loaded.questions:
+        raise ValueError(f"{path}: no questions of {name} (left out: {dict(loaded.left_out) or 'nothing'})")
+    return loaded
+
+
+def _video_mme(path: Path) -> Iterator[dict[str, Any] | str]:
+    for row in _rows(path):
+        for question in row.get("questions", [row]):  # the JSON nests questions in videos
+            options = [_PREFIX.sub("", option) for option in question["options"]]
+            yield {
+                "id": question["question_id"],
+                "path": f"{row['videoID']}.mp4",
+                "question": question["question"],
+                "options": tuple(options),
+                "answer": options[_letter(question["answer"])],
+                "task": f"{row['duration']}: {question['task_type']}",
+            }
+
+
+def _lvbench(path: Path) -> Iterator[dict[str, Any] | str]:
+    for row in _rows(path):
+        minutes = row.get("video_info", {}).get("duration_minutes")
+        for asked in row["qa"]:
+            text, options = split_options(asked["question"])
+            yield {
+                "id": f"{row['key']}/{asked['uid']}",
+                "path": f"{row['key']}.mp4",
+                "question": text,
+                "options": options,
+                "answer": options[_letter(asked["answer"])],
+                "task": ", ".join(asked["question_type"]),
+                "duration": None if minutes is None else 60.0 * float(minutes),
+            }
+
+
+def _longvideobench(path: Path) -> Iterator[dict[str, Any] | str]:
+    for row in _rows(path):
+        # The Parquet spreads the candidates over columns and fills up with "N/A".
+        given = row["candidates"] if "candidates" in row else [row[f"option{i}"] for i in range(5)]
+        candidates = tuple(option for option in given if option != "N/A")
+        if row.get("correct_choice") is None or int(row["correct_choice"]) < 0:
+            yield "no answer is published"
+            continue
+        yield {
+            "id": str(row["id"]),
+            "path": row["video_path"],
+            "question": row["question"],
+            "options": candidates,
+            "answer": candidates[int(row["correct_choice"])],
+            "task": row["question_category"],
+            "duration": float(row["duration"]),
+        }
+
+
+def _mlvu(path: Path) -> Iterator[dict[str, Any] | str]:
+    for number, row in enumerate(_rows(path)):
+        if not row.get("candidates"):
+            yield "an open description, which needs a judge"
+            continue
+        candidates = tuple(map(str, row["candidates"]))
+        yield {
+            "id": f"{path.stem}/{number}",
+            # Names of videos repeat between the tasks' folders, so the folder belongs to the name.
+            "path": f"{path.stem}/{row['video']}",
+            "question": row["question"],
+            "options": candidates,
+            "answer": str(row["answer"]),
+            "task": row["question_type"],
+            "duration": float(row["duration"]) if row.get("duration") else None,
+        }
+
+
+def _tempcompass(path: Path) -> Iterator[dict[str, Any] | str]:
+    for video, dimensions in json.loads(path.read_text(encoding="utf-8")).items():
+        for dimension, asked in dimensions.items():
+            for number, row in enumerate(asked):
+                if "mc_question" in row or path.stem == "captioning":
+                    yield "an open description, which needs a judge"
+                    continue
+                fields = {"id": f"{path.stem}/{video}/{dimension}/{number}", "path": f"{video}.mp4"}
+                answer = str(row["answer"]).strip()
+                if answer.lower() in ("yes", "no"):
+                    fields |= {"question": f"{row['question']}\n{YES_NO_REQUEST}", "answer": answer.lower()}
+                    yield fields | {"candidates": ("yes", "no"), "task": f"yes or no: {dimension}"}
+                    continue
+                text, options = split_options(row["question"])
+                match = _OPTION.match(answer)
+                right = match["text"] if match else answer
+                yield fields | {
+                    "question": text,
+                    "options": options,
+                    "answer": right,
+                    "task": f"{path.stem}: {dimension}",
+                }
+
+
+BENCHMARKS: dict[str, Callable[[Path], Iterator[dict[str, Any] | str]]] = {
+    "video-mme": _video_mme,
+    "lvbench": _lvbench,
+    "longvideobench": _longvideobench,
+    "mlvu": _mlvu,
+    "tempcompass": _tempcompass,
+}
+
+
+def split_options(text: str) -> tuple[str, tuple[str, ...]]:
+    """A question whose last lines are its options, as the question alone and the options' texts."""
+    lines = text.strip().split("\n")
+    options: list[str] = []
+    while lines and (match := _OPTION.match(lines[-1])):
+        options.insert(0, match["text"])
+        lines.pop()
+    return "\n".join(lines).strip(), tuple(options)
+
+
+def _letter(answer: str) -> int:
+    """The index of a right answer given by letter."""
+    return LETTERS.index(answer.strip().strip("().")[0])
+
+
+def _rows(path: Path) -> Iterable[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return json.loads(text)

@@ -1,0 +1,380 @@
+"""One source's videos of one part: fetched, looked into, published, and every one of them accounted for.
+
+A video goes through a folder of its own: fetch, examine, compare, hash, rename to its final name, then one line in the
+catalogue. A kill at any moment costs at most the part of a file that was not written yet.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from assets.lineage import hash_file
+from assets.progress import Progress
+from assets.settings import DropSource, HubSource, Settings, UrlSource, YoutubeSource
+from assets.sources.errors import CoverageError, DiskFullError, TransferError
+from assets.sources.patience import backoff, raise_if_disk
+from assets.sources.scratch import DiskGuard, clear, scratch
+from assets.split import part_name, stable_hash
+from assets.videos.catalogue import (
+    EXHAUSTED,
+    FOLDER,
+    MANUAL_MISSING,
+    NEEDS_OPERATOR,
+    OK,
+    PENDING,
+    PERMANENT,
+    TRANSIENT,
+    Catalogue,
+    VideoRow,
+    read_catalogue,
+    snapshot_name,
+)
+from assets.videos.fetchers import Fetched, Fetcher, UrlFetcher, YoutubeFetcher
+from assets.videos.hub import HubFetcher
+from assets.videos.manual import DropFetcher
+from assets.videos.pace import Pace, Queue
+from assets.videos.probe import InvalidVideo, Prober, VideoFacts, check
+from assets.videos.report import AcquireReport, summarize, too_few
+from training.storage import Storage
+
+VIDEOS = "VideoMarathon/videos"
+QUARANTINE = "VideoMarathon/quarantine"
+TRIED_AGAIN = (PENDING, TRANSIENT, EXHAUSTED, NEEDS_OPERATOR, MANUAL_MISSING)
+PAUSING = ("rate_limited", "bot_check")  # the host speaks about us, not about one video
+DAMAGE = ("truncated", "damaged", "unreadable", "empty")  # another transfer may give a sound file
+
+
+def acquire_part(
+    storage: Storage, settings: Settings, source: str, part: str, log: Callable[[str], None]
+) -> AcquireReport:
+    """Get all videos of one source and part that can be had.
+
+    What a single video suffers is a row in the catalogue. Rows that failed in passing are tried again by the next
+    call; finished ones are never fetched again. The report is also written beside the catalogue.
+
+    Raises:
+        OperatorError: the disk is full, a tool, a token or a decision is missing, another process does the same, or
+            (CoverageError) fewer videos are present than the settings ask for.
+        FileNotFoundError: the source and part are not catalogued.
+        ValueError: the settings have no such source.
+    """
+    if source not in settings.sources:
+        raise ValueError(f"there is no source {source!r} in the settings; they have {', '.join(settings.sources)}")
+    read_catalogue(storage, source, part)
+    with Catalogue(storage, source, part) as catalogue, Prober() as prober:
+        work = _Acquisition(storage, settings, catalogue, prober, log)
+        work.run()
+        catalogue.compact()
+        report = work.report()
+    storage.write_json(f"{FOLDER}/{source}/{part}.report.json", asdict(report))
+    log(
+        f"{source}, {part}: {report.counts.get(OK, 0):,} of {report.counts['expected']:,} videos, {report.hours:.1f} h,"
+        f" {report.bytes / 1e9:.2f} GB; {report.lost_rows:,} question-answer pairs lost"
+    )
+    for note in report.notes:
+        log(note)
+    chosen = settings.sources[source].coverage_threshold
+    threshold = settings.download.coverage_threshold if chosen is None else chosen
+    if report.coverage < threshold:
+        raise CoverageError(too_few(report, threshold))
+    return report
+
+
+def make_fetcher(storage: Storage, settings: Settings, source: str, part: str, log: Callable[[str], None]) -> Fetcher:
+    """The way of getting videos that the settings give a source."""
+    chosen = settings.sources[source]
+    if isinstance(chosen, HubSource):
+        return HubFetcher(storage, settings, source, chosen, lambda: _all_ids(storage, source), log)
+    if isinstance(chosen, DropSource):
+        return DropFetcher(storage, source, part, chosen, log)
+    if isinstance(chosen, YoutubeSource):
+        return YoutubeFetcher(chosen, settings.download, log)
+    assert isinstance(chosen, UrlSource)
+    return UrlFetcher(chosen, settings.download, log)
+
+
+class _Acquisition:
+    """The work on one source and part: some threads fetch, as many look into what was fetched."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        settings: Settings,
+        catalogue: Catalogue,
+        prober: Prober,
+        log: Callable[[str], None],
+    ) -> None:
+        self.storage, self.settings, self.limits = storage, settings, settings.download
+        self.catalogue, self.prober, self.log = catalogue, prober, log
+        self.source, self.part = catalogue.source, catalogue.part
+        self.fetcher = make_fetcher(storage, settings, self.source, self.part, log)
+        self.pace = Pace(self.fetcher.min_interval_s, self.limits.breaker)
+        self.disk = DiskGuard(scratch(storage), self.limits.min_free_bytes)
+        self.tries: Counter[str] = Counter()
+        self.fetched = self.adopted = self.fetched_bytes = 0
+        self.started = time.monotonic()
+        self.notes: list[str] = []
+        self.problem: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Adopt what is there already, settle what needs no fetching, fetch the rest.
+
+        Raises:
+            OperatorError: as ``acquire_part``; everything finished so far is in the catalogue.
+        """
+        self._adopt()
+        todo = [row for row in self.catalogue.rows() if self._due(row)]
+        outcomes = self.fetcher.prepare(todo)
+        for identifier, outcome in outcomes.items():
+            self.catalogue.update(
+                identifier,
+                status=outcome.status,
+                reason=outcome.reason,
+                message=outcome.message,
+                next_try_at=None,
+            )
+        todo = [row for row in todo if row.id not in outcomes]
+        if todo:
+            self.disk.check()
+        self.queue = Queue(todo)
+        self.progress = Progress(self.log, len(todo), f"videos of {self.source}, {self.part}")
+        threads = [
+            threading.Thread(target=self._work, name=f"acquire-{number}", daemon=True)
+            for number in range(min(self.limits.workers, len(todo)))
+        ]
+        self._waiting = threading.Semaphore(2 * self.limits.workers)
+        with ThreadPoolExecutor(self.limits.workers) as self._examiners:
+            for thread in threads:
+                thread.start()
+            try:
+                for thread in threads:
+                    thread.join()
+            except BaseException:  # the run is being ended: parts stay for the next one
+                self.queue.stop()
+                raise
+        if self.problem is not None:
+            raise self.problem
+        if isinstance(self.fetcher, DropFetcher):
+            missing = [row.id for row in self.catalogue.rows([MANUAL_MISSING])]
+            if missing:
+                self.notes.append(self.fetcher.instructions(missing))
+
+    def report(self) -> AcquireReport:
+        return summarize(
+            self.catalogue,
+            fetched=self.fetched,
+            adopted=self.adopted,
+            fetched_bytes=self.fetched_bytes,
+            seconds=time.monotonic() - self.started,
+            notes=self.notes,
+        )
+
+    def _due(self, row: VideoRow) -> bool:
+        return row.status in TRIED_AGAIN or (row.status == PERMANENT and row.reason in self.limits.retry)
+
+    def _adopt(self) -> None:
+        """Rows and files must agree: a finished file whose row was lost counts, a row whose file is gone does not."""
+        folder = f"{VIDEOS}/{self.source}"
+        files = {name[len(folder) + 1 :].rsplit(".", 1)[0]: name for name in self.storage.list(folder)}
+        for row in self.catalogue.rows():
+            name = files.get(row.id)
+            if row.status == OK and (name is None or name != row.path or self._size_differs(row)):
+                self.log(f"{row.video}: {row.path} is gone or changed; it is fetched again")
+                self.catalogue.update(row.id, status=PENDING, reason="file_gone", message=None, path=None)
+                if name is not None and name == row.path:
+                    self.storage.remove(name)
+            elif row.status != OK and name is not None:
+                try:
+                    path = self.storage.local(name)
+                    facts = self.prober.examine(path)
+                    check(facts, self.limits, row.expected_duration)
+                except InvalidVideo as error:
+                    self.log(f"{row.video}: {name} is there, but {error.reason}: {error}; it is replaced")
+                    self.storage.remove(name)
+                    continue
+                self.adopted += 1
+                found = Fetched(path, row.location or "found in place")
+                self._record(row, name, path.stat().st_size, hash_file(path), facts, found)
+
+    def _size_differs(self, row: VideoRow) -> bool:
+        return self.storage.is_local and os.path.getsize(self.storage.path(row.path or "")) != row.size
+
+    def _work(self) -> None:
+        """Fetch rows as they come due; whoever is free looks into the files, so that no connection waits for that."""
+        while (row := self.queue.take()) is not None:
+            fetched = None
+            with self._ending_on_failure():
+                fetched = self._fetch(row)
+            if fetched is None:
+                self.queue.done()
+            else:
+                self._waiting.acquire()
+                self._examiners.submit(self._finish, row, fetched)
+
+    def _fetch(self, row: VideoRow) -> Fetched | None:
+        """One try to fetch one video; None when it failed, which the catalogue then says, or when the run ends."""
+        host = self.fetcher.host(row)
+        self.pace.wait(host, self.queue.stopped)
+        if self.queue.stopped.is_set():
+            return None
+        self.tries[row.id] += 1
+        try:
+            fetched = self.fetcher.fetch(row, self._folder(row), self._watch)
+        except TransferError as error:
+            self._failed(row, error)
+            return None
+        self.pace.answered(host)
+        return fetched
+
+    def _finish(self, row: VideoRow, fetched: Fetched) -> None:
+        try:
+            with self._ending_on_failure():
+                try:
+                    self._publish(row, fetched)
+                except TransferError as error:
+                    self._failed(row, error)
+                else:
+                    clear(self._folder(row))
+                    self._advance()
+        finally:
+            self._waiting.release()
+            self.queue.done()
+
+    @contextmanager
+    def _ending_on_failure(self) -> Iterator[None]:
+        """What is not one video's affair, a full disk or a defect of ours, ends the run, and the run shows it."""
+        try:
+            yield
+        except _StoppedError:
+            pass
+        except BaseException as error:
+            problem: BaseException = error
+            if isinstance(error, OSError):
+                try:
+                    raise_if_disk(error)
+                except DiskFullError as full:
+                    problem = full
+            with self._lock:
+                self.problem = self.problem or problem
+            self.queue.stop()
+
+    def _folder(self, row: VideoRow) -> Path:
+        return scratch(self.storage, self.source, f"{stable_hash(row.id):016x}")
+
+    def _advance(self) -> None:
+        with self._lock:
+            self.progress.advance()
+
+    def _publish(self, row: VideoRow, fetched: Fetched) -> None:
+        """Look into a fetched file, and give it its final name or set it aside.
+
+        Raises:
+            TransferError: it is not the video; ``transient`` when another transfer may help.
+        """
+        try:
+            facts = self.prober.examine(fetched.path)
+            check(facts, self.limits, row.expected_duration or fetched.duration)
+        except InvalidVideo as error:
+            hopeful = error.reason in DAMAGE and not fetched.checked
+            last = not hopeful or self.tries[row.id] >= self.limits.attempts
+            if last:
+                self._set_aside(row, fetched.path, error)
+            shutil.rmtree(fetched.path.parent, ignore_errors=True)
+            raise TransferError("transient" if hopeful else "permanent", error.reason, str(error)) from error
+        sha256, size = fetched.sha256 or hash_file(fetched.path), fetched.path.stat().st_size
+        name = f"{VIDEOS}/{self.source}/{row.id}{facts.suffix}"
+        with self.storage.writing(name) as temporary:
+            shutil.move(fetched.path, temporary)
+        self._record(row, name, size, sha256, facts, fetched)
+        with self._lock:
+            self.fetched += 1
+            self.fetched_bytes += size
+        self.storage.remove(f"{QUARANTINE}/{self.source}/{row.id}.bin")
+
+    def _record(self, row: VideoRow, name: str, size: int, sha256: str, facts: VideoFacts, fetched: Fetched) -> None:
+        self.catalogue.update(
+            row.id,
+            status=OK,
+            reason=None,
+            message=None,
+            attempts=row.attempts + self.tries[row.id],
+            next_try_at=None,
+            location=fetched.location,
+            path=name,
+            size=size,
+            sha256=sha256,
+            duration=round(facts.duration, 3),
+            packets=facts.packets,
+            codec=facts.codec,
+            width=facts.width,
+            height=facts.height,
+            damaged=bool(facts.bad_places),
+            format=fetched.format,
+            tool=fetched.tool,
+        )
+
+    def _set_aside(self, row: VideoRow, path: Path, error: InvalidVideo) -> None:
+        """Keep a bad file where a person can look at it."""
+        with self.storage.writing(f"{QUARANTINE}/{self.source}/{row.id}.bin") as temporary:
+            shutil.move(path, temporary)
+        self.log(f"{row.video}: set aside, {error.reason}: {error}")
+
+    def _failed(self, row: VideoRow, error: TransferError) -> None:
+        """Journal a failed try, and decide about the next one."""
+        status, tries, host = error.status, self.tries[row.id], self.fetcher.host(row)
+        delay = backoff(self.limits.backoff_s, tries, row.video, error.retry_after)
+        if error.reason in PAUSING:
+            pause = max(error.retry_after or 0.0, self.limits.cooldown_s)
+            self.pace.cool(host, pause)
+            self.log(f"{host}: {error.reason}; nobody asks it for {pause:.0f} s")
+            if error.reason == "bot_check" and self.pace.refused(host):
+                self.notes.append(
+                    f"{host} refused {self.limits.breaker} times in a row ({error}). The rest was not tried: set "
+                    "YTDLP_COOKIES or HTTPS_PROXY, raise download.min_interval_s, or wait, and run again"
+                )
+                self.queue.stop()
+        else:
+            self.pace.answered(host)
+        if status == TRANSIENT and tries >= self.limits.attempts:
+            status = EXHAUSTED
+        self.catalogue.update(
+            row.id,
+            status=status,
+            reason=error.reason,
+            message=str(error)[:500],
+            attempts=row.attempts + tries,
+            next_try_at=round(time.time() + delay, 3) if status == TRANSIENT else None,
+        )
+        if status == TRANSIENT:
+            self.queue.again(row, delay)
+        else:
+            self._advance()
+
+    def _watch(self, count: int) -> None:
+        if self.queue.stopped.is_set():
+            raise _StoppedError
+        self.disk.watch(count)
+
+
+class _StoppedError(BaseException):
+    """Ends a transfer because the run ends; not an Exception, so that no downloader takes it for a failure."""
+
+
+def _all_ids(storage: Storage, source: str) -> set[str]:
+    """Ids of a source in all parts."""
+    found: set[str] = set()
+    index = 0
+    while storage.exists(snapshot_name(source, part_name(index))):
+        found |= set(read_catalogue(storage, source, part_name(index))["id"].to_pylist())
+        index += 1
+    return found

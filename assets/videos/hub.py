@@ -1,0 +1,212 @@
+"""Videos of a Hugging Face dataset: loose files, members of zip archives, members of tar archives.
+
+Of a zip only the wanted members travel: its directory is read first, then each member by range. A tar has no directory
+and is streamed through once; what any part of the source wants is set aside on the way, so that no part streams it
+again.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from assets.settings import HubSource, Settings
+from assets.sources.archives import ArchiveError, take_zip_member, zip_members
+from assets.sources.errors import OperatorError, TransferError
+from assets.sources.hub import Hub, HubFile, HubRepo
+from assets.sources.rows import VIDEO_SUFFIXES
+from assets.sources.scratch import DiskGuard, scratch
+from assets.sources.staging import RECORD, stage_tar
+from assets.videos.catalogue import FOLDER, PERMANENT, TRANSIENT, VideoRow
+from assets.videos.fetchers import Fetched, Outcome, match_stems
+from training.storage import Storage
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+SUFFIXES = tuple(suffix for suffix in VIDEO_SUFFIXES if suffix not in ("", ".pt"))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a video lies: a loose file, a member of a zip, or a member of a tar that was set aside."""
+
+    file: HubFile
+    member: zipfile.ZipInfo | None = None
+    staged: Path | None = None
+
+    @property
+    def same(self) -> tuple[object, ...]:
+        """Equal for two copies of one video."""
+        if self.member is not None:
+            return ("zip", self.member.file_size, self.member.CRC)
+        return ("staged", self.staged) if self.staged else ("loose", self.file.checksum)
+
+
+class HubFetcher:
+    """Finds and fetches the videos of one dataset repository.
+
+    Args:
+        wanted: all ids of the source, of every part.
+    """
+
+    min_interval_s = 0.0  # plain files of a service that is made for it; what it asks for in a 429 is still honoured
+
+    def __init__(
+        self,
+        storage: Storage,
+        settings: Settings,
+        name: str,
+        source: HubSource,
+        wanted: Callable[[], set[str]],
+        log: Callable[[str], None],
+    ) -> None:
+        self.storage, self.settings, self.name, self.source, self.wanted, self.log = (
+            storage,
+            settings,
+            name,
+            source,
+            wanted,
+            log,
+        )
+        self.hub = Hub(settings, log)
+        self.places: dict[str, Place] = {}
+        self.disk = DiskGuard(scratch(storage), settings.download.min_free_bytes)
+        self._local = threading.local()
+
+    def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
+        if not rows:
+            return {}
+        self.repo = self._resolve()
+        listed = self.repo.files([*self.source.files, *self.source.archives])
+        loose = [file for file in listed if file.name.lower().endswith(SUFFIXES)]
+        zips = [file for file in listed if file.name.lower().endswith(".zip")]
+        tars = [file for file in listed if file.name.lower().endswith(TAR_SUFFIXES)]
+        if not (loose or zips or tars):
+            raise OperatorError(
+                f"{self.source.repo}@{self.repo.commit}: no video and no archive matches "
+                f"{', '.join([*self.source.files, *self.source.archives]) or '(nothing)'} (sources.{self.name})"
+            )
+        found: dict[str, list[Place]] = defaultdict(list)
+        problems: list[Outcome] = []
+        self._match(rows, {file.path: Place(file) for file in loose}, found)
+        for file in zips:
+            try:
+                members = zip_members(self._zip(file))
+            except ArchiveError as error:
+                problems.append(Outcome(PERMANENT, error.reason, f"{file.path}: {error}"))
+                continue
+            except zipfile.BadZipFile as error:
+                problems.append(Outcome(PERMANENT, "archive_damaged", f"{file.path}: {error}"))
+                continue
+            except TransferError as error:
+                problems.append(Outcome(error.status, error.reason, f"{file.path}: {error}"))
+                continue
+            self._match(rows, {member.filename: Place(file, member=member) for member in members}, found)
+        for file in tars:
+            missing = [row for row in rows if row.id not in found]
+            if not missing:
+                break
+            try:
+                staged = self._stage(file)
+            except TransferError as error:
+                problems.append(Outcome(error.status, error.reason, str(error)))
+                continue
+            self._match(rows, {name: Place(file, staged=path) for name, path in staged.items()}, found)
+        for problem in problems:
+            self.log(f"{self.source.repo}: archive left out, {problem.reason}: {problem.message}")
+        return self._settle(rows, found, problems)
+
+    def host(self, row: VideoRow) -> str:
+        return str(self.hub.api.endpoint)
+
+    def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
+        place = self.places[row.id]
+        target = folder / "file"
+        where = f"{self.source.repo}@{self.repo.commit}:{place.file.path}"
+        if place.staged is not None:
+            if place.staged.exists():
+                os.replace(place.staged, target)
+            elif not target.exists():
+                (place.staged.parent / RECORD).unlink(missing_ok=True)
+                raise TransferError("transient", "staging_lost", f"{place.staged} is gone; the archive is read again")
+            return Fetched(target, f"{where}:{place.staged.name}", checked=True)
+        if place.member is None:
+            self.disk.check(place.file.size)
+            self.repo.download(place.file, target, tries=1)
+            known = place.file.checksum if len(place.file.checksum) == 64 else None
+            return Fetched(target, where, checked=True, sha256=known)
+        archive = self._zip(place.file)
+        try:
+            take_zip_member(archive, place.member, target)
+        except ArchiveError as error:
+            raise TransferError("permanent", error.reason, str(error)) from error
+        watch(place.member.file_size)
+        return Fetched(target, f"{where}:{place.member.filename}", checked=True)
+
+    def _resolve(self) -> HubRepo:
+        """The revision is resolved once for the source, so that all its parts come from the same one."""
+        name = f"{FOLDER}/{self.name}/revision.json"
+        asked = {"repo": self.source.repo, "revision": self.source.revision}
+        if self.storage.exists(name):
+            known = self.storage.read_json(name)
+            if {key: known.get(key) for key in asked} == asked:
+                return HubRepo(self.hub, self.source.repo, known["commit"])
+        repo = self.hub.repo(self.source.repo, self.source.revision)
+        self.storage.write_json(name, {**asked, "commit": repo.commit})
+        self.log(f"{self.source.repo}: {self.source.revision} is {repo.commit}")
+        return repo
+
+    def _match(self, rows: list[VideoRow], places: dict[str, Place], found: dict[str, list[Place]]) -> None:
+        stems: dict[str, list[str]] = defaultdict(list)
+        for path in places:
+            name = PurePosixPath(path).name
+            if name.lower().endswith(SUFFIXES):
+                stems[name.rsplit(".", 1)[0]].append(path)
+        for identifier, paths in match_stems(rows, stems).items():
+            if paths:
+                found[identifier] += [places[path] for path in paths]
+
+    def _settle(
+        self, rows: list[VideoRow], found: dict[str, list[Place]], problems: list[Outcome]
+    ) -> dict[str, Outcome]:
+        """Remember where each row is found; a row that could be in an archive that was left out shares its fate."""
+        nowhere = Outcome(PERMANENT, "not_in_repo", str(self.repo))
+        if problems:
+            nowhere = next((problem for problem in problems if problem.status == TRANSIENT), problems[0])
+        outcomes = {}
+        for row in rows:
+            places = found.get(row.id, [])
+            if not places:
+                outcomes[row.id] = nowhere
+            elif len({place.same for place in places}) > 1:
+                names = ", ".join(p.member.filename if p.member else p.file.path for p in places)
+                outcomes[row.id] = Outcome(PERMANENT, "ambiguous", f"several files could be it: {names}"[:500])
+            else:
+                self.places[row.id] = places[0]
+        return outcomes
+
+    def _zip(self, file: HubFile) -> zipfile.ZipFile:
+        """A zip opened over ranges, one for each thread."""
+        opened = getattr(self._local, "zips", None)
+        if opened is None:
+            opened = self._local.zips = {}
+        if file.path not in opened:
+            opened[file.path] = zipfile.ZipFile(io.BufferedReader(self.repo.open(file), 1 << 20))
+        return opened[file.path]
+
+    def _stage(self, file: HubFile) -> dict[str, Path]:
+        """What any part of the source wants of a tar, set aside."""
+        wanted = self.wanted()
+
+        def is_wanted(name: str) -> bool:
+            path = PurePosixPath(name)
+            steps = path.with_suffix("").parts
+            return path.suffix.lower() in SUFFIXES and any("/".join(steps[i:]) in wanted for i in range(len(steps)))
+
+        folder = scratch(self.storage, "staged", self.name, file.checksum)
+        return stage_tar(self.repo, file, folder, is_wanted, self.disk, self.log)

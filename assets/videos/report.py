@@ -1,0 +1,98 @@
+"""What an acquisition has to say: what is there of one source and part, what is not, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from assets.lineage import data_version
+from assets.videos.catalogue import OK, Catalogue
+
+
+@dataclass(slots=True)
+class AcquireReport:
+    """What is there of one source and part, and what is not.
+
+    Attributes:
+        version: content hash over the videos that are present.
+        counts: ``expected``, and videos by status; ``fetched`` and ``adopted`` in this run.
+        coverage: share of the expected videos that is present.
+        hours, bytes: of the videos present; fetched_bytes and bytes_per_s of this run.
+        table: one row for each status and reason, with videos and question-answer pairs.
+        lost_rows: question-answer pairs whose video is missing.
+        duplicates: videos with the same content as another one; reported, never removed.
+        notes: what a person may want to do.
+    """
+
+    source: str
+    part: str
+    version: str
+    counts: dict[str, int]
+    coverage: float
+    hours: float
+    bytes: int
+    table: list[dict[str, Any]]
+    lost_rows: int
+    duplicates: int
+    seconds: float
+    fetched_bytes: int
+    bytes_per_s: float
+    notes: list[str] = field(default_factory=list)
+
+
+def summarize(
+    catalogue: Catalogue, *, fetched: int, adopted: int, fetched_bytes: int, seconds: float, notes: list[str]
+) -> AcquireReport:
+    """The report of a run over ``catalogue``, in one walk over its rows."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    hours, size, lost = 0.0, 0, 0
+    hashes: list[tuple[str, str | None]] = []
+    for row in catalogue.rows():
+        entry = groups.setdefault((row.status, row.reason or ""), [0, 0])
+        entry[0] += 1
+        entry[1] += row.questions
+        if row.status == OK:
+            hours += (row.duration or 0.0) / 3600
+            size += row.size or 0
+            hashes.append((row.video, row.sha256))
+        else:
+            lost += row.questions
+    counts: Counter[str] = Counter(expected=len(catalogue), fetched=fetched, adopted=adopted)
+    counts[OK] = 0
+    for (status, _), (videos, _) in groups.items():
+        counts[status] += videos
+    return AcquireReport(
+        source=catalogue.source,
+        part=catalogue.part,
+        version=data_version(hashes),
+        counts=dict(counts),
+        coverage=counts[OK] / len(catalogue) if len(catalogue) else 1.0,
+        hours=hours,
+        bytes=size,
+        table=[
+            {"status": status, "reason": reason, "videos": videos, "question-answer pairs": questions}
+            for (status, reason), (videos, questions) in sorted(groups.items())
+        ],
+        lost_rows=lost,
+        duplicates=len(hashes) - len({sha256 for _, sha256 in hashes}),
+        seconds=seconds,
+        fetched_bytes=fetched_bytes,
+        bytes_per_s=fetched_bytes / seconds if seconds else 0.0,
+        notes=notes,
+    )
+
+
+def too_few(report: AcquireReport, threshold: float) -> str:
+    """Why a coverage below ``threshold`` is an error, and what can be done."""
+    reasons = ", ".join(
+        f"{row['videos']:,} {row['status']}{' (' + row['reason'] + ')' if row['reason'] else ''}"
+        for row in report.table
+        if row["status"] != OK
+    )
+    return (
+        f"{report.source}, {report.part}: {report.counts[OK]:,} of {report.counts['expected']:,} videos are there "
+        f"({report.coverage:.0%}), coverage_threshold asks for {threshold:.0%}. Missing: {reasons}. "
+        f"{report.lost_rows:,} question-answer pairs are lost with them. {' '.join(report.notes)} Run this asset again "
+        "to retry, or lower coverage_threshold (of the source, or of download) in the settings"
+    )

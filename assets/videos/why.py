@@ -1,0 +1,206 @@
+"""Why a video is, or is not, in the shards: its way through the pipeline, step by step, up to where it ends."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from assets.settings import Settings
+from assets.sources.annotations import ANNOTATIONS, REJECTED, Ledger
+from assets.videos.catalogue import MANUAL_MISSING, OK, PENDING, PERMANENT, VideoRow, read_catalogue
+from assets.videos.catalogue import SCHEMA as CATALOGUE_SCHEMA
+from training.storage import Storage
+
+ADVICE = {
+    "private": "its owner made it private; nothing can be done",
+    "removed": "it was removed; nothing can be done",
+    "geo": "set HTTPS_PROXY to a country where it may be seen, add geo to download.retry, and run videos again",
+    "age": "set YTDLP_COOKIES to an account that may see it, add age to download.retry, and run videos again",
+    "members_only": "set YTDLP_COOKIES to an account that may see it, and add members_only to download.retry",
+    "bot_check": "the host doubts this machine: set YTDLP_COOKIES, raise download.min_interval_s, or wait",
+    "login_required": "set YTDLP_COOKIES, and run videos again",
+    "no_format": "check that a JavaScript runtime is installed (Deno), and run videos again",
+    "blocked": "its URL leads to a private address; list the host in the source's hosts if you trust it",
+    "ambiguous": "give the files different names, add ambiguous to download.retry, and run videos again",
+    "not_in_repo": "check the source's archives and files patterns in the settings",
+}
+
+
+def why(storage: Storage, settings: Settings, video: str) -> list[str]:
+    """What became of ``video``, as lines for a person.
+
+    Args:
+        video: ``source/id``, or the id alone.
+    """
+    ledger = Ledger.read(storage)
+    if ledger is None:
+        return [f"{storage.root} holds no annotations yet: materialize annotations first"]
+    video = video.removesuffix(".mp4")
+    parts = [f"part{index}" for index in range(len(ledger.part_versions))]
+    rows = [
+        (part, row)
+        for part in parts
+        for source in sorted(settings.sources)
+        for row in _rows(storage, source, part, video)
+    ]
+    if not rows:
+        return _not_catalogued(storage, settings, video)
+    lines = []
+    for part, row in rows:
+        lines += [f"{row.video}, {part}: {row.questions:,} question-answer pairs"]
+        lines += _acquired(storage, settings, row)
+        if row.status == OK:
+            lines += _after(storage, settings, part, row)
+    return lines
+
+
+def _rows(storage: Storage, source: str, part: str, video: str) -> list[VideoRow]:
+    try:
+        table = read_catalogue(storage, source, part)
+    except FileNotFoundError:
+        return []
+    wanted = pc.or_(pc.equal(table["video"], video), pc.equal(table["id"], video))
+    return [VideoRow(**raw) for raw in table.filter(wanted).select(CATALOGUE_SCHEMA.names).to_pylist()]
+
+
+def _acquired(storage: Storage, settings: Settings, row: VideoRow) -> list[str]:
+    if row.status == OK:
+        there = "" if storage.exists(row.path or "") else ", but the file is gone: run videos again"
+        damage = ", damaged in one place" if row.damaged else ""
+        return [
+            f"  video: {row.path}, {(row.duration or 0) / 60:.1f} min, {row.codec} {row.width}x{row.height}, "
+            f"{(row.size or 0) / 1e6:.1f} MB{damage}, from {row.location}{there}"
+        ]
+    text = f"  video: {row.status}"
+    if row.reason:
+        text += f", {row.reason}: {row.message or ''}"
+    if row.attempts:
+        text += f" ({row.attempts} tries)"
+    lines = [text]
+    if row.status == PENDING:
+        advice = "it was not tried yet: materialize videos for this source and part"
+    elif row.status == MANUAL_MISSING:
+        advice = "put the file into the source's folder, and run videos again"
+    elif row.status == PERMANENT:
+        advice = ADVICE.get(row.reason or "", f"it is not tried again unless download.retry lists {row.reason}")
+    else:
+        advice = ADVICE.get(row.reason or "", "it is tried again by the next run of videos")
+    return [*lines, f"  {advice}"]
+
+
+def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[str]:
+    lines: list[str] = []
+    with pq.ParquetFile(storage.local(ANNOTATIONS)) as file:
+        found = _count(
+            file, ["video", "id"], lambda batch: pc.or_(pc.equal(batch["video"], video), pc.equal(batch["id"], video))
+        )
+    if found:
+        return [f"{video}: {found:,} question-answer pairs, but it is not catalogued: materialize catalogue"]
+    name = video.rsplit("/", 1)[-1]
+    reasons: dict[str, int] = {}
+    if storage.exists(REJECTED):
+        with pq.ParquetFile(storage.local(REJECTED)) as file:
+            for batch in file.iter_batches(columns=["file", "row", "reason", "content"]):
+                for raw in batch.filter(pc.match_substring(batch["content"], name)).to_pylist():
+                    reasons[raw["reason"]] = reasons.get(raw["reason"], 0) + 1
+                    if len(lines) < 5:
+                        lines.append(f"  {raw['file']}, row {raw['row']:,}: {raw['reason']}")
+    if reasons:
+        total = sum(reasons.values())
+        lines.insert(0, f"{video}: no usable annotation; {total:,} rows that mention it were set aside")
+        if "unknown_source" in reasons:
+            lines.append(f"  its source is not configured; sources are {', '.join(sorted(settings.sources))}")
+        return lines
+    return [f"{video}: no annotation file asks for it ({', '.join(sorted(o.name for o in _origins(storage)))})"]
+
+
+def _origins(storage: Storage) -> list[Any]:
+    ledger = Ledger.read(storage)
+    return list(ledger.origins) if ledger else []
+
+
+def _after(storage: Storage, settings: Settings, part: str, row: VideoRow) -> list[str]:
+    """Conversations, features and shards of a video that is there."""
+    samples = f"VideoMarathon/conversations/{part}.parquet"
+    if not storage.exists(samples):
+        return ["  conversations: not made yet: materialize conversations for this part"]
+    with pq.ParquetFile(storage.local(samples)) as file:
+        count = _count(file, ["video"], lambda batch: pc.equal(batch["video"], row.video))
+    lines = [f"  conversations: {count:,} samples" + ("" if count else f"; {_rejections(storage, part, row.video)}")]
+    lines += [f"  features for {variant}: {_features(storage, variant, row.video)}" for variant in settings.variants]
+    return [*lines, *_shards(storage, part, row.video, count)]
+
+
+def _features(storage: Storage, variant: str, video: str) -> str:
+    name = f"VideoMarathon/features/{variant}/{video}"
+    if storage.exists(f"{name}.safetensors"):
+        return "there"
+    if storage.exists(f"{name}.quarantine.json"):
+        verdict = storage.read_json(f"{name}.quarantine.json")
+        return f"refused, {verdict.get('reason')}: {verdict.get('detail', '')}"
+    return "not extracted yet: materialize features for this part"
+
+
+def _shards(storage: Storage, part: str, video: str, wanted: int) -> list[str]:
+    """How many of a video's samples the part's shards really hold."""
+    folder = f"VideoMarathon/sharding/videomarathon_video_{part}"
+    if not storage.exists(f"{folder}/index.json"):
+        return ["  shards: not written yet: materialize videomarathon_video for this part"]
+    found = sum(
+        _samples_in(storage, folder, shard, video) for shard in storage.read_json(f"{folder}/index.json")["shards"]
+    )
+    lines = [f"  shards: {found:,} of its {wanted:,} samples are in {folder}"]
+    if found < wanted:
+        manifest = f"{folder}/manifest.json"
+        report = storage.read_json(manifest).get("report", {}) if storage.exists(manifest) else {}
+        named = [line for line in report.get("named", []) if video in line]
+        lines += [f"    dropped: {line}" for line in named[:5]]
+        if not named:
+            lines.append("    they were written from earlier conversations: materialize videomarathon_video again")
+    return lines
+
+
+def _samples_in(storage: Storage, folder: str, shard: dict[str, Any], video: str) -> int:
+    """Samples about ``video`` in one MDS file, read without the library, which takes ten seconds to import.
+
+    The file: the number of samples, their offsets, then each sample as the sizes of its variable columns and the
+    columns themselves; all numbers are little-endian and 32 bits wide.
+    """
+    data = storage.read_bytes(f"{folder}/{shard['raw_data']['basename']}")
+    if video.encode() not in data:
+        return 0
+    (count,) = struct.unpack_from("<I", data)
+    offsets = struct.unpack_from(f"<{count + 1}I", data, 4)
+    variable = sum(size is None for size in shard["column_sizes"])
+    found = 0
+    for begin in offsets[:-1]:
+        sizes = iter(struct.unpack_from(f"<{variable}I", data, begin))
+        at = begin + 4 * variable
+        for name, fixed in zip(shard["column_names"], shard["column_sizes"], strict=True):
+            size = next(sizes) if fixed is None else fixed
+            if name == "video":
+                found += data[at : at + size] == video.encode()
+                break
+            at += size
+    return found
+
+
+def _rejections(storage: Storage, part: str, video: str) -> str:
+    name = f"VideoMarathon/conversations/{part}.rejected.parquet"
+    if not storage.exists(name):
+        return "run conversations again"
+    table = pq.read_table(storage.local(name), columns=["video", "reason"])
+    reasons = table.filter(pc.equal(table["video"], video))["reason"].value_counts().to_pylist()
+    return ", ".join(f"{entry['counts']:,} rows dropped: {entry['values']}" for entry in reasons) or (
+        "it arrived after the conversations were made: run conversations again"
+    )
+
+
+def _count(file: pq.ParquetFile, columns: list[str], matches: Any) -> int:
+    return sum(
+        pc.sum(matches(pa.Table.from_batches([batch]))).as_py() or 0 for batch in file.iter_batches(columns=columns)
+    )

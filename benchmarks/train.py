@@ -1,0 +1,294 @@
+"""Speed and memory of training, optimizer and data loader included, on generated data. Random weights.
+
+    python -m benchmarks.train                                     3B, stage 3, on one GPU: hour-long samples; a mixture
+                                                                   of long and short ones, ours and the published way
+    torchrun --nproc-per-node=2 -m benchmarks.train --variant 7b   any number of GPUs
+    python -m benchmarks.train --chain 24                          stages 1, 2, 3 one after another, at full width
+    python -m benchmarks.train --preset tiny                       a quick look that it runs, on any CPU
+
+Samples, shards and feature files are written into --folder and read by the real loader. A line is the mean over all
+steps but the first of each arm. MFU counts the model's own operations (recomputation does not count) against 790
+TFLOP/s, the rate of an 8192^3 bfloat16 product on one H200.
+
+arms: hour       samples about hour-long videos
+      cold       the same, their files dropped from the page cache first
+      mixed      videos of 3 to 60 minutes among texts, packed
+      published  the same samples fed as in the published code: batches padded to their longest sample, logits of all
+                 tokens in float32, FlashAttention-2, nothing compiled, a blank image through the model for each text
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+import types
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoTokenizer
+
+import model.attention as attention
+import training.feed as feed
+from benchmarks import training_data
+from model.attention import Packing
+from model.config import PRESETS, HourLlavaConfig
+from model.hour_llava import HourLlava, Output
+from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
+from training.checkpoint import Checkpoints
+from training.config import RunConfig, parse_run
+from training.data import build_loader
+from training.export import export_vision_encoder
+from training.feed import Budget
+from training.footprint import GIB
+from training.loop import Training, train
+from training.parallel import Ranks, join_ranks, leave_ranks
+from training.reporting import Reporter, reporter
+from training.samples import IMAGE_KIND, LONG_VIDEO_KIND, MULTI_IMAGE_KIND, SHORT_VIDEO_KIND, TEXT_KIND
+
+ARMS = ("hour", "cold", "mixed", "published")
+PUBLISHED_BATCH = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=sorted(PRESETS), default="3b")
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--steps", type=int, default=4, help="steps that are timed, after one that is not")
+    parser.add_argument("--samples", type=int, default=8, help="samples of one rank in an optimizer step")
+    parser.add_argument("--scale", type=float, default=1.0, help="shorten the videos")
+    parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--micro-tokens", type=int, help="budget of a pack")
+    parser.add_argument("--layers", type=int, help="LLM layers, instead of the variant's")
+    parser.add_argument("--chain", type=int, default=0, metavar="STEPS", help="train the three stages instead")
+    parser.add_argument("--folder", type=Path, default=Path("data/benchmark"))
+    parser.add_argument("--json", type=Path, help="append the lines to this file, too")
+    parser.add_argument("--preset", choices=["tiny"], help="the quick CPU size of all benchmarks")
+    options = parser.parse_args()
+    if options.preset:
+        options.variant, options.scale, options.steps, options.samples, options.no_compile = "tiny", 0.02, 1, 4, True
+    with reporter() as speaker:
+        ranks = join_ranks("auto")
+        config = PRESETS[options.variant]
+        if options.layers:
+            config = replace(config, llm=replace(config.llm, num_layers=options.layers))
+        folder = options.folder / f"{options.variant}-{config.llm.num_layers}-{options.scale}"
+        (chain if options.chain else compare)(options, config, folder, ranks, speaker)
+        leave_ranks()
+
+
+def compare(
+    options: argparse.Namespace, config: HourLlavaConfig, folder: Path, ranks: Ranks, speaker: Reporter
+) -> None:
+    """One model, and the arms one after another."""
+    if ranks.local == 0:
+        training_data.write_start(folder / "start", config, ranks.device)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "start")
+        patterns = {"hour": training_data.HOUR, "mixed": training_data.MIXED}
+        for name, pattern in [(n, p) for n, p in patterns.items() if n in map(_data_of, options.arms)]:
+            count = 2 * options.samples * ranks.world
+            seconds = [int(pattern[i % len(pattern)] * options.scale) for i in range(count)]
+            training_data.write_long(folder / name, seconds, config, tokenizer, ranks.device)
+    ranks.barrier()
+    torch.cuda.empty_cache()
+    training: Training | None = None
+    for arm in options.arms:
+        run = parse_run(
+            {
+                "variant": options.variant,
+                "stage": 3,
+                "start": str(folder / "start"),
+                "out": str(folder / "out"),
+                "streams": _streams(folder / _data_of(arm), LONG_VIDEO_KIND),
+                "features_root": str(folder / _data_of(arm) / "features"),
+                "global_batch": options.samples * ranks.world,
+                "micro_batch": PUBLISHED_BATCH if arm == "published" else min(4, options.samples),
+                "epochs": options.steps + 1,
+                "checkpointing": False if options.no_checkpointing else None,
+                "compile": not options.no_compile and ranks.device.type == "cuda",
+                "micro_tokens": options.micro_tokens,
+                "tensorboard": False,
+            }
+        )
+        if training is None:
+            checkpoints = Checkpoints(folder / "state", 2, ranks)
+            began = time.monotonic()
+            training = Training(run, ranks, speaker, build_loader, checkpoints)
+            speaker.note(f"model, optimizer and loader stand after {time.monotonic() - began:.1f} s")
+        else:
+            training.loader.close()
+            training.config = run
+            training.micro_batch, training.accumulation = run.batches(ranks.world)
+            training.loader = build_loader(run, training.processor, ranks.rank, ranks.world)
+        if arm == "cold":
+            training_data.forget_cached(folder / "hour" / "features")
+        row = {"arm": arm, "variant": options.variant, "layers": config.llm.num_layers, "gpus": ranks.world}
+        row |= measure(training, options.steps, published=arm == "published")
+        if ranks.first:
+            _print(row, options.json)
+    if training is not None:
+        training.loader.close()
+
+
+def measure(training: Training, steps: int, published: bool) -> dict[str, Any]:
+    """Take one step and then ``steps`` that count; means over those."""
+    records: list[dict[str, Any]] = []
+    training.metrics = types.SimpleNamespace(write=records.append, close=lambda: None)  # type: ignore[assignment]
+    training.progress = replace(training.progress, step=0)
+    training.steps = steps + 1
+    with ExitStack() as stack:
+        if published:
+            _feed_as_published(training, stack)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        windows = training.windows()
+        stack.callback(windows.close)
+        for _ in range(steps + 1):
+            training.step(windows)
+    timed = records[1:]
+    seconds = sum(record["step_s"] for record in timed)
+    return {
+        "samples": sum(record["samples"] for record in timed),
+        "samples_per_s": sum(record["samples"] for record in timed) / seconds,
+        "tokens_per_s": sum(record["tokens"] for record in timed) / seconds,
+        "s_per_step": seconds / len(timed),
+        "data_wait": sum(record["data_wait_s"] for record in timed) / seconds,
+        "packs_per_step": sum(record["packs"] for record in timed) / len(timed),
+        "mfu": sum(record.get("mfu", 0) * record["step_s"] for record in timed) / seconds,
+        "peak_gib": max(record.get("peak_gib", 0) for record in timed),
+        "estimated_gib": training.memory.needed.total / GIB,
+        "loss": timed[-1]["loss"],
+    }
+
+
+def _feed_as_published(training: Training, stack: ExitStack) -> None:
+    """Replace what the published way does otherwise; everything is put back when ``stack`` closes."""
+    held = (feed.WINDOW_SAMPLES, training.memory, attention.PRIORITY, training.model.forward)
+
+    def restore() -> None:
+        feed.WINDOW_SAMPLES, training.memory, attention.PRIORITY, training.model.forward = held
+        torch.compiler.set_stance("default")
+
+    stack.callback(restore)
+    feed.WINDOW_SAMPLES = PUBLISHED_BATCH
+    training.memory = replace(training.memory, budget=Budget(1 << 40, 1 << 40, 1 << 40), kept_tokens=0)
+    attention.PRIORITY = [backend for backend in attention.PRIORITY if backend is not attention.PRIORITY[0]]
+    training.model.forward = types.MethodType(_published_forward, training.model)
+    torch.compiler.set_stance("force_eager")
+
+
+def _published_forward(self: HourLlava, samples: list[SampleInputs], forgetting: Any, lockstep: bool) -> Output:
+    """A batch padded to its longest sample, and logits of all its tokens."""
+    for sample in samples:
+        if not sample.visuals:
+            size = self.config.vision.image_size
+            blank = Visual("images", pixels=torch.zeros(1, 3, size, size, dtype=torch.uint8))
+            ids = torch.tensor([IMAGE_TOKEN_INDEX, 0])
+            self.prepare(
+                [SampleInputs("blank", ids, torch.full_like(ids, IGNORE_INDEX), [blank], seed=0)], forgetting=forgetting
+            )
+    prepared = self.prepare(samples, forgetting=forgetting)
+    lengths = prepared.plan.lengths
+    longest, count = max(lengths), len(lengths)
+    padded = torch.nn.utils.rnn.pad_sequence(prepared.embeds_SD.split(lengths), batch_first=True)
+    hidden = self.llm.model(
+        inputs_embeds=padded.flatten(0, 1)[None],
+        position_ids=torch.arange(longest, device=padded.device).repeat(count)[None],
+        attention_mask={"full_attention": None},
+        packing=Packing.of([longest] * count, padded.device),
+        use_cache=False,
+    ).last_hidden_state[0]
+    targets = torch.full((count * longest,), IGNORE_INDEX)
+    rows, wanted = prepared.plan.targets
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    owner = torch.bucketize(rows, starts[1:], right=True)
+    targets[owner * longest + rows - starts[owner]] = wanted
+    logits = self.llm.lm_head(hidden).float()
+    loss = F.cross_entropy(logits, targets.to(logits.device), ignore_index=IGNORE_INDEX, reduction="sum")
+    return Output(loss, len(rows), lengths)
+
+
+def chain(options: argparse.Namespace, config: HourLlavaConfig, folder: Path, ranks: Ranks, speaker: Reporter) -> None:
+    """Stages 1, 2 and 3, each from the export of the one before, with checkpoint and export; the losses must fall."""
+    vision = replace(config.vision, num_layers=min(4, config.vision.num_layers))
+    config = replace(config, vision=vision, memaug_depth=2, llm=replace(config.llm, num_layers=options.layers or 4))
+    folder = options.folder / f"chain-{options.variant}-{config.llm.num_layers}"
+    batch, count = 16, 16 * options.chain
+    start = folder / "start"
+    if ranks.local == 0:
+        training_data.write_start(start, config, ranks.device)
+        training_data.write_pictures(folder / "pictures", count, config)
+    ranks.barrier()
+    kinds = {1: [IMAGE_KIND], 2: [TEXT_KIND, IMAGE_KIND, MULTI_IMAGE_KIND, SHORT_VIDEO_KIND], 3: [LONG_VIDEO_KIND]}
+    for stage in (1, 2, 3):
+        data = folder / ("seen" if stage == 3 else "pictures")
+        if stage == 3 and ranks.local == 0:
+            _encode_long_videos(folder, start, count, config, ranks)
+        ranks.barrier()
+        rates = {"vision": 5e-5, "projector": 5e-4, "memaug": 5e-4, "llm": 2e-4}
+        tuned = {1: ("memaug",), 2: tuple(rates), 3: ("projector", "memaug", "llm")}[stage]
+        run: RunConfig = parse_run(
+            {
+                "variant": options.variant,
+                "stage": stage,
+                "start": str(start),
+                "out": str(folder / f"stage{stage}"),
+                "streams": _streams(data, *kinds[stage]),
+                "features_root": str(data / "features"),
+                "videos_root": str(data / "videos"),
+                "global_batch": batch,
+                "micro_batch": 4,
+                "epochs": 1,
+                "max_steps": options.chain,
+                "rates": {name: rates[name] for name in tuned},
+                "save_every": 10_000,
+                "tensorboard": False,
+                "compile": False,
+            }
+        )
+        began = time.monotonic()
+        result = train(run, ranks, speaker, build_loader)
+        if ranks.first:
+            row = {"arm": f"stage {stage}", "variant": options.variant, "layers": config.llm.num_layers}
+            names = ("steps", "samples", "first_loss", "last_loss", "skipped_steps", "dropped")
+            row |= {name: result[name] for name in names} | {"seconds": time.monotonic() - began}
+            _print(row, options.json)
+            shutil.rmtree(folder / f"stage{stage}" / "state")  # gigabytes
+        start = folder / f"stage{stage}" / "export"
+        torch.cuda.empty_cache()
+
+
+def _encode_long_videos(folder: Path, start: Path, count: int, config: HourLlavaConfig, ranks: Ranks) -> None:
+    from model.vision import load_vision_encoder
+
+    export_vision_encoder(start, folder / "encoder")
+    encoder = load_vision_encoder(folder / "encoder").to(ranks.device)
+    training_data.write_seen(folder / "seen", encoder, count, config)
+
+
+def _data_of(arm: str) -> str:
+    return "hour" if arm in ("hour", "cold") else "mixed"
+
+
+def _streams(folder: Path, *kinds: str) -> list[dict[str, Any]]:
+    indexes = [f"{kind}_part0/index.json" for kind in kinds]
+    return [{"name": "generated", "root": str(folder / "sharding"), "indexes": indexes}]
+
+
+def _print(row: dict[str, Any], path: Path | None) -> None:
+    shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+    print(json.dumps(shown), flush=True)
+    if path is not None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(shown) + os.linesep)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The one place that chooses an attention kernel.
+
+| where                                      | kernel                                                            |
+|--------------------------------------------|-------------------------------------------------------------------|
+| GPU, half precision, one or long sequences | PyTorch SDPA: cuDNN (1.6x FlashAttention-2 on an H200), else flash |
+| GPU, half precision, many short sequences  | one call for all: flash-attn if installed, else `varlen_attn`     |
+| a single query (a step of generation)      | two plain products                                                |
+| CPU, float32                               | PyTorch SDPA, whatever it has there                               |
+
+Sequences of several samples lie one after another in one tensor; `Packing` says where each ends. Grouped-query
+attention never repeats keys: without a causal mask the query heads of a group are simply more queries.
+
+Shapes: B batch, T query tokens, N key tokens, H query heads, K key-value heads, G = H / K, D dims of a head.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+logger = logging.getLogger(__name__)
+
+LLM_ATTENTION = "hour_llava"  # the name under which transformers knows `llm_attention`
+
+PRIORITY = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+# From about 4096 x 4096 scores a sequence, cuDNN's higher rate is worth the launches of a call of its own.
+LONG_SEQUENCE_SCORES = 4096**2
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Lengths of the sequences that lie one after another, on the host and, summed up, on the device."""
+
+    lengths: tuple[int, ...]
+    offsets: Tensor  # [sequences + 1] int32
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str) -> Packing:
+        offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return cls(tuple(lengths), offsets.to(device, non_blocking=True))
+
+
+@torch.compiler.disable
+def packed_attention(
+    q_THD: Tensor, k_NKD: Tensor, v_NKD: Tensor, queries: Packing, keys: Packing, *, causal: bool = False
+) -> Tensor:
+    """Each sequence of queries attends to the sequence of keys of the same number. Returns [T, H, D].
+
+    Outside compiled graphs: a change of the lengths then costs nothing, and no gain is lost.
+    """
+    if len(queries.lengths) != len(keys.lengths):
+        raise ValueError(f"{len(queries.lengths)} sequences of queries but {len(keys.lengths)} of keys")
+    if len(queries.lengths) > 1 and _short(queries, keys) and (varlen := _varlen(q_THD)):
+        return varlen(q_THD, k_NKD, v_NKD, queries, keys, causal)
+    parts = zip(q_THD.split(queries.lengths), k_NKD.split(keys.lengths), v_NKD.split(keys.lengths), strict=True)
+    outputs = [attention(q[None], k[None], v[None], causal=causal)[0] for q, k, v in parts]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def attention(
+    q_BTHD: Tensor, k_BNKD: Tensor, v_BNKD: Tensor, *, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
+    """Plain attention of a batch of equally long sequences, [B, T, H, D] -> [B, T, H, D]. `mask` is True where seen."""
+    tokens, groups = q_BTHD.shape[1], q_BTHD.shape[2] // k_BNKD.shape[2]
+    q_BHTD, k_BKND, v_BKND = q_BTHD.transpose(1, 2), k_BNKD.transpose(1, 2), v_BNKD.transpose(1, 2)
+    if tokens == 1 or (groups > 1 and not causal and mask is None and _fold(q_BTHD, k_BNKD)):
+        # The heads of a group share keys: as G * T queries of one head they need no repeated keys, on any kernel.
+        q_BKTD = q_BHTD.unflatten(1, (-1, groups)).flatten(2, 3)
+        out_BKTD = _few(q_BKTD, k_BKND, v_BKND, mask) if tokens == 1 else _sdpa(q_BKTD, k_BKND, v_BKND)
+        return out_BKTD.unflatten(2, (groups, tokens)).flatten(1, 2).transpose(1, 2)
+    return _sdpa(q_BHTD, k_BKND, v_BKND, causal=causal, mask=mask, gqa=groups > 1).transpose(1, 2)
+
+
+def _fold(q_BTHD: Tensor, k_BNKD: Tensor) -> bool:
+    """Whether to see a group's heads as more queries. cuDNN and flash can do without: there it saves the gradients of
+    repeated keys, 3 GiB over an hour of memory at 7B and no slower, but costs time when keys are few.
+    """
+    fused = q_BTHD.is_cuda and q_BTHD.dtype in (torch.float16, torch.bfloat16)
+    return not fused or k_BNKD.shape[1] > 8 * q_BTHD.shape[1]
+
+
+def _few(q_BKTD: Tensor, k_BKND: Tensor, v_BKND: Tensor, mask: Tensor | None) -> Tensor:
+    """A handful of queries: fused kernels keep most of the device idle, two small products don't."""
+    scores_BKTN = (q_BKTD @ k_BKND.transpose(-1, -2)).float() * q_BKTD.shape[-1] ** -0.5
+    if mask is not None:
+        scores_BKTN = scores_BKTN.masked_fill(~mask, -torch.inf)
+    return scores_BKTN.softmax(-1).to(v_BKND.dtype) @ v_BKND
+
+
+def _sdpa(
+    q_BHTD: Tensor,
+    k_BKND: Tensor,
+    v_BKND: Tensor,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    gqa: bool = False,
+) -> Tensor:
+    with sdpa_kernel(PRIORITY, set_priority=True):
+        return F.scaled_dot_product_attention(q_BHTD, k_BKND, v_BKND, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
+
+
+def _short(queries: Packing, keys: Packing) -> bool:
+    scores = sum(q * k for q, k in zip(queries.lengths, keys.lengths, strict=True))
+    return scores < LONG_SEQUENCE_SCORES * len(queries.lengths)
+
+
+def _varlen(q_THD: Tensor) -> Any:
+    if not q_THD.is_cuda or q_THD.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    return _varlen_kernel()
+
+
+@functools.cache
+def _varlen_kernel() -> Any:
+    """One call for all sequences of a pack, or None where there is none; what was chosen is logged once."""
+    if importlib.util.find_spec("flash_attn"):
+        from flash_attn import flash_attn_varlen_func
+
+        logger.info("packed short sequences: flash-attn")
+        return lambda q, k, v, queries, keys, causal: flash_attn_varlen_func(
+            q, k, v, queries.offsets, keys.offsets, max(queries.lengths), max(keys.lengths), causal=causal
+        )
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError as error:
+        logger.info("packed short sequences: one call each (%s)", error)
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    # 2.11 groups heads unasked, later versions want to be told; causality is a flag in the oldest, then a window
+    # (-1 is unbounded, 0 nothing ahead).
+    always: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
+    logger.info("packed short sequences: varlen_attn")
+
+    def run(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, causal: bool) -> Any:
+        how = {"is_causal": causal} if "is_causal" in known else {"window_size": (-1, 0 if causal else -1)}
+        longest = max(queries.lengths), max(keys.lengths)
+        return varlen_attn(q, k, v, queries.offsets, keys.offsets, *longest, **{**always, **how})
+
+    return run
+
+
+def llm_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packing: Packing | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention as transformers calls it: query [B, H, T, D], key and value [B, K, N, D] -> [B, T, H, D].
+
+    With `packing` (training) the batch is one row of packed sequences. Without it (generation) it is a batch that may
+    carry a cache, N >= T, and a mask if it is padded.
+    """
+    q_BTHD, k_BNKD, v_BNKD = (x.transpose(1, 2) for x in (query, key, value))
+    if packing is not None:
+        return packed_attention(q_BTHD[0], k_BNKD[0], v_BNKD[0], packing, packing, causal=True)[None], None
+    if attention_mask is None and 1 < query.shape[2] != key.shape[2]:
+        raise ValueError("several new tokens on top of a cache need an attention mask")
+    causal = attention_mask is None and query.shape[2] > 1
+    return attention(q_BTHD, k_BNKD, v_BNKD, causal=causal, mask=attention_mask), None
+
+
+def _llm_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """A dense mask only for padded batches and caches with empty places; kernels know plain causality themselves."""
+    if attention_mask is None or (kwargs.get("kv_length") == attention_mask.shape[-1] and bool(attention_mask.all())):
+        return None
+    kwargs["allow_is_causal_skip"] = False
+    return ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register(LLM_ATTENTION, llm_attention)
+AttentionMaskInterface.register(LLM_ATTENTION, _llm_mask)

@@ -1,0 +1,172 @@
+r"""Messages and what they are about -> model inputs. Training and generation go through this one class.
+
+    processor = Processor(config, tokenizer)
+    processor.video("talk.mp4", [{"from": "human", "value": "<image>\nWho speaks first?"}], add_generation_prompt=True)
+
+Videos become frames (or stored features) and a prompt that says how long they are; one image becomes a square and
+tiles; several become padded squares; text stays text. Pixels are uint8: the model normalises them on its device.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Protocol, TypedDict, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from model import images as pictures
+from model.anyres import plan_anyres
+from model.config import HourLlavaConfig
+from model.conversation import Conversations, tokenize, video_prompt
+from model.frames import read, stored_frame_indices, timeline, training_frame_indices
+from model.images import ImageSource, load_image
+from model.inputs import SampleInputs, Visual, check
+from model.media import MediaError
+from model.resize import resize_frame
+
+
+class StoredFeatures(Protocol):
+    """A feature file, opened: `frames` of it, for a video of `duration` seconds, read in part."""
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def duration(self) -> float: ...
+
+    def read(self, indices: np.ndarray) -> Tensor: ...  # [len(indices), pooled tokens, channels]
+
+
+class Naming(TypedDict, total=False):
+    id: str
+    seed: int | None
+    add_generation_prompt: bool
+
+
+VideoSource = str | os.PathLike[str] | np.ndarray | Tensor | StoredFeatures
+
+
+class Processor:
+    """Everything that a sample goes through on the CPU, for one model configuration and its tokenizer.
+
+    All methods take `conversations`, turns of `{"from": "human" | "gpt", "value": text}` with one `<image>` for each
+    visual, and return `SampleInputs`. `id` names the sample in errors; `seed` decides random forgetting;
+    `add_generation_prompt` ends the prompt where an answer begins. They raise ValueError for input that cannot be used.
+    """
+
+    def __init__(self, config: HourLlavaConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+
+    def sample(
+        self,
+        conversations: Conversations,
+        *,
+        images: Sequence[ImageSource] = (),
+        video: VideoSource | None = None,
+        duration: float | None = None,
+        id: str = "",
+        seed: int | None = None,
+        add_generation_prompt: bool = False,
+    ) -> SampleInputs:
+        """Whatever the sample is about: a video, one image, several images, or nothing but text."""
+        named: Naming = {"id": id, "seed": seed, "add_generation_prompt": add_generation_prompt}
+        if video is not None and len(images):
+            raise ValueError(f"sample {id!r}: a video and {len(images)} images; a sample is about one or the other")
+        if video is not None:
+            return self.video(video, conversations, duration=duration, **named)
+        if len(images) == 1:
+            return self.image(images[0], conversations, **named)
+        if images:
+            return self.images(images, conversations, **named)
+        return self.text(conversations, **named)
+
+    def text(self, conversations: Conversations, **named: Unpack[Naming]) -> SampleInputs:
+        return self._finish(conversations, [], **named)
+
+    def image(self, image: ImageSource, conversations: Conversations, **named: Unpack[Naming]) -> SampleInputs:
+        """One image: the whole of it squashed into a square, and the tiles of the grid that suits its shape."""
+        picture = load_image(image)
+        vision = self.config.vision
+        layout = plan_anyres(
+            picture.size,
+            tile=vision.image_size,
+            side=vision.patches_per_side,
+            grid=self.config.image_grid,
+            max_squares=self.config.anyres_max,
+        )
+        visual = Visual("anyres", pixels=pictures.anyres(picture, layout), image_size=picture.size)
+        return self._finish(conversations, [visual], **named)
+
+    def images(
+        self, images: Sequence[ImageSource], conversations: Conversations, **named: Unpack[Naming]
+    ) -> SampleInputs:
+        """Several images, each padded to a square; the n-th `<image>` stands for the n-th of them."""
+        size = self.config.vision.image_size
+        squares = [pictures.padded_square(load_image(image), size) for image in images]
+        return self._finish(conversations, [Visual("images", pixels=torch.stack(squares))], **named)
+
+    def video(
+        self,
+        video: VideoSource,
+        conversations: Conversations,
+        *,
+        duration: float | None = None,
+        **named: Unpack[Naming],
+    ) -> SampleInputs:
+        """A video file (its frames are chosen here), frames uint8 [T, H, W, 3] of a video of `duration` seconds (all
+        are used), or stored features (one frame a second is used).
+        """
+        if isinstance(video, str | os.PathLike):
+            visual, seconds = self._decoded(video)
+        elif isinstance(video, np.ndarray | Tensor):
+            visual, seconds = self._given(video, duration)
+        else:
+            seconds = video.duration
+            visual = Visual("features", features=video.read(stored_frame_indices(video.frames, seconds)))
+        shown = visual.features if visual.kind == "features" else visual.pixels
+        assert shown is not None
+        prompted = video_prompt(conversations, duration=seconds, frames=len(shown))
+        return self._finish(prompted, [visual], **named)
+
+    def _decoded(self, path: str | os.PathLike[str]) -> tuple[Visual, float]:
+        line = timeline(path)
+        chosen = training_frame_indices(line, min_frames=self.config.memory.min_frames)
+        decoded = read(line, chosen, size=self.config.vision.image_size)
+        if decoded.report.too_corrupt(len(chosen)):
+            raise MediaError("too_corrupt", line.path, f"{decoded.report.filled} of {len(chosen)} frames are missing")
+        return Visual("frames", pixels=_channels_first(decoded.frames_THWC)), line.duration
+
+    def _given(self, frames_THWC: np.ndarray | Tensor, duration: float | None) -> tuple[Visual, float]:
+        frames_THWC = np.asarray(frames_THWC)
+        if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[-1] != 3 or not len(frames_THWC):
+            raise ValueError(f"frames must be uint8 [T, H, W, 3], not {frames_THWC.dtype} {list(frames_THWC.shape)}")
+        if duration is None:
+            raise ValueError("frames alone do not say how long the video lasts; give its duration in seconds")
+        size = self.config.vision.image_size
+        return Visual(
+            "frames", pixels=_channels_first(np.stack([resize_frame(frame, size) for frame in frames_THWC]))
+        ), duration
+
+    def _finish(
+        self,
+        conversations: Conversations,
+        visuals: list[Visual],
+        *,
+        id: str = "",
+        seed: int | None = None,
+        add_generation_prompt: bool = False,
+    ) -> SampleInputs:
+        try:
+            input_ids, labels = tokenize(conversations, self.tokenizer, add_generation_prompt=add_generation_prompt)
+        except ValueError as error:
+            raise ValueError(f"sample {id!r}: {error}") from error
+        sample = SampleInputs(id, input_ids, labels, visuals, seed)
+        check(sample, self.config)
+        return sample
+
+
+def _channels_first(frames_THWC: np.ndarray) -> Tensor:
+    return torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)

@@ -1,0 +1,180 @@
+"""The demo's corpus: real media files with known content, laid out as the hubs and hosts lay theirs out.
+
+``build_corpus`` writes, below one folder:
+
+    deployment.yaml     settings of the demo's deployment
+    mixtures.csv        which annotation files make up which kind of shard
+    ports.json          ports of the two local servers, kept because the annotation rows name them
+    corpus/hub/         what the local hub serves: <namespace>/<name>/...
+    corpus/media/       what the local media server serves: panda/<id>.mp4
+    corpus/drop/        videos that a person would have put there: ego4d/<id>.mp4
+    corpus/held_out/    questions.jsonl with media of its own, never trained on
+    corpus/corpus.json  what was built, and by which code
+
+and four things that are wrong on purpose: a URL that is 404, a video cut in half, a question without an answer, and
+a question about a source that nobody configured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.demo import drawing, held_out, llava_sets, marathon, questions
+from pipeline.demo.servers import HubServer, MediaServer
+
+CODE = (drawing, questions, marathon, llava_sets, held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Where a built corpus is.
+
+    Attributes:
+        folder: the demo's folder.
+        counts: what the corpus holds, by name.
+        rebuilt: False when an earlier build was found and kept.
+    """
+
+    folder: Path
+    hub_port: int
+    media_port: int
+    counts: dict[str, int]
+    rebuilt: bool
+
+    @property
+    def settings(self) -> Path:
+        """The deployment's settings file; ``HOURLLAVA_CONFIG`` should name it."""
+        return self.folder / "deployment.yaml"
+
+    @property
+    def questions(self) -> Path:
+        return self.folder / "corpus" / "held_out" / "questions.jsonl"
+
+    @contextmanager
+    def serve(self) -> Iterator[tuple[HubServer, MediaServer]]:
+        """Run both servers on the corpus's ports while the block runs.
+
+        Raises:
+            RuntimeError: a port is in use.
+        """
+        try:
+            hub = HubServer(self.hub_port)
+            media = MediaServer(self.folder / "corpus" / "media", self.media_port)
+        except OSError as error:
+            raise RuntimeError(
+                f"the demo in {self.folder} serves on ports {self.hub_port} and {self.media_port}, and one is in use "
+                f"({error}); stop the other program (perhaps another demo), or remove the folder to choose new ports"
+            ) from error
+        for repo in sorted((self.folder / "corpus" / "hub").glob("*/*")):
+            hub.publish(f"{repo.parent.name}/{repo.name}", repo)
+        with hub, media:
+            yield hub, media
+
+
+def build_corpus(folder: Path, seed: str = "demo") -> Corpus:
+    """Build the corpus below ``folder``, or find that it is already there.
+
+    The same seed and ports give the same bytes. A corpus that other code or another seed built is replaced.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = _ports(folder / "ports.json")
+    identity = {"seed": seed, "code": _code_hash(), **ports}
+    counts = _counts_of(folder / "corpus" / "corpus.json", identity)
+    rebuilt = counts is None
+    if counts is None:
+        counts = _build(folder, seed, identity)
+    _write_if_changed(folder / "mixtures.csv", llava_sets.mixtures_csv())
+    _write_if_changed(folder / "deployment.yaml", _deployment(**ports))
+    (folder / "landing").mkdir(exist_ok=True)
+    return Corpus(folder, **ports, counts=counts, rebuilt=rebuilt)
+
+
+def _build(folder: Path, seed: str, identity: dict[str, Any]) -> dict[str, int]:
+    """Draw everything into a temporary folder that becomes ``corpus`` when it is complete."""
+    building = folder / ".tmp-corpus"
+    shutil.rmtree(building, ignore_errors=True)
+    counts = marathon.write_videomarathon(building, seed, f"http://127.0.0.1:{identity['media_port']}")
+    counts |= llava_sets.write_onevision(building / "hub", seed)
+    counts |= llava_sets.write_llava_video(building / "hub", seed)
+    counts |= held_out.write_held_out(building / "held_out", seed)
+    (building / "corpus.json").write_text(json.dumps(identity | {"counts": counts}, indent=1) + "\n")
+    final = folder / "corpus"
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(building, final)
+    return counts
+
+
+def _deployment(hub_port: int, media_port: int) -> str:
+    settings = {
+        "root": "data",
+        "parts": 2,
+        "variants": ["tiny"],
+        "hub_endpoint": f"http://127.0.0.1:{hub_port}",
+        "landing": "landing",
+        "annotations": {"repo": marathon.ANNOTATIONS_REPO},
+        "sources": {
+            "panda": {"kind": "url", "hosts": [f"127.0.0.1:{media_port}"]},
+            "youcook2": {"kind": "hub", "repo": marathon.YOUCOOK_REPO, "archives": [marathon.YOUCOOK_ARCHIVE]},
+            "ego4d": {
+                "kind": "drop",
+                "folder": "corpus/drop/ego4d",
+                "instructions": "The demo puts its own films here; the real set needs a licence.",
+            },
+        },
+        "download": {"workers": 4, "min_interval_s": 0.02, "attempts": 2, "backoff_s": 0.2, "min_free_bytes": 1 << 29},
+        "collections": {
+            "onevision_repo": llava_sets.ONEVISION_REPO,
+            "video_repo": llava_sets.VIDEO_REPO,
+            "mixtures": "mixtures.csv",
+        },
+        "features": {"decode_workers": 2, "device": "cpu"},
+        "training": {"processes": 1, "cpu_threads": 2},
+        "evaluation": {"questions": "corpus/held_out/questions.jsonl"},
+        # The demo launches every asset itself, in order.
+        "automation": {"data": False},
+    }
+    heading = "# The demo's deployment, written by pipeline/demo/corpus.py. Paths count from this file's folder.\n"
+    return heading + yaml.safe_dump(settings, sort_keys=False, width=120)
+
+
+def _ports(path: Path) -> dict[str, int]:
+    """The ports that this demo folder uses: two free ones at first, the same ever after."""
+    if not path.exists():
+        with HubServer() as hub, MediaServer(path.parent) as media:
+            _write_if_changed(path, json.dumps({"hub_port": hub.port, "media_port": media.port}) + "\n")
+    return {name: int(port) for name, port in json.loads(path.read_text()).items()}
+
+
+def _counts_of(record: Path, identity: dict[str, Any]) -> dict[str, int] | None:
+    """What a complete corpus holds; None where there is none, or one of another identity."""
+    if not record.exists():
+        return None
+    found = json.loads(record.read_text())
+    counts: dict[str, int] = found.pop("counts")
+    return counts if found == identity else None
+
+
+def _code_hash() -> str:
+    digest = hashlib.sha256()
+    for module in CODE:
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        temporary = path.with_name(f".tmp-{path.name}")
+        temporary.write_text(text)
+        os.replace(temporary, path)

@@ -1,0 +1,62 @@
+"""A running ``dagster dev`` that is gone, with everything it started, when its block ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from assets.settings import CONFIG_VARIABLE
+from pipeline.demo.client import DagsterClient
+from training.launch import die_with_parent
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STOP_TIMEOUT_S = 60
+
+
+@contextmanager
+def dagster(config: Path, log: Path, home: Path = REPOSITORY) -> Iterator[DagsterClient]:
+    """The webserver, the daemon and this repository's code location, for the deployment of ``config``.
+
+    Args:
+        log: file that takes what they print.
+        home: folder with the ``dagster.yaml`` of the instance; its history lies below.
+
+    Raises:
+        DagsterError: the code location does not load.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
+    command += ["-w", str(REPOSITORY / "workspace.yaml")]
+    environment = {**os.environ, CONFIG_VARIABLE: str(config)}
+    if home != REPOSITORY:
+        environment["DAGSTER_HOME"] = str(home)
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=home,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=partial(die_with_parent, signal.SIGTERM),  # also when this process is killed
+        )
+    client = DagsterClient(f"http://127.0.0.1:{port}")
+    try:
+        client.wait_until_ready()
+        yield client
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,62 @@
+"""The checkpoints of a variant are compared on the deployment's questions, from the storage root and back into it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from assets.evaluation.compare import CHECKPOINTS, compare_checkpoints
+from assets.evaluation.questions import write_questions
+from assets.lineage import Lineage, product
+from assets.settings import Annotations, Evaluation, Features, Settings
+from training.storage import Storage
+
+
+def deployment(root, questions_file) -> tuple[Storage, Settings]:
+    settings = Settings(
+        root=str(root),
+        variants=["tiny"],
+        annotations=Annotations(paths=["none.parquet"]),
+        sources={},
+        features=Features(device="cpu"),
+        evaluation=Evaluation(questions=questions_file),
+    )
+    return Storage(settings.root), settings
+
+
+@pytest.fixture
+def checkpoints(tmp_path, export):
+    """A root in which all four checkpoints are the same one."""
+    storage = Storage(str(tmp_path / "root"))
+    for name in CHECKPOINTS:
+        folder = f"checkpoints/tiny/{name}"
+        shutil.copytree(export, tmp_path / "root" / folder / "export")
+        Lineage(product=product(name, "tiny"), version=name, folder=folder).write(storage)
+    return tmp_path / "root"
+
+
+def test_four_checkpoints_and_one_blind_one_are_compared_and_kept(checkpoints, media, questions):
+    write_questions(media / "questions.jsonl", questions)
+    storage, settings = deployment(checkpoints, media / "questions.jsonl")
+    lines: list[str] = []
+    first = compare_checkpoints(storage, settings, "tiny", lines.append)
+    assert first.counts == {"questions": 5, "asked": 5, "not askable": 0}
+    row = first.table[0]
+    assert {row[name] for name in CHECKPOINTS} == {row["base_model"]}  # they are the same checkpoint
+    assert row["gain"] == 0
+    names = {f"{name}.parquet" for name in CHECKPOINTS} | {"stage3_blind.parquet", "summary.json"}
+    assert {name.rsplit("/", 1)[1] for name in storage.list(first.folder)} == names
+    assert storage.read_json("evaluation/tiny/summary.json")["accuracy"] == first.table
+    assert "right answer" in first.example
+
+    lines.clear()
+    again = compare_checkpoints(storage, settings, "tiny", lines.append)
+    assert (again.version, again.table) == (first.version, first.table)
+    assert sum("already answered" in line for line in lines) == 5
+
+
+def test_a_deployment_without_questions_is_told_what_to_set(checkpoints):
+    storage, settings = deployment(checkpoints, None)
+    with pytest.raises(ValueError, match=r"evaluation\.questions"):
+        compare_checkpoints(storage, settings, "tiny", print)

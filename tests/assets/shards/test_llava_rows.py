@@ -1,0 +1,82 @@
+"""LLaVA rows become samples that fit the schema, or are dropped for a reason a person can act on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from assets.shards.llava_rows import Dropped, to_sample
+from tests.assets.shards.roots import turns
+from training.samples import Sample, broken_rule
+
+
+def made(row: Any, kind: str = "llavavideo_si") -> Sample:
+    return to_sample(row, kind, "set#0", lambda name: name.encode(), lambda name: None if "gone" in name else 0.0)
+
+
+def test_an_image_row_opens_with_its_placeholder_wherever_it_stood():
+    for question in ("<image>\nWhat?", "What?\n<image>", "What?", " <image>What?"):
+        sample = made({"image": "a.jpg", "conversations": turns(question, " It. ")})
+        assert sample.conversations == turns("<image>\nWhat?", "It.")
+        assert (sample.modality, sample.images, broken_rule(sample)) == ("image", [b"a.jpg"], None)
+
+
+def test_several_images_keep_their_places_and_get_them_where_they_have_none():
+    row = {"image": ["a", "b"], "conversations": turns("<image> or <image>?", "b")}
+    assert made(row).conversations[0]["value"] == "<image> or <image>?"
+    row["conversations"] = turns("Which?", "b")
+    assert made(row).conversations[0]["value"] == "<image>\n<image>\nWhich?"
+    assert made(row).modality == "multi_image"
+
+
+def test_a_video_row_takes_either_placeholder_and_a_text_row_may_speak_of_html():
+    for question in ("<video>\nWhat?", "<image>\nWhat?"):
+        sample = made({"video": "a/b.mp4", "conversations": turns(question, "It.")}, "llavavideo_video")
+        assert (sample.video, sample.conversations[0]["value"]) == ("a/b.mp4", "<image>\nWhat?")
+    text = made({"conversations": turns("How do I write <video>?", "With <video src>.")}, "llavavideo_text")
+    assert text.conversations == turns("How do I write <video>?", "With <video src>.")
+
+
+def test_roles_of_other_tools_are_understood_and_a_leading_answer_is_left_out():
+    row = {
+        "conversations": [
+            {"from": "gpt", "value": "Hello"},
+            {"from": "user", "value": "Hi"},
+            {"from": "assistant", "value": "Yo"},
+        ]
+    }
+    assert made(row).conversations == turns("Hi", "Yo")
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "reason"),
+    [
+        ("llavavideo_si", None, "row is not valid JSON"),
+        ("llavavideo_si", {}, "no conversation"),
+        ("llavavideo_si", {"conversations": "text"}, "no conversation"),
+        ("llavavideo_si", {"conversations": [{"from": "robot", "value": "x"}]}, "turn of unknown form"),
+        ("llavavideo_si", {"conversations": [{"from": "human", "value": 3}]}, "turn of unknown form"),
+        ("llavavideo_si", {"conversations": turns("a", "b")[:1]}, "turns do not alternate"),
+        ("llavavideo_si", {"conversations": turns("a", "b") + turns("c", "d")[1:]}, "turns do not alternate"),
+        ("llavavideo_si", {"conversations": turns("a", " ")}, "empty answer"),
+        ("llavavideo_si", {"conversations": turns("", "b")}, "empty question"),
+        ("llavavideo_si", {"conversations": turns("a", "b<|im_end|>")}, "stray token"),
+        ("llavavideo_si", {"image": "a", "conversations": turns("<image>a", "b <image>")}, "stray token in answer"),
+        ("llavavideo_si", {"conversations": turns("<image>\na", "b")}, "placeholder without a visual"),
+        ("llavavideo_si", {"image": "a", "conversations": turns("<image><image>a", "b")}, "placeholders do not match"),
+        ("llavavideo_mi", {"image": ["a", "b"], "conversations": turns("<image>a", "b")}, "placeholders do not match"),
+        ("llavavideo_si", {"image": "../../etc/passwd", "conversations": turns("a", "b")}, "path leaves its folder"),
+        ("llavavideo_si", {"image": "/etc/passwd", "conversations": turns("a", "b")}, "path leaves its folder"),
+        ("llavavideo_si", {"image": {"bytes": 1}, "conversations": turns("a", "b")}, "path leaves its folder"),
+        ("llavavideo_video", {"conversations": turns("a", "b")}, "row without a video"),
+        ("llavavideo_video", {"video": "gone.mp4", "conversations": turns("a", "b")}, "video missing"),
+        ("llavavideo_si", {"video": "a", "image": "b", "conversations": []}, "row with images and a video"),
+        ("llava_ov_si_onlyimg", {"conversations": turns("a", "b")}, "text row in an image-only kind"),
+        ("llavavideo_text", {"image": "a", "conversations": turns("a", "b")}, "visual row in a text-only kind"),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_be_used_have_a_reason(kind, row, reason):
+    with pytest.raises(Dropped) as dropped:
+        made(row, kind)
+    assert dropped.value.reason == reason

@@ -1,0 +1,322 @@
+"""Videos behind URLs: every way a server can misbehave ends in a status that says so, and nothing is fetched twice."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from assets.sources.errors import CoverageError, DiskFullError
+from assets.videos.catalogue import present_videos
+from pipeline.demo.servers import Fault, MediaServer, in_turn
+from tests.servers.clips import clip, sound
+from tests.servers.world import acquire, catalogued, files_below, make_settings, question, row
+
+
+@pytest.fixture
+def media(tmp_path: Path):
+    served = tmp_path / "served"
+    served.mkdir()
+    for number in range(4):
+        (served / f"v{number}.mp4").write_bytes(clip(number))
+    with MediaServer(served) as server:
+        yield server
+
+
+@pytest.fixture
+def world(tmp_path: Path, media: MediaServer):
+    """Catalogues ``v0`` (or other names) behind the media server's URLs, or others that a test gives."""
+
+    def build(*names: str, urls: dict[str, str] | None = None, **changes):
+        urls = urls or {name: f"{media.url}/{name}.mp4" for name in names or ("v0",)}
+        settings = make_settings(
+            tmp_path / "deployment",
+            {"web": {"kind": "url", "hosts": [f"127.0.0.1:{media.port}"]}},
+            [question(f"{name}.mp4", "web", url) for name, url in urls.items()],
+            **changes,
+        )
+        return catalogued(settings), settings
+
+    return build
+
+
+def requests_for(media: MediaServer, name: str) -> int:
+    return sum(exchange.request.path == f"/{name}" for exchange in media.log)
+
+
+def test_videos_get_their_final_name_with_the_bytes_that_were_served(world, media):
+    storage, settings = world("v0", "v1", "v2", "v3")
+    report = acquire(storage, settings, "web")
+    assert (report.coverage, report.counts["ok"], report.lost_rows) == (1.0, 4, 0)
+    for number in range(4):
+        assert storage.read_bytes(f"VideoMarathon/videos/web/v{number}.mp4") == clip(number)
+        found = row(storage, "web", f"v{number}")
+        assert found.sha256 == hashlib.sha256(clip(number)).hexdigest()
+        assert (found.codec, found.width, found.height, found.duration) == ("h264", 96, 64, 8.0)
+    assert report.bytes == sum(len(clip(number)) for number in range(4))
+    assert storage.read_json("VideoMarathon/catalogue/web/part0.report.json")["coverage"] == 1.0
+    assert [video.video for video in present_videos(storage, settings, "part0")] == [f"web/v{n}" for n in range(4)]
+
+
+def test_a_second_run_asks_the_server_for_nothing(world, media):
+    storage, settings = world("v0", "v1")
+    first = acquire(storage, settings, "web")
+    before = len(media.log)
+    again = acquire(storage, settings, "web")
+    assert len(media.log) == before
+    assert again.version == first.version
+
+
+STEADY = {
+    "gone": (Fault.answer(404), "permanent", "http_404", 1),
+    "removed for legal reasons": (Fault.answer(451), "permanent", "http_451", 1),
+    "throttled for ever": (Fault.answer(429, headers={"Retry-After": "0"}), "exhausted", "rate_limited", 3),
+    "broken server": (Fault.answer(500), "exhausted", "server_error", 3),
+    "forbidden": (Fault.answer(403), "exhausted", "forbidden", 3),
+    "login": (Fault.answer(401), "needs_operator", "login_required", 1),
+    "a page instead of a video": (
+        Fault.answer(200, b"<html><body>Sign in</body></html>", {"Content-Type": "text/html"}),
+        "permanent",
+        "unsupported",
+        1,
+    ),
+    "a page that is called video/mp4": (
+        Fault.answer(200, b"<html><body>Sign in</body></html>" * 40, {"Content-Type": "video/mp4"}),
+        "permanent",
+        "not_a_video",
+        1,
+    ),
+    "a playlist that points at a local file": (
+        Fault.answer(200, b"#EXTM3U\n#EXTINF:9,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n", {"Content-Type": "video/mp4"}),
+        "permanent",
+        None,
+        1,
+    ),
+    "sound alone": (Fault.answer(200, sound(), {"Content-Type": "video/mp4"}), "permanent", "no_video_stream", 1),
+    "half a file, orderly": (
+        Fault.answer(200, clip(0)[: len(clip(0)) // 2], {"Content-Type": "video/mp4"}),
+        "exhausted",
+        "truncated",
+        3,
+    ),
+    "a tail of zeros": (
+        Fault.answer(200, clip(0)[: len(clip(0)) // 2] + bytes(len(clip(0)) // 2), {"Content-Type": "video/mp4"}),
+        "exhausted",
+        "damaged",
+        3,
+    ),
+    "a length that is too small": (Fault.lie(-len(clip(0)) // 2), "exhausted", "truncated", 3),
+}
+
+
+@pytest.mark.parametrize("name", STEADY)
+def test_a_lasting_fault_ends_in_its_status(name, world, media):
+    fault, status, reason, tries = STEADY[name]
+    media.faults = lambda request: fault
+    storage, settings = world("v0")
+    report = acquire(storage, settings, "web")
+    found = row(storage, "web", "v0")
+    assert (found.status, found.attempts) == (status, tries), found
+    assert reason is None or found.reason == reason, found
+    assert found.message
+    assert report.lost_rows == 1
+    assert not storage.exists("VideoMarathon/videos/web/v0.mp4")
+
+
+PASSING = {
+    "throttled once": [Fault.answer(429, headers={"Retry-After": "0"})],
+    "server error": [Fault.answer(503)],
+    "reset before the answer": [Fault.reset()],
+    "reset inside the body": [None, Fault.reset(2000)],
+    "cut off": [None, Fault.truncate(2000)],
+    "stall": [None, Fault.stall(4.0, 2000)],
+    "a length that is too large": [None, Fault.lie(500)],
+    "forbidden for a moment": [None, Fault.answer(403)],
+    "ranges not honoured": [None, Fault.truncate(2000), None, Fault.ignore_range()],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PASSING)
+def test_a_passing_fault_is_survived(name, world, media):
+    media.faults = in_turn({r"GET /v0\.mp4": PASSING[name]})
+    storage, settings = world("v0")
+    assert acquire(storage, settings, "web").counts["ok"] == 1
+    assert storage.read_bytes("VideoMarathon/videos/web/v0.mp4") == clip(0)
+
+
+@pytest.mark.slow
+def test_an_interrupted_transfer_goes_on_where_it_stopped(world, media):
+    media.faults = in_turn({r"GET /v0\.mp4": [None, Fault.reset(200_000), *[Fault.answer(503)] * 3]})
+    storage, settings = world("v0", download={"attempts": 1})
+    acquire(storage, settings, "web")
+    acquire(storage, settings, "web")
+    assert row(storage, "web", "v0").status == "ok"
+    ranges = [exchange.request.range for exchange in media.log if exchange.status == 206]
+    assert len(ranges) == 1
+    assert 0 < int(ranges[0].removeprefix("bytes=").removesuffix("-")) <= 200_000
+
+
+@pytest.mark.slow
+def test_a_part_is_not_continued_with_another_file(world, media, tmp_path):
+    """The server's file is exchanged for one of the same name and about the same size while a part of the old one lies
+    there; joining the two would give a file that is neither."""
+    media.faults = in_turn({r"GET /v0\.mp4": [None, Fault.reset(200_000), *[Fault.answer(503)] * 3]})
+    storage, settings = world("v0", download={"attempts": 1})
+    acquire(storage, settings, "web")
+    assert [part.stat().st_size for part in Path(storage.root).rglob("*.part")] > [100_000]
+    (media.folder / "v0.mp4").write_bytes(clip(9))
+    acquire(storage, settings, "web")
+    assert storage.read_bytes("VideoMarathon/videos/web/v0.mp4") == clip(9)
+
+
+def test_retry_after_pauses_the_whole_host(world, media):
+    media.faults = in_turn({r"GET /v0\.mp4": [Fault.answer(429, headers={"Retry-After": "1"})]})
+    storage, settings = world("v0", "v1", download={"workers": 1})
+    report = acquire(storage, settings, "web")
+    assert report.counts["ok"] == 2
+    assert report.seconds >= 1.0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]/v0.mp4",
+        "http://localhost/v0.mp4",
+        "http://[::ffff:10.0.0.1]/v0.mp4",
+        "http://0x7f000001/v0.mp4",
+        "http://127.0.0.1:1/v0.mp4",
+    ],
+)
+def test_private_addresses_are_not_contacted(url, world):
+    storage, settings = world(urls={"v0": url})
+    acquire(storage, settings, "web")
+    found = row(storage, "web", "v0")
+    assert (found.status, found.reason) == ("permanent", "blocked"), found
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "data:video/mp4;base64,AAAA", "ftp://host/v.mp4", "ytsearch:x"])
+def test_only_http_is_fetched(url, world):
+    storage, settings = world(urls={"v0": url})
+    acquire(storage, settings, "web")
+    found = row(storage, "web", "v0")
+    assert (found.status, found.reason) == ("permanent", "bad_url")
+
+
+def test_a_redirect_inwards_is_not_followed(world, media, tmp_path):
+    with MediaServer(media.folder) as inner:
+        media.faults = lambda request: Fault.redirect(f"{inner.url}/v1.mp4")
+        storage, settings = world("v0")
+        acquire(storage, settings, "web")
+        assert row(storage, "web", "v0").reason == "blocked"
+        assert inner.log == []
+
+
+def test_a_video_that_a_page_names_passes_the_same_gate(world, media):
+    """The page is on an allowed host; the media URL in it is not."""
+    with MediaServer(media.folder) as inner:
+        page = f'<html><body><video src="{inner.url}/v1.mp4"></video></body></html>'.encode()
+        media.faults = lambda request: Fault.answer(200, page, {"Content-Type": "text/html"})
+        storage, settings = world(urls={"v0": f"{media.url}/page"})
+        acquire(storage, settings, "web")
+        assert row(storage, "web", "v0").reason == "blocked"
+        assert inner.log == []
+
+
+def test_a_video_inside_a_page_is_found(world, media):
+    page = f'<html><body><video src="{media.url}/v1.mp4"></video></body></html>'.encode()
+    media.faults = lambda r: Fault.answer(200, page, {"Content-Type": "text/html"}) if r.path == "/page" else None
+    storage, settings = world(urls={"v0": f"{media.url}/page"})
+    acquire(storage, settings, "web")
+    assert storage.read_bytes("VideoMarathon/videos/web/v0.mp4") == clip(1)
+
+
+def test_other_containers_keep_their_own_suffix(world, media):
+    (media.folder / "w.mp4").write_bytes(clip(5, suffix=".webm", codec="libvpx"))
+    storage, settings = world("w")
+    acquire(storage, settings, "web")
+    assert row(storage, "web", "w").path == "VideoMarathon/videos/web/w.webm"
+    assert storage.read_bytes("VideoMarathon/videos/web/w.webm") == clip(5, suffix=".webm", codec="libvpx")
+
+
+def test_a_duration_other_than_the_stated_one_is_refused_and_set_aside(world, media, tmp_path):
+    settings = make_settings(
+        tmp_path / "deployment",
+        {"web": {"kind": "url", "hosts": [f"127.0.0.1:{media.port}"]}},
+        [question("v0", "web", f"{media.url}/v0.mp4", duration=60)],
+    )
+    storage = catalogued(settings)
+    acquire(storage, settings, "web")
+    found = row(storage, "web", "v0")
+    assert (found.status, found.reason) == ("permanent", "duration_differs")
+    assert storage.read_bytes("VideoMarathon/quarantine/web/v0.bin") == clip(0)
+
+
+def test_too_large_and_too_long_videos_are_not_wanted(world, media):
+    storage, settings = world("v0", download={"max_bytes": 1000})
+    acquire(storage, settings, "web")
+    assert row(storage, "web", "v0").reason == "not_wanted"
+    storage, settings = world("v1", download={"max_duration_s": 1.0})
+    acquire(storage, settings, "web")
+
+
+def test_a_lost_file_is_fetched_again_and_a_found_one_is_adopted(world, media):
+    storage, settings = world("v0", "v1")
+    acquire(storage, settings, "web")
+    storage.remove("VideoMarathon/videos/web/v0.mp4")
+    report = acquire(storage, settings, "web")
+    assert (report.counts["fetched"], report.counts["ok"]) == (1, 2)
+    before = len(media.log)
+    for name in storage.list("VideoMarathon/catalogue/web"):
+        storage.remove(name)
+    storage, settings = world("v0", "v1")
+    report = acquire(storage, settings, "web")
+    assert (report.counts["adopted"], report.counts["ok"], len(media.log)) == (2, 2, before)
+
+
+def test_coverage_below_the_threshold_fails_and_names_the_reasons(world, media):
+    media.faults = in_turn({r"v1|v2": [Fault.answer(404)] * 2})
+    storage, settings = world("v0", "v1", "v2", download={"coverage_threshold": 0.5})
+    with pytest.raises(CoverageError, match=r"1 of 3 videos .*2 permanent \(http_404\).*2 question-answer pairs"):
+        acquire(storage, settings, "web")
+    assert storage.read_json("VideoMarathon/catalogue/web/part0.report.json")["counts"]["permanent"] == 2
+
+
+def test_a_full_disk_ends_the_run_and_blames_no_video(world, media):
+    storage, settings = world("v0", download={"min_free_bytes": 1 << 60})
+    with pytest.raises(DiskFullError, match="min_free_bytes"):
+        acquire(storage, settings, "web")
+    assert row(storage, "web", "v0").status == "pending"
+
+
+def test_a_host_that_refuses_everything_costs_a_few_tries_each(world, media):
+    media.faults = lambda request: Fault.answer(429, headers={"Retry-After": "0"})
+    names = [f"v{number}" for number in range(4)]
+    storage, settings = world(*names, download={"workers": 1, "attempts": 2, "cooldown_s": 0.0})
+    report = acquire(storage, settings, "web")
+    assert report.counts["exhausted"] == 4
+
+
+def test_nothing_but_the_root_is_written(world, media, tmp_path):
+    outside = files_below(tmp_path) - files_below(tmp_path / "deployment" / "root")
+    storage, settings = world("v0")
+    acquire(storage, settings, "web")
+    after = {n for n in files_below(tmp_path) if not n.startswith("deployment/root/")}
+    assert after - outside == {"deployment/qa.jsonl"}
+    assert not list((tmp_path / "deployment/root/.tmp-incoming").rglob("*.mp4"))
+
+
+def test_a_list_of_urls_stands_beside_a_question_file(tmp_path, media):
+    listing = tmp_path / "urls.csv"
+    listing.write_text(f"id,url\nv0,{media.url}/v0.mp4\nv1.mp4,{media.url}/v1.mp4\n")
+    settings = make_settings(
+        tmp_path / "deployment",
+        {"mine": {"kind": "url", "urls": str(listing), "hosts": [f"127.0.0.1:{media.port}"]}},
+        [{"video": name, "question": "Q?", "answer": "A"} for name in ("v0", "v1", "v2")],
+    )
+    storage = catalogued(settings)
+    report = acquire(storage, settings, "mine")
+    assert report.counts["ok"] == 2
+    assert row(storage, "mine", "v2").reason == "no_url"

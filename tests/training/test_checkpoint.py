@@ -1,0 +1,175 @@
+"""Checkpoints: complete only when marked, never in the way of each other, honest about a full disk."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import training.checkpoint as module
+from model.hf import HourLlavaForCausalLM
+from tests.training.in_memory import lone_rank, make_run, tiny_base, train_here
+from training.checkpoint import COMMITTED_NAME, Checkpoints, committed, read_state
+from training.loading import empty_model, load_weights
+from training.optim import build_optimizer, select
+from training.parallel import prepare
+from training.stages import RECIPES
+
+RECIPE = RECIPES["tiny", 3]
+
+
+@pytest.fixture
+def ranks():
+    with lone_rank() as found:
+        yield found
+
+
+def build(ranks):
+    """A sharded model and its optimizer, as the loop makes them."""
+    wrapper = empty_model(tiny_base())
+    select(wrapper.model, RECIPE.rates)
+    prepare(wrapper.model, ranks, compiled=False, checkpointing=False)
+    load_weights(wrapper, tiny_base())
+    return wrapper.model, build_optimizer(wrapper.model, RECIPE)
+
+
+def take_step(model, optimizer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.to_local().copy_(torch.randn(parameter.to_local().shape, generator=generator))
+    optimizer.step()
+
+
+def values(model, optimizer):
+    parameters = {name: p.to_local().clone() for name, p in model.named_parameters() if p.requires_grad}
+    moments = [s[key].to_local().clone() for s in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    return parameters, moments, [float(s["step"]) for s in optimizer.state.values()]
+
+
+def test_what_is_read_is_what_was_written_although_training_went_on(ranks, tmp_path):
+    model, optimizer = build(ranks)
+    take_step(model, optimizer, 1)
+    saved = values(model, optimizer)
+    random.seed(5), np.random.seed(6), torch.manual_seed(7)
+    checkpoints = Checkpoints(tmp_path / "state", 2, ranks)
+    checkpoints.save(1, model, optimizer, {"position": {"epoch": 0}})
+    drawn = random.random(), np.random.rand(), torch.rand(1).item()
+    take_step(model, optimizer, 2)
+    checkpoints.settle(wait=True)
+
+    other_model, other_optimizer = build(ranks)
+    state = checkpoints.load(checkpoints.newest(), other_model, other_optimizer)
+    assert (state["step"], state["position"], state["updates"]) == (1, {"epoch": 0}, 1.0)
+    loaded = values(other_model, other_optimizer)
+    assert all(torch.equal(loaded[0][name], tensor) for name, tensor in saved[0].items())
+    assert all(torch.equal(a, b) for a, b in zip(loaded[1], saved[1], strict=True))
+    assert loaded[2] == saved[2]
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == drawn
+
+
+def test_a_checkpoint_counts_only_when_it_is_marked(ranks, tmp_path):
+    model, optimizer = build(ranks)
+    checkpoints = Checkpoints(tmp_path / "state", 2, ranks)
+    assert checkpoints.newest() is None
+    checkpoints.save(4, model, optimizer, {})
+    checkpoints.settle(wait=True)
+    # What a kill leaves: shards without the mark, of a later step.
+    shutil.copytree(tmp_path / "state" / "step-4", tmp_path / "state" / "step-8")
+    (tmp_path / "state" / "step-8" / COMMITTED_NAME).unlink()
+    assert checkpoints.newest().name == "step-4"
+    checkpoints.remove_incomplete()
+    assert not (tmp_path / "state" / "step-8").exists()
+    assert (tmp_path / "state" / "latest").read_text() == "step-4\n"
+
+
+def test_a_save_replaces_what_a_killed_run_began(ranks, tmp_path):
+    model, optimizer = build(ranks)
+    checkpoints = Checkpoints(tmp_path / "state", 2, ranks)
+    litter = tmp_path / "state" / "step-3" / "__9_0.distcp"
+    litter.parent.mkdir(parents=True)
+    litter.write_bytes(b"half")
+    checkpoints.save(3, model, optimizer, {})
+    checkpoints.settle(wait=True)
+    assert not litter.exists()
+    assert checkpoints.newest().name == "step-3"
+
+
+def test_the_newest_two_are_kept_in_the_order_of_their_steps(ranks, tmp_path):
+    model, optimizer = build(ranks)
+    checkpoints = Checkpoints(tmp_path / "state", 2, ranks)
+    for step in (9, 10, 100):
+        checkpoints.save(step, model, optimizer, {})
+    checkpoints.settle(wait=True)
+    assert [path.name for path in committed(tmp_path / "state")] == ["step-10", "step-100"]
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["latest", "step-10", "step-100"]
+    assert read_state(checkpoints.newest())["step"] == 100
+
+
+def test_a_write_in_the_background_is_committed_only_after_it_ended(ranks, tmp_path, monkeypatch):
+    model, optimizer = build(ranks)
+    checkpoints = Checkpoints(tmp_path / "state", 2, ranks)
+    pending: Future[None] = Future()
+    monkeypatch.setattr(module.dcp, "async_save", lambda *args, **kwargs: pending)
+    checkpoints.save(1, model, optimizer, {})
+    assert checkpoints.settle() is None
+    assert checkpoints.newest() is None
+    pending.set_result(None)
+    assert checkpoints.settle() == 1
+    assert checkpoints.newest().name == "step-1"
+
+
+def test_a_failed_write_says_what_stands_and_leaves_it_alone(ranks, tmp_path, monkeypatch):
+    model, optimizer = build(ranks)
+    checkpoints = Checkpoints(tmp_path / "state", 2, ranks)
+    checkpoints.save(1, model, optimizer, {})
+    checkpoints.settle(wait=True)
+    failed: Future[None] = Future()
+    failed.set_exception(OSError(28, "No space left on device"))
+    monkeypatch.setattr(module.dcp, "async_save", lambda *args, **kwargs: failed)
+    checkpoints.save(2, model, optimizer, {})
+    with pytest.raises(OSError, match=r"No space left on device.*it continues from step-1"):
+        checkpoints.settle()
+    assert not (tmp_path / "state" / "step-2").exists()
+    assert checkpoints.newest().name == "step-1"
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(ranks, tmp_path, monkeypatch):
+    model, optimizer = build(ranks)
+    checkpoints = Checkpoints(tmp_path / "state", 2, ranks)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    with pytest.raises(OSError, match=r"a checkpoint takes 0\.0 GiB and 0\.0 GiB are free; free space and start"):
+        checkpoints.save(2, model, optimizer, {})
+    assert list((tmp_path / "state").glob("step-2/*.distcp")) == []
+
+
+def test_a_run_goes_on_after_the_disk_was_full(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    frees = iter([usage.free, 0])
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=next(frees, usage.free)))
+    with pytest.raises(OSError, match="are free"):
+        train_here(run)
+    assert [path.name for path in committed(Path(run.out) / "state")] == ["step-4"]
+    assert train_here(run)["steps"] == 8
+
+
+def test_the_start_is_loaded_bit_for_bit(ranks):
+    wrapper = empty_model(tiny_base())
+    select(wrapper.model, RECIPE.rates)
+    prepare(wrapper.model, ranks, compiled=False, checkpointing=False)
+    load_weights(wrapper, tiny_base())
+    reference = HourLlavaForCausalLM.from_pretrained(tiny_base())
+    for name, tensor in wrapper.state_dict().items():
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        assert torch.equal(whole, reference.state_dict()[name]), name
+    turn, expected = (m.model.llm.model.rotary_emb.inv_freq for m in (wrapper, reference))
+    assert torch.equal(turn, expected)
+    assert wrapper.model.llm.lm_head.weight is wrapper.model.llm.model.embed_tokens.weight

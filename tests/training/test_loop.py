@@ -1,0 +1,182 @@
+"""One rank, in this process: steps, resuming, what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.hf import HourLlavaForCausalLM
+from tests.training.in_memory import Behaviour, losses, make_run, sample_ids, tiny_base, train_here
+from training.export import export_vision_encoder
+from training.loop import Diverged
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path)
+
+
+def weights(run):
+    return load_file(Path(run.out) / "export" / "model.safetensors")
+
+
+def test_the_loss_falls_and_the_result_says_so(run):
+    result = train_here(run)
+    assert result["steps"] == 8
+    assert result["samples"] == 64
+    assert result["last_loss"] < result["first_loss"] - 1
+    assert losses(run)[0] == pytest.approx(torch.log(torch.tensor(512.0)).item(), abs=0.3)  # random weights: uniform
+
+
+def test_a_run_that_crashed_ends_in_the_same_bytes_as_one_that_did_not(run, tmp_path):
+    train_here(run)
+    (tmp_path / "second").mkdir()
+    again = make_run(tmp_path / "second")
+    with pytest.raises(RuntimeError, match="told to fail"):
+        train_here(again, Behaviour(crash_at=6))
+    assert losses(again)[:4] == losses(run)[:4]
+    assert not (Path(again.out) / "result.json").exists()
+    train_here(again)
+    assert losses(again) == losses(run)
+    assert sample_ids(again) == sample_ids(run)
+    assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(run).items())
+
+
+def test_a_finished_run_is_left_alone_and_a_changed_one_starts_anew(run):
+    first = train_here(run)
+    before = (Path(run.out) / "export" / "model.safetensors").stat().st_mtime_ns
+    assert train_here(run) == first
+    assert (Path(run.out) / "export" / "model.safetensors").stat().st_mtime_ns == before
+    changed = train_here(replace(run, max_steps=2))
+    assert changed["steps"] == 2
+    assert len(losses(run)) == 2
+
+
+def test_changed_shards_are_another_run(run, tmp_path):
+    train_here(run)
+    (tmp_path / "index.json").write_text('{"shards": []}')
+    with pytest.raises(RuntimeError, match="told to fail"):
+        train_here(run, Behaviour(crash_at=0))
+    assert not (Path(run.out) / "result.json").exists()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_stage_changes_the_modules_of_its_recipe_and_no_others(tmp_path, stage):
+    run = make_run(tmp_path, stage=stage, max_steps=2)
+    train_here(run)
+    before, after = load_file(tiny_base() / "model.safetensors"), weights(run)
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    owners = {"image_newline": "llm"}
+    assert {owners.get(name, name) for name in changed} <= set(run.modules)
+    assert set(run.modules) - {"vision"} <= {owners.get(name, name) for name in changed}  # features pass no encoder
+
+
+def test_the_export_loads_with_from_pretrained_and_scores_as_training_did(run):
+    train_here(run)
+    model = HourLlavaForCausalLM.from_pretrained(Path(run.out) / "export")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(run.out) / "export")
+    from model.processor import Processor
+
+    sample = Processor(model.config.model_config, tokenizer).sample(
+        [{"from": "human", "value": "What is 2?"}, {"from": "gpt", "value": "It is text."}], id="x", seed=0
+    )
+    with torch.no_grad():
+        output = model.model([sample])
+    assert float(output.loss_sum) / output.supervised == pytest.approx(losses(run)[-1], abs=1.0)
+
+
+def test_the_vision_encoder_is_exported_by_itself(run, tmp_path):
+    from model.vision import load_vision_encoder
+
+    export_vision_encoder(tiny_base(), tmp_path / "encoder")
+    encoder = load_vision_encoder(tmp_path / "encoder")
+    whole = HourLlavaForCausalLM.from_pretrained(tiny_base()).model.vision
+    pixels = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(encoder(pixels), whole.eval()(pixels))
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_its_samples_are_named(tmp_path):
+    run = make_run(tmp_path)
+    result = train_here(run, Behaviour(poison=(3,)))
+    assert result["skipped_steps"] == 1
+    record = json.loads((Path(run.out) / "nonfinite.jsonl").read_text())
+    assert "sample-3" in record["ids"]
+    assert losses(run)[record["step"] - 1] is None
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(run).values())
+
+
+def test_steps_that_are_not_finite_in_a_row_end_the_run(tmp_path):
+    run = make_run(tmp_path)
+    with pytest.raises(Diverged, match="3 steps in a row, up to step 3"):
+        train_here(run, Behaviour(poison=tuple(range(64))))
+    before, last = load_file(tiny_base() / "model.safetensors"), Path(run.out) / "export"
+    assert not last.exists()
+    assert before  # the start is untouched, and nothing pretends to be trained
+
+
+def test_small_packs_and_large_ones_give_the_same_step(run, tmp_path):
+    train_here(replace(run, max_steps=3))
+    (tmp_path / "small").mkdir()
+    small = make_run(tmp_path / "small", max_steps=3, micro_batch=2, micro_tokens=100)
+    train_here(small)
+    assert losses(small) == pytest.approx(losses(run), rel=1e-4)
+
+
+def test_the_published_average_weighs_packs_and_not_tokens(tmp_path):
+    run = make_run(tmp_path, max_steps=2, micro_tokens=100, loss="micro_batch")  # several packs of different weight
+    train_here(run)
+    (tmp_path / "tokens").mkdir()
+    other = make_run(tmp_path / "tokens", max_steps=2, micro_tokens=100)
+    train_here(other)
+    assert losses(run)[0] == losses(other)[0]
+    assert abs(losses(run)[1] - losses(other)[1]) > 1e-3
+
+
+def test_a_start_of_another_variant_is_refused(tmp_path):
+    run = make_run(tmp_path, variant="3b")
+    with pytest.raises(ValueError, match="holds variant 'tiny', but the run is of variant '3b'"):
+        train_here(run)
+
+
+def test_too_few_samples_are_refused(run):
+    with pytest.raises(ValueError, match="less than one global batch of 8"):
+        train_here(run, Behaviour(count=7))
+
+
+def test_recomputed_activations_give_the_same_losses(run, tmp_path):
+    train_here(replace(run, max_steps=2))
+    (tmp_path / "recomputed").mkdir()
+    other = make_run(tmp_path / "recomputed", max_steps=2, checkpointing=True)
+    train_here(other)
+    assert losses(other) == pytest.approx(losses(run), rel=1e-5)
+
+
+def test_a_missing_tensor_in_the_start_is_named(tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(tiny_base(), start)
+    from safetensors.torch import save_file
+
+    tensors = load_file(start / "model.safetensors")
+    del tensors["model.memaug.blocks.0.up.weight"]
+    save_file(tensors, start / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 tensors: model\.memaug\.blocks\.0\.up\.weight"):
+        train_here(make_run(tmp_path, start=str(start)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_compiled_blocks_give_the_same_losses(run, tmp_path):
+    train_here(replace(run, max_steps=2))
+    (tmp_path / "compiled").mkdir()
+    other = make_run(tmp_path / "compiled", max_steps=2, compile=True)
+    train_here(other)
+    assert losses(other) == pytest.approx(losses(run), rel=1e-5)

@@ -1,0 +1,92 @@
+"""The run's JSON file: what is refused, and what it says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.config import load_run, parse_run, seed_of
+from training.stages import RECIPES
+
+MINIMAL = {
+    "variant": "3b",
+    "stage": 3,
+    "start": "base/export",
+    "out": "out",
+    "streams": [{"name": "long", "root": "sharding", "indexes": ["a/index.json"]}],
+}
+
+
+def test_a_run_survives_its_file(tmp_path):
+    run = parse_run({**MINIMAL, "rates": {"memaug": 1e-3}, "max_steps": 7})
+    run.write(tmp_path / "run.json")
+    assert load_run(tmp_path / "run.json") == run
+
+
+def test_the_recipe_applies_unless_the_run_deviates():
+    assert parse_run(MINIMAL).recipe == RECIPES["3b", 3]
+    changed = parse_run({**MINIMAL, "global_batch": 32, "rates": {"memaug": 1}}).recipe
+    assert (changed.global_batch, changed.rates) == (32, {"memaug": 1.0})
+    assert changed.warmup == RECIPES["3b", 3].warmup
+
+
+def test_reference_effective_gives_every_tuned_module_the_rate_of_the_llm():
+    run = parse_run({**MINIMAL, "stage": 2, "reference_effective": True})
+    assert run.recipe.rates == dict.fromkeys(("vision", "projector", "memaug", "llm"), 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"globl_batch": 3}, r"unknown key 'globl_batch', did you mean 'global_batch'\? \(known: .*tensorboard"),
+        ({"streams": [{"nam": "x"}]}, r"unknown key 'streams\[0\].nam', did you mean 'name'\?"),
+        ({"streams": []}, "streams is empty"),
+        ({"streams": [{"name": "x"}]}, "missing 'root' and 'indexes'"),
+        ({"rates": {"lm": 1.0}}, "a recipe tunes some of vision, projector, memaug, llm; found lm"),
+        ({"rates": {"llm": 0}}, "leave a module out to freeze it"),
+        ({"rates": {"llm": "fast"}}, "rates.llm: expected float, found 'fast'"),
+        ({"loss": "sum"}, "loss is 'sum'; known: 'tokens', 'micro_batch'"),
+        ({"global_batch": 0}, "global_batch is 0; it must be at least 1"),
+        ({"keep": 1}, "at least 2 checkpoints"),
+        ({"workers": -1}, "workers is -1"),
+        ({"warmup": 1}, "warmup is 1.0"),
+        ({"max_steps": True}, "max_steps: expected int, found True"),
+        ({"variant": "13b"}, "no recipe for variant '13b'"),
+        ({"start": 3}, "start: expected str, found 3"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path, change, message):
+    (tmp_path / "run.json").write_text(json.dumps({**MINIMAL, **change}))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_run(tmp_path / "run.json")
+    assert str(tmp_path / "run.json") in str(caught.value)
+
+
+def test_a_file_that_is_not_json_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no such run configuration"):
+        load_run(tmp_path / "run.json")
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        load_run(tmp_path / "run.json")
+
+
+@given(st.integers(1, 512), st.integers(1, 64), st.integers(1, 16))
+def test_the_global_batch_is_the_same_on_every_number_of_ranks(batch, ranks, micro):
+    run = parse_run({**MINIMAL, "global_batch": batch, "micro_batch": micro})
+    if batch % ranks:
+        with pytest.raises(ValueError, match="numbers of ranks that fit: 1, "):
+            run.batches(ranks)
+    else:
+        samples, accumulation = run.batches(ranks)
+        assert samples * accumulation * ranks == batch
+        assert samples <= micro
+
+
+def test_seeds_come_from_names():
+    assert seed_of("a", 1) == seed_of("a", "1")
+    assert len({seed_of("a", n) for n in range(1000)}) == 1000
+    assert seed_of("ab", "c") != seed_of("a", "bc")
+    assert 0 <= seed_of("x") < 2**31

@@ -1,0 +1,176 @@
+"""Several ranks under torchrun, as a deployment starts them: resuming to the bit, signals, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.in_memory import (
+    Behaviour,
+    losses,
+    make_run,
+    sample_ids,
+    train_here,
+)
+from tests.training.stand_in import start, torchrun_command
+from training.checkpoint import committed
+from training.launch import CONFIGURATION, PREEMPTED
+from training.train import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def finish(run, ranks=2, behaviour=None):
+    """Run to the end; returns (exit status, output)."""
+    process = start(torchrun_command(run, ranks, (behaviour or Behaviour()).json()))
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def wait_for_step(run, step, process):
+    """Until so many steps are recorded."""
+    path, began = Path(run.out) / "metrics.jsonl", time.time()
+
+    def written():
+        return path.exists() and path.stat().st_mtime > began and len(path.read_text().splitlines()) >= step
+
+    wait_until(written, process)
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def final_state(run):
+    return {
+        "export": load_file(Path(run.out) / "export" / "model.safetensors"),
+        "losses": losses(run),
+        "ids": sample_ids(run),
+    }
+
+
+def assert_equal_bits(left, right):
+    assert left["losses"] == right["losses"]
+    assert left["ids"] == right["ids"]
+    assert left["export"].keys() == right["export"].keys()
+    assert all(torch.equal(left["export"][name], tensor) for name, tensor in right["export"].items())
+
+
+@pytest.fixture(scope="module")
+def eight_steps(tmp_path_factory):
+    """8 steps on 2 ranks without interruption."""
+    run = make_run(tmp_path_factory.mktemp("straight"))
+    status, output = finish(run)
+    assert status == 0, output
+    return run, final_state(run)
+
+
+def test_8_steps_equal_4_steps_and_a_kill_and_4_steps_to_the_bit(eight_steps, tmp_path):
+    run = make_run(tmp_path)
+    process = start(torchrun_command(run, 2, Behaviour(pause_s=0.2).json()))
+    wait_until(lambda: committed(Path(run.out) / "state"), process)
+    process.kill()
+    process.communicate()
+    assert len(losses(run)) < 8
+    assert [path.name for path in committed(Path(run.out) / "state")] == ["step-4"]
+    status, output = finish(run)
+    assert status == 0, output
+    assert "continuing from step-4" in output
+    straight = eight_steps[1]
+    assert len(straight["ids"]) == 8
+    assert all(len(ids) == 8 for ids in straight["ids"].values())
+    assert_equal_bits(final_state(run), straight)
+
+
+def test_two_ranks_hand_over_to_one(eight_steps, tmp_path):
+    run, straight = eight_steps
+    moved = tmp_path / "out"
+    shutil.copytree(run.out, moved)
+    (moved / "result.json").unlink()
+    shutil.rmtree(moved / "state" / "step-8")
+    (tmp_path / "index.json").write_text("{}")
+    shutil.copy(Path(run.streams[0].root) / "index.json", tmp_path / "index.json")
+    # The folder's place is not part of what the run is; its streams are, so they stay where they were.
+    result = train_here(replace(run, out=str(moved)))
+    assert result["ranks"] == 1
+    alone = final_state(replace(run, out=str(moved)))
+    assert alone["ids"] == straight["ids"]
+    assert alone["losses"][:4] == straight["losses"][:4]
+    assert alone["losses"] == pytest.approx(straight["losses"], rel=1e-3)
+    for name, tensor in straight["export"].items():
+        torch.testing.assert_close(alone["export"][name], tensor, rtol=0.05, atol=2e-3)
+
+
+def test_two_ranks_take_the_steps_of_one(eight_steps, tmp_path):
+    run = make_run(tmp_path, max_steps=3)
+    train_here(run)
+    straight = eight_steps[1]
+    assert sample_ids(run) == {step: straight["ids"][step] for step in (1, 2, 3)}
+    # The schedule of 3 steps differs from that of 8, so only what precedes the first update is equal.
+    assert losses(run)[0] == pytest.approx(straight["losses"][0], rel=1e-6)
+
+
+def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_status(eight_steps, tmp_path):
+    run = make_run(tmp_path, save_every=100)
+    process = start(torchrun_command(run, 2, Behaviour(pause_s=0.3).json()))
+    wait_for_step(run, 2, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == PREEMPTED, output
+    step = len(losses(run))
+    assert 2 <= step < 8
+    assert [path.name for path in committed(Path(run.out) / "state")] == [f"step-{step}"]
+    status, output = finish(run)
+    assert status == 0, output
+    assert_equal_bits(final_state(run), eight_steps[1])
+
+
+def test_a_signal_does_not_wait_for_the_end_of_a_long_step(tmp_path):
+    run = make_run(tmp_path, global_batch=64, micro_batch=4, max_steps=3)
+    process = start(torchrun_command(run, 2, Behaviour(pause_s=0.5, count=192).json()))
+    wait_for_step(run, 1, process)
+    process.send_signal(signal.SIGTERM)  # the second step takes another four seconds
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == PREEMPTED, output
+    assert len(losses(run)) == 1
+    assert [path.name for path in committed(Path(run.out) / "state")] == ["step-1"]
+
+
+def test_a_kill_while_checkpoints_are_written_changes_nothing(eight_steps, tmp_path):
+    run = make_run(tmp_path, save_every=1)
+    process = start(torchrun_command(run, 2, Behaviour(pause_s=0.1).json()))
+    wait_until(lambda: list((Path(run.out) / "state").glob("step-2/*.distcp")), process)
+    process.kill()
+    process.communicate()
+    status, output = finish(run)
+    assert status == 0, output
+    assert_equal_bits(final_state(run), eight_steps[1])
+    assert len(committed(Path(run.out) / "state")) == 2
+
+
+def test_an_unknown_key_is_named_before_torch_is_imported(tmp_path, capsys):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"variant": "tiny", "globl_batch": 3}))
+    process = start([sys.executable, "-X", "importtime", "-m", "training.train", str(path)])
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == CONFIGURATION
+    assert "unknown key 'globl_batch', did you mean 'global_batch'?" in output
+    assert " torch\n" not in output
+
+
+def test_the_entry_without_a_file_prints_its_usage(capsys):
+    assert main([]) == CONFIGURATION
+    assert "usage" in capsys.readouterr().err

@@ -1,0 +1,88 @@
+"""What leaves a run: a checkpoint folder that `from_pretrained` loads, and the tuned vision encoder by itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.vision import VisionEncoder, save_vision_encoder
+from training.parallel import Ranks
+from training.storage import Storage
+
+EXPORT_NAME = "export"
+
+# What the tokenizer and generation need; weights and configuration are written anew.
+_COMPANIONS = (
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*chat_template*",
+)
+
+
+def publish_export(out: Path, wrapper: HourLlavaForCausalLM, ranks: Ranks, start: Path) -> str:
+    """Write ``out/export`` from the sharded model; every rank takes part, rank 0 writes.
+
+    Weights are bfloat16 where the run computed in it, float32 otherwise. The folder appears by one rename.
+
+    Returns:
+        The folder's name below ``out``.
+    """
+    dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
+    state = _whole_state(wrapper, ranks, dtype)
+    if ranks.first:
+        with Storage(str(out)).writing_dir(EXPORT_NAME) as folder:
+            wrapper.config.dtype = dtype
+            wrapper.save_pretrained(folder, state_dict=state, safe_serialization=True)
+            for pattern in _COMPANIONS:
+                for file in start.glob(pattern):
+                    shutil.copyfile(file, folder / file.name)
+    ranks.barrier()
+    return EXPORT_NAME
+
+
+def export_vision_encoder(export: Path, out: Path) -> None:
+    """Write the vision encoder of an exported checkpoint into a folder of its own, for the features step.
+
+    Args:
+        export: folder that `from_pretrained` loads; only the encoder's tensors are read.
+        out: folder that will hold the encoder's ``config.json`` and ``model.safetensors``.
+
+    Raises:
+        ValueError: the checkpoint lacks part of an encoder.
+    """
+    encoder = VisionEncoder(HourLlavaHFConfig.from_pretrained(export).model_config.vision)
+    prefix = "model.vision."
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(export.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            tensors |= {n.removeprefix(prefix): file.get_tensor(n) for n in file.keys() if n.startswith(prefix)}  # noqa: SIM118
+    missing = sorted(set(encoder.state_dict()) ^ set(tensors))
+    if missing:
+        raise ValueError(f"{export}: missing or unknown tensors of the vision encoder: {', '.join(missing[:5])}")
+    encoder.load_state_dict(tensors, assign=True)
+    out.mkdir(parents=True, exist_ok=True)
+    save_vision_encoder(encoder, out)
+
+
+def _whole_state(wrapper: HourLlavaForCausalLM, ranks: Ranks, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Whole tensors on the host of rank 0, gathered one at a time; an empty dictionary on the other ranks.
+
+    A tensor that stands under two names (tied embeddings) is one tensor there, too.
+    """
+    state: dict[str, Tensor] = {}
+    copies: dict[int, Tensor] = {}
+    for name, value in wrapper.state_dict(keep_vars=True).items():
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        if ranks.first:
+            if id(value) not in copies:
+                copies[id(value)] = whole.detach().to("cpu", dtype if whole.is_floating_point() else None).contiguous()
+            state[name] = copies[id(value)]
+    return state

@@ -1,0 +1,177 @@
+"""What a sample costs: its sizes in tokens, and the model's floating point operations for it.
+
+Sizes are read off shapes alone, before any forward pass: they decide what is packed together, balance ranks, and are
+the work that model-FLOP utilisation counts. Operations are those of the forward pass and of the gradients that are
+really formed (a frozen module forms none for its weights); recomputation is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+
+from model.anyres import plan_anyres
+from model.config import HourLlavaConfig
+from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """One sample, or several together.
+
+    Attributes:
+        pictures: images and frames that pass the vision encoder.
+        memory: memory tokens; queries: what forgetting keeps of them.
+        text: text tokens; supervised: those of them that are predicted; prompt: those that MemAug sees.
+        scores, query_pairs, token_pairs: pairs within samples of MemAug's queries and memory, of its queries, and of
+            the language model's tokens.
+    """
+
+    pictures: int = 0
+    memory: int = 0
+    queries: int = 0
+    text: int = 0
+    supervised: int = 0
+    prompt: int = 0
+    scores: int = 0
+    query_pairs: int = 0
+    token_pairs: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Length in the language model."""
+        return self.text + self.queries
+
+    def __add__(self, other: Sizes) -> Sizes:
+        return Sizes(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+def total(sizes: Iterable[Sizes]) -> Sizes:
+    return sum(sizes, Sizes())
+
+
+def sizes_of(sample: SampleInputs, config: HourLlavaConfig) -> Sizes:
+    """Sizes of one sample."""
+    pictures = memory = queries = 0
+    for visual in sample.visuals:
+        p, n, q = _visual_sizes(visual, config)
+        pictures, memory, queries = pictures + p, memory + n, queries + q
+    text = int((sample.input_ids != IMAGE_TOKEN_INDEX).sum())
+    supervised = int((sample.labels[1:] != IGNORE_INDEX).sum())
+    prompt = text - supervised if sample.visuals else 0
+    return _with_pairs(Sizes(pictures, memory, queries, text, supervised, prompt))
+
+
+def video_sizes(frames: int, text: int, supervised: int, config: HourLlavaConfig) -> Sizes:
+    """Sizes of a video sample given as features."""
+    memory, queries = _video_tokens(frames, config)
+    return _with_pairs(Sizes(0, memory, queries, text, supervised, text - supervised))
+
+
+def _with_pairs(size: Sizes) -> Sizes:
+    asked = size.queries + size.prompt
+    return replace(size, scores=asked * size.memory, query_pairs=asked**2, token_pairs=size.tokens**2)
+
+
+def _visual_sizes(visual: Visual, config: HourLlavaConfig) -> tuple[int, int, int]:
+    """(pictures, memory tokens, query tokens) of one visual."""
+    if visual.features is not None:
+        return 0, *_video_tokens(len(visual.features), config)
+    assert visual.pixels is not None
+    pictures = len(visual.pixels)
+    if visual.kind == "frames":
+        return pictures, *_video_tokens(pictures, config)
+    patches = config.vision.patches_per_side**2
+    if visual.kind == "images":
+        return pictures, pictures * (patches + 1), pictures * (_kept(patches, config) + 1)
+    assert visual.image_size is not None
+    layout = plan_anyres(
+        visual.image_size,
+        tile=config.vision.image_size,
+        side=config.vision.patches_per_side,
+        grid=config.image_grid,
+        max_squares=config.anyres_max,
+    )
+    queries = _kept(layout.base_tokens, config) + _kept(layout.map_tokens, config) + layout.height
+    return pictures, layout.memory_tokens, queries
+
+
+def _video_tokens(frames: int, config: HourLlavaConfig) -> tuple[int, int]:
+    memory = config.memory
+    repeated = max(frames, memory.min_frames)
+    kept = min(memory.max_query_frames, int(repeated * memory.temporal_ratio))
+    return repeated * (memory.frame_tokens + 1), kept * (_kept(memory.frame_tokens, config) + 1)
+
+
+def _kept(tokens: int, config: HourLlavaConfig) -> int:
+    return -int(-tokens * config.memory.spatial_ratio // 1)
+
+
+def flops(sizes: Sizes, config: HourLlavaConfig, tuned: Collection[str]) -> float:
+    """Operations of one forward and backward pass over samples of these (total) sizes, with ``tuned`` modules."""
+    work = 0.0
+    below = False  # whether a gradient has to pass through to something tuned before
+    for module, stacked, linear, attention in _forward(sizes, config):
+        own = module in tuned and linear > 0
+        if module == "memaug":
+            below |= "llm" in tuned  # the prompt's embeddings enter MemAug
+        # The first layer hands a gradient down only if something below wants it, those above it also to that layer.
+        through = below or (own and stacked)
+        # Forward once; a linear layer then forms a gradient for its input and one for its weight, attention two.
+        work += linear * (1 + through + own) + attention * (1 + 2 * (below or own))
+        below |= own
+    return work
+
+
+def _forward(sizes: Sizes, config: HourLlavaConfig) -> list[tuple[str, bool, float, float]]:
+    """Operations of a forward pass, in its order.
+
+    Returns:
+        Of each part: its module, whether layers of the same module lie below it, operations of its linear layers, and
+        of its attention.
+    """
+    vision, llm = config.vision, config.llm
+    c, d = vision.hidden_size, llm.hidden_size
+    kv = 2 * llm.num_kv_heads * llm.head_dim
+
+    patches = sizes.pictures * vision.patches_per_side**2
+    layer = 4 * c * c + 2 * c * vision.intermediate_size
+    vision_linear = 2 * patches * vision.num_layers * layer
+    vision_attention = 4 * patches * vision.patches_per_side**2 * c * vision.num_layers
+
+    asked = sizes.queries + sizes.prompt
+    depth = config.memaug_depth
+    memaug_linear = depth * 2 * asked * (d * (d + kv) + d * d + 2 * d * d + 8 * d * d)
+    memaug_attention = depth * 4 * d * (sizes.scores + sizes.query_pairs)
+
+    llm_layer = 2 * d * d + d * kv + 3 * d * llm.intermediate_size
+    llm_linear = 2 * sizes.tokens * llm.num_layers * llm_layer + 2 * sizes.supervised * d * llm.vocab_size
+    llm_attention = 4 * d * sizes.token_pairs / 2 * llm.num_layers  # causal: half of the pairs
+    return [
+        ("vision", False, 2 * patches * 3 * vision.patch_size**2 * c, 0.0),
+        ("vision", True, vision_linear, vision_attention),
+        ("projector", False, 2 * sizes.memory * c * d, 0.0),
+        ("projector", True, 2 * sizes.memory * d * d, 0.0),
+        ("memaug", False, depth * 2 * sizes.memory * d * kv, 0.0),
+        ("memaug", True, memaug_linear, memaug_attention),
+        ("llm", True, llm_linear, llm_attention),
+    ]
+
+
+def parameters(config: HourLlavaConfig) -> dict[str, int]:
+    """Number of parameters of each module; ``embeddings``: those of the language model, with a head of its own."""
+    vision, llm = config.vision, config.llm
+    c, d = vision.hidden_size, llm.hidden_size
+    kv = 2 * llm.num_kv_heads * llm.head_dim
+    tower = 3 * vision.patch_size**2 * c + c + vision.patches_per_side**2 * c
+    tower += vision.num_layers * (4 * c * c + 2 * c * vision.intermediate_size + 9 * c + vision.intermediate_size)
+    block = (d * (d + kv) + d + kv) + (d * d + d) * 3 + (d * kv + kv) + (8 * d * d + 5 * d) + 6 * d
+    layer = 2 * d * d + d + d * kv + kv + 3 * d * llm.intermediate_size + 2 * d
+    embeddings = llm.vocab_size * d * (1 if llm.tie_word_embeddings else 2)
+    return {
+        "vision": tower,
+        "projector": c * d + d + d * d + d,
+        "memaug": config.memaug_depth * block,
+        "llm": llm.num_layers * layer + d + embeddings + d,  # final norm, and image_newline
+        "embeddings": embeddings,
+    }

@@ -1,0 +1,75 @@
+"""Weights of a checkpoint folder into a sharded model: every rank reads its own rows and nothing else.
+
+The files are mapped, so the ranks of one machine share what they read, and none ever holds a whole model on its host.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+
+
+def empty_model(start: Path) -> HourLlavaForCausalLM:
+    """The model of a checkpoint folder without its weights, on the meta device.
+
+    Raises:
+        ValueError: the folder holds no checkpoint.
+    """
+    if not (start / "config.json").exists():
+        raise ValueError(
+            f"start: {start} holds no checkpoint (no config.json); make what comes before this stage first"
+        )
+    with torch.device("meta"):
+        return HourLlavaForCausalLM(HourLlavaHFConfig.from_pretrained(start))
+
+
+@torch.no_grad()
+def load_weights(wrapper: HourLlavaForCausalLM, start: Path) -> None:
+    """Fill parameters and stored buffers from the folder's safetensors files, whatever the stored type.
+
+    Raises:
+        ValueError: missing, unknown or differently shaped tensors; it names the file and some of them.
+    """
+    targets: dict[str, Tensor] = wrapper.state_dict(keep_vars=True)
+    aliases: dict[int, set[str]] = {}
+    for name, target in targets.items():
+        aliases.setdefault(id(target), set()).add(name)
+    missing = set(targets)
+    files = sorted(start.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"start: {start} holds no *.safetensors file; other formats are not read")
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 not a dictionary
+                if name not in targets:
+                    raise ValueError(f"{path}: unknown tensor {name!r}; is this a checkpoint of another model?")
+                _fill(targets[name], file.get_slice(name), f"{path}: {name}")
+                missing -= aliases[id(targets[name])]
+    if missing:
+        names = sorted(missing)
+        raise ValueError(
+            f"start: {start} lacks {len(names)} tensors: {', '.join(names[:5])}{' ...' * (len(names) > 5)}"
+        )
+
+
+def _fill(target: Tensor, stored: Any, what: str) -> None:
+    shape = tuple(stored.get_shape())
+    if shape != tuple(target.shape):
+        raise ValueError(f"{what} has shape {list(shape)}, the model's configuration says {list(target.shape)}")
+    if not isinstance(target, DTensor):
+        target.copy_(stored[...] if shape else stored[:])
+        return
+    assert target.placements == (Shard(0),), f"unexpected placement {target.placements}"
+    mesh, local = target.device_mesh, target.to_local()
+    rows = -(-shape[0] // mesh.size())  # of every rank but the last ones
+    first = min(mesh.get_local_rank() * rows, shape[0])
+    assert len(local) == min(rows, shape[0] - first)
+    if len(local):
+        local.copy_(stored[first : first + len(local)])

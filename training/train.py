@@ -1,0 +1,66 @@
+"""The torchrun entry: `torchrun ... -m training.train run.json`.
+
+Exit status 0: finished. 2: the configuration cannot work, trying again cannot help. 75: asked to stop, a checkpoint
+was written, the same command continues. 1: anything else; the same command continues from the newest checkpoint.
+
+torch is imported only after this process has tied its life to its parent's: until then a parent that is killed would
+leave it behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from training.config import load_run
+from training.launch import CONFIGURATION, FAILED, OK, PREEMPTED, die_with_parent, report_failure
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> int:
+    """Train as the JSON file says and return the exit status."""
+    die_with_parent(signal.SIGKILL, expected_parent=os.getppid())
+    if len(arguments) != 1:
+        print("usage: torchrun ... -m training.train RUN.json", file=sys.stderr)
+        return CONFIGURATION
+    # Packs differ in length; without this their blocks would fragment the device's memory.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    from training.reporting import reporter
+
+    with reporter() as speaker:
+        try:
+            run = load_run(Path(arguments[0]))
+            from training.data import build_loader
+            from training.loop import Preempted, train
+            from training.parallel import join_ranks, leave_ranks
+
+            ranks = join_ranks(run.device)
+            try:
+                train(run, ranks, speaker, build_loader)
+            except Preempted as leaving:
+                report_failure(PREEMPTED, str(leaving))
+                speaker.note(str(leaving))
+                return PREEMPTED
+            leave_ranks()
+        except ValueError as error:
+            traceback.print_exc()
+            report_failure(CONFIGURATION, str(error))
+            return CONFIGURATION
+        except Exception as error:
+            traceback.print_exc()
+            report_failure(FAILED, f"{type(error).__name__}: {error}")
+            return FAILED
+    return OK
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: threads that wait for ranks which are gone must not keep a failed rank, and its GPU, alive.
+    os._exit(status)
