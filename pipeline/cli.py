@@ -19,6 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
     why.add_argument("video", help="a video's id, with or without its source (panda/abc)")
     _config_option(why)
 
+    ask = commands.add_parser("ask", help="ask a checkpoint about a video (questions line by line if none is given)")
+    ask.add_argument("video", type=Path, help="a video file, or a feature file of the same variant")
+    ask.add_argument("question", nargs="?")
+    ask.add_argument("--checkpoint", type=Path, required=True, help="an export folder")
+    ask.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
     lineage = commands.add_parser("lineage", help="what a shard or checkpoint was made from, what a video went into")
     lineage.add_argument("what", help="a product (stage3[tiny]), a path inside of one, or a video (panda/abc)")
     lineage.add_argument("--verify", action="store_true", help="also hash the files again")
@@ -57,6 +63,19 @@ def _why(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _ask(chosen: argparse.Namespace) -> int:
+    from assets.evaluation.ask import VideoConversation
+
+    conversation = VideoConversation(chosen.checkpoint, chosen.video, chosen.device)
+    for question in [chosen.question] if chosen.question else map(str.strip, sys.stdin):
+        for piece in conversation.ask(question):
+            print(piece, end="", flush=True)
+        print()
+    timing = conversation.timing
+    print(f"video {timing.video:.2f} s, first token {timing.first_token:.2f} s", file=sys.stderr)
+    return 0
+
+
 def _lineage(chosen: argparse.Namespace) -> int:
     from assets.provenance import Register, products_of_video
     from assets.settings import load_settings
@@ -84,7 +103,7 @@ def _lineage(chosen: argparse.Namespace) -> int:
     return 1 if any("CHANGED" in verdict for verdict in verdicts) else 0
 
 
-_COMMANDS = {"demo": _demo, "lineage": _lineage, "why": _why}
+_COMMANDS = {"ask": _ask, "demo": _demo, "lineage": _lineage, "why": _why}
 
 
 if __name__ == "__main__":

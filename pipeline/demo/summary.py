@@ -37,6 +37,9 @@ ROWS = {
 }
 
 
+ACCURACY = ("questions", "asked", "chance", "base_model", "stage1", "stage2", "stage3", "nothing shown", "gain")
+
+
 def print_summary(client: DagsterClient, storage: Storage) -> None:
     """Print a row for each asset and what each stage and the evaluation came to."""
     by_asset: dict[str, list[Lineage]] = {}
@@ -72,7 +75,8 @@ def print_summary(client: DagsterClient, storage: Storage) -> None:
     if "evaluation" in by_asset:
         (record,) = by_asset["evaluation"]
         summary = storage.read_json(f"{record.folder}/summary.json")
-        print(f"\nshare of held-out questions answered right\n{text_table(summary['accuracy'])}")
+        accuracy = [{name: row[name] for name in ACCURACY} for row in summary["accuracy"]]
+        print(f"\nshare of held-out questions answered right\n{text_table(accuracy)}")
         print(f"\n{summary['example']}")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import struct
 import threading
 from pathlib import Path
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tests.memory import forget_peak, peak_mib
 from training.features import (
     HEADER_ROOM,
     FeatureStore,
@@ -109,10 +109,11 @@ def test_reading_a_few_frames_of_a_huge_file_loads_only_these(tmp_path):
     ).encode()
     path.write_bytes(struct.pack("<Q", HEADER_ROOM - 8) + header.ljust(HEADER_ROOM - 8))
     os.truncate(path, HEADER_ROOM + end + 4 * frames)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget_peak()
+    before = peak_mib()
     rows = open_features(path).read(range(0, frames, 1000))
     assert rows.shape == (40, tokens, width)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # kilobytes
+    assert peak_mib() - before < 64
 
 
 @pytest.mark.parametrize("index", [-1, 5])

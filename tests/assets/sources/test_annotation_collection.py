@@ -224,15 +224,16 @@ def test_there_are_never_a_hundred_parts(tmp_path, landing):
 
 
 MEASURE = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from assets.settings import Settings
 from assets.sources.annotations import collect_annotations
+from tests.memory import peak_mib
 from training.storage import Storage
 settings = Settings.model_validate_json(Path(sys.argv[1]).read_text())
 start = time.monotonic()
 collect_annotations(Storage(settings.root), settings, lambda line: None)
-print(time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(time.monotonic() - start, peak_mib())
 """
 
 

@@ -17,11 +17,12 @@ from training.storage import Storage
 
 LARGE = 100_000
 WORK = """
-import json, resource, sys, time
+import json, sys, time
 from assets.videos.catalogue import Catalogue, VideoRow, read_catalogue
+from tests.memory import peak_mib
 from training.storage import Storage
 storage, count = Storage(sys.argv[1]), int(sys.argv[2])
-imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+imports = peak_mib()
 seconds = {}
 def timed(name, action):
     start = time.monotonic()
@@ -41,8 +42,8 @@ assert timed("walk", lambda: sum(1 for _ in catalogue.rows(["pending"]))) > 0
 timed("compact", catalogue.compact)
 timed("read", lambda: read_catalogue(storage, "panda", "part0"))
 catalogue.close()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": seconds, "MiB": peak / 1024, "MiB of imports": imports / 1024}))
+peak = peak_mib()
+print(json.dumps({"seconds": seconds, "MiB": peak, "MiB of imports": imports}))
 """
 
 
