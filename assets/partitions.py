@@ -3,7 +3,7 @@
 - **part**: long videos, split by a stable hash. Dynamic: every landing of new data adds one. Fewer than 100, because
   above that Dagster no longer records a combined data version for an unpartitioned asset downstream.
 - **LLaVA part**: the other two collections, always ten, because the stages' mixtures name them.
-- **variant**: a model size.
+- **variant**: a model size, of those that the deployment's settings list.
 - **source**: where a long video comes from, as the deployment's settings list them.
 """
 
@@ -17,11 +17,12 @@ from assets.settings import load_settings
 from assets.split import part_name
 
 LLAVA_PARTS = 10
+_SETTINGS = load_settings()
 
 part_partitions = dg.DynamicPartitionsDefinition(name="part")
 llava_part_partitions = dg.StaticPartitionsDefinition([part_name(index) for index in range(LLAVA_PARTS)])
-variant_partitions = dg.StaticPartitionsDefinition(["tiny", "3b", "7b"])
-source_partitions = dg.StaticPartitionsDefinition(sorted(load_settings().sources))
+variant_partitions = dg.StaticPartitionsDefinition(list(_SETTINGS.variants))
+source_partitions = dg.StaticPartitionsDefinition(sorted(_SETTINGS.sources))
 
 source_and_part = dg.MultiPartitionsDefinition({"source": source_partitions, "part": part_partitions})
 variant_and_part = dg.MultiPartitionsDefinition({"variant": variant_partitions, "part": part_partitions})
