@@ -101,9 +101,8 @@ def test_passing_failures_are_tried_again_but_not_for_ever(faulty, run, tmp_path
         report = run(other, rows, backends=[FAULTY], limits=limits)
         assert record(other, "panda/exit")["attempts"] == attempt
         assert report.counts["already_done"] == (attempt > 1)
-    started = time.monotonic()
     assert run(other, rows, backends=[FAULTY], limits=limits).counts["quarantined crash"] == 1
-    assert time.monotonic() - started < 1
+    assert record(other, "panda/exit")["attempts"] == 3
     healed = run(other, rows, limits=Limits(stall_s=3))  # other limits: another chance
     assert healed.counts["done"] == 1
     assert not (other / "VideoMarathon/features/tiny/panda/exit.quarantine.json").exists()
