@@ -20,7 +20,7 @@ demo: install
 
 ui: install
 	@echo "opening the deployment of $(CONFIG) on http://127.0.0.1:$(PORT) (CONFIG=... opens another)"
-	cd $(ROOT) && HOURLLAVA_CONFIG="$(CONFIG)" $(BIN)/dagster dev -h 127.0.0.1 -p $(PORT)
+	cd $(ROOT) && HOURLLAVA_CONFIG="$(CONFIG)" $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
 
 test: install
 	cd $(ROOT) && $(BIN)/pytest -q -m "not slow"
