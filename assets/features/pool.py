@@ -181,7 +181,8 @@ class Pool:
         self._dispatch()
         for key, _ in self._selector.select(TICK_S):
             if isinstance(key.data, Worker):
-                self._hear_worker(key.data)
+                if key.data.name in self.workers:  # else its exit was heard in this same turn, and with it all it said
+                    self._hear_worker(key.data)
             elif isinstance(key.data, EncoderProcess):
                 self._hear_encoder(key.data)
             else:
