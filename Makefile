@@ -6,6 +6,9 @@ PORT ?= 3000
 # The deployment that `make ui` opens: CONFIG=..., else the demo's when it has been built, else the built-in one.
 CONFIG ?= $(firstword $(wildcard $(ROOT)/.demo/deployment.yaml) $(ROOT)/pipeline/deployment.yaml)
 
+# Tests of one file stay in one process; the longest begin first.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: install demo ui test test-slow lint bench clean
 
 install: $(ROOT)/.venv/.installed
@@ -23,10 +26,10 @@ ui: install
 	cd $(ROOT) && HOURLLAVA_CONFIG="$(CONFIG)" $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
 
 test: install
-	cd $(ROOT) && $(BIN)/pytest -q -m "not slow"
+	cd $(ROOT) && $(BIN)/pytest -q $(SIDE_BY_SIDE) -m "not slow"
 
 test-slow: install
-	cd $(ROOT) && $(BIN)/pytest -q -m slow
+	cd $(ROOT) && $(BIN)/pytest -q $(SIDE_BY_SIDE) -m slow
 
 lint: install
 	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy

@@ -6,11 +6,24 @@ import os
 import resource
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parent
 
 os.environ["HOURLLAVA_CONFIG"] = str(TESTS / "deployment.yaml")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 # A StreamingDataset keeps some hundred descriptors of shared memory open until its process ends.
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 1 << 16) if most > 0 else 1 << 16, most))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (``pytest -n``), tests that share what a fixture built stay together: a file's, and the demo's.
+
+    The demo takes as long as half of all others, so it is begun first.
+    """
+    for item in items:
+        group = "demo" if "demo" in getattr(item, "fixturenames", ()) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: "demo" not in getattr(item, "fixturenames", ()))
