@@ -37,6 +37,7 @@ from transformers import AutoTokenizer
 import model.attention as attention
 import training.feed as feed
 from benchmarks import training_data
+from benchmarks.communication import communication
 from model.attention import Packing
 from model.config import PRESETS, HourLlavaConfig
 from model.hour_llava import HourLlava, Output
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--micro-tokens", type=int, help="budget of a pack")
+    parser.add_argument("--communication", action="store_true", help="profile one more step: the share of collectives")
     parser.add_argument("--layers", type=int, help="LLM layers, instead of the variant's")
     parser.add_argument("--chain", type=int, default=0, metavar="STEPS", help="train the three stages instead")
     parser.add_argument("--folder", type=Path, default=Path("data/benchmark"))
@@ -110,7 +112,7 @@ def compare(
                 "features_root": str(folder / _data_of(arm) / "features"),
                 "global_batch": options.samples * ranks.world,
                 "micro_batch": PUBLISHED_BATCH if arm == "published" else min(4, options.samples),
-                "epochs": options.steps + 1,
+                "epochs": options.steps + 2,
                 "checkpointing": False if options.no_checkpointing else None,
                 "compile": not options.no_compile and ranks.device.type == "cuda",
                 "micro_tokens": options.micro_tokens,
@@ -130,19 +132,19 @@ def compare(
         if arm == "cold":
             training_data.forget_cached(folder / "hour" / "features")
         row = {"arm": arm, "variant": options.variant, "layers": config.llm.num_layers, "gpus": ranks.world}
-        row |= measure(training, options.steps, published=arm == "published")
+        row |= measure(training, options.steps, published=arm == "published", profiled=options.communication)
         if ranks.first:
             _print(row, options.json)
     if training is not None:
         training.loader.close()
 
 
-def measure(training: Training, steps: int, published: bool) -> dict[str, Any]:
-    """Take one step and then ``steps`` that count; means over those."""
+def measure(training: Training, steps: int, published: bool, profiled: bool) -> dict[str, Any]:
+    """Take one step and then ``steps`` that count; means over those. One more under the profiler, where asked for."""
     records: list[dict[str, Any]] = []
     training.metrics = types.SimpleNamespace(write=records.append, close=lambda: None)  # type: ignore[assignment]
     training.progress = replace(training.progress, step=0)
-    training.steps = steps + 1
+    training.steps = steps + 1 + profiled
     with ExitStack() as stack:
         if published:
             _feed_as_published(training, stack)
@@ -152,7 +154,8 @@ def measure(training: Training, steps: int, published: bool) -> dict[str, Any]:
         stack.callback(windows.close)
         for _ in range(steps + 1):
             training.step(windows)
-    timed = records[1:]
+        shares = communication(lambda: training.step(windows)) if profiled else {}
+    timed = records[1 : steps + 1]
     seconds = sum(record["step_s"] for record in timed)
     return {
         "samples": sum(record["samples"] for record in timed),
@@ -165,6 +168,7 @@ def measure(training: Training, steps: int, published: bool) -> dict[str, Any]:
         "peak_gib": max(record.get("peak_gib", 0) for record in timed),
         "estimated_gib": training.memory.needed.total / GIB,
         "loss": timed[-1]["loss"],
+        **shares,
     }
 
 
