@@ -11,9 +11,10 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +22,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 TEMPORARY_PREFIX = ".tmp-"
+MARKERS = ("index.json", "lineage.json")  # written last: a folder that has them is complete
+COPIES = "copies"
+UNUSED_S = 7 * 24 * 3600  # a copy of a remote file that nobody read for so long is removed
 
 
 class Storage:
@@ -28,8 +32,8 @@ class Storage:
 
     Args:
         root: a local path or any fsspec URL (``s3://bucket/prefix``, ``memory://x``).
-        cache: where copies of remote files are kept for reading; a per-root folder under the system's
-            temporary directory by default. Unused for a local root.
+        cache: where copies of remote files are kept for reading, until nobody read them for a week; a per-root folder
+            under the system's temporary directory by default. Unused for a local root.
     """
 
     def __init__(self, root: str, cache: Path | None = None) -> None:
@@ -91,12 +95,14 @@ class Storage:
             return Path(self._inner(rel))
         inner = self._inner(rel)
         version = hashlib.sha256(str(self.fs.checksum(inner)).encode()).hexdigest()[:16]
-        target = self.cache / version / rel
+        target = self.cache / COPIES / version / rel
         if not target.exists():
+            self._forget_unused()
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(_temporary_name(target.name))
             self.fs.get_file(inner, str(temporary))
             os.replace(temporary, target)
+        os.utime(self.cache / COPIES / version)
         return target
 
     def local_folder(self, rel: str) -> Path:
@@ -108,15 +114,25 @@ class Storage:
             return Path(self._inner(rel))
         names = self.list(rel)
         state = [(name, str(self.fs.checksum(self._inner(name)))) for name in names]
-        target = self.cache / hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16] / _checked(rel)
+        version = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+        target = self.cache / COPIES / version / _checked(rel)
         if not target.exists():
+            self._forget_unused()
             temporary = target.with_name(_temporary_name(target.name))
             for name in names:
                 file = temporary / PurePosixPath(name).relative_to(_checked(rel))
                 file.parent.mkdir(parents=True, exist_ok=True)
                 self.fs.get_file(self._inner(name), str(file))
             os.replace(temporary, target)
+        os.utime(self.cache / COPIES / version)
         return target
+
+    def _forget_unused(self) -> None:
+        """Remove copies that nobody asked for lately."""
+        for copy in (self.cache / COPIES).glob("*"):
+            with suppress(FileNotFoundError):  # another process removes it at this moment
+                if time.time() - copy.stat().st_mtime > UNUSED_S:
+                    shutil.rmtree(copy)
 
     @contextmanager
     def writing(self, rel: str) -> Iterator[Path]:
@@ -135,8 +151,9 @@ class Storage:
     def writing_dir(self, rel: str) -> Iterator[Path]:
         """A temporary local folder that replaces the folder ``rel`` when the block ends well.
 
-        On an object store the files are uploaded in name order, except ``index.json`` and ``lineage.json``, which
-        come last and so mark the folder complete.
+        On an object store the files are uploaded in name order, except the markers ``index.json`` and
+        ``lineage.json``: those of the folder that is replaced go first and the new ones come last, so that a folder
+        with markers is complete at every moment.
         """
         target = self._inner(rel)
         with self._scratch(target) as temporary:
@@ -156,8 +173,10 @@ class Storage:
                 fsync_folder(Path(target).parent)
             else:
                 if self.fs.exists(target):
-                    self.fs.rm(target, recursive=True)
-                for file in sorted(files, key=lambda path: (path.name in ("index.json", "lineage.json"), path)):
+                    replaced = self.fs.find(target)
+                    for name in sorted(replaced, key=lambda name: name.rpartition("/")[2] not in MARKERS):
+                        self.fs.rm(name)
+                for file in sorted(files, key=lambda path: (path.name in MARKERS, path)):
                     self.fs.put_file(str(file), f"{target}/{file.relative_to(temporary).as_posix()}")
 
     def write_json(self, rel: str, value: Any) -> None:

@@ -16,7 +16,7 @@ import orjson
 
 from assets.sources.errors import AnnotationError
 
-NORMALISER = 1  # raise it when the same row would give another result: it is part of the data version
+NORMALISER = 2  # raise it when the same row would give another result: it is part of the data version
 
 # Names in the wild -> ours, in order of preference, compared without case.
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -74,7 +74,10 @@ class Question:
 
 
 class Normaliser:
-    """Turns raw rows into questions.
+    """Turns raw rows of one file into questions.
+
+    The first row's columns are taken for the file's: what is wrong with them stops the file, for its owner to mend. A
+    later row with other columns (JSON has such) is that row's own fault.
 
     Args:
         sources: the configured source names; rows of other sources are rejected.
@@ -101,7 +104,7 @@ class Normaliser:
 
         Raises:
             Reject: with the reason.
-            AnnotationError: columns that are not known, or none that are needed.
+            AnnotationError: the file's columns are not known, or those are missing that are needed.
         """
         if isinstance(row, str):
             raise Reject("not_an_object")
@@ -141,7 +144,8 @@ class Normaliser:
         """Column name -> field.
 
         Raises:
-            AnnotationError: unknown or missing columns; the message names what was found and what is accepted.
+            AnnotationError: unknown or missing columns in the file's first row; names what was found and is accepted.
+            Reject: unknown columns in a later row. Missing ones are like empty ones.
         """
         known = {alias: field for field, aliases in FIELDS.items() for alias in aliases} | self.columns
         unknown = [n for n in names if n.lower() not in known and n.lower() not in IGNORED]
@@ -155,7 +159,10 @@ class Normaliser:
             if field not in best or rank < best[field][0]:
                 best[field] = (rank, name)
         enough = "video" in best and ("conversations" in best or {"question", "answer"} <= best.keys())
-        if unknown or not enough:
+        if self._layouts:
+            if unknown:
+                raise Reject("other_columns")
+        elif unknown or not enough:
             problem = f"unknown columns {', '.join(map(repr, unknown))}" if unknown else "columns are missing"
             accepted = "; ".join(f"{field}: {'/'.join(aliases)}" for field, aliases in FIELDS.items())
             raise AnnotationError(

@@ -33,7 +33,7 @@ ROWS = {
     "stage1": ("samples", "steps"),
     "stage2": ("samples", "steps"),
     "stage3": ("samples", "steps"),
-    "evaluation": ("questions", "answers"),
+    "evaluation": ("questions", "asked"),
 }
 
 

@@ -1,6 +1,10 @@
 """Storage: what has a final name is complete, on a local root and on a remote one."""
 
+import itertools
+import json
 import os
+import time
+from contextlib import suppress
 
 import pytest
 
@@ -60,6 +64,54 @@ def test_a_cached_copy_follows_the_remote_file(storage):
     assert storage.local("f").read_bytes() == b"one"
     storage.write_bytes("f", b"three")
     assert storage.local("f").read_bytes() == b"three"
+
+
+def test_copies_that_nobody_read_for_a_week_are_removed(tmp_path):
+    storage = Storage(f"memory://{tmp_path.name}", cache=tmp_path / "cache")
+    for name in ("a", "b", "c"):
+        storage.write_bytes(name, name.encode())
+    old, recent = storage.local("a"), storage.local("b")
+    for path, days in ((old, 8), (recent, 6)):
+        then = time.time() - days * 24 * 3600
+        os.utime(path.parent, (then, then))
+    storage.local("c")
+    assert not old.exists()
+    assert recent.exists()
+    assert storage.local("a").read_bytes() == b"a"
+
+
+def test_a_remote_folder_whose_replacing_stops_anywhere_is_whole_or_has_no_index(tmp_path, monkeypatch):
+    """The index names the content of the folder's file; at whatever operation the store fails, both agree."""
+
+    def replace(storage, content):
+        with storage.writing_dir("d") as temporary:
+            (temporary / "shard").write_text(content)
+            (temporary / "index.json").write_text(json.dumps(content))
+
+    seen = set()
+    for fails_at in range(6):
+        storage = Storage(f"memory://{tmp_path.name}-{fails_at}", cache=tmp_path / "cache")
+        replace(storage, "old")
+        operations = itertools.count()
+
+        def failing(operation, count=operations, last=fails_at):
+            def call(*given, **named):
+                if next(count) == last:
+                    raise ConnectionError
+                return operation(*given, **named)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("rm", "put_file"):
+                patch.setattr(storage.fs, name, failing(getattr(storage.fs, name)))
+            with suppress(ConnectionError):
+                replace(storage, "new")
+        whole = storage.exists("d/index.json")
+        if whole:
+            assert storage.read_bytes("d/shard").decode() == storage.read_json("d/index.json")
+        seen.add((whole, whole and storage.read_json("d/index.json")))
+    assert seen == {(True, "old"), (False, False), (True, "new")}
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd"])

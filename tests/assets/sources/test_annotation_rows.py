@@ -121,6 +121,16 @@ def test_missing_columns_are_an_error():
         one({"video": "x", "question": "Q?"})
 
 
+def test_a_later_row_with_other_columns_is_set_aside_alone():
+    normaliser = Normaliser(SOURCES)
+    normaliser.questions(flat(), "file.jsonl")
+    without_answer = {name: value for name, value in flat().items() if name != "answer"}
+    for row, reason in ((without_answer, "no_answer"), (flat(mood="good"), "other_columns"), ({}, "no_video")):
+        with pytest.raises(Reject, match=reason):
+            normaliser.questions(row, "file.jsonl")
+    assert len(normaliser.questions(flat(url="https://a.example/x.mp4"), "file.jsonl")) == 1
+
+
 def test_the_settings_may_name_columns_or_leave_them_out():
     row = {"clip": "x", "where": "panda", "question": "Q?", "answer": "A", "colour": "red"}
     assert one(row, columns={"clip": "video", "where": "source", "colour": None}).video == "panda/x"
