@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from streaming import Stream, StreamingDataset
+from streaming.base.batching import generate_work
+from streaming.base.world import World
 
 from assets.split import part_of
 from tests.training.shard_runs import FRAMES, Blind, Corpus, features_of, make_corpus
@@ -161,12 +164,15 @@ def test_any_number_of_workers_gives_the_same_batches_also_after_resuming(pristi
 
 
 def test_stored_features_arrive_whole_and_belong_to_their_sample(pristine):
+    seen = set()
     for batch in loader_of(pristine):
         for sample in batch.samples if batch.stream else []:
+            seen.add(sample.id)
             features = sample.visuals[0].features
             assert features.shape[0] == FRAMES
             assert torch.equal(features, features_of(sample.id.partition("#")[0]))
             assert sample.seed == seed_of("hour-llava", 0, sample.id)
+    assert len(seen) == 64
 
 
 def test_short_videos_are_decoded(pristine):
@@ -353,44 +359,34 @@ def test_a_remote_root_reads_the_same_through_a_bounded_cache(pristine, tmp_path
     assert again.report() == {"damaged shard": 8}
 
 
-# --- the machine ------------------------------------------------------------------------------------------------------
-
-CHILD = """
-import os, sys, time
-from pathlib import Path
-from training import streams
-from training.config import load_run
-
-release = streams._release_shared_memory
-
-def release_and_look(dataset):
-    names = [name for name in os.listdir("/dev/shm") if name.startswith(f"{dataset._shm_prefix_int:06}_")]
-    release(dataset)
-    left = [name for name in os.listdir("/dev/shm") if name.startswith(f"{dataset._shm_prefix_int:06}_")]
-    print(bool(names), len(left), end=" ")
-
-streams._release_shared_memory = release_and_look
-order = streams.Streams(load_run(Path(sys.argv[1])), 0, 1).order(0)
-print(order.reshape(-1)[:20].tolist(), flush=True)
-time.sleep(60 if sys.argv[2] == "stay" else 0)
-"""
+# --- order ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_jobs_on_one_machine_neither_collide_nor_hold_names_in_shared_memory(pristine, tmp_path):
-    pristine.run().write(tmp_path / "run.json")
-
-    def start(what: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", CHILD, str(tmp_path / "run.json"), what]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    jobs = [start("leave") for _ in range(2)] + [start("stay")]
-    lines = [job.stdout.readline() for job in jobs]
-    assert [job.wait() for job in jobs[:2]] == [0, 0]
-    jobs[2].kill()  # a job that is killed while it trains has nothing left to clean up
-    jobs[2].wait()
-    assert len(set(lines)) == 1
-    assert lines[0].startswith("True 0 [")
+@pytest.mark.parametrize(("nodes", "per_node"), [(1, 1), (1, 2), (2, 1)])
+def test_the_order_is_that_of_a_plain_streaming_dataset(pristine, monkeypatch, nodes, per_node):
+    sharding = pristine.root / "VideoMarathon/sharding"
+    parts = ("llavavideo_si_part0", "videomarathon_video_part0")
+    streams = tuple(StreamConfig(part, str(sharding), (f"{part}/index.json",)) for part in parts)
+    run = pristine.run(streams=streams, global_batch=4, micro_batch=2, shuffle_block=24)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(per_node))
+    world = nodes * per_node
+    plain = StreamingDataset(
+        streams=[Stream(local=str(sharding / part)) for part in parts],
+        batch_size=4 // world,
+        shuffle=True,
+        shuffle_algo="py1e",
+        shuffle_seed=seed_of(run.seed, "shuffle"),
+        shuffle_block_size=24,
+        num_canonical_nodes=run.canonical_nodes,
+        batching_method="per_stream",
+    )
+    for rank in range(world):
+        for epoch in (0, 1):
+            work = generate_work("per_stream", plain, World(nodes, per_node, 1, rank), epoch, 0)
+            expected = work[rank // per_node, rank % per_node, 0]
+            order = Streams(run, rank, world).order(epoch)
+            assert len(order) > 5
+            assert np.array_equal(order, expected[(expected >= 0).all(axis=1)])
 
 
 def test_rows_of_one_video_are_read_close_together_while_a_batch_mixes_videos(pristine):
