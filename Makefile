@@ -9,7 +9,7 @@ CONFIG ?= $(firstword $(wildcard $(ROOT)/.demo/deployment.yaml) $(ROOT)/pipeline
 # Tests of one file stay in one process; the longest begin first.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: install demo ui test test-slow lint bench clean
+.PHONY: install demo ui test test-slow lint bench browser screenshots clean
 
 install: $(ROOT)/.venv/.installed
 
@@ -35,7 +35,19 @@ lint: install
 	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
 
 bench: install
-	cd $(ROOT) && for script in benchmarks/*.py; do $(BIN)/python -m benchmarks.$$(basename $$script .py) --preset tiny || exit 1; done
+	cd $(ROOT) && for script in $$(grep -l '"--preset"' benchmarks/*.py); do $(BIN)/python -m benchmarks.$$(basename $$script .py) --preset tiny || exit 1; done
+
+# Debian's Chromium for the browser tests and the screenshots, where there is none yet.
+browser:
+	@command -v chromium > /dev/null || { \
+		[ "$$(id -u)" = 0 ] || as_root=sudo; \
+		$$as_root apt-get update -qq && \
+		$$as_root env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
+	}
+
+screenshots: install browser
+	cd $(ROOT) && $(BIN)/python -m docs.screenshots
 
 clean:
 	rm -rf $(ROOT)/.demo $(ROOT)/.dagster

@@ -55,6 +55,7 @@ class Lineage:
         counts: rows in, rows out, drops by reason.
         code_version: version of the code that made it.
         run_id: the Dagster run; empty outside of one.
+        failed: checks that it did not pass -> what they found; nothing may be made from such a product.
     """
 
     product: str
@@ -65,6 +66,7 @@ class Lineage:
     counts: dict[str, int] = field(default_factory=dict)
     code_version: str = ""
     run_id: str = ""
+    failed: dict[str, str] = field(default_factory=dict)
 
     def write(self, storage: Storage) -> None:
         """Record the product, beside itself first: a record in the register means that the product is complete."""
@@ -100,6 +102,7 @@ def input_versions(storage: Storage, names: Iterable[str]) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: one or more of them were not made; all are named.
+        ValueError: one of them did not pass its checks.
     """
     names = list(names)
     missing = [name for name in names if not storage.exists(record_name(name))]
@@ -107,4 +110,7 @@ def input_versions(storage: Storage, names: Iterable[str]) -> dict[str, str]:
         raise FileNotFoundError(
             f"not made yet under {storage.root}: {', '.join(missing)}; materialize what is missing first"
         )
-    return {name: Lineage.read(storage, name).version for name in names}
+    records = [Lineage.read(storage, name) for name in names]
+    if broken := [f"{r.product} ({check}: {says})" for r in records for check, says in r.failed.items()]:
+        raise ValueError(f"did not pass their checks: {'; '.join(broken)}. Materialize them again first")
+    return {record.product: record.version for record in records}

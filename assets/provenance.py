@@ -8,7 +8,7 @@ from pathlib import Path
 
 from assets.checkpoints.results import Weights, read_weights
 from assets.lineage import LINEAGE_NAME, Lineage, all_records, product
-from training.file_cache import hash_file_xxh64
+from assets.shards.checks import part_faults
 from training.storage import Storage
 
 
@@ -84,16 +84,17 @@ class Register:
             users = [self.records[child].inputs[name] for child in self.children.get(name, [])]
             return f"{name} @ {', '.join(sorted(set(users)))}"
         counts = ", ".join(f"{count:,} {what}" for what, count in list(record.counts.items())[:4])
-        return f"{name}  {record.version[:12]}  {counts}"
+        failed = f"  ! did not pass: {', '.join(record.failed)}" if record.failed else ""
+        return f"{name}  {record.version[:12]}  {counts}{failed}"
 
     def verify(self, name: str) -> str:
         """Hash a product's files again; a sentence that says whether they are what was recorded."""
         record = self.records[name]
         folder = self.storage.local_folder(record.folder) if record.folder else None
         if folder and (folder / "index.json").exists():
-            recorded = json.loads((folder / "manifest.json").read_text())["shards"]
-            wrong = [file for file, digest in recorded.items() if not _is(folder / file, digest)]
-            return f"{name}: CHANGED: {', '.join(wrong)}" if wrong else f"{name}: verified, {len(recorded)} shards"
+            faults = part_faults(Storage(str(folder.parent)), folder.name)
+            shards = len(json.loads((folder / "index.json").read_text())["shards"])
+            return f"{name}: CHANGED: {'; '.join(faults)}" if faults else f"{name}: verified, {shards} shards"
         if folder and (weights := _weights(folder)):
             if weights.version == record.version:
                 return f"{name}: verified, {weights.tensors} tensors"
@@ -112,10 +113,6 @@ def products_of_video(register: Register, video: str, part: str) -> list[str]:
             found.append(name)
             queue += sorted(register.children.get(name, []))
     return found
-
-
-def _is(file: Path, digest: str) -> bool:
-    return file.is_file() and hash_file_xxh64(file) == digest
 
 
 def _weights(folder: Path) -> Weights | None:

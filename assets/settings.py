@@ -143,6 +143,27 @@ class Shards(Section):
     )
 
 
+class Limits(Section):
+    """What one video may cost its decoder before it is given up."""
+
+    max_pixels: int = Field(default=4096 * 2304, ge=1, description="width x height; looked at before decoding begins")
+    max_frames: int = Field(default=4 * 3600, ge=1, description="frames kept of a video; four hours at one a second")
+    memory_bytes: int = Field(default=3 << 30, ge=1 << 28, description="most memory of a decoding process")
+    stall_s: float = Field(
+        default=30.0, gt=0, description="seconds without a picture, while there is room for one, after the first pass"
+    )
+    deadline_s: float = Field(
+        default=120.0, gt=0, description="seconds for a whole video, or half its duration where that is more"
+    )
+    attempts: int = Field(
+        default=3, ge=1, description="runs that try a video again after a timeout, a crash or memory running out"
+    )
+    recycle_after: int = Field(default=200, ge=1, description="videos after which a decoding process is replaced")
+    ring_bytes: int = Field(
+        default=2 << 30, ge=1 << 20, description="most memory for pictures between decoders and encoders"
+    )
+
+
 class Features(Section):
     """Decoding and encoding of long videos."""
 
@@ -152,16 +173,27 @@ class Features(Section):
     encoder: str | None = Field(default=None, description="SigLIP checkpoint to use instead of the stage-2 export")
     damaged: Literal["use", "skip"] = "use"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    limits: Limits = Limits()
 
 
 class Training(Section):
     """How a stage is launched. Recipes are in training/stages.py; these numbers only override for this deployment."""
 
     processes: int = Field(default=1, ge=1, description="ranks on this machine, one for each GPU")
-    nodes: int = Field(default=1, ge=1)
-    rendezvous: str | None = Field(default=None, description="host:port of the first node when nodes > 1")
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        description="machines that train a stage together. This one starts its own share; on every other one, start "
+        "what the step's log shows after 'starting:'. All of them see the same root, under the same path",
+    )
+    rendezvous: str | None = Field(
+        default=None, description="when nodes > 1: host:port of one of them that the others can reach, any free port"
+    )
     cpu_threads: int = Field(default=2, ge=1, description="threads of each rank when there is no GPU")
-    scratch: Path = Field(default=Path(".scratch"), description="local folder of running stages when root is remote")
+    scratch: Path = Field(
+        default=Path(".scratch"),
+        description="folder of running stages when root is remote; when nodes > 1, one that all of them see",
+    )
     overrides: dict[str, dict[str, Any]] = Field(
         default={}, description="by stage (stage1, stage2, stage3): fields of training.config.RunConfig"
     )

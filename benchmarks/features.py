@@ -16,39 +16,28 @@ import json
 import multiprocessing
 import os
 import platform
-import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from assets.features.backends import open_pyav
+from assets.features.decoders import NVDEC, PYAV
 from assets.features.extract import extract
 from assets.features.jobs import Video
 from assets.features.nvdec import installed, open_nvdec
 from assets.features.options import Options
-from assets.features.pool import NVDEC, PYAV
-from assets.features.tower import ATTENTION, FrameEncoder, load_encoder
-from assets.lineage import hash_file
+from benchmarks.feature_baseline import FPS, baseline, file_size, make_encoder, make_videos, pillow
+from benchmarks.feature_tower import tower_rates, tower_variants
+from benchmarks.usage import Usage
 from model.config import PRESETS, HourLlavaConfig
 from model.resize import resize_frame
-from model.vision import VisionEncoder, save_vision_encoder
 from training.storage import Storage
-
-CHUNK = 128  # of the plain way
-FPS = 30
 
 
 def main() -> None:
@@ -102,145 +91,6 @@ def machine() -> dict[str, Any]:
         "av": av.__version__,
         "python": platform.python_version(),
     }
-
-
-# --- What is worked on ----------------------------------------------------------------------------------------------
-
-
-def make_videos(root: Path, count: int, minutes: float) -> list[Video]:
-    """Long clips: a minute of moving, grainy pictures each, repeated by copying packets."""
-    folder = root / "VideoMarathon/videos/panda"
-    folder.mkdir(parents=True)
-    kinds = min(4, count)
-    unit = min(60.0, minutes * 60)
-    with multiprocessing.get_context("spawn").Pool(kinds) as pool:
-        units = pool.starmap(encode_unit, [(root / f"unit{i}.mp4", round(unit * FPS), i) for i in range(kinds)])
-    videos: list[Video] = []
-    for i in range(count):
-        path = folder / f"v{i:03}.mp4"
-        if i < kinds:
-            repeat(units[i], path, round(minutes * 60 / unit))
-        else:
-            shutil.copyfile(folder / f"v{i % kinds:03}.mp4", path)
-        videos.append(Video(f"panda/v{i:03}", minutes * 60, hash_file(path), path.relative_to(root).as_posix()))
-    return videos
-
-
-def encode_unit(path: Path, frames: int, seed: int) -> Path:
-    """Drifting textures with grain and a cut every ten seconds, 640x360, about 0.5 Mbit a second."""
-    rng = np.random.default_rng(seed)
-    texture = np.asarray(
-        Image.fromarray(rng.integers(0, 256, (60, 100, 3), dtype=np.uint8)).resize(
-            (1600, 960), Image.Resampling.BICUBIC
-        )
-    )
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "b": "500k", "g": "250"})
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 640, 360, "yuv420p", 500_000
-        stream.codec_context.thread_count = 4
-        for i in range(frames):
-            scene, t = divmod(i, 10 * FPS)
-            x, y = (scene * 311 + 2 * t) % 900, (scene * 173 + t) % 560
-            picture = texture[y : y + 360, x : x + 640].astype(np.int16)
-            grain = rng.integers(-6, 7, (90, 160, 1), dtype=np.int16).repeat(4, 0).repeat(4, 1)
-            frame = av.VideoFrame.from_ndarray(np.clip(picture + grain, 0, 255).astype(np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def repeat(unit: Path, path: Path, times: int) -> None:
-    """The same minute ``times`` over."""
-    with av.open(str(path), "w") as out:
-        target = None
-        shift = 0
-        for _ in range(times):
-            with av.open(str(unit)) as source:
-                stream = source.streams.video[0]
-                target = target or out.add_stream_from_template(stream)
-                end = 0
-                for packet in source.demux(stream):
-                    if packet.dts is None or packet.pts is None:
-                        continue
-                    end = max(end, packet.pts + (packet.duration or 0))
-                    packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, target
-                    out.mux(packet)
-                shift += end
-
-
-def make_encoder(folder: Path, config: HourLlavaConfig) -> Path:
-    torch.manual_seed(0)
-    encoder = VisionEncoder(config.vision)
-    for parameter in encoder.parameters():
-        nn.init.normal_(parameter, std=0.02)
-    save_vision_encoder(encoder.bfloat16(), folder)
-    return folder
-
-
-def file_size(root: Path) -> Callable[[Video], int]:
-    return lambda video: (root / video.relpath).stat().st_size
-
-
-# --- The plain way --------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def baseline(root: Path, videos: list[Video], encoder: Path, config: HourLlavaConfig, chunks: int) -> dict[str, float]:
-    """Decode everything, resize with Pillow, fp32 eager tower, chunk by chunk, each after the other."""
-    from transformers import SiglipVisionModel
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = False
-    model = SiglipVisionModel.from_pretrained(encoder, attn_implementation="eager", dtype=torch.float32)
-    model = model.to(device).eval()
-    side, pooled = config.vision.image_size, config.memory.pooled_side
-
-    def tower(pixels: np.ndarray) -> torch.Tensor:
-        states = model(torch.from_numpy(pixels).to(device), output_hidden_states=True).hidden_states[-1]
-        grid = states.transpose(1, 2).unflatten(-1, (config.vision.patches_per_side,) * 2)
-        return F.interpolate(grid, (pooled, pooled), mode="bilinear").cpu()
-
-    spent = {"decode": 0.0, "preprocess": 0.0, "tower": 0.0}
-    tower(np.zeros((8, 3, side, side), np.float32))
-    frames = plain_frames(root / videos[0].relpath)
-    done = 0
-    for _ in range(chunks):
-        with timed(spent, "decode"):
-            pictures = [picture for _, picture in zip(range(CHUNK), frames, strict=False)]
-        if not pictures:
-            break
-        with timed(spent, "preprocess"):
-            pixels = np.stack([pillow(picture, side) for picture in pictures])
-        with timed(spent, "tower"):
-            tower(pixels)
-        done += len(pictures)
-    memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
-    model.cpu()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    rates = {name: done / seconds for name, seconds in spent.items()}
-    return {**rates, "end_to_end": done / sum(spent.values()), "frames": done, "gpu_memory_gib": memory}
-
-
-def plain_frames(path: Path) -> Iterator[np.ndarray]:
-    """Every FPS-th picture, having decoded all of them."""
-    with av.open(str(path)) as container:
-        for i, frame in enumerate(container.decode(video=0)):
-            if i % FPS == 0:
-                yield frame.to_ndarray(format="rgb24")
-
-
-def pillow(picture: np.ndarray, side: int) -> np.ndarray:
-    square = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
-    return (np.asarray(square, np.float32).transpose(2, 0, 1) / 255 - 0.5) / 0.5
-
-
-@contextmanager
-def timed(spent: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    spent[name] += time.perf_counter() - started
 
 
 # --- Parts of ours --------------------------------------------------------------------------------------------------
@@ -325,90 +175,6 @@ def resize_ms(side: int, how: Callable[[np.ndarray, int], np.ndarray] = resize_f
     return (time.perf_counter() - started) * 20
 
 
-def tower_rates(encoder: Path, config: HourLlavaConfig, batches: list[int]) -> dict[str, float]:
-    """The tower alone as extraction runs it, pictures already on the device."""
-    return {f"batch {batch}": tower_rate(encoder, config, batch) for batch in batches}
-
-
-def tower_variants(encoder: Path, config: HourLlavaConfig, batch: int) -> dict[str, Any]:
-    """Other ways to run it."""
-    flash = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    return {
-        "attention alone, TFLOP/s": attention_rates(config) if torch.cuda.is_available() else {},
-        "flash attention": tower_rate(encoder, config, batch, attention=flash),
-        "separate gelu": tower_rate(encoder, config, batch, fused_gelu=False),
-        "not compiled": tower_rate(encoder, config, batch, compiled=False),
-    }
-
-
-@torch.inference_mode()
-def tower_rate(
-    encoder: Path,
-    config: HourLlavaConfig,
-    batch: int,
-    attention: list[SDPBackend] = ATTENTION,
-    fused_gelu: bool = True,
-    compiled: bool = True,
-) -> float:
-    cuda = torch.cuda.is_available()
-    device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
-    module: Any = FrameEncoder(load_encoder(encoder), config.memory.pooled_side, fused_gelu).to(device, dtype)
-    torch.compiler.reset()
-    run = torch.compile(module, fullgraph=True, dynamic=False) if cuda and compiled else module
-    with sdpa_kernel(attention, set_priority=True):
-        frames_per_second = rate(run, batch, config.vision.image_size, device)
-    del module, run
-    if cuda:
-        torch.cuda.empty_cache()
-    return frames_per_second
-
-
-def rate(run: Callable[[torch.Tensor], Any], batch: int, side: int, device: str, seconds: float = 4.0) -> float:
-    """Frames a second, over some seconds at working temperature."""
-    pixels = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=device)
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    for _ in range(3):
-        run(pixels)
-    wait()
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        run(pixels)
-        wait()
-        count += 1
-    return batch * count / (time.perf_counter() - started)
-
-
-def attention_rates(config: HourLlavaConfig) -> dict[str, float]:
-    """Kernels on the tower's own shape, and with head dimensions padded to what kernels like."""
-    heads, tokens = config.vision.num_heads, config.vision.patches_per_side**2
-    true = config.vision.hidden_size // heads
-    found = {}
-    for dims in (true, 80, 96, 128):
-        for kernel in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
-            q = torch.randn((128, tokens, 3, heads, dims), dtype=torch.bfloat16, device="cuda")
-            q_BHND, k_BHND, v_BHND = q.permute(2, 0, 3, 1, 4)
-            run = partial(F.scaled_dot_product_attention, q_BHND, k_BHND, v_BHND, scale=true**-0.5)
-            with sdpa_kernel(kernel):
-                try:
-                    ms = milliseconds(run)
-                except RuntimeError as error:
-                    print(f"{kernel.name} at {dims}: {str(error).splitlines()[0]}")
-                    continue
-            found[f"{kernel.name.lower()} {dims}"] = 4 * 128 * heads * tokens**2 * true / ms / 1e9
-    return found
-
-
-def milliseconds(run: Callable[[], Any], times: int = 20) -> float:
-    for _ in range(3):
-        run()
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(times):
-        run()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - started) * 1000 / times
-
-
 # --- All of it ------------------------------------------------------------------------------------------------------
 
 
@@ -440,53 +206,6 @@ def end_to_end(
         "decoders": len(backends),
         "quarantined": report.quarantine,
     }
-
-
-class Usage:
-    """Cores and memory used by this process and its children, sampled while something runs."""
-
-    def __enter__(self) -> Usage:
-        self.peak, self._stop = 0, threading.Event()
-        self._samples: list[tuple[float, float]] = []
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def cores(self, seconds: float) -> float:
-        """Mean number of busy cores over the last ``seconds``."""
-        end, busy = self._samples[-1]
-        start = min(self._samples, key=lambda sample: abs(end - sample[0] - seconds))
-        return (busy - start[1]) / max(end - start[0], 1e-9)
-
-    def _watch(self) -> None:
-        ticks = os.sysconf("SC_CLK_TCK")
-        while not self._stop.wait(0.5):
-            fields = [int(n) for n in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-            self._samples.append((time.monotonic(), (sum(fields) - fields[3] - fields[4]) / ticks))
-            self.peak = max(self.peak, sum(map(proportional_bytes, family(os.getpid()))))
-
-
-def family(pid: int) -> list[int]:
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += [member for child in task.read_text().split() for member in family(int(child))]
-        except FileNotFoundError:  # a process that just ended
-            continue
-    return found
-
-
-def proportional_bytes(pid: int) -> int:
-    """Memory of a process, shared pages counted in parts."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def table(results: dict[str, Any]) -> str:

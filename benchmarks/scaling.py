@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from assets.features.pool import PYAV
+from assets.features.decoders import PYAV
 from benchmarks import training_data
-from benchmarks.features import end_to_end, make_encoder, make_videos
+from benchmarks.feature_baseline import make_encoder, make_videos
+from benchmarks.features import end_to_end
 from model.config import PRESETS
 from training.samples import LONG_VIDEO_KIND
 

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from assets.settings import Annotations, Settings, Shards
+from benchmarks.locality import locality_ours, locality_plain
 from training.samples import SINGLE_IMAGE_KIND
 from training.storage import Storage
 
 ROWS_PER_VIDEO = 118  # 3.3 million rows about 28,000 videos
 DURATION_S = 1000.0
+DISTINCT_IMAGES = 2000
 LLAVA_ANNOTATION = "sharegpt4v-coco-50k.json"
 
 
@@ -108,21 +111,27 @@ def grouping_plain(folder: Path, rows: int) -> dict[str, Any]:
 
 
 def make_images(folder: Path, rows: int, scale: int = 4) -> None:
-    """Photographs as far as compressibility goes: ``scale`` times 160 x 120 and larger, one in ten a PNG."""
+    """Photographs as far as compressibility goes: ``scale`` times 160 x 120 and larger, one in ten a PNG.
+
+    Rows beyond the first ``DISTINCT_IMAGES`` have links to these as their images.
+    """
     images = folder / "LLaVA-OneVision/images"
     images.mkdir(parents=True)
     (folder / "LLaVA-OneVision/annotations").mkdir()
     rng = np.random.default_rng(0)
-    annotation = []
+    annotation: list[dict[str, Any]] = []
     for number in range(rows):
+        name = f"{number:06d}.{'png' if number % 10 == 0 else 'jpg'}"
+        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Noise. " * 40}]
+        annotation.append({"id": f"{number:06d}", "image": name, "conversations": turns})
+        if number >= DISTINCT_IMAGES:
+            (images / name).hardlink_to(images / annotation[number % DISTINCT_IMAGES]["image"])
+            continue
         width, height = scale * (160 + 8 * (number % 16)), scale * (120 + 8 * (number % 9))
         coarse = Image.fromarray(rng.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8))
         grain = rng.integers(-12, 12, (height, width, 1), dtype=np.int16)
         smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-        name = f"{number:06d}.{'png' if number % 10 == 0 else 'jpg'}"
         Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(images / name, quality=90)
-        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Noise. " * 40}]
-        annotation.append({"id": f"{number:06d}", "image": name, "conversations": turns})
     (folder / "LLaVA-OneVision/annotations" / LLAVA_ANNOTATION).write_text(json.dumps(annotation))
     (folder / "mixtures.csv").write_text(
         f"kind,collection,annotation,fraction\n{SINGLE_IMAGE_KIND},LLaVA-OneVision,{LLAVA_ANNOTATION},1\n"
@@ -302,55 +311,6 @@ class _Files:
         return load_file(self.paths[place])["features"].clone()
 
 
-# --- how often feature files are read ---------------------------------------------------------------------------------
-
-
-def locality_ours(folder: Path, videos: int) -> dict[str, Any]:
-    """Rows grouped by video, shards of 256 rows, a shuffle block of 4096."""
-    return _reads(videos, grouped=True, rows_per_shard=256, block=4096)
-
-
-def locality_plain(folder: Path, videos: int) -> dict[str, Any]:
-    """Rows in random order, shards of 4096 rows, the library's block."""
-    return _reads(videos, grouped=False, rows_per_shard=4096, block=1 << 18)
-
-
-def _reads(videos: int, grouped: bool, rows_per_shard: int, block: int, batch: int = 128) -> dict[str, Any]:
-    """Bytes of feature files read in one epoch by one machine, over the bytes there are, and videos in a batch.
-
-    The library's own shuffle over synthetic shards: 23.6 rows a video, features of 3 minutes to an hour, a cache of a
-    tenth of the data that forgets what was used longest ago.
-    """
-    from streaming.base.shuffle import get_shuffle
-
-    rng = np.random.default_rng(0)
-    rows_of = rng.poisson(23.6, videos).clip(4)
-    frames = np.exp(rng.normal(np.log(1050), 0.75, videos)).clip(180, 3600)
-    size = frames * 64 * 1152 * 2
-    video_of = np.repeat(rng.permutation(videos), rows_of)
-    if not grouped:
-        rng.shuffle(video_of)
-    shards = np.full(-(-len(video_of) // rows_per_shard), rows_per_shard)
-    shards[-1] -= shards.sum() - len(video_of)
-    order = video_of[get_shuffle("py1e", shards, 1, 0, 0, block)]
-    capacity, held, read = size.sum() / 10, 0.0, 0.0
-    cache: dict[int, float] = {}
-    for video in order.tolist():
-        if video not in cache:
-            read += size[video]
-            held += size[video]
-        cache[video] = cache.pop(video, size[video])
-        while held > capacity:
-            held -= cache.pop(next(iter(cache)))
-    distinct = [len(set(order[start : start + batch])) for start in range(0, len(order) - batch, batch * 7)]
-    return {
-        "rows": len(order),
-        "cache of the data": 0.1,
-        "reads / data": round(read / size.sum(), 2),
-        "videos in a batch of 128": round(float(np.mean(distinct)), 1),
-    }
-
-
 # --- running ----------------------------------------------------------------------------------------------------------
 
 WORK: dict[str, Callable[..., dict[str, Any]]] = {
@@ -383,6 +343,7 @@ def _work(name: str, folder: Path, arguments: list[int]) -> None:
     began = time.perf_counter()
     result = WORK[name](folder, *arguments)
     spent = time.perf_counter() - began
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # its processes' CPU time counts once it has ended
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     memory = {"cpu s": round(sum(os.times()[:4]), 2), "peak MB": own // 1024, "largest child MB": children // 1024}
     print(json.dumps({"work": name, "s": round(spent, 2), **memory, **result}))

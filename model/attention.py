@@ -59,15 +59,26 @@ def packed_attention(
 ) -> Tensor:
     """Each sequence of queries attends to the sequence of keys of the same number. Returns [T, H, D].
 
-    Outside compiled graphs: a change of the lengths then costs nothing, and no gain is lost.
+    Outside compiled graphs: a change of the lengths then costs nothing, and no gain is lost. Whatever kernel it came
+    from, the result looks the same to the graph that goes on with it (see `as_rows`).
     """
     if len(queries.lengths) != len(keys.lengths):
         raise ValueError(f"{len(queries.lengths)} sequences of queries but {len(keys.lengths)} of keys")
     if len(queries.lengths) > 1 and _short(queries, keys) and (varlen := _varlen(q_THD)):
-        return varlen(q_THD, k_NKD, v_NKD, queries, keys, causal)
+        return as_rows(varlen(q_THD, k_NKD, v_NKD, queries, keys, causal), q_THD.shape)
     parts = zip(q_THD.split(queries.lengths), k_NKD.split(keys.lengths), v_NKD.split(keys.lengths), strict=True)
     outputs = [attention(q[None], k[None], v[None], causal=causal)[0] for q, k, v in parts]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return as_rows(outputs[0] if len(outputs) == 1 else torch.cat(outputs), q_THD.shape)
+
+
+def as_rows(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """`x` in another shape, contiguous, and not known as a view; copies only what is not contiguous.
+
+    A compiled graph is made for inputs of one layout, and views are layouts of their own: were the tensors of one
+    sample views where those of several are not, blocks would be compiled once more for each combination.
+    Neither `x` nor the result may be changed in place.
+    """
+    return torch.ops.aten._unsafe_view(x.contiguous(), list(shape))  # type: ignore[no-any-return]
 
 
 def attention(
@@ -153,6 +164,7 @@ def _varlen_kernel() -> Any:
     return run
 
 
+@torch.compiler.disable
 def llm_attention(
     module: nn.Module,
     query: Tensor,
@@ -169,7 +181,8 @@ def llm_attention(
     """
     q_BTHD, k_BNKD, v_BNKD = (x.transpose(1, 2) for x in (query, key, value))
     if packing is not None:
-        return packed_attention(q_BTHD[0], k_BNKD[0], v_BNKD[0], packing, packing, causal=True)[None], None
+        out_THD = packed_attention(q_BTHD[0], k_BNKD[0], v_BNKD[0], packing, packing, causal=True)
+        return as_rows(out_THD, q_BTHD.shape), None
     if attention_mask is None and 1 < query.shape[2] != key.shape[2]:
         raise ValueError("several new tokens on top of a cache need an attention mask")
     causal = attention_mask is None and query.shape[2] > 1

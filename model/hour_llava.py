@@ -8,6 +8,8 @@ M MemAug queries, S language model tokens, R supervised rows, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from model.attention import LLM_ATTENTION, Packing
+from model.attention import LLM_ATTENTION, Packing, as_rows
 from model.config import HourLlavaConfig, LLMConfig
 from model.fusion import PackPlan, plan_pack
 from model.inputs import IGNORE_INDEX, SampleInputs, Visual, check
@@ -73,16 +75,25 @@ class HourLlava(nn.Module):
         loss = loss + 0 * (hidden_SD[0].float().sum() + idle)  # a graph through all that ran, also without any target
         return Output(loss, len(rows_R), prepared.plan.lengths if samples else ())
 
-    def prepare(self, samples: Sequence[SampleInputs], *, forgetting: Forgetting) -> Prepared:
-        """Everything before the language model. Raises ValueError that names the sample which cannot be used."""
+    def prepare(
+        self, samples: Sequence[SampleInputs], *, forgetting: Forgetting, memory_ND: Tensor | None = None
+    ) -> Prepared:
+        """Everything before the language model. Raises ValueError that names the sample which cannot be used.
+
+        memory_ND: the memories of the samples' visuals where `remember` has made them before.
+        """
         if not samples:
             raise ValueError("no samples")
-        return self._prepare(samples, forgetting, lockstep=False)[0]
+        return self._prepare(samples, forgetting, lockstep=False, memory_ND=memory_ND)[0]
+
+    def remember(self, visual: Visual) -> Tensor:
+        """The memory [N, D] of a visual, which `prepare` takes for any number of questions about it."""
+        return self._remember([[self._arrive(visual)]], lockstep=False)[0]
 
     def run_llm(self, prepared: Prepared) -> Tensor:
         """Final hidden states [S, D] of a pack; `llm.lm_head` makes logits of them."""
         output = self.llm.model(
-            inputs_embeds=prepared.embeds_SD[None],
+            inputs_embeds=as_rows(prepared.embeds_SD, (1, *prepared.embeds_SD.shape)),
             position_ids=prepared.positions_S[None],
             attention_mask={"full_attention": None},  # `packing` says it all: no dense mask is built
             packing=prepared.packing,
@@ -97,13 +108,21 @@ class HourLlava(nn.Module):
     # -- from samples to the language model's input -----------------------------------------------
 
     def _prepare(
-        self, samples: Sequence[SampleInputs], forgetting: Forgetting, lockstep: bool
+        self,
+        samples: Sequence[SampleInputs],
+        forgetting: Forgetting,
+        lockstep: bool,
+        memory_ND: Tensor | None = None,
     ) -> tuple[Prepared, Tensor | float]:
         """The second value is a number to weight with zero: the graph of what ran in lockstep only."""
         for sample in samples:
             check(sample, self.config)
-        visuals = [[self._arrive(visual) for visual in sample.visuals] for sample in samples if sample.visuals]
-        memory_ND, idle = self._remember(visuals, lockstep) if visuals else (None, self._idle() if lockstep else 0.0)
+        idle: Tensor | float = 0.0
+        if memory_ND is None and (with_visuals := [sample.visuals for sample in samples if sample.visuals]):
+            visuals = [[self._arrive(visual) for visual in group] for group in with_visuals]
+            memory_ND, idle = self._remember(visuals, lockstep)
+        elif memory_ND is None and lockstep:
+            idle = self._idle()
         # Planned only now: the device is busy with the memory meanwhile.
         plan = plan_pack(samples or [_nothing()], self.config, forgetting)
         text_LD = self.llm.model.embed_tokens(self._here(plan.ids_L))
@@ -118,7 +137,7 @@ class HourLlava(nn.Module):
         """The memories [N, D] of all samples with visuals, and the number for lockstep."""
         flat = [visual for group in visuals for visual in group]
         features, idle = self._encode(flat, lockstep)
-        rows_RC = [x.flatten(0, 1) for x in features]
+        rows_RC = [as_rows(x, (-1, x.shape[-1])) for x in features]
         tokens_RD = self.projector(rows_RC[0] if len(rows_RC) == 1 else torch.cat(rows_RC))
         parts = zip(flat, features, tokens_RD.split([len(x) for x in rows_RC]), strict=True)
         memories = [
@@ -212,6 +231,7 @@ class HourLlava(nn.Module):
 
         checkpoint_parts: of "vision", "projector", "memaug" and "llm", what recomputes its activations in backward,
         layer by layer. compile_blocks: compile the repeated blocks, each for itself; attention kernels stay outside.
+            A kind of block is compiled for the first lengths it sees, and once more for any when they vary.
         """
         parts = {
             "vision": [*self.vision.layers],
@@ -224,7 +244,7 @@ class HourLlava(nn.Module):
         for part, modules in parts.items():
             for module in modules:
                 if compile_blocks:
-                    module.forward = torch.compile(module.forward)
+                    module.forward = _compiled(module, varying=1 if part == "llm" else 0)
                 if part in checkpoint_parts:
                     module.forward = _recomputed(module.forward)
 
@@ -254,6 +274,23 @@ def qwen2_config(llm: LLMConfig) -> Qwen2Config:
 def _tensor(visual: Visual) -> Tensor:
     assert visual.tensor is not None  # `inputs.check` saw to it
     return visual.tensor
+
+
+def _compiled(module: nn.Module, varying: int) -> Callable[..., Any]:
+    """The module's forward, compiled unless its input's dimension `varying` has size one.
+
+    TorchDynamo takes a size of one for a fact and would make graphs of their own for what is hardly any work: the dummy
+    token of a rank that has nothing to do, a lone picture.
+    """
+    # Without transformers' decorators: they are one function around layers and attention alike, and the number of
+    # graphs a function may have is limited.
+    forward = types.MethodType(inspect.unwrap(type(module).forward), module)
+    graph = torch.compile(forward)
+
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (graph if x.shape[varying] > 1 else forward)(x, *args, **kwargs)
+
+    return run
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

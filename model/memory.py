@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from model.anyres import arrange_map, memory_order, query_order
+from model.attention import as_rows
 from model.config import HourLlavaConfig
 from model.inputs import Visual, anyres_layout
 
@@ -134,4 +135,4 @@ def build_memory(visual: Visual, tokens_TPD: Tensor, newline_D: Tensor, config: 
 def _end_rows(rows_HWD: Tensor, newline_D: Tensor) -> Tensor:
     """Append the newline to every row and flatten."""
     newline_H1D = newline_D.repeat(len(rows_HWD), 1, 1)  # a real tensor: joining an expanded one is three times slower
-    return torch.cat([rows_HWD, newline_H1D], dim=1).flatten(0, 1)
+    return as_rows(torch.cat([rows_HWD, newline_H1D], dim=1), (-1, len(newline_D)))

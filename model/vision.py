@@ -41,7 +41,8 @@ class VisionEncoder(nn.Module):
         """
         weight = self.patch_embedding.weight
         x_BPC = self.patch_embedding(normalise(pixels_B3SS, weight.dtype)).flatten(2).transpose(1, 2)
-        x_BPC = x_BPC + self.position_embedding.weight[: x_BPC.shape[1]]
+        # Contiguous as every layer's output is, so that one compiled graph serves all layers.
+        x_BPC = (x_BPC + self.position_embedding.weight[: x_BPC.shape[1]]).contiguous()
         for layer in self.layers:
             x_BPC = layer(x_BPC)
         return x_BPC

@@ -1,4 +1,7 @@
-"""What runs by itself: watchers of outside data, the two automation sensors, and a plain nightly schedule."""
+"""What runs by itself at any time: watchers of outside data, and the two automation sensors.
+
+The nightly schedule is in `pipeline/schedules.py`.
+"""
 
 import dagster as dg
 

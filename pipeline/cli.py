@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import signal
 import sys
 from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,20 +19,37 @@ def main(arguments: list[str] | None = None) -> int:
 
     commands.add_parser("demo", help="build a small corpus in .demo/ and run the whole pipeline on it, on the CPU")
 
+    doctor = commands.add_parser("doctor", help="what this machine lacks for what the settings ask")
+    doctor.add_argument("--port", type=int, default=3000, help="where the web UI is to listen (default: 3000)")
+    _config_option(doctor)
+
     why = commands.add_parser("why", help="why is this video not in my shards?")
     why.add_argument("video", help="a video's id, with or without its source (panda/abc)")
     _config_option(why)
 
     ask = commands.add_parser("ask", help="ask a checkpoint about a video (questions line by line if none is given)")
-    ask.add_argument("video", type=Path, help="a video file, or a feature file of the same variant")
+    ask.add_argument("video", help="a video file, a feature file of the checkpoint's variant, or a URL")
     ask.add_argument("question", nargs="?")
-    ask.add_argument("--checkpoint", type=Path, required=True, help="an export folder")
+    ask.add_argument("--checkpoint", type=Path, required=True, help="a stage's export, or a released checkpoint")
     ask.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    ask.add_argument("--longest", type=int, default=512, metavar="TOKENS", help="where an answer is cut off")
+    ask.add_argument(
+        "--any-encoder", action="store_true", help="take features that another vision encoder made than this one"
+    )
+    ask.add_argument(
+        "--allow-host", action="append", default=[], metavar="HOST[:PORT]", help="fetch from it though it is private"
+    )
+    ask.add_argument(
+        "--accept-youtube-terms", action="store_true", help="you have read them and decide that you may download"
+    )
 
     lineage = commands.add_parser("lineage", help="what a shard or checkpoint was made from, what a video went into")
     lineage.add_argument("what", help="a product (stage3[tiny]), a path inside of one, or a video (panda/abc)")
     lineage.add_argument("--verify", action="store_true", help="also hash the files again")
     _config_option(lineage)
+
+    recover = commands.add_parser("recover", help="tell an empty Dagster instance what was made below the root")
+    _config_option(recover)
 
     chosen = parser.parse_args(arguments)
     try:
@@ -52,6 +73,20 @@ def _demo(_: argparse.Namespace) -> int:
     return run_demo()
 
 
+def _home() -> Path:
+    """The folder of the Dagster instance's dagster.yaml."""
+    return Path(os.environ.get("DAGSTER_HOME") or REPOSITORY)
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from assets.settings import load_settings
+    from pipeline.doctor import MISSING, examine, report
+
+    findings = examine(load_settings(chosen.config), _home(), chosen.port)
+    print(report(findings))
+    return 1 if any(finding.state == MISSING for finding in findings) else 0
+
+
 def _why(chosen: argparse.Namespace) -> int:
     from assets.settings import load_settings
     from assets.videos.why import why
@@ -65,15 +100,26 @@ def _why(chosen: argparse.Namespace) -> int:
 
 def _ask(chosen: argparse.Namespace) -> int:
     from assets.evaluation.ask import VideoConversation
+    from assets.evaluation.checkpoint import tell, usable_checkpoint
+    from assets.evaluation.fetch import local_video
 
-    conversation = VideoConversation(chosen.checkpoint, chosen.video, chosen.device)
-    for question in [chosen.question] if chosen.question else map(str.strip, sys.stdin):
-        for piece in conversation.ask(question):
-            print(piece, end="", flush=True)
-        print()
-    timing = conversation.timing
-    print(f"video {timing.video:.2f} s, first token {timing.first_token:.2f} s", file=sys.stderr)
-    return 0
+    checkpoint = usable_checkpoint(chosen.checkpoint, tell)  # first: a download for nothing helps nobody
+    terms = chosen.accept_youtube_terms
+    with local_video(chosen.video, tell, hosts=chosen.allow_host, accept_terms=terms) as path:
+        conversation = VideoConversation(checkpoint, path, chosen.device, any_encoder=chosen.any_encoder)
+    video, timing, status = conversation.video, conversation.timing, 0
+    tell(f"video of {video.duration:.0f} s, {video.frames} frames, remembered in {timing.video:.2f} s")
+    for question in [chosen.question] if chosen.question is not None else filter(None, map(str.strip, sys.stdin)):
+        try:
+            for piece in conversation.ask(question, chosen.longest):
+                print(piece, end="", flush=True)
+        except ValueError as error:  # the video stays, and with it the next question
+            tell(f"hourllava ask: {error}")
+            status = 2
+            continue
+        print(flush=True)
+        tell(f"first token {timing.first_token:.2f} s, {timing.tokens} tokens in {timing.answer:.2f} s")
+    return status
 
 
 def _lineage(chosen: argparse.Namespace) -> int:
@@ -103,7 +149,23 @@ def _lineage(chosen: argparse.Namespace) -> int:
     return 1 if any("CHANGED" in verdict for verdict in verdicts) else 0
 
 
-_COMMANDS = {"ask": _ask, "demo": _demo, "lineage": _lineage, "why": _why}
+def _recover(chosen: argparse.Namespace) -> int:
+    from dagster import DagsterInstance
+
+    from assets.settings import CONFIG_VARIABLE, load_settings
+    from training.storage import Storage
+
+    settings = load_settings(chosen.config)
+    if chosen.config:  # partitions are those of the deployment that the code location is loaded with
+        os.environ[CONFIG_VARIABLE] = str(chosen.config)
+    from pipeline.recover import recover
+
+    with contextlib.chdir(_home()), DagsterInstance.from_config(str(_home())) as instance:
+        print(f"{recover(instance, Storage(settings.root), print):,} products recovered")
+    return 0
+
+
+_COMMANDS = {"ask": _ask, "demo": _demo, "doctor": _doctor, "lineage": _lineage, "recover": _recover, "why": _why}
 
 
 if __name__ == "__main__":

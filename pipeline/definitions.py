@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import dagster as dg
 
@@ -16,17 +17,24 @@ from assets.shards import assets as shards
 from assets.sources import assets as sources
 from assets.videos import assets as videos
 from pipeline.automation import SENSORS
-from pipeline.jobs import JOBS, step_executor
+from pipeline.executors import step_executor
+from pipeline.jobs import JOBS
+from pipeline.schedules import download_nightly
 
 ROOMS = [sources, videos, conversations, shards, checkpoints, features, evaluation]
 
 
 @dg.definitions
 def definitions() -> dg.Definitions:
+    assets = dg.load_assets_from_modules(ROOMS, include_specs=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # so Dagster calls links from the UI to the code
+        assets = dg.with_source_code_references(assets)
     return dg.Definitions(
-        assets=dg.load_assets_from_modules(ROOMS, include_specs=True),
+        assets=assets,
         jobs=JOBS,
+        schedules=[download_nightly],
         sensors=SENSORS,
         resources={"deployment": Deployment(config=os.environ.get(CONFIG_VARIABLE) or str(DEFAULT_CONFIG))},
-        executor=step_executor(),
+        executor=step_executor(assets),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 # A StreamingDataset keeps some hundred descriptors of shared memory open until its process ends.
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 1 << 16) if most > 0 else 1 << 16, most))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_instance_of_another_module() -> Iterator[None]:
+    """Dagster remembers the storage of an instance that is entered twice, and no definitions load after its end."""
+    if "dagster" not in sys.modules:
+        yield
+        return
+    from dagster._core.storage.defs_state.base import set_defs_state_storage
+
+    with set_defs_state_storage(None):
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

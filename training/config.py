@@ -64,7 +64,8 @@ class RunConfig:
             longest video of the stage.
         workers, prefetch: processes that prepare samples on each rank, and micro-batches prepared ahead by each.
         data_timeout_s: a loader that yields nothing for so long is broken.
-        canonical_nodes, shuffle_block: shuffling of the streams; constant over the life of a run.
+        canonical_nodes, shuffle_block: shuffling of the streams, and rows of a stream that are shuffled together: more
+            blend more videos in a batch and need a larger cache of feature files. Constant over the life of a run.
         features_cache, features_cache_bytes: where copies of remote feature files are kept, and how much of them.
         max_dropped_share: share of unusable samples above which the run fails.
         keep: committed checkpoints that are kept, the newest ones.
@@ -101,7 +102,7 @@ class RunConfig:
     prefetch: int = 2
     data_timeout_s: float = 600.0
     canonical_nodes: int = 1
-    shuffle_block: int = 4096
+    shuffle_block: int = 8192
     features_cache: str | None = None
     features_cache_bytes: int = 200 << 30
     max_dropped_share: float = 0.01

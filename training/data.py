@@ -105,7 +105,8 @@ class Loader:
         self._order = streams.order(0)
         self.steps_per_epoch = len(self._order)
         self._drops: Counter[str] = Counter()
-        self._iterating = self._started = False
+        self._iterating = False
+        self._passes = 0  # over epochs or what was left of them
         self._features = feature_store(run)
         self._rows = _Rows()
         workers = run.workers
@@ -147,7 +148,7 @@ class Loader:
             RuntimeError: batches have been taken already.
             ValueError: the position belongs to other data, another global batch, seed or shuffling.
         """
-        if self._started:
+        if self._passes:
             raise RuntimeError("a position has to be loaded before the first batch is taken")
         if state["identity"] != self.streams.identity:
             raise ValueError(
@@ -175,7 +176,8 @@ class Loader:
         """
         if self._iterating:
             raise RuntimeError("the loader is being iterated already")
-        self._iterating = self._started = True
+        self._iterating = True
+        self._passes += 1
         self._taken = 0  # a step that an earlier pass left half taken begins again
         try:
             order = self.streams.order(self.epoch) if self.epoch else self._order
@@ -213,7 +215,7 @@ class Loader:
 
     def _count(self, dropped: Dropped) -> None:
         self._drops[dropped.reason] += 1
-        number, of = self._drops.total(), self.steps_per_epoch * self.streams.share
+        number, of = self._drops.total(), self._passes * self.steps_per_epoch * self.streams.share
         if number <= NAMED_DROPS:
             log.warning("sample %s is left out: %s: %s", dropped.name, dropped.reason, dropped.detail)
         if number > self.run.max_dropped_share * of:

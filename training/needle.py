@@ -13,7 +13,12 @@ queries: what it says about those, it has looked up. Four arms run through the s
 
 ``hidden`` accuracy asks only for needles in frames that temporal forgetting drops, ``any`` for needles anywhere.
 
-    python -m training.needle --arm memory --frames 16
+    python -m training.needle --arm memory --frames 16 --batch 32 --steps 1600
+
+Finding is learned in two leaps: which values the video holds comes within some hundred steps, which key each belongs to
+only after a plateau of a thousand (four needles, T = 16). A rate that sinks on the way there stops it; so the rate
+stays up and falls at the end. What was learned on short videos carries over to longer ones, so a benchmark over lengths
+trains one model on and on.
 
 Shapes: B samples, T frames, P tokens of a frame, C their width, Q kept tokens, N memory tokens, D width, L ids.
 """
@@ -45,6 +50,9 @@ from training.config import seed_of
 Arm = Literal["memory", "kept", "frames", "none"]
 Split = Literal["any", "hidden"]
 ARMS: tuple[Arm, ...] = ("memory", "kept", "frames", "none")
+# Half of a head is turned by position; the other half has to tell needles apart by their look. After about 500 steps at
+# T = 16 (batch 32, one seed) 45 % of the hidden needles were found with 16 dims, 62 % with 32.
+HEAD_DIM = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,13 @@ class NeedleTask:
 
 @dataclass(frozen=True, slots=True)
 class NeedleRun:
-    """One arm, trained and examined. Steps, not seconds, decide when it ends: the result is the same on any machine."""
+    """One arm, trained and examined. Steps, not seconds, decide when it ends: the result is the same on any machine.
+
+    Attributes:
+        rate, warmup, decay: it rises over ``warmup`` steps and falls to a twentieth over the last ``decay`` share.
+        examined: videos of each split; a sixteenth of them, at least a batch, at each of the points of the curve.
+        points: how often accuracy is looked at on the way.
+    """
 
     task: NeedleTask = NeedleTask()
     arm: Arm = "memory"
@@ -90,25 +104,41 @@ class NeedleRun:
     steps: int = 800
     rate: float = 2e-3
     warmup: int = 100
-    examined: int = 512  # videos of each split
+    decay: float = 0.3
+    examined: int = 512
+    points: int = 0
     seed: str = "needle"
     device: str = "cpu"
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of the optimizer step of this number, from 1."""
+        left = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return self.rate * min(1.0, step / self.warmup, 0.05 + 0.95 * left)
 
 
 @dataclass(frozen=True, slots=True)
 class NeedleResult:
-    """Accuracies of one run; ``when`` ones are None where the question was not asked."""
+    """Accuracies of one run; ``when`` ones are None where the question was not asked, ``loss`` where none was trained.
+
+    Attributes:
+        before: accuracy on hidden needles before this run's training, of a model that was trained on other lengths.
+        curve: (step, accuracy on hidden needles) on the way.
+    """
 
     arm: str
     frames: int
+    needles: int
     hidden: float
     any: float
     hidden_when: float | None
     any_when: float | None
+    before: float | None
     chance: float
+    batch: int
     steps: int
-    loss: float
+    loss: float | None
     seconds: float
+    curve: tuple[tuple[int, float], ...] = ()
 
 
 class KeptOnly(HourLlava):
@@ -142,18 +172,26 @@ def _kept_lengths(plan: PackPlan) -> list[int]:
     return torch.bincount(owner_Q, minlength=len(ends)).tolist()
 
 
-def run_needle(run: NeedleRun, log: Callable[[str], None] | None = None) -> NeedleResult:
-    """Train one arm from scratch and examine it on videos it has never seen."""
+def run_needle(
+    run: NeedleRun, log: Callable[[str], None] | None = None, model: HourLlava | None = None
+) -> NeedleResult:
+    """Train one arm and examine it on videos it has never seen.
+
+    Args:
+        model: is trained on, in place, instead of a new one; of the same arm and sizes, from videos of any length.
+    """
     started = time.monotonic()
     torch.manual_seed(seed_of(run.seed, "unused"))  # nothing below draws from it; libraries that do get one seed
     world = World(run)
-    model = build_model(run).to(run.device)
+    before = None if model is None else examine(model, world, "hidden")[0]
+    model = (build_model(run) if model is None else model).to(run.device)
     optimizer = torch.optim.AdamW(model.parameters(), run.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    loss = float("nan")
-    for step, samples in enumerate(world.batches("any", run.steps, "train"), start=1):
+    loss: float | None = None
+    curve: list[tuple[int, float]] = []
+    glance = World(replace(run, examined=max(run.batch, run.examined // 16)))
+    for step, samples in enumerate(world.batches("any", run.steps, f"train {run.task.frames}"), start=1):
         for group in optimizer.param_groups:
-            decay = 0.525 + 0.475 * math.cos(math.pi * step / run.steps)
-            group["lr"] = run.rate * min(1.0, step / run.warmup) * decay
+            group["lr"] = run.rate_at(step)
         with precision(run.device):
             output = model(samples, forgetting="random")
         mean = output.loss_sum / output.supervised
@@ -161,6 +199,8 @@ def run_needle(run: NeedleRun, log: Callable[[str], None] | None = None) -> Need
         mean.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if run.points and step % max(1, run.steps // run.points) == 0:
+            curve.append((step, examine(model, glance, "hidden")[0]))
         if step % max(1, run.steps // 8) == 0 or step == run.steps:
             loss = float(mean.detach())
             if log is not None:
@@ -170,14 +210,18 @@ def run_needle(run: NeedleRun, log: Callable[[str], None] | None = None) -> Need
     return NeedleResult(
         arm=run.arm,
         frames=run.task.frames,
+        needles=run.task.needles,
         hidden=hidden,
         any=anywhere,
         hidden_when=hidden_when,
         any_when=any_when,
+        before=before,
         chance=run.task.chance,
+        batch=run.batch,
         steps=run.steps,
         loss=loss,
         seconds=round(time.monotonic() - started, 1),
+        curve=tuple(curve),
     )
 
 
@@ -272,10 +316,11 @@ def model_config(run: NeedleRun) -> HourLlavaConfig:
     memory = MemoryConfig(pooled_side=task.side, min_frames=1)
     if run.arm == "frames":  # it is given few frames and forgets nothing of them
         memory = replace(memory, temporal_ratio=1.0, spatial_ratio=1.0)
+    width, heads = run.hidden_size, run.hidden_size // HEAD_DIM
     return HourLlavaConfig(
         variant="needle",
         vision=VisionConfig(4 * task.side, 4, task.width, 4 * task.width, num_layers=1, num_heads=2),
-        llm=LLMConfig(run.hidden_size, 2, 4, 2, 4 * run.hidden_size, task.vocabulary, rope_theta=10_000.0),
+        llm=LLMConfig(width, 2, heads, max(1, heads // 2), 4 * width, task.vocabulary),
         memory=memory,
         memaug_depth=run.depth,
     )
@@ -313,6 +358,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train and examine one arm of the needle benchmark.")
     parser.add_argument("--arm", choices=ARMS, default="memory")
     parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--needles", type=int, default=4)
     parser.add_argument("--when", action="store_true", help="ask also in which quarter of the video a needle stands")
     parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
@@ -321,7 +367,7 @@ def main() -> None:
     parser.add_argument("--seed", default="needle")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = vars(parser.parse_args())
-    task = NeedleTask(frames=given.pop("frames"), when=given.pop("when"))
+    task = NeedleTask(frames=given.pop("frames"), needles=given.pop("needles"), when=given.pop("when"))
     print(json.dumps(asdict(run_needle(NeedleRun(task=task, **given), print))))
 
 

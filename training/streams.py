@@ -1,15 +1,15 @@
 """MDS shards as streams of rows: which shards there are, whether they are whole, and in which order rows are read.
 
 Order and mixing are MosaicML Streaming's own (`StreamingDataset`, per-stream batching, block-wise shuffle). Its reading
-side is not used: a missing or damaged shard makes that end an epoch early or wait for ever. Instead every shard is
-checked before training, and rows are read by their number, so a row that cannot be read is one error in its own place.
+side is not used: a missing or damaged shard makes that end an epoch early or wait for ever, and jobs on one machine
+collide in shared memory. Instead every shard is checked before training, and rows are read by their number, so a row
+that cannot be read is one error in its own place.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from streaming import Stream, StreamingDataset
 from streaming.base.batching import generate_work
 from streaming.base.format import Reader, reader_from_json
@@ -25,7 +24,7 @@ from streaming.base.format.mds import MDSReader
 from streaming.base.world import World
 
 from training.config import RunConfig, StreamConfig, seed_of
-from training.file_cache import DamagedFileError, FileCache, hash_file_xxh64, locked
+from training.file_cache import DamagedFileError, FileCache, hash_file_xxh64
 from training.samples import is_relative_name
 from training.storage import Storage
 
@@ -54,31 +53,14 @@ class Shard:
 
 
 class ShardStream(Stream):
-    """A stream over several MDS indexes under one root, read in place or through a cache.
-
-    Never give a dataset of these a ``cache_limit``: beside a local root it would delete the shards themselves.
-    """
+    """A stream over several MDS indexes under one root; its shards are read in place or through a cache of ours."""
 
     def __init__(self, config: StreamConfig, number: int, storage: Storage) -> None:
-        # The folder only has to differ between streams; files are found through `shards`, not through it.
-        super().__init__(
-            local=os.path.join(storage.base if storage.is_local else str(storage.cache), f"stream-{number}")
-        )
-        self.shards, self.infos = read_indexes(config, number, storage)
-
-    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
-        readers = [reader_from_json("", "", info) for info in self.infos]
-        for reader in readers:
-            reader.validate(allow_unsafe_types)
-        return readers
-
-    def set_up_local(self, shards: list[Reader], cache_usage_per_shard: np.ndarray) -> None:
-        cache_usage_per_shard[:] = (
-            1  # every shard counts as present: nothing is ever downloaded or removed by the library
-        )
-
-    def get_index_size(self) -> int:
-        return 0
+        super().__init__(local=f"stream-{number}")  # never looked at: files are found through `shards`
+        self.shards, infos = read_indexes(config, number, storage)
+        self.readers = [reader_from_json("", "", info) for info in infos]
+        for reader in self.readers:
+            reader.validate(allow_unsafe_types=False)
 
 
 def read_indexes(config: StreamConfig, number: int, storage: Storage) -> tuple[list[Shard], list[dict[str, Any]]]:
@@ -140,7 +122,7 @@ class Streams:
         self.first_row = np.concatenate([[0], np.cumsum([shard.samples for shard in self.shards])]).astype(np.int64)
         micro, accumulation = run.batches(world_size)
         self.share = micro * accumulation
-        self._dataset = _construct(streams, run, self.share)
+        self._dataset = EpochOrder(streams, run, self.share)
         self.readers: list[Reader] = self._dataset.shards
         self.damaged: dict[int, str] = {}
 
@@ -291,52 +273,30 @@ class RowReader:
         return number, row - int(self.first_row[number])
 
 
-def _construct(streams: Sequence[ShardStream], run: RunConfig, share: int) -> StreamingDataset:
-    """The library's dataset over the streams, leaving nothing behind in shared memory.
+class EpochOrder(StreamingDataset):
+    """What the library's order of an epoch is computed from (`generate_work`), as its own constructor derives it.
 
-    Several jobs on one machine would pick the same names if they did this at once, so they take turns; and because only
-    the order is used, the names are freed again before the next one comes, also for jobs that are killed later.
+    That constructor is not called: it registers names in the machine's shared memory, which other jobs take when they
+    start at the same time and a killed job leaves behind, and it makes the ranks of all machines wait for each other.
     """
-    rows = [sum(shard.samples for shard in stream.shards) for stream in streams]
-    # The library shrinks the block by a stream's share of all rows; one row at least has to be left of it.
-    block = max(run.shuffle_block, -(-sum(rows) // min(rows)))
-    together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    leader = int(os.environ.get("LOCAL_RANK", "0")) == 0
 
-    def construct() -> StreamingDataset:
-        if together:
-            dist.barrier()
-        dataset = StreamingDataset(
-            streams=list(streams),
-            batch_size=share,
-            shuffle=True,
-            shuffle_algo=SHUFFLE,
-            shuffle_seed=seed_of(run.seed, "shuffle"),
-            shuffle_block_size=block,
-            num_canonical_nodes=run.canonical_nodes,
-            batching_method="per_stream",
-        )
-        if together:
-            dist.barrier()
-        _release_shared_memory(dataset)
-        if together:
-            dist.barrier()
-        return dataset
-
-    if not leader:
-        return construct()
-    with locked(Path(tempfile.gettempdir()) / "hourllava-streaming.lock"):
-        return construct()
-
-
-def _release_shared_memory(dataset: StreamingDataset) -> None:
-    """Free every name that the dataset registered. Its order is computed from plain arrays and needs none of them."""
-    arrays = (
-        dataset._shared_barrier._arr,
-        dataset._next_epoch.arr,
-        dataset._cache_usage.arr,
-        dataset._shard_states,
-        dataset._shard_access_times,
-    )
-    for memory in (dataset._locals_shm, *(array.shm for array in arrays)):
-        memory.cleanup()
+    def __init__(self, streams: Sequence[ShardStream], run: RunConfig, share: int) -> None:
+        self.streams, self.num_streams = list(streams), len(streams)
+        self.batch_size, self.batching_method, self.num_canonical_nodes = share, "per_stream", run.canonical_nodes
+        self.partition_algo, self.initial_physical_nodes = "relaxed", None
+        self.sampling_method, self.sampling_granularity = "balanced", 1
+        self.shuffle, self.shuffle_algo, self.shuffle_seed = True, SHUFFLE, seed_of(run.seed, "shuffle")
+        self.epoch_seed_change = True
+        readers = [stream.readers for stream in streams]
+        self.shards = [reader for of_stream in readers for reader in of_stream]
+        self.shards_per_stream = np.array([len(of_stream) for of_stream in readers], np.int64)
+        self.shard_offset_per_stream = self.shards_per_stream.cumsum() - self.shards_per_stream
+        self.samples_per_shard = np.array([reader.samples for reader in self.shards], np.int64)
+        self.sample_offset_per_shard = self.samples_per_shard.cumsum() - self.samples_per_shard
+        rows = np.array([sum(reader.samples for reader in of_stream) for of_stream in readers], np.int64)
+        Stream.apply_weights(self.streams, rows, None, self.shuffle_seed)
+        self.shuffle_block_size = run.shuffle_block
+        for stream in self.streams:
+            # The library gives a stream only its share of the block; then long videos would mix the less, and feature
+            # files be read the nearer together, the more other samples there are.
+            stream.proportion = 1.0

@@ -1,10 +1,13 @@
 """Checkpoints: the starting point, the three stages, and the vision encoder that features are made with."""
 
+from typing import TYPE_CHECKING, Any
+
 import dagster as dg
 
-from assets.automation import NIGHTLY_IF_NEW_DATA, TRAINING
+from assets.automation import BY_HAND, NIGHTLY_IF_NEW_DATA, RETRY_NETWORK, TRAINING
 from assets.checkpoints.launcher import Torchrun
 from assets.checkpoints.runs import MIXTURE, previous_checkpoint, publish_results, shard_products, stage_run
+from assets.launch import StageLaunch
 from assets.lineage import Lineage, input_versions, product
 from assets.partitions import (
     all_partitions,
@@ -13,9 +16,13 @@ from assets.partitions import (
     same_variant,
     variant_partitions,
 )
-from assets.reporting import CODE_VERSION, OWNERS, errors_for_people, picture, publish, table
+from assets.reporting import CODE_VERSION, OWNERS, Published, check_spec, errors_for_people, picture, publish, table
 from assets.resources import Deployment
+from training.config import RunConfig
 from training.stages import stage_inputs
+
+if TYPE_CHECKING:
+    from assets.checkpoints.results import Results
 
 GROUP = "checkpoints"
 
@@ -25,25 +32,28 @@ GROUP = "checkpoints"
     group_name=GROUP,
     kinds={"huggingface", "safetensors"},
     owners=OWNERS,
+    tags=BY_HAND,
     pool="download",
+    retry_policy=RETRY_NETWORK,
     code_version=CODE_VERSION,
     description="""Where stage 1 starts: LLaVA-OneVision single-image weights with a newly initialised MemAug.
 
 For `3b` and `7b` the published weights are fetched from the hub and converted; `tiny` is built by the project from a
 seed, for demonstrations and tests.""",
 )
-def base_model(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
+def base_model(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.checkpoints.base import prepare_base
 
     with errors_for_people():
         report = prepare_base(deployment.storage(), deployment.settings(), context.partition_key, context.log.info)
-    return publish(
+    yield from publish(
         context,
         deployment,
         version=report.version,
         inputs=report.origins,
         counts={"tensors": report.tensors, "parameters": report.parameters},
         folder=report.folder,
+        metadata={"parameters": report.parameters, "origins": report.origins},
     )
 
 
@@ -58,20 +68,43 @@ def make_stage(stage: int, title: str, previous: dg.AssetsDefinition, deps: list
         kinds={"pytorch"},
         owners=OWNERS,
         pool="gpu",
-        tags=TRAINING if stage == 3 else None,
+        tags=TRAINING if stage == 3 else BY_HAND,
         automation_condition=NIGHTLY_IF_NEW_DATA if stage == 3 else None,
         code_version=CODE_VERSION,
+        check_specs=[
+            check_spec(
+                "loss",
+                f"stage{stage}",
+                "The loss of every stream is finite and has not risen, by the means of its first and last tenth.",
+                variant_partitions,
+            ),
+            check_spec(
+                "loss_falls",
+                f"stage{stage}",
+                "The loss of every stream falls, and few steps were skipped. It only warns.",
+                variant_partitions,
+                blocking=False,
+            ),
+            check_spec(
+                "export_loads",
+                f"stage{stage}",
+                "The exported checkpoint loads with `from_pretrained`, whole and finite, in a process of its own.",
+                variant_partitions,
+            ),
+        ],
         description=f"""{title}
 
 Runs under torchrun as its own processes and reports loss and rate while it runs. A run that is stopped or killed goes
 on from its newest complete checkpoint when it is materialized again; changed inputs start a new run beside the old one.
-The recipe is in training/stages.py.""",
+The recipe is in training/stages.py; for one run, the launchpad takes deviations from it (`overrides`) and the number of
+ranks.""",
     )
-    def train(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
-        from assets.checkpoints.curve import loss_curve
+    def train(context: dg.AssetExecutionContext, deployment: Deployment, config: StageLaunch) -> Published:
+        from assets.checkpoints.checks import stage_checks
         from assets.checkpoints.results import read_results
 
-        settings, storage, variant = deployment.settings(), deployment.storage(), context.partition_key
+        settings, storage = config.applied(deployment.settings(), stage), deployment.storage()
+        variant = context.partition_key
         needed = [previous_checkpoint(variant, stage), *shard_products(stage)]
         if stage == 3:
             parts = context.instance.get_dynamic_partitions(str(part_partitions.name))
@@ -80,26 +113,42 @@ The recipe is in training/stages.py.""",
             inputs = input_versions(storage, needed)
             run, folder = stage_run(settings, storage, variant, stage, inputs)
             Torchrun(settings.training).run(context, run)
-            results = read_results(run)
+            results, checks = read_results(run), stage_checks(run)
         publish_results(settings, storage, folder)
-        return publish(
+        yield from publish(
             context,
             deployment,
             version=results.version,
             inputs=inputs,
             counts=results.counts,
+            checks=checks,
             folder=folder,
-            config={"rates": dict(run.recipe.rates), "global_batch": run.recipe.global_batch, "seed": run.seed},
-            metadata={
-                "first loss": results.first_loss,
-                "last loss": results.last_loss,
-                "seconds": results.seconds,
-                "loss": picture(loss_curve(run), f"loss of stage {stage}"),
-                "rates": table([{"module": name, "learning rate": rate} for name, rate in run.recipe.rates.items()]),
+            config={
+                "rates": dict(run.recipe.rates),
+                "global_batch": run.recipe.global_batch,
+                "seed": run.seed,
+                "overrides": settings.training.overrides.get(f"stage{stage}", {}),
             },
+            metadata=stage_metadata(run, results),
         )
 
     return train
+
+
+def stage_metadata(run: RunConfig, results: "Results") -> dict[str, Any]:
+    """What a finished stage shows of itself."""
+    from assets.checkpoints.curve import loss_curve
+
+    rates = [{"module": name, "learning rate": rate} for name, rate in run.recipe.rates.items()]
+    return {
+        "first loss": results.first_loss,
+        "last loss": results.last_loss,
+        "hours": round(results.seconds / 3600, 3),
+        "loss curve": picture(loss_curve(run), f"loss of stage {run.stage}"),
+        "throughput": table(results.throughput),
+        "left out": table([{"reason": reason, "samples": count} for reason, count in results.dropped.items()]),
+        "learning rates": table(rates),
+    }
 
 
 def shard_deps(stage: int) -> list[dg.AssetDep]:
@@ -130,10 +179,12 @@ stage2 = make_stage(
     group_name=GROUP,
     kinds={"safetensors"},
     owners=OWNERS,
+    tags=BY_HAND,
+    pool="cpu",
     code_version=CODE_VERSION,
     description="The vision encoder that stage 2 tuned, as a SigLIP checkpoint of its own; features are made with it.",
 )
-def vision_encoder(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
+def vision_encoder(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.checkpoints.results import publish_vision_encoder
 
     storage, variant = deployment.storage(), context.partition_key
@@ -141,13 +192,14 @@ def vision_encoder(context: dg.AssetExecutionContext, deployment: Deployment) ->
     with errors_for_people():
         inputs = input_versions(storage, [source])
         report = publish_vision_encoder(storage, Lineage.read(storage, source).folder, variant)
-    return publish(
+    yield from publish(
         context,
         deployment,
         version=report.version,
         inputs=inputs,
         counts={"tensors": report.tensors, "parameters": report.parameters},
         folder=report.folder,
+        metadata={"parameters": report.parameters},
     )
 
 

@@ -35,7 +35,7 @@ def draw(records: list[dict[str, Any]], title: str) -> bytes:
     axes = figure.add_subplot()
     for stream in sorted({record.get("stream", "") for record in thinned}):
         points = [r for r in thinned if r.get("stream", "") == stream and r["loss"] is not None]
-        axes.plot([r["step"] for r in points], [r["loss"] for r in points], ".", markersize=3, alpha=0.5, label=stream)
+        axes.plot([r["step"] for r in points], [r["loss"] for r in points], ".", markersize=4, alpha=0.5, label=stream)
     good = [record for record in thinned if record["loss"] is not None]
     axes.plot([r["step"] for r in good], _running_mean([r["loss"] for r in good]), color="black", linewidth=1.2)
     for record in thinned:
@@ -46,7 +46,7 @@ def draw(records: list[dict[str, Any]], title: str) -> bytes:
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
     if len({record.get("stream", "") for record in thinned}) > 1:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=9, markerscale=4)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -6,9 +6,11 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from assets.lineage import data_version, hash_file
 from training.config import RunConfig
+from training.metrics import METRICS_NAME, read_metrics
 from training.storage import Storage
 
 
@@ -29,13 +31,18 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """How a stage ended; losses are means over supervised tokens."""
+    """How a stage ended; losses are means over supervised tokens, ``dropped`` samples that could not be used.
+
+    ``throughput`` tells of the steps as rows ``{"what", "value"}``, the first ones left out.
+    """
 
     version: str
     counts: dict[str, int]
     first_loss: float
     last_loss: float
     seconds: float
+    dropped: dict[str, int]
+    throughput: list[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,25 @@ def read_results(run: RunConfig) -> Results:
         result["first_loss"],
         result["last_loss"],
         result["seconds"],
+        result["dropped"],
+        _throughput(list(read_metrics(out / METRICS_NAME)), result["ranks"]),
     )
+
+
+def _throughput(records: list[dict[str, Any]], ranks: int) -> list[dict[str, str]]:
+    """How fast the steps were; the first tenth, which compiles and fills caches, is left out."""
+    steady = records[len(records) // 10 :]
+    if not steady:
+        return []
+    seconds = sum(record["step_s"] for record in steady)
+    rows = {
+        "ranks": f"{ranks}",
+        "a step": f"{seconds / len(steady):,.2f} s",
+        "samples a second": f"{sum(record['samples'] for record in steady) / seconds:,.2f}",
+        "tokens a second": f"{sum(record['tokens'] for record in steady) / seconds:,.0f}",
+        "waiting for data": f"{sum(record['data_wait_s'] for record in steady) / seconds:.1%}",
+    }
+    return [{"what": what, "value": value} for what, value in rows.items()]
 
 
 def publish_vision_encoder(storage: Storage, stage_folder: str, variant: str) -> EncoderReport:

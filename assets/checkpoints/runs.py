@@ -48,7 +48,10 @@ def stage_run(
     folder = f"checkpoints/{variant}/stage{stage}/{data_version([dict(inputs), overrides])[:12]}"
     start = Lineage.read(storage, previous_checkpoint(variant, stage)).folder
     streams = (
-        [StreamConfig(f"stream{index}", storage.path(SHARDING), (f"{MIXTURE}/{index}/index.json",)) for index in (0, 1)]
+        [
+            StreamConfig(name, storage.path(SHARDING), (f"{MIXTURE}/{index}/index.json",))
+            for index, name in enumerate(("short", "long"))
+        ]
         if stage == 3
         else [
             StreamConfig("images" if stage == 1 else "mixed", storage.path(SHARDING), _indexes(stream))

@@ -5,7 +5,17 @@ import dagster as dg
 from assets.automation import DATA, FOLLOW_CONTENT, fill_and_follow_except
 from assets.lineage import data_version, input_versions, product
 from assets.partitions import all_partitions, part_partitions, same_part
-from assets.reporting import CODE_VERSION, OWNERS, errors_for_people, publish, table
+from assets.reporting import (
+    CODE_VERSION,
+    OWNERS,
+    Published,
+    check_spec,
+    column_schema,
+    drops,
+    errors_for_people,
+    publish,
+    samples,
+)
 from assets.resources import Deployment
 from assets.sources.assets import annotations
 from assets.split import part_index
@@ -20,14 +30,25 @@ from assets.videos.assets import videos
     owners=OWNERS,
     tags=DATA,
     automation_condition=fill_and_follow_except("annotations"),
+    pool="cpu",
     code_version=CODE_VERSION,
+    check_specs=[
+        check_spec(
+            "sound",
+            "conversations",
+            "Every sample has a name of its own and a video that is there, and every question in it an answer.",
+            part_partitions,
+        )
+    ],
     description="""Up to five question-answer pairs of one video become one multi-turn sample.
 
 Which pairs come together is decided by a seeded hash, so the order of the rows never matters. Only videos that are
 there are used; rows without one, without an answer, and duplicates are counted by reason.""",
 )
-def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
-    from assets.conversations.grouping import group_part
+def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
+    from assets.columns import CONVERSATIONS
+    from assets.conversations.checks import sound
+    from assets.conversations.grouping import SCHEMA, group_part
 
     settings, part = deployment.settings(), context.partition_key
     with errors_for_people():
@@ -36,14 +57,22 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
             ["annotations", *(product("videos", f"{part}|{source}") for source in sorted(settings.sources))],
         )
         report = group_part(deployment.storage(), settings, part_index(part), context.log.info)
-    return publish(
+        verdict = sound(deployment.storage(), settings, part_index(part))
+    yield from publish(
         context,
         deployment,
         version=report.version,
         inputs=inputs,
         counts=report.counts,
+        checks=[verdict],
         config={"turns_per_sample": settings.shards.turns_per_sample, "seed": settings.shards.seed},
-        metadata={"dagster/row_count": report.counts["samples"], "examples": table(report.examples)},
+        metadata={
+            "dagster/row_count": report.counts["samples"],
+            "hours of video": verdict.facts["hours"],
+            "rows not used": drops(report.counts),
+            **samples(report.examples),
+            **column_schema(SCHEMA, CONVERSATIONS),
+        },
     )
 
 
@@ -54,12 +83,13 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
     owners=OWNERS,
     tags=DATA,
     automation_condition=FOLLOW_CONTENT,
+    pool="cpu",
     code_version=CODE_VERSION,
     description="""All grouped conversations in one file in LLaVA's format, for people and for other tools.
 
 The pipeline itself reads the Parquet files of the parts.""",
 )
-def videomarathon_json(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
+def videomarathon_json(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.conversations.export import export_llava_json
 
     storage = deployment.storage()
@@ -67,11 +97,15 @@ def videomarathon_json(context: dg.AssetExecutionContext, deployment: Deployment
     with errors_for_people():
         inputs = input_versions(storage, [product("conversations", part) for part in parts])
         samples = export_llava_json(storage, [part_index(part) for part in parts], context.log.info)
-    return publish(
+    yield from publish(
         context,
         deployment,
         version=data_version(inputs),
         inputs=inputs,
         counts={"samples": samples},
-        metadata={"dagster/uri": storage.path("VideoMarathon/jsons/videomarathon.json")},
+        metadata={
+            "dagster/row_count": samples,
+            "bytes": storage.size("VideoMarathon/jsons/videomarathon.json"),
+            "dagster/uri": storage.path("VideoMarathon/jsons/videomarathon.json"),
+        },
     )

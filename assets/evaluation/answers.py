@@ -14,14 +14,17 @@ DENIAL_REACH = 40  # characters before a sign in which a "not" turns it round
 
 _OPEN = r"[\s\(\[\{\"'*`#>_$\\-]*"
 _LEADING = re.compile(rf"^{_OPEN}(?P<letter>[A-Z])(?![A-Za-z'’])")
-# Openings after which a letter is the answer rather than a word: "the answer is B", "Option: (C)", "I choose D".
+# Openings after which a letter is the answer rather than a word: "the answer is B", "Option: (C)", "I choose D",
+# {"answer": "B"}, <answer>B</answer>.
 _ANNOUNCED = re.compile(
     r"\b(?:answer|option|choice|i (?:would )?(?:choose|pick|select)|i'd (?:choose|pick|select))"
-    r"(?: (?:is|would be|should be|must be|option|letter|choice|the|to))*\s?[:=]?\s?"
+    r"(?: (?:is|would be|should be|must be|option|letter|choice|the|to))*[\"'>*]{0,3}\s{0,2}[:=]?\s{0,3}"
     r"[\(\[\{\"'*`$]{0,3}(?P<letter>[A-Z])(?![A-Za-z'’])",
     re.IGNORECASE,
 )
-_MARKED = re.compile(r"[\(\[](?P<round>[A-Z])[\)\]]|\*\*(?P<bold>[A-Z])[.:)]?\*\*|\\boxed\{(?P<boxed>[A-Z])\}")
+_MARKED = re.compile(
+    r"[\(\[](?P<round>[A-Z])[\)\]]|\*\*(?P<bold>[A-Z])[.:)]?\*\*|\\boxed\{(?:\\text\{)?(?P<boxed>[A-Z])\}"
+)
 _SEVERAL = re.compile(r"^\W{0,4}(?:and|or|nor|&|/|,)\W{0,4}(?P<letter>[A-Z])(?![A-Za-z'’])")
 _DENIED = re.compile(
     r"(?:\b(?:not|cannot|never|neither|nor|except|rather than|instead of|unlike)\b|n't\b)[^.,;\n]{0,24}$"
@@ -32,11 +35,13 @@ def chosen_option(text: str, options: Sequence[str]) -> int | None:
     """The index of the option that ``text`` settles on, or None when it settles on none or on several.
 
     In this order: a letter that stands alone or opens the answer; the last letter that is announced as the answer; a
-    single letter in brackets or bold; an option's own words. What follows "not" does not count, and an answer that
-    names two options by the same kind of sign is no answer.
+    single letter in brackets or bold; an option's own words. What follows "not" does not count, nor what stands before
+    the end of a <think> block, nor the options where they are repeated, and an answer that names two options by the
+    same kind of sign is no answer.
     """
     letters = LETTERS[: len(options)]
     text = " ".join(unicodedata.normalize("NFKC", _ends(text)).split(" ")).strip()
+    text = "".join(sign for sign in text if unicodedata.category(sign) != "Cf")  # marks without a look of their own
     alone = text.strip(" \t\n.()[]{}*\"'`:").upper()
     if len(alone) == 1 and alone in letters:
         return letters.index(alone)
@@ -59,6 +64,7 @@ def plain(text: str) -> str:
 
 
 def _ends(text: str) -> str:
+    text = text.rpartition("</think>")[2]
     return text if len(text) <= 2 * LONGEST else f"{text[:LONGEST]}\n{text[-LONGEST:]}"
 
 
@@ -68,6 +74,10 @@ def _opening(text: str, options: Sequence[str], letters: str) -> set[int]:
     if match is None or match["letter"] not in letters:
         return set()
     index, rest = letters.index(match["letter"]), text[match.end() :]
+    if index + 1 < len(letters):
+        both = f"{options[index]} {letters[index + 1]} {options[index + 1]}"
+        if plain(rest).startswith(plain(both)):
+            return set()  # the options, repeated
     if several := _SEVERAL.match(rest):
         return {index, *(letters.index(x) for x in several["letter"] if x in letters)} | {-1}
     is_word = match["letter"] in "AI" and re.match(r" [a-z]", rest)

@@ -1,4 +1,4 @@
-"""Questions about one video: it is decoded and encoded once, and stays with the model for every further question."""
+"""Questions about one video: its memory is made once, and stays with the model for every further question."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from assets.evaluation.examiner import load_checkpoint
+from assets.evaluation.checkpoint import encoder_hash, load_checkpoint, tell, usable_checkpoint
 from assets.evaluation.likelihood import Reading
 from assets.evaluation.videos import EncodedVideo, encode_video
+from training.features import FeatureFile
+
+if TYPE_CHECKING:
+    from model.config import HourLlavaConfig
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while some of its bytes are still to come
 
@@ -18,8 +23,12 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while so
 class Timing:
     """Seconds that each part took; of the question asked last where it is about one.
 
-    ``first_token`` counts from the question to the first token: the memory is laid out, MemAug looks it up for this
-    question, and the language model reads the prompt.
+    Attributes:
+        load: the checkpoint.
+        video: decoding, encoding and laying out the memory, which happens once.
+        first_token: from the question to the first token: MemAug looks the memory up for this question, and the
+            language model reads the prompt.
+        answer: from the question to the end of its answer, of so many ``tokens``.
     """
 
     load: float = 0.0
@@ -32,45 +41,54 @@ class Timing:
 class VideoConversation:
     """One video and a checkpoint that is asked about it.
 
-    Each question stands for itself: what was asked before is not part of the prompt. What stays is the video as the
-    vision encoder saw it, on the model's device; looking it up depends on the question and is done anew.
+    Each question stands for itself: what was asked before is not part of the prompt. What stays is the memory, on the
+    model's device; looking it up depends on the question and is done anew.
 
     Args:
-        export: checkpoint folder that ``from_pretrained`` loads.
-        video: a video file, or a feature file of the same variant.
+        checkpoint: an export folder, or a released checkpoint.
+        video: a video file, or a feature file of the same variant and vision encoder.
         device: ``auto``, ``cpu`` or ``cuda``.
+        any_encoder: also take features that another vision encoder made.
 
     Raises:
-        ValueError: not a checkpoint; a video that cannot be decoded.
-        FileNotFoundError: no such video.
+        ValueError: not a checkpoint; a video that cannot be decoded; features that the checkpoint cannot use.
+        FileNotFoundError: no such video or checkpoint.
     """
 
-    def __init__(self, export: Path, video: Path, device: str = "auto") -> None:
+    def __init__(self, checkpoint: Path, video: Path, device: str = "auto", *, any_encoder: bool = False) -> None:
         if not video.exists():
             raise FileNotFoundError(f"{video}: no such file")
-        self.timing = Timing()
+        import torch
+
         from model.frames import stored_frame_indices
+        from model.inputs import Visual
 
         started = time.perf_counter()
+        export = usable_checkpoint(checkpoint, tell)
         self.model, self.processor = load_checkpoint(export, device)
         loaded = time.perf_counter()
         stored = encode_video(self.model.model, video)
-        shown = stored_frame_indices(stored.frames, stored.duration)
-        self.video = EncodedVideo(stored.read(shown).to(self.model.device), stored.duration)
-        self.timing.load, self.timing.video = loaded - started, time.perf_counter() - loaded
+        if isinstance(stored, FeatureFile):
+            _check_features(stored, export, self.processor.config, any_encoder)
+        shown = stored.read(stored_frame_indices(stored.frames, stored.duration))
+        # Kept beside the memory, on the host, for what prompts say about the video: its frames and its duration.
+        self.video = EncodedVideo(shown, stored.duration)
+        with torch.inference_mode():
+            self.memory_ND = self.model.model.remember(Visual("features", features=shown))
+        self.timing = Timing(load=loaded - started, video=time.perf_counter() - loaded)
 
     def ask(self, question: str, longest: int = 512) -> Iterator[str]:
         """The answer in pieces, as they come; joined they are the whole text. Greedy, hence always the same.
 
         Raises:
-            ValueError: an empty question, or features that do not fit the model.
+            ValueError: an empty question, or one that is too long.
         """
         if not question.strip():
             raise ValueError("the question is empty")
         started = time.perf_counter()
         turn = {"from": "human", "value": f"<image>\n{question}"}
         sample = self.processor.video(self.video, [turn], id="question", add_generation_prompt=True)
-        reading = Reading(self.model, [sample])
+        reading = Reading(self.model, [sample], self.memory_ND)
         written: list[int] = []
         shown = ""
         for [token] in reading.tokens(longest):
@@ -87,3 +105,22 @@ class VideoConversation:
         if rest:  # the answer stopped in the middle of a character
             yield rest
         self.timing.answer, self.timing.tokens = time.perf_counter() - started, len(written)
+
+
+def _check_features(file: FeatureFile, export: Path, config: HourLlavaConfig, any_encoder: bool) -> None:
+    """Features have no meaning to any encoder's model but their own; two variants' may have the same shape."""
+    expected = (config.memory.frame_tokens, config.vision.hidden_size)
+    found = (file.header.tokens, file.header.width)
+    if found != expected:
+        raise ValueError(
+            f"{file.path}: features of another variant: {found[0]} tokens a frame of width {found[1]}, but this "
+            f"{config.variant} checkpoint takes {expected[0]} of width {expected[1]}; give the file below "
+            f"features/{config.variant}/, or the video itself"
+        )
+    made_with = file.metadata.get("encoder")
+    if made_with and not any_encoder and made_with != encoder_hash(export):
+        raise ValueError(
+            f"{file.path}: features of another vision encoder than this checkpoint's (another variant, or another run "
+            "of stage 2), which mean nothing to it; give the features of this run, or the video itself. If training "
+            "used this encoder through the setting features.encoder, add --any-encoder"
+        )

@@ -4,9 +4,19 @@ import dagster as dg
 
 from assets.automation import FILL_AND_FOLLOW, TRAINING
 from assets.checkpoints.assets import base_model, stage1, stage2, stage3
+from assets.launch import EvaluationLaunch
 from assets.lineage import input_versions, product
 from assets.partitions import same_partition, variant_partitions
-from assets.reporting import CODE_VERSION, OWNERS, errors_for_people, publish, table
+from assets.reporting import (
+    CODE_VERSION,
+    OWNERS,
+    Published,
+    check_spec,
+    column_schema,
+    errors_for_people,
+    publish,
+    table,
+)
 from assets.resources import Deployment
 
 
@@ -20,29 +30,45 @@ from assets.resources import Deployment
     automation_condition=FILL_AND_FOLLOW,
     pool="gpu",
     code_version=CODE_VERSION,
+    check_specs=[
+        check_spec(
+            "above_blind",
+            "evaluation",
+            "Stage 3 answers better with the videos than with grey pictures, by more than chance. It only warns.",
+            variant_partitions,
+            blocking=False,
+        )
+    ],
     description="""Held-out questions answered by the starting point and by each stage, side by side.
 
-Accuracy by question type and by duration, with and without the visuals, and every answer with its prompt in a Parquet
-file. The questions are those that the settings name (`evaluation.questions`).""",
+Accuracy by question type and by duration, with and without the visuals, against the stage-3 checkpoint before this one,
+and every answer with its prompt in a Parquet file. The questions are those that the settings name
+(`evaluation.questions`).""",
 )
-def evaluation(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
-    from assets.evaluation.compare import compare_checkpoints
+def evaluation(context: dg.AssetExecutionContext, deployment: Deployment, config: EvaluationLaunch) -> Published:
+    from assets.columns import ANSWERS
+    from assets.evaluation.checks import above_blind
+    from assets.evaluation.compare import CHECKPOINTS, compare_checkpoints
+    from assets.evaluation.record import SCHEMA
 
-    storage, variant = deployment.storage(), context.partition_key
+    settings, storage, variant = config.applied(deployment.settings()), deployment.storage(), context.partition_key
     with errors_for_people():
-        inputs = input_versions(
-            storage, [product(name, variant) for name in ("base_model", "stage1", "stage2", "stage3")]
-        )
-        report = compare_checkpoints(storage, deployment.settings(), variant, context.log.info)
-    return publish(
+        inputs = input_versions(storage, [product(name, variant) for name in CHECKPOINTS])
+        report = compare_checkpoints(storage, settings, variant, context.log.info)
+    yield from publish(
         context,
         deployment,
         version=report.version,
-        inputs=inputs,
+        inputs=report.origins | inputs,
         counts=report.counts,
         folder=report.folder,
+        checks=[above_blind(report)],
+        config={"limit": settings.evaluation.limit},
         metadata={
+            "accuracy of stage 3": report.accuracy[CHECKPOINTS[-1]],
             "accuracy": table(report.table),
+            "against the checkpoint before": table(report.previous),
             "one question": dg.MetadataValue.md(report.example),
+            **column_schema(SCHEMA, ANSWERS),
         },
     )

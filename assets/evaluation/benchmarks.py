@@ -9,11 +9,15 @@
 | tempcompass    | ``multi-choice``, ``yes_no``, ``caption_matching``    | ``<video id>.mp4``               |
 
 The files and the videos are the user's: nothing is downloaded here. Questions that need a judge model (free
-descriptions, summaries) are left out, and counted.
+descriptions, summaries) are left out, and counted. For the pipeline, write them in the neutral form beside the videos
+and name that file in the setting ``evaluation.questions``:
+
+    python -m assets.evaluation.benchmarks lvbench video_info.meta.jsonl --videos videos/lvbench
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections import Counter
@@ -24,7 +28,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from assets.evaluation.questions import LETTERS, Question
+from assets.evaluation.questions import LETTERS, Question, write_questions
 
 YES_NO_REQUEST = "Please answer yes or no:"
 # A line that opens an option inside a question: "A. red", "(B) blue", "C) green", "Caption A: ...", "Option 2: ...".
@@ -194,3 +198,31 @@ def _rows(path: Path) -> Iterable[dict[str, Any]]:
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     return json.loads(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write a benchmark's questions as ``<videos>/<name>.jsonl``; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m assets.evaluation.benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=sorted(BENCHMARKS))
+    parser.add_argument("annotations", type=Path, help="the file as its authors publish it, or a folder of such files")
+    parser.add_argument("--videos", type=Path, required=True, help="folder that the videos lie in")
+    chosen = parser.parse_args(arguments)
+    try:
+        loaded = load_benchmark(chosen.name, chosen.annotations)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"not written: {error}")
+        return 2
+    out = chosen.videos / f"{chosen.name}.jsonl"
+    there = [question for question in loaded.questions if (chosen.videos / question.path).is_file()]
+    if not there:
+        print(f"not written: none of the videos is below {chosen.videos}; the first is {loaded.questions[0].path}")
+        return 2
+    write_questions(out, there)
+    print(f"{out}: {len(there)} questions; {len(loaded.questions) - len(there)} about videos that are not there")
+    for reason, count in loaded.left_out.items():
+        print(f"left out: {count}, {reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from assets.evaluation.earlier import Scores, as_json, comparison, earlier_scores, previous
 from assets.evaluation.questions import read_questions
 from assets.evaluation.report import Answer, EvaluationReport
 from assets.evaluation.score import score_checkpoint
-from assets.lineage import Lineage, data_version, product
+from assets.lineage import Lineage, data_version, hash_file, product
 from assets.settings import Settings
 from training.storage import Storage
 
@@ -23,16 +24,21 @@ class Comparison:
 
     Attributes:
         folder: where the answers and the summary lie below the storage root.
+        origins: the questions file and its hash.
         table: accuracies, a row for each checkpoint and kind of question.
         example: one question with the last checkpoint's own words, as Markdown.
+        accuracy: checkpoint -> share answered right; ``<checkpoint> blind`` with nothing shown.
+        previous: the last checkpoint against the one before it, on the same questions; empty where there is none.
     """
 
     version: str
     folder: str
+    origins: dict[str, str]
     counts: dict[str, int]
     table: list[dict[str, Any]]
     example: str
     accuracy: dict[str, float] = field(default_factory=dict)
+    previous: list[dict[str, Any]] = field(default_factory=list)
 
 
 def compare_checkpoints(storage: Storage, settings: Settings, variant: str, log: Callable[[str], None]) -> Comparison:
@@ -77,16 +83,26 @@ def compare_checkpoints(storage: Storage, settings: Settings, variant: str, log:
     version = data_version([report.version for report in (*seen, *blind)])
     asked = seen[-1].asked
     shown = example(asked)
+    now = Scores(
+        Lineage.read(storage, product(CHECKPOINTS[-1], variant)).version,
+        data_version([asdict(question) for question in questions]),
+        {row["questions"]: row[CHECKPOINTS[-1]] for row in rows},
+    )
+    name = f"{folder}/summary.json"
+    earlier = earlier_scores(storage.read_json(name) if storage.exists(name) else None, now)
+    before = previous(earlier, now)
     summary = {"version": version, "questions": path.name, "accuracy": rows, "example": shown}
-    storage.write_json(f"{folder}/summary.json", summary)
+    storage.write_json(name, {**summary, "scores": asdict(now), "earlier": as_json(earlier)})
     return Comparison(
         version=version,
         folder=folder,
+        origins={str(path): hash_file(path)},
         counts={"questions": len(questions), "asked": len(asked), "not askable": len(questions) - len(asked)},
         table=rows,
         example=shown,
         accuracy={report.name: report.accuracy for report in seen}
         | {f"{report.name} blind": report.accuracy for report in blind},
+        previous=comparison(before, now) if before else [],
     )
 
 
@@ -99,12 +115,12 @@ def table(seen: Sequence[EvaluationReport], blind: EvaluationReport) -> list[dic
     def row(what: str, parts: Sequence[EvaluationReport], unseeing: EvaluationReport) -> dict[str, Any]:
         return {
             "questions": what,
+            "gain": round(parts[-1].accuracy - parts[0].accuracy, 3),
             "asked": len(parts[-1].asked),
             "chance": round(parts[-1].chance, 3),
             **{part.name: round(part.accuracy, 3) for part in parts},
             "nothing shown": round(unseeing.accuracy, 3),
             "written": round(parts[-1].written_accuracy, 3),
-            "gain": round(parts[-1].accuracy - parts[0].accuracy, 3),
         }
 
     rows = [row("all", seen, blind)]

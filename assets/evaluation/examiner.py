@@ -7,32 +7,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from assets.evaluation.checkpoint import load_checkpoint
 from assets.evaluation.likelihood import Reading, end_token
 from assets.evaluation.questions import LETTERS, Question
 
 if TYPE_CHECKING:
-    from model.hf import HourLlavaForCausalLM
     from model.inputs import SampleInputs
-    from model.processor import Processor, StoredFeatures
+    from model.processor import StoredFeatures
 
 LONGEST_ANSWER = {"options": 32, "candidates": 16, "open": 64}  # tokens that are generated, by the form of the question
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model made of one question; ``scores`` are log-probabilities of its choices, in their order."""
+    """What the model made of one question; ``scores`` are log-probabilities of its choices, in their order.
+
+    ``duration`` is that of the video as it was found, in seconds.
+    """
 
     prompt: str
     generated: str
     scores: list[float]
     problem: str = ""
+    duration: float | None = None
 
 
 class Examiner:
     """Asks one checkpoint questions about media below a folder.
 
     Args:
-        export: checkpoint folder that ``from_pretrained`` loads.
+        export: an export folder, or a released checkpoint.
         visuals: False shows grey pictures of the same number and size instead of the real ones.
     """
 
@@ -48,10 +52,13 @@ class Examiner:
             write: let the model also write an answer of its own; open questions have no other.
         """
         samples: dict[int, SampleInputs] = {}
+        durations: dict[int, float] = {}
         problems: dict[int, str] = {}
         for number, question in enumerate(questions):
             try:
                 samples[number] = self.sample(question)
+                if question.media == "video":
+                    durations[number] = self._encoded(question.path).duration
             except (ValueError, OSError) as error:
                 problems[number] = f"{question.path}: {error}"
         replies = {number: Reply("", "", [], problem) for number, problem in problems.items()}
@@ -66,7 +73,8 @@ class Examiner:
             for number, text, scores in zip(samples, texts, reading.scores(ids), strict=True):
                 question = questions[number]
                 written = text if question in writing else ""
-                replies[number] = Reply(self._prompt(samples[number]), written, scores if question.choices else [])
+                prompt, rated = self._prompt(samples[number]), scores if question.choices else []
+                replies[number] = Reply(prompt, written, rated, duration=durations.get(number))
         return [replies[number] for number in range(len(questions))]
 
     def sample(self, question: Question) -> SampleInputs:
@@ -124,26 +132,3 @@ def answers_of(question: Question) -> list[str]:
     if question.options:
         return list(LETTERS[: len(question.options)])
     return list(question.candidates)
-
-
-def load_checkpoint(export: Path, device: str = "auto") -> tuple[HourLlavaForCausalLM, Processor]:
-    """A checkpoint ready to answer: bfloat16 on a GPU, float32 on a CPU.
-
-    Raises:
-        ValueError: the folder is not a checkpoint, or there is no GPU where one is asked for.
-    """
-    import torch
-    from transformers import AutoTokenizer
-
-    from model.hf import HourLlavaForCausalLM
-    from model.processor import Processor
-
-    if not (export / "config.json").exists():
-        raise ValueError(f"{export}: no config.json; this is not a checkpoint's export folder")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but this machine has no usable GPU; set it to 'auto' or 'cpu'")
-    chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if chosen == "cuda" else torch.float32
-    model = HourLlavaForCausalLM.from_pretrained(export, dtype=dtype).to(chosen).eval()
-    tokenizer = AutoTokenizer.from_pretrained(export)
-    return model, Processor(model.config.model_config, tokenizer)

@@ -1,6 +1,6 @@
 """A prompt that was read: its continuation, and how likely given answers are. The prompt passes the model once.
 
-Shapes: B prompts, K candidates of all prompts together, S prompt tokens, D width, V vocabulary.
+Shapes: B prompts, K candidates of all prompts together, S prompt tokens, N memory tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ class Reading:
 
     Args:
         prompts: samples that end where the answer begins (``add_generation_prompt=True``).
+        memory_ND: the memories of their visuals, where they were made before (``HourLlava.remember``).
     """
 
-    def __init__(self, model: HourLlavaForCausalLM, prompts: Sequence[SampleInputs]) -> None:
+    def __init__(
+        self, model: HourLlavaForCausalLM, prompts: Sequence[SampleInputs], memory_ND: Tensor | None = None
+    ) -> None:
         import torch
 
         self.llm, self.end = model.model.llm, end_token(model)
         with torch.inference_mode():
-            prepared = model.model.prepare(prompts, forgetting="uniform")
+            prepared = model.model.prepare(prompts, forgetting="uniform", memory_ND=memory_ND)
             embeds_BSD, self.mask_BS = _pad_left(prepared.embeds_SD, prepared.plan.lengths)
             output = self.llm(
                 inputs_embeds=embeds_BSD,

@@ -8,6 +8,7 @@ lmms-eval finds it by this project's entry point in the group ``lmms_eval.models
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,18 +24,31 @@ class HourLlavaLmms(lmms):
     """What lmms-eval calls: greedy generation and the likelihood of given answers, for videos, images and text.
 
     Args:
-        pretrained: checkpoint folder that ``from_pretrained`` loads.
+        pretrained: an export folder, or a released checkpoint.
         device: ``auto``, ``cpu`` or ``cuda``.
         batch_size: requests that pass the model together.
+        max_batch_size: handed over by lmms-eval for batches that it sizes itself; these are not.
     """
 
     is_simple = True
 
-    def __init__(self, pretrained: str, device: str = "auto", batch_size: int | str = 1, **unknown: Any) -> None:
+    def __init__(
+        self,
+        pretrained: str,
+        device: str = "auto",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        **unknown: Any,
+    ) -> None:
         super().__init__()
         if unknown:
             raise ValueError(f"unknown model_args {', '.join(sorted(unknown))} (known: pretrained, device, batch_size)")
+        if not str(batch_size).isdecimal() or int(batch_size) < 1 or max_batch_size is not None:
+            raise ValueError(f"batch_size is {batch_size!r}; give a number, and no max_batch_size: none is found here")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("several processes: this adapter runs as one; leave out torchrun or accelerate launch")
         self.responder = Responder(pretrained, device, int(batch_size))
+        self.device = self.responder.model.device
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         asked = []

@@ -66,7 +66,7 @@ def _answer(values: dict[str, Any]) -> Answer:
     return Answer(**{**values, "choices": tuple(values["choices"]), "scores": tuple(values["scores"])})
 
 
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "task", "form")]
     + [("duration", pa.float64())]
     + [(name, pa.string()) for name in ("prompt", "expected", "chosen", "generated")]
@@ -77,7 +77,7 @@ _SCHEMA = pa.schema(
 
 def write_answers(path: Path, answers: Sequence[Answer], identity: str) -> None:
     """Publish finished answers under their final name."""
-    table = pa.Table.from_pylist([asdict(answer) for answer in answers], _SCHEMA)
+    table = pa.Table.from_pylist([asdict(answer) for answer in answers], SCHEMA)
     temporary = path.with_name(f".tmp-{path.name}")
     pq.write_table(table.replace_schema_metadata({"identity": identity}), temporary)
     os.replace(temporary, path)

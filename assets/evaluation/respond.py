@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assets.evaluation.examiner import load_checkpoint
+from assets.evaluation.checkpoint import load_checkpoint
 from assets.evaluation.likelihood import Reading
 from assets.evaluation.videos import encode_video
 
@@ -24,7 +24,7 @@ class Responder:
     """Answers prompts in batches, greedily; a video that several prompts ask about in a row is encoded once.
 
     Args:
-        export: checkpoint folder that ``from_pretrained`` loads.
+        export: an export folder, or a released checkpoint.
         device: ``auto``, ``cpu`` or ``cuda``.
         batch: prompts that pass the model together.
     """

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assets.evaluation.answers import chosen_option, same_answer
+from assets.evaluation.checkpoint import fingerprint
 from assets.evaluation.questions import Question
 from assets.evaluation.record import Journal, read_answers, write_answers
 from assets.evaluation.report import Answer, EvaluationReport
-from assets.lineage import data_version, hash_file
+from assets.lineage import data_version
 from assets.progress import Progress
 
 if TYPE_CHECKING:
     from assets.evaluation.examiner import Examiner
 
-METHOD = 1  # raise when the way of scoring changes: earlier answers are then not continued
+METHOD = 2  # raise when the way of scoring changes: earlier answers are then not continued
 BATCH = 8
 
 
@@ -40,7 +41,7 @@ def score_checkpoint(
     of the same checkpoint and questions is read back.
 
     Args:
-        export: checkpoint folder that ``from_pretrained`` loads.
+        export: an export folder, or a released checkpoint.
         media: folder that the questions' paths count from.
         visuals: False shows grey pictures in place of the real ones, to tell seeing from guessing.
         write: let the model also write its answers, beside rating the given ones.
@@ -75,14 +76,6 @@ def score_checkpoint(
     return EvaluationReport(name, visuals, answers, identity)
 
 
-def fingerprint(export: Path) -> str:
-    """Content hash of a checkpoint's weights, configuration and tokenizer."""
-    files = sorted(path for path in export.iterdir() if path.suffix in (".safetensors", ".json", ".txt"))
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise ValueError(f"{export}: no .safetensors file; this is not a checkpoint's export folder")
-    return data_version({path.name: hash_file(path) for path in files})
-
-
 def _ask(examiner: Examiner, group: Sequence[Question], write: bool) -> list[Answer]:
     replies = examiner.ask(group, write)
     answers = []
@@ -96,7 +89,7 @@ def _ask(examiner: Examiner, group: Sequence[Question], write: bool) -> list[Ans
                 id=question.id,
                 task=question.task,
                 form=question.form,
-                duration=question.duration,
+                duration=reply.duration if question.duration is None else question.duration,
                 prompt=reply.prompt,
                 expected=question.answer,
                 chosen=chosen,

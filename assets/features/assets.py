@@ -1,14 +1,23 @@
 """SigLIP features of long videos."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import dagster as dg
 
 from assets.automation import DATA, FILL_AND_FOLLOW
 from assets.checkpoints.assets import vision_encoder
+from assets.launch import FeaturesLaunch
 from assets.lineage import input_versions, product
 from assets.partitions import dimensions, same_part_any_source, same_variant, variant_and_part
-from assets.reporting import CODE_VERSION, OWNERS, errors_for_people, picture, publish, table
+from assets.reporting import CODE_VERSION, OWNERS, Published, check_spec, errors_for_people, picture, publish, table
 from assets.resources import Deployment
+from assets.settings import Settings
 from assets.videos.assets import videos
+from training.storage import Storage
+
+if TYPE_CHECKING:
+    from assets.features.extract import FeatureReport
 
 
 @dg.asset(
@@ -24,42 +33,83 @@ from assets.videos.assets import videos
     automation_condition=FILL_AND_FOLLOW,
     pool="gpu",
     code_version=CODE_VERSION,
+    check_specs=[
+        check_spec(
+            "complete",
+            "features",
+            "Every video of the part has a whole feature file, made from these bytes by this encoder, with frames that "
+            "fit its duration and finite numbers, or a record why not; and few have such a record.",
+            variant_and_part,
+        ),
+        check_spec(
+            "none_quarantined",
+            "features",
+            "No video is set aside because it could not be decoded. It only warns.",
+            variant_and_part,
+            blocking=False,
+        ),
+    ],
     description="""SigLIP features of every long video of one part, one safetensors file a video, at one frame a second.
 
 The encoder is the one tuned in stage 2 of the same variant, unless the settings name another. Files whose video and
 encoder are unchanged are recognised by content and not made again. Videos that cannot be decoded are quarantined with
-their reason and cost nothing else.""",
+their reason and cost nothing else; the launchpad has a switch to try them again.""",
 )
-def features(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
+def features(context: dg.AssetExecutionContext, deployment: Deployment, config: FeaturesLaunch) -> Published:
+    from assets.features.checks import complete
     from assets.features.extract import extract_part
+    from assets.features.quarantine import forget_records
     from assets.videos.catalogue import present_videos
 
-    settings, storage, keys = deployment.settings(), deployment.storage(), dimensions(context)
+    settings, storage, keys = config.applied(deployment.settings()), deployment.storage(), dimensions(context)
     variant, part = keys["variant"], keys["part"]
     with errors_for_people():
-        inputs = input_versions(
-            storage,
-            [
-                product("vision_encoder", variant),
-                *(product("videos", f"{part}|{source}") for source in sorted(settings.sources)),
-            ],
-        )
-        present = [(v.video, v.duration, v.sha256, v.rel) for v in present_videos(storage, settings, part)]
-        encoder = storage.local_folder(f"checkpoints/{variant}/vision_encoder")
-        report = extract_part(storage, settings, variant, present, encoder, context.log.info)
-    return publish(
+        encoder, origin = encoder_of(storage, settings, variant)
+        inputs = input_versions(storage, [product("videos", f"{part}|{source}") for source in sorted(settings.sources)])
+        present = present_videos(storage, settings, part)
+        if config.retry_quarantined:
+            forget_records(storage, variant, [video.video for video in present])
+        rows = [(v.video, v.duration, v.sha256, v.rel) for v in present]
+        report = extract_part(storage, settings, variant, rows, encoder, context.log.info)
+        checks = complete(storage, settings, variant, present, encoder)
+    yield from publish(
         context,
         deployment,
         version=report.version,
-        inputs=inputs,
+        inputs=origin | inputs,
         counts=report.counts,
-        metadata={
-            "hours": report.hours,
-            "bytes": report.bytes,
-            "frames a second": report.frames_per_second,
-            "outcomes": table(report.table),
-            "throughput": table(report.throughput),
-            "quarantined": table(report.quarantine),
-            **({"frames": picture(report.frame_strip, "frames of one video")} if report.frame_strip else {}),
-        },
+        checks=checks,
+        config=config.chosen(),
+        metadata=features_metadata(report),
     )
+
+
+def encoder_of(storage: Storage, settings: Settings, variant: str) -> tuple[Path, dict[str, str]]:
+    """Folder of the encoder that features of a variant are made with, and what it is with its version.
+
+    Raises:
+        FileNotFoundError: stage 2 has exported none yet, and the settings name no other.
+        ValueError: the folder that the settings name holds none.
+    """
+    from assets.features.extract import hash_encoder
+
+    if settings.features.encoder:
+        folder = Path(settings.features.encoder)
+        return folder, {str(folder): hash_encoder(folder)}
+    versions = input_versions(storage, [product("vision_encoder", variant)])
+    return storage.local_folder(f"checkpoints/{variant}/vision_encoder"), versions
+
+
+def features_metadata(report: "FeatureReport") -> dict[str, Any]:
+    """What an extraction shows of itself."""
+    return {
+        "hours": round(report.hours, 3),
+        "bytes": report.bytes,
+        "frames": report.frames,
+        "frames a second": report.frames_per_second or None,
+        "seconds": report.seconds or None,
+        "outcomes": table([row for row in report.table if row["videos"]]),
+        "throughput": table(report.throughput),
+        "quarantined": table(report.quarantine),
+        "frame strip": picture(report.frame_strip, "what the encoder saw of a few videos, from first to last"),
+    }

@@ -13,9 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from assets.features.decoders import DECORD, NVDEC, PYAV
 from assets.features.jobs import Failure, Success, Usage, Video
-from assets.features.options import Limits, Options
-from assets.features.pool import DECORD, NVDEC, PYAV, Pool
+from assets.features.options import Options
+from assets.features.pool import Pool
 from assets.features.quarantine import Quarantined, read_record, record_path, write_record
 from assets.lineage import data_version, hash_file, hash_value
 from assets.progress import Progress
@@ -67,7 +68,6 @@ def extract_part(
     rows: Iterable[tuple[str, float, str, str]],
     encoder_dir: Path,
     log: Callable[[str], None],
-    limits: Limits | None = None,
 ) -> FeatureReport:
     """Make the feature files of the given videos that are not there yet, or are no longer right.
 
@@ -77,7 +77,6 @@ def extract_part(
         rows: ``(video "<source>/<id>", seconds, sha256, path of the file below the root)``.
         encoder_dir: folder with ``config.json`` and safetensors of the vision encoder.
         log: takes progress lines.
-        limits: what one video may cost.
 
     Raises:
         ValueError: an unknown variant, or a folder that holds no SigLIP encoder.
@@ -85,7 +84,7 @@ def extract_part(
     """
     if variant not in PRESETS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(PRESETS)}")
-    options = Options.of(settings.features, variant, limits or Limits())
+    options = Options.of(settings.features, variant)
     return extract(storage, options, variant, rows, Path(settings.features.encoder or encoder_dir), log)
 
 

@@ -1,7 +1,7 @@
-"""The coordinator: hands out videos and slots to decoders, pictures to encoders, finished files to the storage.
+"""The coordinator: hands out videos to decoders, pictures to encoders, finished files to the storage.
 
-It computes nothing and imports no torch. It alone decides who owns a slot, watches deadlines, and replaces decoders
-that a file has hung or crashed. One encoder for each device; whoever has least to do gets the next video.
+It computes nothing and imports no torch. `assets.features.decoders` looks after the decoding processes. One encoder for
+each device; whoever has least to do gets the next video.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from assets.features.decoders import GRANT, Decoders
 from assets.features.jobs import Abandoned, Failure, Job, Success, Usage, Video
 from assets.features.options import Options
 from assets.features.processes import EncoderProcess, Nursery, Worker, describe_exit
@@ -24,15 +25,9 @@ from assets.features.strip import FrameStrip
 from training.features import feature_path
 from training.storage import Storage
 
-GRANT = 16  # slots that a decoder is topped up to; enough for it not to wait for the coordinator's next turn
 TICK_S = 0.2
 REPORT_S = 60.0
 START_S = 300.0  # for an encoder to load, or the nursery to import
-
-# How a worker decodes: module:function, looked up in the decoding process.
-PYAV = "assets.features.backends:open_pyav"
-DECORD = "assets.features.backends:open_decord"
-NVDEC = "assets.features.nvdec:open_nvdec"
 
 
 class Pool:
@@ -122,15 +117,14 @@ class Pool:
         slots = max(2 * len(self.backends), min(slots, limits.ring_bytes // Ring.slot_bytes(side)))
         self.ring = Ring.create(side, slots)
         self._stack.callback(self.ring.close)
-        self.free: list[int] = list(range(slots))
         for encoder in self.encoders:
             encoder.channel.send("ring", side, slots, files=(self.ring.descriptor,))
             self._selector.register(encoder.channel, selectors.EVENT_READ, encoder)
         self._selector.register(self.nursery.channel, selectors.EVENT_READ, self.nursery)
-        self.workers: dict[int, Worker] = {}
+        self.decoders = Decoders(self.nursery, self.ring, self._selector, limits)
         wanted = min(len(self.backends), len(self._queue))
         for backend in self.backends[:wanted]:
-            self._fork(backend)
+            self.decoders.fork(backend)
         self.usage.started = time.monotonic()
 
     def _encoder(self, device: str) -> EncoderProcess:
@@ -181,21 +175,22 @@ class Pool:
         self._dispatch()
         for key, _ in self._selector.select(TICK_S):
             if isinstance(key.data, Worker):
-                if key.data.name in self.workers:  # else its exit was heard in this same turn, and with it all it said
+                # Else its exit was heard in this same turn, and with it all that it said.
+                if key.data.name in self.decoders.workers:
                     self._hear_worker(key.data)
             elif isinstance(key.data, EncoderProcess):
                 self._hear_encoder(key.data)
             else:
                 self._hear_nursery()
-        self._grant()
+        self.decoders.grant()
         self._flush()
-        self._watch()
+        self.decoders.watch(self._jobs)
         self._collect_published()
         self._sample()
 
     def _prefetch(self) -> None:
         """Have the next videos' files at hand; for a local root that costs nothing."""
-        ahead = 1 if self.storage.is_local else 2 + len(self.workers)
+        ahead = 1 if self.storage.is_local else 2 + len(self.decoders.workers)
         while self._queue and len(self._fetched) < ahead:
             _, _, video = heapq.heappop(self._queue)
             future: Future[Path] = Future()
@@ -206,12 +201,7 @@ class Pool:
             self._fetched.append((video, future))
 
     def _dispatch(self) -> None:
-        for worker in list(self.workers.values()):
-            if worker.job is not None or worker.killed:
-                continue
-            if worker.jobs >= self.options.limits.recycle_after:
-                self._retire(worker)
-                continue
+        for worker in self.decoders.ready():
             self._prefetch()
             if not self._fetched or not self._fetched[0][1].done():
                 return
@@ -224,81 +214,14 @@ class Pool:
             self._numbers += 1
             job = Job(self._numbers, video, local)
             self._jobs[job.number] = job
-            worker.job, worker.jobs, worker.waited = job.number, worker.jobs + 1, 0.0
-            worker.started = worker.last = time.monotonic()
-            worker.empty_since = None
-            limits = self.options.limits
-            options = {
-                "size": self.ring.side,
-                "min_frames": self.options.min_frames,
-                "max_frames": limits.max_frames,
-                "max_pixels": limits.max_pixels,
-            }
-            self._tell(worker, "job", job.number, str(local), options, 2 * self._deadline(video))
-
-    @staticmethod
-    def _tell(worker: Worker, *message: Any) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # it just died; the nursery will tell us of what
-            worker.channel.send(*message)
-
-    def _fork(self, backend: str) -> None:
-        # CUDA reserves address space far beyond what it uses, so memory cannot be limited where the GPU decodes.
-        memory = 0 if backend == NVDEC else self.options.limits.memory_bytes
-        worker = self.nursery.fork(backend, self.ring, {"memory_bytes": memory})
-        self.workers[worker.name] = worker
-        self._selector.register(worker.channel, selectors.EVENT_READ, worker)
-
-    def _retire(self, worker: Worker) -> None:
-        """Let a decoder that has done its share go; its exit brings the next one."""
-        worker.killed = "recycled"
-        self._tell(worker, "quit")
-
-    def _grant(self) -> None:
-        """Top decoders up with slots, those that have fewest first."""
-        active = [worker for worker in self.workers.values() if worker.job is not None and not worker.killed]
-        now = time.monotonic()
-        for worker in sorted(active, key=lambda worker: len(worker.granted)):
-            missing = GRANT - len(worker.granted)
-            if self.free and missing >= min(GRANT // 2, self.ring.slots // len(active)):
-                slots = [self.free.pop() for _ in range(min(missing, len(self.free)))]
-                worker.granted |= set(slots)
-                self._tell(worker, "slots", slots)
-                if worker.empty_since is not None:
-                    worker.waited += now - worker.empty_since
-                    worker.empty_since, worker.last = None, now
-            elif not worker.granted and worker.empty_since is None:
-                worker.empty_since = now
+            self.decoders.assign(worker, job, self.options.min_frames)
 
     def _flush(self) -> None:
         """Have batches encoded that nothing will fill any more."""
-        if self._unflushed and not any(worker.job for worker in self.workers.values()):
+        if self._unflushed and not self.decoders.busy:
             self._unflushed = False
             for encoder in self.encoders:
                 encoder.channel.send("flush")
-
-    def _watch(self) -> None:
-        """Kill decoders that have stopped getting anywhere."""
-        now, limits = time.monotonic(), self.options.limits
-        for worker in self.workers.values():
-            if worker.job is None or worker.killed or worker.empty_since is not None:
-                continue
-            job = self._job_of(worker)
-            spent = now - worker.started - worker.waited
-            if job.facts and now - worker.last > limits.stall_s:
-                self._kill(worker, f"no picture for {limits.stall_s:.0f} s, {spent:.0f} s into the video")
-            elif spent > self._deadline(job.video):
-                self._kill(worker, f"not done after {spent:.0f} s")
-
-    def _job_of(self, worker: Worker) -> Job:
-        assert worker.job is not None
-        return self._jobs[worker.job]
-
-    def _deadline(self, video: Video) -> float:
-        return max(self.options.limits.deadline_s, video.duration / 2)
-
-    def _kill(self, worker: Worker, why: str) -> None:
-        worker.killed = why
-        self.nursery.kill(worker)
 
     # --- What decoders say -----------------------------------------------------------------------------------------
 
@@ -341,7 +264,7 @@ class Pool:
         self.usage.frames += len(frames)
         slots = {slot for _, slot, _ in frames}
         if not slots <= worker.granted:  # only its own slots are its to fill
-            self._kill(worker, "it announced pictures in slots that are not its own")
+            self.decoders.kill(worker, "it announced pictures in slots that are not its own")
             return
         worker.granted -= slots
         for k, slot, _ in frames:
@@ -397,21 +320,19 @@ class Pool:
         if message is None:
             raise RuntimeError(f"the nursery of decoders ended:\n{self.nursery.error()}")
         _, name, status = message
-        worker = self.workers.pop(name)
+        worker = self.decoders.workers[name]
         while worker.channel.waiting() and not worker.killed:  # what it said before it died
             if worker.channel in self._selector.get_map():
                 self._hear_worker(worker)
             else:
                 break
-        if worker.channel in self._selector.get_map():
-            self._selector.unregister(worker.channel)
-        self.free += sorted(worker.granted)  # it is dead: nobody writes into them any more
+        self.decoders.bury(worker)
         if worker.job is not None:
             reason, detail = ("timeout", worker.killed) if worker.killed else describe_exit(status)
-            self._fail(self._job_of(worker), reason, detail, worker.said())
+            self._fail(self._jobs[worker.job], reason, detail, worker.said())
         worker.close()
         if self._queue or self._fetched:
-            self._fork(worker.opener)
+            self.decoders.fork(worker.opener)
 
     def _hear_encoder(self, encoder: EncoderProcess) -> None:
         message = encoder.channel.receive()
@@ -420,7 +341,7 @@ class Pool:
         match message:
             case ["free", slots]:
                 encoder.pending -= len(slots)
-                self.free += slots
+                self.decoders.free += slots
             case ["dropped", number]:
                 self._discard(self._dropped.pop(number))
             case ["done", number, content, size]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from training.storage import Storage
@@ -58,6 +59,12 @@ def read_record(storage: Storage, variant: str, video: str) -> Quarantined | Non
         return Quarantined(**storage.read_json(record_path(variant, video)))
     except FileNotFoundError:
         return None
+
+
+def forget_records(storage: Storage, variant: str, videos: Iterable[str]) -> None:
+    """Have these videos tried again by the next extraction, whatever became of them before."""
+    for video in videos:
+        storage.remove(record_path(variant, video))
 
 
 def write_record(storage: Storage, variant: str, record: Quarantined) -> None:

@@ -1,9 +1,12 @@
 """MDS shards of the six kinds, and the stage-3 mixture over them."""
 
+from typing import TYPE_CHECKING, Any
+
 import dagster as dg
 
 from assets.automation import DATA, FILL_AND_FOLLOW, FOLLOW_CONTENT
 from assets.conversations.assets import conversations
+from assets.launch import ShardsLaunch
 from assets.lineage import input_versions, product
 from assets.partitions import (
     LLAVA_PARTS,
@@ -12,11 +15,25 @@ from assets.partitions import (
     part_partitions,
     same_partition,
 )
-from assets.reporting import CODE_VERSION, OWNERS, errors_for_people, picture, publish, table
+from assets.reporting import (
+    CODE_VERSION,
+    OWNERS,
+    Published,
+    check_spec,
+    errors_for_people,
+    picture,
+    publish,
+    samples,
+    table,
+)
 from assets.resources import Deployment
 from assets.sources.assets import llava_onevision, llava_video
 from assets.split import part_index, part_name
-from training.samples import LLAVA_KINDS, LONG_VIDEO_KIND
+from training.samples import LLAVA_KINDS, LONG_VIDEO_KIND, SHORT_VIDEO_KIND
+from training.storage import Storage
+
+if TYPE_CHECKING:
+    from assets.shards.writer import ShardReport
 
 GROUP = "shards"
 DESCRIPTIONS = {
@@ -28,30 +45,64 @@ DESCRIPTIONS = {
 }
 
 
+def whole_spec(kind: str, partitions: dg.PartitionsDefinition) -> dg.AssetCheckSpec:
+    """The check that every shard asset makes of a part."""
+    return check_spec(
+        "whole", kind, "Index, manifest and files agree: names, sizes, hashes and the number of samples.", partitions
+    )
+
+
 def shard_result(
-    context: dg.AssetExecutionContext, deployment: Deployment, kind: str, inputs: dict[str, str], report
-) -> dg.MaterializeResult:
+    context: dg.AssetExecutionContext,
+    deployment: Deployment,
+    config: ShardsLaunch,
+    kind: str,
+    inputs: dict[str, str],
+    report: "ShardReport",
+) -> Published:
     """What a shard asset tells about the part it wrote."""
-    return publish(
+    from assets.shards.checks import whole
+
+    folder, storage = f"VideoMarathon/sharding/{kind}_{context.partition_key}", deployment.storage()
+    with errors_for_people():
+        verdict = whole(storage, folder)
+        lengths = short_videos(storage, folder) if kind == SHORT_VIDEO_KIND else {}
+    yield from publish(
         context,
         deployment,
         version=report.version,
         inputs=inputs,
         counts=report.counts,
-        folder=f"VideoMarathon/sharding/{kind}_{context.partition_key}",
-        config=report.config,
+        checks=[verdict],
+        folder=folder,
+        config={**report.config, **config.chosen()},
         metadata={
             "dagster/row_count": report.counts["samples"],
             "bytes": report.bytes,
-            "hours": report.hours,
+            "hours of video": report.hours or None,
+            **lengths,
             "text tokens (estimate)": report.tokens,
             "dropped": table([{"reason": reason, "samples": samples} for reason, samples in report.drops.items()]),
             "some that were dropped": report.named,
             "annotation files that are missing": report.missing,
-            "examples": table(report.examples),
-            **({"pictures": picture(report.picture, "some images")} if report.picture else {}),
+            **samples(report.examples),
+            "sample images": picture(report.picture, "images of the part"),
         },
     )
+
+
+def short_videos(storage: Storage, folder: str) -> dict[str, Any]:
+    """How long the short videos of a part are."""
+    from assets.histogram import duration_histogram
+    from assets.shards.lengths import short_video_lengths
+
+    lengths = short_video_lengths(storage, folder)
+    title = f"{len(lengths.seconds):,} of {lengths.videos:,} videos"
+    return {
+        "hours of video": round(lengths.hours, 3) if lengths.seconds else None,
+        "how long": lengths.told,
+        "durations": picture(duration_histogram(lengths.seconds, title) if lengths.seconds else None, title),
+    }
 
 
 def make_llava_shards(kind: str) -> dg.AssetsDefinition:
@@ -69,21 +120,19 @@ def make_llava_shards(kind: str) -> dg.AssetsDefinition:
         automation_condition=FOLLOW_CONTENT,
         pool="cpu",
         code_version=CODE_VERSION,
+        check_specs=[whole_spec(kind, llava_part_partitions)],
         description=f"{DESCRIPTIONS[kind]}\n\nMosaicML Streaming shards; the same inputs give the same bytes.",
     )
-    def shards(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
+    def shards(context: dg.AssetExecutionContext, deployment: Deployment, config: ShardsLaunch) -> Published:
         from assets.shards.writer import write_kind_part
 
+        settings = config.applied(deployment.settings())
         with errors_for_people():
             inputs = input_versions(deployment.storage(), [collection.key.to_user_string()])
             report = write_kind_part(
-                deployment.storage(),
-                deployment.settings(),
-                kind,
-                part_index(context.partition_key),
-                context.log.info,
+                deployment.storage(), settings, kind, part_index(context.partition_key), context.log.info
             )
-        return shard_result(context, deployment, kind, inputs, report)
+        yield from shard_result(context, deployment, config, kind, inputs, report)
 
     return shards
 
@@ -102,18 +151,19 @@ llava_shards = [make_llava_shards(kind) for kind in LLAVA_KINDS]
     automation_condition=FILL_AND_FOLLOW,
     pool="cpu",
     code_version=CODE_VERSION,
+    check_specs=[whole_spec(LONG_VIDEO_KIND, part_partitions)],
     description="""Long-video conversations for stage 3 (VideoMarathon); samples name their video, never embed features.
 
 MosaicML Streaming shards; the rows of one video stand together, so training reads each feature file about once.""",
 )
-def videomarathon_video(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
+def videomarathon_video(context: dg.AssetExecutionContext, deployment: Deployment, config: ShardsLaunch) -> Published:
     from assets.shards.writer import write_long_video_part
 
-    part = context.partition_key
+    settings, part = config.applied(deployment.settings()), context.partition_key
     with errors_for_people():
         inputs = input_versions(deployment.storage(), [product("conversations", part)])
-        report = write_long_video_part(deployment.storage(), deployment.settings(), part_index(part), context.log.info)
-    return shard_result(context, deployment, LONG_VIDEO_KIND, inputs, report)
+        report = write_long_video_part(deployment.storage(), settings, part_index(part), context.log.info)
+    yield from shard_result(context, deployment, config, LONG_VIDEO_KIND, inputs, report)
 
 
 @dg.asset(
@@ -127,29 +177,45 @@ def videomarathon_video(context: dg.AssetExecutionContext, deployment: Deploymen
     tags=DATA,
     automation_condition=FOLLOW_CONTENT,
     code_version=CODE_VERSION,
+    check_specs=[
+        check_spec(
+            "one_place", "hourllava_s3", "No shard stands twice in the mixture, and no sample in two parts of a kind."
+        ),
+        check_spec(
+            "labels",
+            "hourllava_s3",
+            "Samples of every kind, drawn from the mixture and tokenised as in training, have answers and supervised "
+            "tokens.",
+        ),
+    ],
     description="""The stage-3 mixture: two streams of parts, one short and one long; every batch comes from one.
 
 Two index files over existing parts: nothing is copied or linked. A new part of long videos joins stream 1.""",
 )
-def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
+def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
+    from assets.shards.checks import one_place
+    from assets.shards.labels import labels
     from assets.shards.mixture_views import write_mixture
 
+    storage = deployment.storage()
     parts = sorted(context.instance.get_dynamic_partitions(str(part_partitions.name)), key=part_index)
     with errors_for_people():
         inputs = input_versions(
-            deployment.storage(),
+            storage,
             [
                 *(product(kind, part_name(index)) for kind in LLAVA_KINDS[1:] for index in range(1, LLAVA_PARTS)),
                 *(product(LONG_VIDEO_KIND, part) for part in parts),
             ],
         )
-        report = write_mixture(deployment.storage(), [part_index(part) for part in parts])
-    return publish(
+        report = write_mixture(storage, [part_index(part) for part in parts])
+        checks = [one_place(storage, parts), labels(storage, deployment.settings())]
+    yield from publish(
         context,
         deployment,
         version=report.version,
         inputs=inputs,
         counts=report.counts,
+        checks=checks,
         folder="VideoMarathon/sharding/hourllava_s3",
-        metadata={"streams": table(report.table)},
+        metadata={"dagster/row_count": report.counts["samples"], "streams": table(report.table)},
     )

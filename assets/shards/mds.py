@@ -1,8 +1,9 @@
 """MDS shard files through the library's own writer, with its traps closed.
 
 ``MDSWriter`` as a context manager publishes a valid-looking index when it is left by an exception, begins with a shard
-of no samples when the first one is large, and imports torch. So it is used here for one handful of shards at a time, in
-a folder of its own, finished by hand, and imported only by the process that writes.
+of no samples when the first one is large, waits whole seconds for uploads where nothing is uploaded, and imports torch.
+So it is used here for one handful of shards at a time, in a folder of its own, finished by hand, and imported only by
+the process that writes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ def write_shards(folder: Path, prefix: str, rows: Iterable[Mapping[str, Any]]) -
     entries: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{prefix}-") as fresh:
         writer = MDSWriter(columns=COLUMNS, out=f"{fresh}/mds", hashes=[HASH], size_limit=SIZE_LIMIT)
+        writer.executor = _AtOnce()
         try:
             for row in rows:
                 writer.write(dict(row))
@@ -47,6 +50,18 @@ def write_shards(folder: Path, prefix: str, rows: Iterable[Mapping[str, Any]]) -
             os.replace(source, folder / name)
             entries.append({**entry, "raw_data": {**entry["raw_data"], "basename": name}})
     return entries
+
+
+class _AtOnce(ThreadPoolExecutor):
+    """Runs what it is given where it is given: the library's uploads, which do nothing for a local folder."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # the writer's callback looks at it
+            future.set_exception(error)
+        return future
 
 
 def index_json(shards: Iterable[Mapping[str, Any]]) -> str:

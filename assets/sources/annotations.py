@@ -35,7 +35,6 @@ from training.storage import Storage
 
 ANNOTATIONS = "VideoMarathon/annotations.parquet"
 REJECTED = "VideoMarathon/annotations.rejected.parquet"
-MOST_PARTS = 99  # with 100 or more upstream, Dagster records no combined data version
 ROW_GROUP = 65_536
 BUFFER_ROWS = 8192
 LEDGER_KEY = b"hourllava.ledger"
@@ -245,14 +244,8 @@ class _Collection:
         return {part: bucket.path for part, bucket in buckets.items()}, rejects.path
 
     def _publish(self, files: list[AnnotationFile], tables: list[dict[int, Path]], rejected: list[Path]) -> None:
-        first = len(self.ledger.part_versions)
         used = sorted({part for buckets in tables for part in buckets})
         parts = list(range(self.settings.parts)) if self.base else used
-        if first + len(parts) > MOST_PARTS:
-            raise AnnotationError(
-                f"there are {first} parts already, and {MOST_PARTS} are the most; collect what has landed into fewer "
-                "files, or start a new root with all annotations in annotations.paths"
-            )
         buckets = {part: [table[part] for table in tables if part in table] for part in parts}
         hashes = {part: _hash_rows(paths) for part, paths in buckets.items()}
         rows = sum(count for _, count in hashes.values())

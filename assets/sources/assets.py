@@ -4,9 +4,18 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from assets.automation import DATA, FOLLOW_CONTENT
+from assets.automation import DATA, FOLLOW_CONTENT, RETRY_NETWORK, WATCHED
 from assets.lineage import input_versions
-from assets.reporting import CODE_VERSION, OWNERS, errors_for_people, publish, table
+from assets.reporting import (
+    CODE_VERSION,
+    OWNERS,
+    Published,
+    check_spec,
+    column_schema,
+    errors_for_people,
+    publish,
+    table,
+)
 from assets.resources import Deployment
 from assets.settings import Settings
 from assets.sources.collections import CollectionReport, collect_llava_video, collect_onevision
@@ -16,7 +25,7 @@ GROUP = "sources"
 Collect = Callable[[Storage, Settings, Callable[[str], None]], CollectionReport]
 
 landing, hub_annotations, hub_llava_onevision, hub_llava_video = (
-    dg.AssetSpec(name, group_name=GROUP, kinds={kind}, owners=OWNERS, description=description)
+    dg.AssetSpec(name, group_name=GROUP, kinds={kind}, owners=OWNERS, tags=WATCHED, description=description)
     for name, kind, description in (
         (
             "landing",
@@ -51,30 +60,47 @@ landing, hub_annotations, hub_llava_onevision, hub_llava_video = (
     tags=DATA,
     automation_condition=FOLLOW_CONTENT,
     pool="download",
+    retry_policy=RETRY_NETWORK,
     code_version=CODE_VERSION,
+    check_specs=[
+        check_spec(
+            "usable",
+            "annotations",
+            "Few rows were set aside (`shards.max_drop_share`), and every file in the landing folder could be read.",
+            blocking=False,
+        )
+    ],
     description="""Question-answer rows about long videos, one row a question, in one Parquet file.
 
 Read from the Hugging Face dataset or the files that the settings name (`annotations`); a hub revision is resolved once
 and recorded. Rows that cannot be used are set aside in `annotations.rejected.parquet`, with their reason. Materialize
 it again to pick up a new revision.""",
 )
-def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
-    from assets.sources.annotations import collect_annotations
+def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
+    from assets.columns import ANNOTATIONS
+    from assets.sources.annotations import ANNOTATIONS as FILE
+    from assets.sources.annotations import SCHEMA, collect_annotations
+    from assets.sources.checks import usable
 
+    settings, storage = deployment.settings(), deployment.storage()
     with errors_for_people():
-        report = collect_annotations(deployment.storage(), deployment.settings(), context.log.info)
-    return publish(
+        report = collect_annotations(storage, settings, context.log.info)
+    yield from publish(
         context,
         deployment,
         version=report.version,
         inputs=report.origins,
         counts=report.counts,
+        checks=[usable(report, settings)],
         metadata={
             "dagster/row_count": report.counts["rows"],
+            "dagster/uri": storage.path(FILE),
+            "bytes": storage.size(FILE),
             "columns found": report.columns,
             "rejected": table([{"reason": reason, "rows": rows} for reason, rows in report.rejected.items()]),
             "origins": report.origins,
-            **({"landing files that could not be read": report.problems} if report.problems else {}),
+            "landing files that could not be read": report.problems,
+            **column_schema(SCHEMA, ANNOTATIONS),
         },
     )
 
@@ -92,22 +118,28 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> dg
 Videos are dealt to parts by a stable hash, and the parts are registered as Dagster partitions. A part never changes
 once it is catalogued: videos that appear later, from the landing folder, form a new part.""",
 )
-def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
+def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
+    from assets.columns import CATALOGUE
     from assets.partitions import part_partitions
-    from assets.videos.catalogue import build_catalogue
+    from assets.videos.catalogue import SCHEMA, build_catalogue
 
     with errors_for_people():
         inputs = input_versions(deployment.storage(), ["annotations"])
         report = build_catalogue(deployment.storage(), deployment.settings(), context.log.info)
     context.instance.add_dynamic_partitions(str(part_partitions.name), report.parts)
-    return publish(
+    yield from publish(
         context,
         deployment,
         version=report.version,
         inputs=inputs,
         counts=report.counts,
         folder="VideoMarathon/catalogue",
-        metadata={"parts": report.parts, "videos": table(report.table)},
+        metadata={
+            "dagster/row_count": report.counts["videos"],
+            "parts": report.parts,
+            "videos": table([row for row in report.table if row["videos"]]),
+            **column_schema(SCHEMA, CATALOGUE),
+        },
     )
 
 
@@ -125,20 +157,31 @@ def make_collection(
         tags=DATA,
         automation_condition=FOLLOW_CONTENT,
         pool="download",
+        retry_policy=RETRY_NETWORK,
         code_version=CODE_VERSION,
+        check_specs=[
+            check_spec("all_there", name, "The hub has every annotation file that the mixture names.", blocking=False)
+        ],
         description=description,
     )
-    def collection(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
+    def collection(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
+        from assets.sources.checks import all_there
+
         with errors_for_people():
             report = collect(deployment.storage(), deployment.settings(), context.log.info)
-        return publish(
+        yield from publish(
             context,
             deployment,
             version=report.version,
             inputs=report.origins,
             counts=report.counts,
+            checks=[all_there(report)],
             folder=folder,
-            metadata={"annotation files": table(report.table)},
+            metadata={
+                "dagster/row_count": report.counts.get("rows", 0),
+                "annotation files": table(report.table),
+                "origins": report.origins,
+            },
         )
 
     return collection

@@ -26,7 +26,6 @@ from assets.sources.scratch import DiskGuard, clear, scratch
 from assets.split import part_name, stable_hash
 from assets.videos.catalogue import (
     EXHAUSTED,
-    FOLDER,
     MANUAL_MISSING,
     NEEDS_OPERATOR,
     OK,
@@ -43,7 +42,7 @@ from assets.videos.hub import HubFetcher
 from assets.videos.manual import DropFetcher
 from assets.videos.pace import Pace, Queue
 from assets.videos.probe import InvalidVideo, Prober, VideoFacts, check
-from assets.videos.report import AcquireReport, summarize, too_few
+from assets.videos.report import AcquireReport, coverage_threshold, report_name, summarize, too_few
 from training.storage import Storage
 
 VIDEOS = "VideoMarathon/videos"
@@ -75,17 +74,15 @@ def acquire_part(
         work.run()
         catalogue.compact()
         report = work.report()
-    storage.write_json(f"{FOLDER}/{source}/{part}.report.json", asdict(report))
+    storage.write_json(report_name(source, part), asdict(report))
     log(
         f"{source}, {part}: {report.counts.get(OK, 0):,} of {report.counts['expected']:,} videos, {report.hours:.1f} h,"
         f" {report.bytes / 1e9:.2f} GB; {report.lost_rows:,} question-answer pairs lost"
     )
     for note in report.notes:
         log(note)
-    chosen = settings.sources[source].coverage_threshold
-    threshold = settings.download.coverage_threshold if chosen is None else chosen
-    if report.coverage < threshold:
-        raise CoverageError(too_few(report, threshold))
+    if report.coverage < coverage_threshold(settings, source):
+        raise CoverageError(too_few(report, coverage_threshold(settings, source)))
     return report
 
 

@@ -1,13 +1,20 @@
 """The long videos themselves, fetched and verified one part of one source at a time."""
 
+from typing import TYPE_CHECKING, Any
+
 import dagster as dg
 
-from assets.automation import DATA, FILL
+from assets.automation import DATA, FILL, RETRY_NETWORK
+from assets.launch import VideosLaunch
 from assets.lineage import input_versions
 from assets.partitions import dimensions, source_and_part
-from assets.reporting import CODE_VERSION, OWNERS, errors_for_people, publish, table
+from assets.reporting import CODE_VERSION, OWNERS, Published, check_spec, errors_for_people, picture, publish, table
 from assets.resources import Deployment
 from assets.sources.assets import catalogue
+from assets.sources.errors import CoverageError
+
+if TYPE_CHECKING:
+    from assets.videos.report import AcquireReport
 
 
 @dg.asset(
@@ -19,36 +26,70 @@ from assets.sources.assets import catalogue
     tags=DATA,
     automation_condition=FILL,
     pool="download",
+    retry_policy=RETRY_NETWORK,
     code_version=CODE_VERSION,
+    check_specs=[
+        check_spec(
+            "coverage",
+            "videos",
+            "At least the share of the expected videos that the settings ask for is there (`coverage_threshold`).",
+            source_and_part,
+        ),
+        check_spec(
+            "nothing_more_to_get",
+            "videos",
+            "No video is missing that another run, or a person, could still get. It only warns.",
+            source_and_part,
+            blocking=False,
+        ),
+    ],
     description="""Long videos of one source and one part, each verified before it gets its final name.
 
 YouTube and other URLs go through yt-dlp, hub files and archive members through the Hugging Face client, licensed sets
 are adopted from a drop folder. What could not be had is a row with its reason in the catalogue, never a failed run;
 the run fails when the disk is full, a tool is missing, or fewer videos are present than `download.coverage_threshold`
-asks for. Run it again to retry what failed in passing; finished files are never fetched again.""",
+asks for. Run it again to retry what failed in passing; finished files are never fetched again. For one run, the
+launchpad takes reasons to retry, another threshold, and the number of downloads at a time. `hourllava why SOURCE/ID`
+tells what became of one video.""",
 )
-def videos(context: dg.AssetExecutionContext, deployment: Deployment) -> dg.MaterializeResult:
+def videos(context: dg.AssetExecutionContext, deployment: Deployment, config: VideosLaunch) -> Published:
     from assets.videos.acquire import acquire_part
+    from assets.videos.checks import coverage
+    from assets.videos.report import durations_picture, read_report
 
-    keys = dimensions(context)
+    storage, keys = deployment.storage(), dimensions(context)
+    source, part = keys["source"], keys["part"]
+    settings = config.applied(deployment.settings(), source)
     with errors_for_people():
-        inputs = input_versions(deployment.storage(), ["catalogue"])
-        report = acquire_part(
-            deployment.storage(), deployment.settings(), keys["source"], keys["part"], context.log.info
-        )
-    return publish(
+        inputs = input_versions(storage, ["catalogue"])
+        try:
+            report = acquire_part(storage, settings, source, part, context.log.info)
+        except CoverageError:  # the check says so, with everything that is known of it
+            report = read_report(storage, source, part)
+    yield from publish(
         context,
         deployment,
         version=report.version,
         inputs=inputs,
         counts=report.counts,
+        checks=coverage(report, settings),
+        config=config.chosen(),
         metadata={
-            "coverage": report.coverage,
-            "hours": report.hours,
-            "bytes": report.bytes,
-            "outcomes": table(report.table),
-            "question-answer pairs lost": report.lost_rows,
-            "bytes a second": report.bytes_per_s,
-            "notes": report.notes,
+            **videos_metadata(report),
+            "durations": picture(durations_picture(storage, source, part), "durations"),
         },
     )
+
+
+def videos_metadata(report: "AcquireReport") -> dict[str, Any]:
+    """What an acquisition shows of itself."""
+    return {
+        "coverage": report.coverage,
+        "hours": round(report.hours, 3),
+        "bytes": report.bytes,
+        "outcomes": table(report.table),
+        "question-answer pairs lost": report.lost_rows,
+        "duplicates": report.duplicates or None,
+        "throughput": table(report.throughput),
+        "notes": report.notes,
+    }

@@ -115,13 +115,17 @@ assert SCHEMA.names == ROW_FIELDS
 
 @dataclass(frozen=True, slots=True)
 class PresentVideo:
-    """A video that is there and verified. ``rel`` is its path below the root, ``duration`` in seconds."""
+    """A video that is there and verified.
+
+    ``rel`` is its path below the root, ``duration`` in seconds, ``packets`` the number of its pictures where known.
+    """
 
     video: str
     duration: float
     sha256: str
     rel: str
     damaged: bool
+    packets: int | None = None
 
 
 @dataclass(slots=True)
@@ -262,7 +266,7 @@ def present_videos(storage: Storage, settings: Settings, part: str) -> list[Pres
     for source in sorted(settings.sources):
         table = read_catalogue(storage, source, part)
         rows = table.filter(pc.equal(table["status"], OK))
-        columns = (rows[name].to_pylist() for name in ("video", "duration", "sha256", "path", "damaged"))
+        columns = (rows[name].to_pylist() for name in ("video", "duration", "sha256", "path", "damaged", "packets"))
         found += [PresentVideo(*values) for values in zip(*columns, strict=True)]
     return sorted(found, key=lambda present: present.video)
 

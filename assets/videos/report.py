@@ -6,8 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow.compute as pc
+
+from assets.histogram import duration_histogram
 from assets.lineage import data_version
-from assets.videos.catalogue import OK, Catalogue
+from assets.settings import Settings
+from assets.videos.catalogue import FOLDER, OK, Catalogue, read_catalogue
+from training.storage import Storage
 
 
 @dataclass(slots=True)
@@ -39,6 +44,18 @@ class AcquireReport:
     fetched_bytes: int
     bytes_per_s: float
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def throughput(self) -> list[dict[str, Any]]:
+        """What this run moved, and how fast; nothing where it fetched nothing."""
+        if not self.fetched_bytes:
+            return []
+        return [
+            {"what": "videos fetched", "value": f"{self.counts['fetched']:,}"},
+            {"what": "fetched", "value": f"{self.fetched_bytes / 1e6:,.1f} MB"},
+            {"what": "in", "value": f"{self.seconds:,.1f} s"},
+            {"what": "rate", "value": f"{self.bytes_per_s / 1e6:,.2f} MB/s"},
+        ]
 
 
 def summarize(
@@ -81,6 +98,29 @@ def summarize(
         bytes_per_s=fetched_bytes / seconds if seconds else 0.0,
         notes=notes,
     )
+
+
+def report_name(source: str, part: str) -> str:
+    """Where the report of the newest acquisition lies below the root."""
+    return f"{FOLDER}/{source}/{part}.report.json"
+
+
+def read_report(storage: Storage, source: str, part: str) -> AcquireReport:
+    """The report of the newest acquisition of a source and part."""
+    return AcquireReport(**storage.read_json(report_name(source, part)))
+
+
+def durations_picture(storage: Storage, source: str, part: str) -> bytes | None:
+    """How long the videos of a source and part are that are there, as a PNG; None where there is none."""
+    table = read_catalogue(storage, source, part)
+    seconds = table.filter(pc.equal(table["status"], OK))["duration"].drop_null().to_pylist()
+    return duration_histogram(seconds, f"{len(seconds):,} videos of {source}, {part}") if seconds else None
+
+
+def coverage_threshold(settings: Settings, source: str) -> float:
+    """The least share of a source's videos: its own where it has one, else that of all downloads."""
+    own = settings.sources[source].coverage_threshold
+    return settings.download.coverage_threshold if own is None else own
 
 
 def too_few(report: AcquireReport, threshold: float) -> str:

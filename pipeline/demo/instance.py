@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from assets.settings import CONFIG_VARIABLE
@@ -47,7 +46,7 @@ def dagster(config: Path, log: Path, home: Path = REPOSITORY) -> Iterator[Dagste
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=partial(die_with_parent, signal.SIGTERM),  # also when this process is killed
+            preexec_fn=_obey,
         )
     client = DagsterClient(f"http://127.0.0.1:{port}")
     try:
@@ -60,3 +59,9 @@ def dagster(config: Path, log: Path, home: Path = REPOSITORY) -> Iterator[Dagste
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _obey() -> None:
+    """In the new process: end with the one that started it, and be interruptible, which a shell's background is not."""
+    die_with_parent(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

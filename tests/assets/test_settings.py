@@ -46,6 +46,11 @@ def test_a_remote_root_stays_a_url(tmp_path):
         ({"parts": 100}, ["parts"]),
         ({"annotations": {"repo": "a/b", "paths": ["x"]}}, ["annotations", "either"]),
         ({"shards": {"workers": "many"}}, ["shards.workers"]),
+        (
+            {"features": {"limits": {"max_pixel": 1}}},
+            ["limits.max_pixel'", "mean 'max_pixels'", "stall_s"],
+        ),
+        ({"features": {"limits": {"stall_s": 0}}}, ["features.limits.stall_s"]),
     ],
 )
 def test_a_mistake_is_explained_with_the_file_and_the_known_keys(tmp_path, changes, words):

@@ -214,6 +214,27 @@ def test_little_damage_is_reported_but_does_not_make_a_video_useless(built):
     assert not report.too_corrupt(line.frames)
 
 
+def test_damage_of_hevc_is_told_by_the_checksums_of_its_pictures(tmp_path):
+    """Without them FFmpeg mends half of it in silence."""
+    path = clips.encode(tmp_path / "a.mp4", 60, codec="libx265", options={"x265-params": "hash=1:log-level=none"})
+    line, everything = timeline(path), np.arange(60)
+    whole = read(line, everything, size=SIZE)
+    assert not whole.report.damaged
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size > 30]
+    data, dice, broken, told = path.read_bytes(), random.Random(0), 0, 0
+    for at, size in dice.sample(packets, 20):
+        hurt = bytearray(data)
+        for place in dice.sample(range(at + 8, at + size), 5):
+            hurt[place] ^= 1 << dice.randrange(8)
+        path.write_bytes(hurt)
+        seen = read(line, everything, size=SIZE)
+        if (seen.frames_THWC != whole.frames_THWC).any():
+            broken, told = broken + 1, told + seen.report.damaged
+    assert broken > 5
+    assert told >= 0.8 * broken  # a picture that is lost together with its checksum still goes by in silence
+
+
 def test_a_file_that_vanishes_between_the_passes_is_noticed(tmp_path):
     line = timeline(clips.encode(tmp_path / "clip.mp4", 10))
     (tmp_path / "clip.mp4").unlink()

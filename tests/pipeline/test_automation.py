@@ -1,6 +1,7 @@
 """Several days of a deployment, simulated: what runs by itself, what does not, and when."""
 
 import datetime as dt
+from collections.abc import Iterator
 
 import dagster as dg
 import pytest
@@ -50,6 +51,25 @@ class Days:
             self.instance.report_runless_asset_event(
                 dg.AssetMaterialization(asset, partition=key, tags={"dagster/data_version": version})
             )
+
+    def checked(self, name: str, check: str, passed: bool) -> None:
+        """A run that makes ``name`` and finds this in its check; where a blocking one fails, it publishes nothing."""
+        asset, _, partition = name.partition("[")
+        node = self.defs.resolve_asset_graph().get(dg.AssetKey(asset))
+        (spec,) = [s for s in node.assets_def.check_specs if s.name == check]
+
+        @dg.asset(name=asset, partitions_def=node.partitions_def, check_specs=[spec])
+        def stand_in() -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+            severity = dg.AssetCheckSeverity.ERROR if spec.blocking else dg.AssetCheckSeverity.WARN
+            result = dg.AssetCheckResult(check_name=check, passed=passed, severity=severity)
+            if spec.blocking and not passed:
+                yield result
+                raise dg.Failure("as in assets/reporting.py")
+            yield dg.MaterializeResult(data_version=dg.DataVersion("2"), check_results=[result])
+
+        key = partition.rstrip("]") or None
+        run = dg.materialize([stand_in], partition_key=key, instance=self.instance, raise_on_error=False)
+        assert run.success is (passed or not spec.blocking)
 
     def make_all(self, asked: set[str], version: str = "1") -> None:
         self.made(*sorted(asked), version=version)
@@ -202,9 +222,72 @@ def test_stage_three_never_starts_half_way_through_a_landing(days):
     assert {f"stage3[{v}]" for v in ("tiny", "3b", "7b")} <= days.tick(TRAINING_ASSETS, days=1)
 
 
+def test_one_part_that_fails_its_check_holds_its_variant_until_it_passes(days):
+    """Dagster's own all_deps_blocking_checks_passed would be content with the parts that pass."""
+    everything_made(days)
+    days.add_part("part1")
+    days.made(*(f"features[part1|{variant}]" for variant in ("tiny", "3b", "7b")))
+    days.tick(TRAINING_ASSETS)
+    days.made("hourllava_s3", version="2")
+    days.checked("features[part0|tiny]", "complete", passed=True)
+    days.checked("features[part1|tiny]", "complete", passed=False)
+    assert days.tick(TRAINING_ASSETS, days=1) == {"stage3[3b]", "stage3[7b]"}
+    days.made("stage3[3b]", "stage3[7b]", version="2")
+    assert "stage3[tiny]" not in days.tick(TRAINING_ASSETS, days=1)
+    days.checked("features[part1|tiny]", "complete", passed=True)
+    assert "stage3[tiny]" in days.tick(TRAINING_ASSETS, days=1)
+
+
+def test_a_check_that_only_warns_holds_nothing(days):
+    everything_made(days)
+    days.tick(TRAINING_ASSETS)
+    days.checked("features[part0|tiny]", "none_quarantined", passed=False)
+    assert days.tick(TRAINING_ASSETS, days=1) == {"stage3[tiny]"}
+
+
+def test_a_mixture_that_fails_its_check_holds_every_training(days):
+    everything_made(days)
+    days.tick(TRAINING_ASSETS)
+    days.made("features[part0|tiny]", version="2")
+    days.checked("hourllava_s3", "labels", passed=False)
+    assert days.tick(TRAINING_ASSETS, days=1) == set()
+    days.checked("hourllava_s3", "labels", passed=True)
+    assert days.tick(TRAINING_ASSETS, days=1) == {f"stage3[{variant}]" for variant in ("tiny", "3b", "7b")}
+
+
+def test_a_part_of_shards_that_fails_its_check_does_not_reach_the_mixture(days):
+    everything_made(days)
+    days.settle()
+    days.checked("videomarathon_video[part0]", "whole", passed=False)
+    days.made("llavavideo_text[part1]", version="2")
+    assert days.tick() == set()
+    days.checked("videomarathon_video[part0]", "whole", passed=True)
+    assert days.tick() == {"hourllava_s3"}
+
+
 def test_data_runs_by_itself_and_training_only_when_switched_on():
     from pipeline.automation import data_automation, training_automation, watch_outside_data
 
     assert data_automation.default_status is dg.DefaultSensorStatus.RUNNING
     assert watch_outside_data.default_status is dg.DefaultSensorStatus.RUNNING
     assert training_automation.default_status is dg.DefaultSensorStatus.STOPPED
+
+
+def test_above_a_hundred_parts_the_mixture_still_follows_every_one_of_them(days):
+    """From 100 parts on Dagster no longer shows the mixture as out of date; what runs by itself still sees it."""
+    mixture = dg.AssetSelection.assets("hourllava_s3")
+    parts = [f"part{index}" for index in range(101)]
+    for kind in ("llavavideo_text", "llavavideo_si", "llavavideo_mi", "llavavideo_video"):
+        days.made(*(f"{kind}[{part}]" for part in llava_part_partitions.get_partition_keys()))
+    days.instance.add_dynamic_partitions("part", parts)
+    days.made(*(f"videomarathon_video[{part}]" for part in parts), "hourllava_s3")
+    assert days.tick(mixture) == set()
+    days.made("videomarathon_video[part7]")
+    assert days.tick(mixture) == set()
+    days.made("videomarathon_video[part7]", version="2")
+    assert days.tick(mixture) == {"hourllava_s3"}
+    days.made("hourllava_s3", version="2")
+    days.add_part("part101")
+    assert days.tick(mixture) == set()
+    days.made("videomarathon_video[part101]")
+    assert days.tick(mixture) == {"hourllava_s3"}

@@ -90,6 +90,43 @@ def test_every_asset_tells_a_stranger_what_it_is(graph):
         assert node.owners, key
 
 
+def test_every_asset_says_what_starts_it_and_where_its_code_is(graph):
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.tags["hourllava/automation"] in {"data", "training", "by-hand", "watched"}, key
+        assert node.is_external or "dagster/code_references" in node.metadata, key
+
+
+CHECKS = {
+    "annotations": {"usable": False},
+    "llava_onevision": {"all_there": False},
+    "llava_video": {"all_there": False},
+    "videos": {"coverage": True, "nothing_more_to_get": False},
+    "conversations": {"sound": True},
+    **{kind: {"whole": True} for kind in (*ONEVISION_SHARDS, "llavavideo_video", "videomarathon_video")},
+    "hourllava_s3": {"one_place": True, "labels": True},
+    **{f"stage{number}": {"loss": True, "loss_falls": False, "export_loads": True} for number in (1, 2, 3)},
+    "features": {"complete": True, "none_quarantined": False},
+    "evaluation": {"above_blind": False},
+}
+
+
+def test_checks_stop_what_follows_wherever_going_on_would_waste_work(graph):
+    found: dict[str, dict[str, bool]] = {}
+    for key in graph.asset_check_keys:
+        found.setdefault(key.asset_key.to_user_string(), {})[key.name] = graph.get(key).blocking
+    assert found == CHECKS
+
+
+def test_a_check_speaks_of_the_partition_that_was_made(graph):
+    for key in graph.asset_check_keys:
+        assert graph.get(key).partitions_def == graph.get(key.asset_key).partitions_def, key
+
+
+def test_every_check_says_what_it_looks_at(graph):
+    assert all(len(graph.get(key).description or "") > 50 for key in graph.asset_check_keys)
+
+
 def test_loading_the_code_location_imports_neither_torch_nor_its_friends():
     script = (
         "import json, sys; from pipeline.definitions import definitions; definitions();"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,7 @@ import pytest
 
 from assets.lineage import all_records
 from pipeline.cli import main
-from pipeline.demo.instance import REPOSITORY
 from pipeline.demo.run import run_demo
-from training.storage import Storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -25,23 +22,6 @@ def hashes(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    shutil.copy(REPOSITORY / "dagster.yaml", folder)
-    assert run_demo(folder / "deployment", folder) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def storage(demo):
-    return Storage(str(demo / "deployment" / "data"))
-
-
-def evaluation(storage: Storage) -> dict:
-    return storage.read_json("lineage/evaluation/tiny.json")
 
 
 def test_every_asset_was_made(storage):

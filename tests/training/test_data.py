@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from itertools import chain
@@ -368,7 +366,6 @@ def test_the_order_is_that_of_a_plain_streaming_dataset(pristine, monkeypatch, n
     parts = ("llavavideo_si_part0", "videomarathon_video_part0")
     streams = tuple(StreamConfig(part, str(sharding), (f"{part}/index.json",)) for part in parts)
     run = pristine.run(streams=streams, global_batch=4, micro_batch=2, shuffle_block=24)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(per_node))
     world = nodes * per_node
     plain = StreamingDataset(
         streams=[Stream(local=str(sharding / part)) for part in parts],
@@ -380,6 +377,9 @@ def test_the_order_is_that_of_a_plain_streaming_dataset(pristine, monkeypatch, n
         num_canonical_nodes=run.canonical_nodes,
         batching_method="per_stream",
     )
+    for stream in plain.streams:
+        stream.proportion = 1.0  # which says how much of the block it gets; here each has one of its own
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(per_node))
     for rank in range(world):
         for epoch in (0, 1):
             work = generate_work("per_stream", plain, World(nodes, per_node, 1, rank), epoch, 0)

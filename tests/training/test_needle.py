@@ -15,6 +15,7 @@ from training.needle import (
     NeedleTask,
     World,
     build_model,
+    examine,
     kept_frames,
     model_config,
     run_needle,
@@ -105,6 +106,32 @@ def test_kept_tokens_of_several_samples_stay_apart():
 def test_a_run_gives_the_same_result_twice():
     first, second = (run_needle(QUICK) for _ in range(2))
     assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
+
+
+def test_a_model_goes_on_to_longer_videos_from_where_it_is():
+    model = build_model(QUICK)
+    first = run_needle(QUICK, model=model)
+    longer = replace(QUICK, task=NeedleTask(frames=32), steps=1)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = examine(model, World(longer), "hidden")[0]
+    second = run_needle(longer, model=model)
+    assert (first.frames, second.frames) == (16, 32)
+    assert second.before == before
+    assert any(not torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_rate_rises_stays_and_falls():
+    run = NeedleRun(steps=1000, rate=1.0, warmup=100, decay=0.3)
+    assert run.rate_at(50) == 0.5
+    assert run.rate_at(100) == run.rate_at(600) == 1.0
+    assert run.rate_at(1000) == pytest.approx(0.05)
+    rates = [run.rate_at(step) for step in range(700, 1001)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_curve_has_as_many_points_as_are_asked_for():
+    curve = run_needle(replace(QUICK, steps=4, points=2)).curve
+    assert [step for step, _ in curve] == [2, 4]
 
 
 # One needle and one question: what a CPU learns in a minute. The benchmark asks for four.

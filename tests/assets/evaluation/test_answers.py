@@ -40,6 +40,17 @@ OPTIONS = ("a red square", "blue", "the dog", "light blue")
         ("Ｂ", "B"),
         ("The answer is not A; the answer is B", "B"),
         ("It is not blue, it is the dog", "C"),
+        ('{"answer": "B"}', "B"),
+        ("<answer>C</answer>", "C"),
+        ("The answer:\n\nD", "D"),
+        ("$\\boxed{\\text{B}}$", "B"),
+        ("Answer: B (not A)", "B"),
+        ("<think>The answer is A? No.</think>B", "B"),
+        ("<think>blue, or the dog</think> The answer is (D).", "D"),
+        ("A. a red square\nB. blue\nC. the dog\nD. light blue\nAnswer: C", "C"),
+        ("B. blue, for C. the dog is not there", "B"),
+        ("\u202eB\u200b", "B"),
+        ("B\n\nQuestion: And now?\nAnswer: C", "B"),
     ],
 )
 def test_a_choice_is_recognised(text, letter):
@@ -70,6 +81,14 @@ def test_a_choice_is_recognised(text, letter):
         "B or C",
         "light blue or blue",
         "The answer isn't (B)",
+        "ABCD",
+        "A/B",
+        "Both A and B",
+        "All of the above",
+        "\N{CYRILLIC CAPITAL LETTER VE}",
+        "<think>The answer is B.</think>",
+        '{"answer": ""}',
+        "The answer could be A, but it is C",
     ],
 )
 def test_what_is_no_clear_choice_is_none(text):

@@ -8,7 +8,7 @@ import torch
 
 from assets.evaluation import ask as ask_module
 from assets.evaluation.ask import VideoConversation
-from assets.evaluation.examiner import load_checkpoint
+from assets.evaluation.checkpoint import load_checkpoint
 from assets.evaluation.videos import encode_video
 
 
@@ -28,9 +28,11 @@ def test_pieces_join_to_what_transformers_generates(conversation, export, media)
     assert conversation.timing.first_token <= conversation.timing.answer
 
 
-def test_the_video_is_encoded_once_and_questions_do_not_influence_each_other(conversation, monkeypatch):
+def test_the_memory_is_made_once_and_questions_do_not_influence_each_other(conversation):
     first = "".join(conversation.ask("What colour is the square?", longest=12))
-    monkeypatch.setattr(ask_module, "encode_video", lambda *_: pytest.fail("encoded again"))
+    model = conversation.model.model
+    for part in (model.vision, model.projector):  # what a memory is made with
+        part.register_forward_pre_hook(lambda *_: pytest.fail("the memory is made again"))
     "".join(conversation.ask("Is it night?", longest=12))
     assert "".join(conversation.ask("What colour is the square?", longest=12)) == first
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assets.evaluation.benchmarks import load_benchmark, split_options
+from assets.evaluation.benchmarks import load_benchmark, main, split_options
 from assets.evaluation.questions import read_questions, write_questions
 
 
@@ -145,3 +145,26 @@ def test_a_converted_benchmark_can_be_kept_as_a_questions_file(tmp_path):
     questions = load_benchmark("mlvu", tmp_path / "4_count.json").questions
     write_questions(tmp_path / "q.jsonl", questions)
     assert read_questions(tmp_path / "q.jsonl") == questions
+
+
+def test_the_command_writes_the_questions_whose_videos_are_there(tmp_path, capsys):
+    row = {"video": "a.mp4", "question": "Which?", "candidates": ["x", "y"], "answer": "x", "question_type": "count"}
+    (tmp_path / "4_count.json").write_text(json.dumps([row, row | {"video": "b.mp4"}, row | {"answer": "z"}]))
+    videos = tmp_path / "videos"
+    (videos / "4_count").mkdir(parents=True)
+    (videos / "4_count" / "a.mp4").write_bytes(b"")
+    assert main(["mlvu", str(tmp_path / "4_count.json"), "--videos", str(videos)]) == 0
+    [question] = read_questions(videos / "mlvu.jsonl")
+    assert (question.path, question.answer) == ("4_count/a.mp4", "x")
+    said = capsys.readouterr().out
+    assert "1 questions; 1 about videos that are not there" in said
+    assert "left out: 1" in said
+
+
+def test_the_command_says_what_it_could_not_use(tmp_path, capsys):
+    row = {"video": "a.mp4", "question": "Which?", "candidates": ["x", "y"], "answer": "x", "question_type": "count"}
+    (tmp_path / "4_count.json").write_text(json.dumps([row]))
+    assert main(["mlvu", str(tmp_path / "4_count.json"), "--videos", str(tmp_path)]) == 2
+    assert "4_count/a.mp4" in capsys.readouterr().out
+    assert main(["lvbench", str(tmp_path / "gone.jsonl"), "--videos", str(tmp_path)]) == 2
+    assert "gone.jsonl" in capsys.readouterr().out

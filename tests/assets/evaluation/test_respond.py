@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
-from types import SimpleNamespace
-
 import pytest
 from PIL import Image
 
@@ -61,41 +57,3 @@ def test_an_answer_ends_before_its_stop_text():
 def test_sampling_is_refused(responder):
     with pytest.raises(ValueError, match="greedy"):
         responder.generate([("Hello?", [], {"do_sample": True})])
-
-
-def test_the_adapter_offers_what_lmms_eval_calls(export, media, monkeypatch):
-    """lmms-eval is not installed here: its base class and its manifest are stood in for by their published form."""
-
-    class Base:
-        def __init__(self):
-            self.task_dict = {}
-
-    class Manifest:
-        def __init__(self, model_id, simple_class_path):
-            self.model_id, self.simple_class_path = model_id, simple_class_path
-
-    for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.models"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, "lmms_eval.api.model", SimpleNamespace(lmms=Base))
-    monkeypatch.setitem(sys.modules, "lmms_eval.models.registry_v2", SimpleNamespace(ModelManifest=Manifest))
-    monkeypatch.delitem(sys.modules, "assets.evaluation.lmms_adapter", raising=False)
-    import importlib
-
-    adapter = importlib.import_module("assets.evaluation.lmms_adapter")
-    monkeypatch.delitem(sys.modules, "assets.evaluation.lmms_adapter")
-    module, name = adapter.manifest.simple_class_path.rsplit(".", 1)
-    assert (module, getattr(adapter, name)) == ("assets.evaluation.lmms_adapter", adapter.HourLlavaLmms)
-
-    model = adapter.HourLlavaLmms(pretrained=str(export), device="cpu", batch_size="2")
-    model.task_dict["task"] = {"test": [{"video": str(media / "short.mp4"), "answer": "red"}]}
-    visual = lambda doc: [doc["video"]]  # noqa: E731
-    request = SimpleNamespace(args=("What?", {"max_new_tokens": 4}, visual, 0, "task", "test"))
-    assert model.generate_until([request]) == model.responder.generate(
-        [("What?", [str(media / "short.mp4")], {"max_new_tokens": 4})]
-    )
-    request = SimpleNamespace(args=("What?", lambda doc: doc["answer"], visual, 0, "task", "test"))
-    [(score, greedy)] = model.loglikelihood([request])
-    assert score < 0
-    assert greedy in (True, False)
-    with pytest.raises(ValueError, match="unknown model_args"):
-        adapter.HourLlavaLmms(pretrained=str(export), conv_template="qwen")

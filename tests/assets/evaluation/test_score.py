@@ -105,6 +105,15 @@ def test_answers_are_complete_ordered_and_on_disk(export, media, questions, tmp_
     assert set(report.by_duration()) == {"under 1 min", "1 to 10 min", "no video"}
 
 
+def test_a_video_whose_duration_the_benchmark_leaves_out_counts_in_its_class(export, media, questions, tmp_path):
+    nameless = [replace(question, duration=None) for question in questions]
+    report = score_checkpoint(export, nameless, media, tmp_path / "answers.parquet", silent, device="cpu")
+    assert [answer.duration for answer in report.answers] == [18.0, 70.0, None, None, 18.0]
+    assert {name: len(part.answers) for name, part in report.by_duration().items()} == {
+        "under 1 min": 2, "1 to 10 min": 1, "no video": 2,
+    }  # fmt: skip
+
+
 def test_an_interrupted_run_asks_only_what_is_left_and_ends_the_same(export, media, questions, tmp_path, monkeypatch):
     whole = score_checkpoint(export, questions, media, tmp_path / "whole.parquet", silent, batch=2, device="cpu")
     real, batches = score_module._ask, []

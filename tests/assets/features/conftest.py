@@ -13,7 +13,8 @@ import torch
 
 from assets.features.extract import FeatureReport, extract
 from assets.features.jobs import Video
-from assets.features.options import Limits, Options
+from assets.features.options import Options
+from assets.settings import Limits
 from model.config import PRESETS
 from model.vision import VisionEncoder, save_vision_encoder
 from training.storage import Storage

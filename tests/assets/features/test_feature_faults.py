@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from assets.features import extract as extraction
-from assets.features.options import Limits
+from assets.settings import Limits
 from tests.assets.features.conftest import copy_videos, feature_file, make_encoder, row, video_path
 from tests.model import clips
 from training.features import open_features

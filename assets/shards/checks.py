@@ -1,0 +1,114 @@
+"""Whether shards are what their index says, and whether what will be trained on is in one place only and is supervised.
+
+Training verifies its shards again before it starts; here it is found out before a GPU waits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from assets.conversations.grouping import conversations_name
+from assets.shards.heads import read_column
+from assets.shards.mds import HASH
+from assets.shards.mixture_views import MIXTURE
+from assets.shards.writer import INDEX, LLAVA_PARTS, MANIFEST, part_folder
+from assets.split import part_index
+from assets.verdict import Verdict
+from training.file_cache import hash_file_xxh64
+from training.samples import LLAVA_KINDS, LONG_VIDEO_KIND
+from training.storage import Storage
+
+WHOLE, ONE_PLACE = "whole", "one_place"
+NAMED = 10  # faults that a verdict names; the rest is counted
+
+
+def whole(storage: Storage, folder: str) -> Verdict:
+    """Index, manifest and files of one part agree: names, sizes, hashes and the number of samples.
+
+    On a remote root only sizes are compared; hashes are checked when a shard is fetched.
+    """
+    faults = part_faults(storage, folder)
+    index = storage.read_json(f"{folder}/{INDEX}")["shards"]
+    samples, size = sum(shard["samples"] for shard in index), sum(shard["raw_data"]["bytes"] for shard in index)
+    facts = {"samples": samples, "shards": len(index), "bytes": size, "hashed": storage.is_local}
+    if not faults:
+        return Verdict(WHOLE, f"{len(index):,} shards, {samples:,} samples: all as the index says", facts=facts)
+    says = f"{len(faults):,} faults: {'; '.join(faults[:NAMED])}. Materialize this part again"
+    return Verdict(WHOLE, says, passed=False, facts=facts)
+
+
+def part_faults(storage: Storage, folder: str) -> list[str]:
+    """What is wrong with a part's folder, a sentence for each fault; none when it is whole."""
+    shards = storage.read_json(f"{folder}/{INDEX}")["shards"]
+    manifest = storage.read_json(f"{folder}/{MANIFEST}")
+    indexed = {shard["raw_data"]["basename"]: shard["raw_data"] for shard in shards}
+    faults = []
+    if manifest["shards"] != {name: raw["hashes"][HASH] for name, raw in indexed.items()}:
+        faults.append(f"{MANIFEST} and {INDEX} name different shards or hashes")
+    written, listed = manifest["report"]["counts"]["samples"], sum(shard["samples"] for shard in shards)
+    if written != listed:
+        faults.append(f"{MANIFEST} counts {written:,} samples, {INDEX} {listed:,}")
+    there = {name.rpartition("/")[2] for name in storage.list(folder, ".mds")}
+    faults += [f"{name} is not in {INDEX}" for name in sorted(there - set(indexed))]
+
+    def fault(name: str) -> str | None:
+        raw, rel = indexed[name], f"{folder}/{name}"
+        if name not in there:
+            return f"{name} is missing"
+        if (size := storage.size(rel)) != raw["bytes"]:
+            return f"{name} has {size:,} bytes, not {raw['bytes']:,}"
+        if storage.is_local and hash_file_xxh64(storage.local(rel)) != raw["hashes"][HASH]:
+            return f"the content of {name} does not hash to what {INDEX} says"
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        return faults + [found for found in pool.map(fault, sorted(indexed)) if found]
+
+
+def one_place(storage: Storage, parts: Sequence[str]) -> Verdict:
+    """No shard stands twice in the mixture, and no sample in two parts of a kind.
+
+    Args:
+        parts: the parts of long videos in the mixture. Of the other kinds, every part that is there is looked at: stage
+            2 is trained on the ones that the mixture leaves out. On a remote root their samples are not looked at.
+    """
+    views = [storage.read_json(f"{MIXTURE}/{number}/{INDEX}")["shards"] for number in (0, 1)]
+    names = Counter(shard["raw_data"]["basename"] for view in views for shard in view)
+    faults = [f"{name} stands {times} times in the mixture" for name, times in sorted(names.items()) if times > 1]
+    ids = {LONG_VIDEO_KIND: [_long_ids(storage, part) for part in parts]}
+    if storage.is_local:
+        for kind in LLAVA_KINDS[1:]:
+            folders = [part_folder(kind, number) for number in range(LLAVA_PARTS)]
+            ids[kind] = [
+                pa.array(read_column(storage, name, "id"), pa.string())
+                for name in folders
+                if storage.exists(f"{name}/{INDEX}")
+            ]
+    counts: list[dict[str, Any]] = []
+    for kind, of_parts in ids.items():
+        together = pa.chunked_array(of_parts, pa.string())
+        counted = pc.value_counts(together)
+        twice = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
+        faults += [f"{kind}: sample {name} stands in two places" for name in twice[:NAMED].to_pylist()]
+        counts.append({"kind": kind, "parts": len(of_parts), "samples": len(together), "twice": len(twice)})
+    facts = {"samples looked at": counts}
+    if not faults:
+        total = sum(row["samples"] for row in counts)
+        return Verdict(ONE_PLACE, f"{total:,} samples, each in one place", facts=facts)
+    says = (
+        f"{'; '.join(faults[:NAMED])}. Parts were written from different annotations, mixtures or seeds: materialize "
+        "all parts of these kinds again"
+    )
+    return Verdict(ONE_PLACE, says, passed=False, facts=facts)
+
+
+def _long_ids(storage: Storage, part: str) -> pa.Array:
+    ids = pq.read_table(storage.local(conversations_name(part_index(part))), columns=["id"])["id"]
+    return ids.combine_chunks()

@@ -1,0 +1,27 @@
+"""Whether enough of the expected videos are there."""
+
+from __future__ import annotations
+
+from assets.settings import Settings
+from assets.verdict import Verdict
+from assets.videos.acquire import TRIED_AGAIN
+from assets.videos.catalogue import OK
+from assets.videos.report import AcquireReport, coverage_threshold, too_few
+
+COVERAGE, NOTHING_MORE = "coverage", "nothing_more_to_get"
+
+
+def coverage(report: AcquireReport, settings: Settings) -> list[Verdict]:
+    """Whether enough videos are there, and whether another run or a person could still get more."""
+    threshold = coverage_threshold(settings, report.source)
+    missing = [row for row in report.table if row["status"] != OK]
+    there = f"{report.counts[OK]:,} of {report.counts['expected']:,} videos are there"
+    facts = {"coverage": report.coverage, "asked for": threshold, "missing": missing}
+    enough = report.coverage >= threshold
+    hopeful = sum(row["videos"] for row in missing if row["status"] in TRIED_AGAIN)
+    gone = sum(row["videos"] for row in missing) - hopeful
+    more = f"{hopeful:,} more may still be had: materialize again to retry. {' '.join(report.notes)}".strip()
+    return [
+        Verdict(COVERAGE, there if enough else too_few(report, threshold), enough, facts=facts),
+        Verdict(NOTHING_MORE, more if hopeful else f"{gone:,} videos cannot be had", not hopeful, severe=False),
+    ]

@@ -1,0 +1,263 @@
+"""What the published recipe needs in full: disk, downloads, GPU time. Arithmetic over measured rates, nothing is run.
+
+    python -m benchmarks.estimate            # the tables of docs/estimate.md
+    python -m benchmarks.estimate --write    # puts them there
+
+Every input stands in `INPUTS`, with where it is from. Floating point operations of a sample are those that training
+counts (`training/flops.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from assets.shards.mixtures import MixtureEntry, read_mixture
+from model.config import PRESETS, HourLlavaConfig
+from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
+from training.features import HEADER_ROOM
+from training.flops import Sizes, flops, parameters, sizes_of, video_sizes
+from training.samples import (
+    IMAGE_KIND,
+    LONG_VIDEO_KIND,
+    MULTI_IMAGE_KIND,
+    SHORT_VIDEO_KIND,
+    SINGLE_IMAGE_KIND,
+    TEXT_KIND,
+)
+from training.stages import MODULES, SMALL_KINDS, recipe, stage_inputs
+
+PAGE = Path(__file__).parents[1] / "docs" / "estimate.md"
+BEGIN, END = "<!-- printed by benchmarks/estimate.py -->", "<!-- end -->"
+
+MEASURED, PUBLISHED, ASSUMED = "measured, docs/performance.md", "published", "**assumed**"
+INPUTS: dict[str, tuple[float, str, str]] = {
+    "hours of long video": (9_700, "h", PUBLISHED),
+    "long videos": (28_000, "", PUBLISHED),
+    "question-answer rows about them": (3_300_000, "", PUBLISHED),
+    "rows about short videos": (1_600_000, "", PUBLISHED),
+    "bit rate of a long video": (0.5, "Mbit/s", ASSUMED),
+    "download": (22.5, "MiB/s", MEASURED),
+    "least time between two requests to one host": (5, "s", "`download.min_interval_s`"),
+    "features, one H200 and 16 cores": (648, "h of video an hour", MEASURED),
+    "CPU time of one sampled second of video": (17, "ms", MEASURED),
+    "grouping of all rows": (30.8, "s", MEASURED),
+    "rate of a matrix product, H200": (790, "TFLOP/s", MEASURED),
+    "MFU of stage 3, 3B": (0.497, "", MEASURED),
+    "MFU of stage 3, 7B": (0.501, "", MEASURED),
+    "MFU of stages 1 and 2": (0.4, "", ASSUMED),
+    "rows of an annotation file whose name has no number": (100_000, "", ASSUMED),
+    "size of an image": (640, "x 480 pixels", ASSUMED),
+    "images of a multi-image sample": (3, "", ASSUMED),
+    "text of a sample": (400, "tokens, 256 supervised", ASSUMED),
+    "frames of a short video": (128, "", "the least, `training/data.py`"),
+}
+# Samples about long videos are spread over lengths of 3 to 60 minutes, as many between 5 and 10 as between 20 and 40.
+# The mean is then 19 minutes; that of the published totals is 21.
+SHORTEST_S, LONGEST_S, LENGTHS = 180, 3600, 24
+TEXT_FILES = ("magpie", "Evol-Instruct")  # rows of these have no image; the image-only kind leaves them out
+
+
+def of(name: str) -> float:
+    return INPUTS[name][0]
+
+
+def table(heading: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    heading = list(heading)
+    lines = [heading, ["---"] * len(heading), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def rows_of(entry: MixtureEntry) -> int:
+    """Rows of an annotation file that its kind uses; the last number of its name says how many it has."""
+    numbers = re.findall(r"(?:^|[_-])(\d+)(k?)(?=[_.-]|$)", Path(entry.annotation).name)
+    counts = [int(number) * (1000 if thousand else 1) for number, thousand in numbers]
+    counts = [count for count in counts if count >= 100]
+    return entry.rows(counts[-1] if counts else int(of("rows of an annotation file whose name has no number")))
+
+
+def samples_of_kinds() -> dict[str, int]:
+    """Samples of each kind, all parts together."""
+    found = dict.fromkeys(SMALL_KINDS, 0) | {IMAGE_KIND: 0}
+    for entry in read_mixture():
+        if entry.kind in found and not (entry.kind == IMAGE_KIND and entry.annotation.startswith(TEXT_FILES)):
+            found[entry.kind] += rows_of(entry)
+    found[SHORT_VIDEO_KIND] = int(of("rows about short videos"))
+    found[LONG_VIDEO_KIND] = math.ceil(of("question-answer rows about them") / 5)
+    return found
+
+
+def samples_of_stage(stage: int) -> dict[str, float]:
+    """Samples of each kind that a stage reads in its one epoch."""
+    totals, found = samples_of_kinds(), dict[str, float]()
+    for stream in stage_inputs(stage):
+        for item in stream:
+            share = totals[item.kind] / 10 * (0.5 if item.half is not None else 1)
+            found[item.kind] = found.get(item.kind, 0) + share
+    return found
+
+
+def sizes_of_kind(kind: str, config: HourLlavaConfig) -> list[Sizes]:
+    """Typical samples of a kind; their mean counts."""
+    text, supervised = int(of("text of a sample")), 256
+    if kind == LONG_VIDEO_KIND:
+        steps = [(number + 0.5) / LENGTHS for number in range(LENGTHS)]
+        lengths = [int(SHORTEST_S * (LONGEST_S / SHORTEST_S) ** step) for step in steps]
+        return [video_sizes(seconds, text, supervised, config) for seconds in lengths]
+    side, width = config.vision.image_size, int(of("size of an image"))
+    visuals: list[Visual] = []
+    if kind == SHORT_VIDEO_KIND:
+        visuals = [Visual("frames", torch.empty(int(of("frames of a short video")), 0))]
+    elif kind == MULTI_IMAGE_KIND:
+        visuals = [Visual("images", torch.empty(int(of("images of a multi-image sample")), 0))]
+    elif kind in (IMAGE_KIND, SINGLE_IMAGE_KIND):
+        tiles = math.ceil(width / side) * math.ceil(480 / side)
+        visuals = [Visual("anyres", torch.empty(1 + tiles, 0), image_size=(width, 480))]
+    ids = torch.zeros(text, dtype=torch.int64)
+    labels = ids.clone()
+    labels[: text - supervised + 1] = IGNORE_INDEX  # the first label is never predicted
+    placeholders = torch.full((sum(visual.placeholders for visual in visuals),), IMAGE_TOKEN_INDEX)
+    unsupervised = torch.full_like(placeholders, IGNORE_INDEX)
+    sample = SampleInputs("typical", torch.cat([placeholders, ids]), torch.cat([unsupervised, labels]), visuals)
+    return [sizes_of(sample, config)]
+
+
+def work_of_sample(kind: str, variant: str, stage: int) -> float:
+    """Floating point operations of the mean sample of a kind."""
+    config = PRESETS[variant]
+    typical = sizes_of_kind(kind, config)
+    return sum(flops(sizes, config, recipe(variant, stage).rates) for sizes in typical) / len(typical)
+
+
+def gpu_hours(variant: str, stage: int) -> tuple[float, float]:
+    """(samples, hours of one H200) of a stage."""
+    samples = samples_of_stage(stage)
+    work = sum(count * work_of_sample(kind, variant, stage) for kind, count in samples.items())
+    mfu = of(f"MFU of stage 3, {variant.upper()}") if stage == 3 else of("MFU of stages 1 and 2")
+    return sum(samples.values()), work / (mfu * of("rate of a matrix product, H200") * 1e12) / 3600
+
+
+def feature_bytes_per_hour(variant: str) -> int:
+    config = PRESETS[variant]
+    return HEADER_ROOM + 3600 * (config.memory.frame_tokens * config.vision.hidden_size * 2 + 4)
+
+
+def video_bytes() -> float:
+    return of("hours of long video") * 3600 * of("bit rate of a long video") * 1e6 / 8
+
+
+def disk() -> str:
+    features = of("hours of long video") * feature_bytes_per_hour("3b")
+    rows: list[list[object]] = [
+        ["long videos", f"{video_bytes() / 1e12:.1f} TB", "hours x bit rate"],
+        ["features, for each variant", f"{features / 1e12:.1f} TB", "hours x 0.53 GB; 3b and 7b are as large"],
+    ]
+    for variant in ("3b", "7b"):
+        count = parameters(PRESETS[variant])
+        whole = sum(count[name] for name in MODULES)
+        rows += [
+            [f"an export, {variant}", f"{2 * whole / 1e9:.0f} GB", "bfloat16; four are kept: base and three stages"],
+            [
+                f"state of a running stage, {variant}",
+                f"{3 * 12 * whole / 1e9:.0f} GB",
+                "stage 2: float32 parameters and two moments; two checkpoints kept, a third being written",
+            ],
+        ]
+    rows.append(["LLaVA collections and their shards", "not estimated", "about twice what the hub lists for them"])
+    return table(["what", "disk", "how"], rows)
+
+
+def preparation() -> str:
+    slow = of("long videos") * of("least time between two requests to one host")
+    frames = of("frames of a short video")
+    decode = of("CPU time of one sampled second of video") / 1000
+    short = of("rows about short videos") * frames * decode / 3600
+    rows = [
+        ["download, at the measured rate", f"{video_bytes() / (of('download') * 2**20) / 3600:.0f} h", "4 connections"],
+        [
+            "download, by politeness",
+            f"{slow / 3600:.0f} h",
+            "if every video came from one host; a host may ask for more",
+        ],
+        [
+            "features, for each variant",
+            f"{of('hours of long video') / of('features, one H200 and 16 cores'):.0f} h",
+            "one H200 with 16 cores; parts are independent, so n machines take an n-th",
+        ],
+        ["grouping", f"{of('grouping of all rows'):.0f} s", "all parts, two cores"],
+        [
+            "decoding of short videos while training",
+            f"{short:,.0f} core-hours",
+            f"stages 2 and 3 together, {frames:.0f} frames a sample; beside the GPUs, on their hosts",
+        ],
+    ]
+    return table(["step", "time", "how"], rows)
+
+
+def training() -> str:
+    rows: list[list[object]] = []
+    for variant in ("3b", "7b"):
+        total = 0.0
+        for stage in (1, 2, 3):
+            samples, hours = gpu_hours(variant, stage)
+            total += hours
+            rows.append([variant, stage, f"{samples:,.0f}", f"{hours:,.0f}", _days(hours / 8), _days(hours / 64)])
+        rows.append([variant, "all", "", f"{total:,.0f}", _days(total / 8), _days(total / 64)])
+    return table(["variant", "stage", "samples", "H200-hours", "on 8", "on 64"], rows)
+
+
+def _days(hours: float) -> str:
+    return f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.0f} days"
+
+
+def per_sample() -> str:
+    kinds = (IMAGE_KIND, TEXT_KIND, MULTI_IMAGE_KIND, SHORT_VIDEO_KIND, LONG_VIDEO_KIND)
+    stages = {IMAGE_KIND: 1, TEXT_KIND: 3, MULTI_IMAGE_KIND: 3, SHORT_VIDEO_KIND: 3, LONG_VIDEO_KIND: 3}
+    totals = samples_of_kinds()
+    rows = [
+        [f"`{kind}`", f"{totals[kind]:,}", stages[kind]]
+        + [f"{work_of_sample(kind, variant, stages[kind]) / 1e12:.1f}" for variant in ("3b", "7b")]
+        for kind in kinds
+    ]
+    return table(["kind", "samples", "stage", "TFLOP a sample, 3b", "7b"], rows)
+
+
+def inputs() -> str:
+    rows = [
+        [name, f"{value:{',.0f' if value >= 1000 else 'g'}} {unit}".strip(), where]
+        for name, (value, unit, where) in INPUTS.items()
+    ]
+    return table(["input", "value", "from"], rows)
+
+
+def sections() -> Iterator[str]:
+    yield "### Inputs\n\n" + inputs()
+    yield "### Disk\n\n" + disk()
+    yield "### Preparation\n\n" + preparation()
+    yield "### One sample\n\n" + per_sample()
+    yield "### Training\n\n" + training()
+
+
+def printed() -> str:
+    """All tables, as they stand in the page."""
+    return "\n\n".join(sections())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/estimate.md")
+    parser.add_argument("--preset", choices=["tiny"], help="taken because every benchmark takes it; changes nothing")
+    given = parser.parse_args()
+    print(printed())
+    if given.write:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n\n{printed()}\n\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Tell a Dagster instance that knows nothing what lies below the storage root: `hourllava recover`.
+
+The register of lineage records is the truth about what was made; Dagster's database is its view of it. When that was
+lost, or is a new one (Postgres in place of SQLite), assets and partitions that are there would all be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import dagster as dg
+
+from assets.lineage import Lineage, all_records
+from assets.partitions import part_partitions
+from assets.reporting import table
+from assets.videos.catalogue import PARTS
+from pipeline.definitions import definitions
+from training.storage import Storage
+
+
+def recover(instance: dg.DagsterInstance, storage: Storage, log: Callable[[str], None]) -> int:
+    """Register the parts, and record each product that Dagster does not know; returns how many those were.
+
+    Inputs come before what is made from them, so that nothing looks out of date.
+
+    What Dagster knows is left alone, and so is a product that did not pass its checks. Runs, logs and pictures are not
+    in the register and stay lost.
+    """
+    if storage.exists(PARTS):
+        parts = [entry["name"] for entry in storage.read_json(PARTS)["parts"]]
+        instance.add_dynamic_partitions(str(part_partitions.name), parts)
+    graph = definitions().resolve_asset_graph()
+    place = {key.to_user_string(): number for number, key in enumerate(graph.toposorted_asset_keys)}
+    records = [record for record in all_records(storage) if _asset(record) in place]
+    recovered = 0
+    for record in sorted(records, key=lambda record: place[_asset(record)]):
+        key = dg.AssetKey(_asset(record))
+        partition = record.product.partition("[")[2].removesuffix("]") or None
+        if record.failed or _known(instance, key, partition):
+            continue
+        instance.report_runless_asset_event(_materialization(record, key, partition))
+        recovered += 1
+        log(f"{record.product}  {record.version[:12]}")
+    return recovered
+
+
+def _asset(record: Lineage) -> str:
+    return record.product.partition("[")[0]
+
+
+def _known(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> bool:
+    if partition is None:
+        return instance.get_latest_materialization_event(key) is not None
+    return partition in instance.get_materialized_partitions(key)
+
+
+def _materialization(record: Lineage, key: dg.AssetKey, partition: str | None) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        key,
+        partition=partition,
+        description="recovered from the lineage register",
+        tags={"dagster/data_version": record.version},
+        metadata={
+            "counts": table([{"what": what, "count": count} for what, count in record.counts.items()]),
+            "lineage": dg.MetadataValue.json({"inputs": record.inputs, "config": record.config}),
+            "made by run": record.run_id,
+        },
+    )

@@ -1,0 +1,48 @@
+"""Whether enough of the expected videos are there, and whether more could be had."""
+
+import pytest
+
+from assets.videos.checks import coverage
+from assets.videos.report import AcquireReport
+from tests.servers.world import make_settings
+
+
+@pytest.fixture
+def settings(tmp_path):
+    sources = {"web": {"kind": "url"}, "mine": {"kind": "drop", "folder": "drop", "coverage_threshold": 0}}
+    return make_settings(tmp_path, sources, download={"coverage_threshold": 0.5})
+
+
+def report(source: str = "web", **statuses: int) -> AcquireReport:
+    """Of a part with so many videos of each status."""
+    expected = sum(statuses.values())
+    table = [{"status": s, "reason": "why", "videos": n, "question-answer pairs": 2 * n} for s, n in statuses.items()]
+    counts = {"expected": expected, "ok": 0, **statuses}
+    share = statuses.get("ok", 0) / expected
+    return AcquireReport(source, "part0", "v", counts, share, 1.0, 1, table, 0, 0, 1.0, 0, 0.0)
+
+
+def test_too_few_videos_stop_what_follows_and_say_why(settings):
+    enough, _ = coverage(report(ok=1, permanent=3), settings)
+    assert enough.stops
+    assert "1 of 4 videos are there (25%), coverage_threshold asks for 50%. Missing: 3 permanent (why)" in enough.says
+
+
+def test_a_source_may_ask_for_less(settings):
+    enough, _ = coverage(report("mine", ok=1, permanent=3), settings)
+    assert enough.passed
+
+
+def test_videos_that_could_still_be_had_are_worth_a_look(settings):
+    enough, nothing_more = coverage(report(ok=6, exhausted=1, permanent=1), settings)
+    assert enough.passed
+    assert (nothing_more.passed, nothing_more.stops) == (False, False)
+    assert "1 more may still be had" in nothing_more.says
+
+
+def test_videos_that_are_gone_for_good_are_told_and_pass(settings):
+    verdicts = coverage(report(ok=6, permanent=2), settings)
+    assert [(verdict.passed, verdict.says) for verdict in verdicts] == [
+        (True, "6 of 8 videos are there"),
+        (True, "2 videos cannot be had"),
+    ]

@@ -1,0 +1,290 @@
+"""The README and docs/: links lead somewhere, commands are run by somebody, examples load, figures name their run."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from assets.settings import Settings, load_settings
+from pipeline.cli import main
+from tests.pages import REPOSITORY, Block, Page, names_in, page, pages
+from tests.servers.clips import clip
+
+PAGES = pages()
+ROOMS = ("pipeline", "assets", "training", "model", "benchmarks", "tests", "docs")
+
+# Who runs a command of the documentation: `.ci/run` itself, a test that does what the command does, or nobody, with the
+# reason. A command that stands nowhere here fails, and so does an entry that no page has.
+RUN_BY_CI = "ci"
+COMMANDS: dict[str, str] = {
+    "make install": RUN_BY_CI,
+    "make lint": RUN_BY_CI,
+    "make test": RUN_BY_CI,
+    "make test-slow": RUN_BY_CI,
+    "make demo": "tests/pipeline/test_demo.py::test_every_asset_was_made",
+    "make ui": "tests/pipeline/test_running_instance.py::"
+    "test_assets_materialize_over_graphql_and_a_bad_file_is_told_to_its_owner",
+    "make ui CONFIG=my.yaml": "the same with another file; it runs until it is stopped",
+    "make browser": "`.ci/run` calls it, and goes on where nothing can be installed",
+    "make screenshots": "takes its pictures from a finished demo; the tests of the UI share its code",
+    "make bench": "a minute each of every benchmark, measured on a quiet machine; tests cover what they call",
+    "hourllava why panda/abc": "tests/pipeline/test_demo.py::test_why_tells_what_became_of_a_video",
+    "hourllava lineage 'stage3[3b]' --verify": "tests/pipeline/test_demo.py::"
+    "test_lineage_walks_from_the_checkpoint_to_the_annotations_and_back",
+    "hourllava lineage panda/abc": "tests/pipeline/test_demo.py::"
+    "test_lineage_walks_from_the_checkpoint_to_the_annotations_and_back",
+    'hourllava ask video.mp4 "What happens at the end?" --checkpoint data/checkpoints/3b/stage3/.../export': (
+        "tests/assets/evaluation/test_ask.py::test_pieces_join_to_what_transformers_generates"
+    ),
+    "hourllava doctor --config my.yaml": "tests/test_docs.py::test_commands_of_hourllava_are_understood",
+    "hourllava doctor --config my.yaml --port 3000": "tests/pipeline/test_doctor.py::"
+    "test_a_machine_that_can_do_what_is_asked_is_told_so",
+    "hourllava recover --config my.yaml": "tests/pipeline/test_recover.py::"
+    "test_every_product_of_the_register_is_known_again_with_its_version",
+    'DAGSTER_HOME="$PWD" dagster instance migrate': "tests/test_docs.py::"
+    "test_dagster_has_the_commands_and_options_that_pages_name",
+    "HOURLLAVA_CONFIG=my.yaml dagster dev -w workspace.yaml": "tests/pipeline/test_running_instance.py::"
+    "test_assets_materialize_over_graphql_and_a_bad_file_is_told_to_its_owner",
+    "dagster instance concurrency set download 4": "tests/test_docs.py::test_a_pool_is_widened_as_the_page_says",
+    "dagster instance concurrency get --all": "tests/test_docs.py::test_a_pool_is_widened_as_the_page_says",
+    ".venv/bin/pytest -q tests/pipeline/test_definitions.py": "part of `make test`",
+    ".venv/bin/pytest -k test_private_addresses_are_not_contacted": "tests/assets/videos/test_url_acquisition.py::"
+    "test_private_addresses_are_not_contacted",
+    "python -m benchmarks.estimate --write": "tests/test_docs_estimate.py::test_the_page_is_what_the_script_prints",
+}
+
+# Programs of others, which no test starts for a page's sake.
+OTHERS: dict[str, str] = {
+    "docker": "needs a Docker daemon; tests/pipeline/test_deploy.py looks into what the image is used for",
+    "kubectl": "needs a cluster; tests/pipeline/test_deploy.py holds the manifests against Kubernetes' schema",
+    "pip": "`make install` installs the tested versions",
+    "git": "fetches another version of the repository",
+    "export": "sets a variable for the lines below it",
+}
+BENCHMARK = re.compile(
+    r"(?:\.venv/bin/)?python -m benchmarks\."
+)  # long, on a quiet machine or on GPUs; options are checked
+
+
+def commands(block: Block) -> list[str]:
+    """Its commands, one by one, without comments and without the brackets of what may be left out."""
+    lines = re.sub(r"\\\n\s*", " ", block.text).splitlines()
+    bare = [re.sub(r"(?:^|\s+)#.*$", "", re.sub(r"\[(--[^]]*)\]", r"\1", line)) for line in lines]
+    return [command.strip() for line in bare for command in line.split(" && ") if command.strip()]
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).replace(" ", "-")
+
+
+ALL_COMMANDS = sorted(
+    {command for shown in PAGES for block in shown.blocks("bash", "sh") for command in commands(block)}
+)
+
+
+@pytest.mark.parametrize("shown", PAGES, ids=lambda shown: shown.name)
+def test_links_lead_to_files_and_headings_that_exist(shown: Page):
+    lost = []
+    for target in shown.links():
+        url = urlsplit(target)
+        if url.scheme or url.netloc:
+            lost += [] if url.scheme == "https" else [target]
+            continue
+        file = (REPOSITORY / shown.name).parent / url.path if url.path else REPOSITORY / shown.name
+        if not file.exists():
+            lost.append(target)
+        elif url.fragment:
+            headings = page(str(file.resolve().relative_to(REPOSITORY))).headings()
+            lost += [] if url.fragment in map(slug, headings) else [target]
+    assert lost == []
+
+
+@pytest.mark.parametrize("shown", PAGES, ids=lambda shown: shown.name)
+def test_files_of_the_repository_that_a_page_names_exist(shown: Page):
+    named = re.findall(rf"`((?:{'|'.join(ROOMS)})/[\w./*-]+)`", shown.text)
+    lost = [name for name in named if not list(REPOSITORY.glob(name.rstrip("/")))]
+    assert lost == []
+
+
+def program(command: str) -> str:
+    """What a command starts, behind variables and sudo."""
+    words = [word for word in shlex.split(command) if "=" not in word and word != "sudo"]
+    return words[0] if words else ""
+
+
+def test_every_command_is_run_by_somebody_or_says_why_not():
+    ours = [c for c in ALL_COMMANDS if program(c) not in OTHERS and not (BENCHMARK.match(c) and c not in COMMANDS)]
+    assert [command for command in ours if command not in COMMANDS] == []
+    assert [command for command in COMMANDS if command not in ALL_COMMANDS] == []
+    assert set(OTHERS) <= set(map(program, ALL_COMMANDS))
+
+
+def test_the_jobs_that_operations_names_are_those_of_the_definitions():
+    from pipeline.jobs import JOBS
+
+    (table,) = [rows for rows in page("docs/operations.md").tables() if rows[0][0] == "job" and rows[0][1] == "for"]
+    assert {name for row in table[1:] for name in names_in(row[0])} == {job.name for job in JOBS}
+
+
+def test_dagster_has_the_commands_and_options_that_pages_name():
+    from dagster._cli import create_dagster_cli
+
+    for command in ALL_COMMANDS:
+        words = [word for word in shlex.split(command) if not re.fullmatch(r"\w+=.*", word)]
+        if Path(words[0]).name != "dagster":
+            continue
+        group, rest = create_dagster_cli(), words[1:]
+        while rest and hasattr(group, "commands"):
+            assert rest[0] in group.commands, f"{command}: dagster has {', '.join(group.commands)}"
+            group, rest = group.commands[rest[0]], rest[1:]
+        known = {option for parameter in group.params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("-")} <= known, command
+
+
+def test_who_runs_a_command_exists():
+    steps = (REPOSITORY / ".ci/run").read_text().splitlines()
+    for command, runner in COMMANDS.items():
+        if runner == RUN_BY_CI:
+            assert command in steps
+        elif "::" in runner:
+            file, _, test = runner.partition("::")
+            assert f"def {test}(" in (REPOSITORY / file).read_text(), runner
+        else:
+            assert len(runner.split()) > 3, f"{command}: {runner!r} is no reason"
+
+
+def test_make_knows_every_target_that_pages_name():
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+    named = {match for shown in PAGES for match in re.findall(r"`make ([a-z-]+)", shown.text)}
+    named |= {command.split()[1] for command in ALL_COMMANDS if command.startswith("make ")}
+    assert named - targets == set()
+
+
+def test_commands_of_hourllava_are_understood(tmp_path, monkeypatch, capsys):
+    """By the real parser: each is parsed, and none is carried out."""
+    monkeypatch.setattr("pipeline.cli._COMMANDS", dict.fromkeys(_cli_commands(), lambda chosen: 0))
+    for command in ALL_COMMANDS:
+        program, *arguments = shlex.split(command)
+        if program == "hourllava":
+            assert main(arguments) == 0, command
+
+
+def _cli_commands() -> list[str]:
+    from pipeline.cli import _COMMANDS
+
+    return list(_COMMANDS)
+
+
+def test_options_of_benchmarks_that_pages_name_exist():
+    called = {
+        (match[1], match[2])
+        for shown in PAGES
+        for match in re.finditer(r"-m benchmarks\.(\w+)([^\n`#]*)", re.sub(r"\\\n\s*", " ", shown.text))
+    }
+    assert called
+    for name, arguments in called:
+        source = (REPOSITORY / f"benchmarks/{name}.py").read_text()
+        for option in re.findall(r"--[a-z-]+", arguments):
+            known = f'"{option}"' in source or f'"--{option.removeprefix("--no-")}"' in source
+            assert known, f"benchmarks.{name} has no {option}"
+
+
+def test_a_pool_is_widened_as_the_page_says(tmp_path: Path):
+    """The page's two commands in their order, on an instance of its own."""
+    (block,) = [b for shown in PAGES for b in shown.blocks("bash") if "instance concurrency set" in b.text]
+    shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
+    said = ""
+    for command in commands(block):
+        if command.startswith("dagster "):
+            arguments = [sys.executable, "-m", *shlex.split(command)]
+            environment = {**os.environ, "DAGSTER_HOME": str(tmp_path)}
+            said = subprocess.run(
+                arguments, cwd=tmp_path, env=environment, capture_output=True, check=True
+            ).stdout.decode()
+    assert re.search(r"download\W.*\b4\b", said, re.S), said
+
+
+BASE = {"root": "data", "annotations": {"paths": ["rows.jsonl"]}, "sources": {}}
+
+
+@pytest.mark.parametrize(
+    "block", [block for shown in PAGES for block in shown.blocks("yaml")], ids=lambda block: block.page
+)
+def test_examples_of_settings_load(block: Block, tmp_path: Path):
+    values = yaml.safe_load(block.text)
+    known = set(Settings.model_fields)
+    if not set(values) & known:
+        return  # of another program, and valid YAML
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(BASE | values))
+    settings = load_settings(tmp_path / "my.yaml")
+    assert settings.model_fields_set >= set(values)
+
+
+OWN_VIDEOS = """
+import dagster as dg
+from assets.conversations.assets import conversations
+from assets.resources import Deployment
+from assets.sources.assets import annotations, catalogue
+from assets.videos.assets import videos
+from pipeline.definitions import definitions
+
+definitions()
+with dg.DagsterInstance.ephemeral() as instance:
+    given = {"resources": {"deployment": Deployment(config="my.yaml")}, "instance": instance}
+    assert dg.materialize([annotations, catalogue], **given).success
+    (part,) = instance.get_dynamic_partitions("part")
+    for source in ("clips", "lectures"):
+        key = dg.MultiPartitionKey({"part": part, "source": source})
+        assert dg.materialize([videos], partition_key=key, **given).success
+    assert dg.materialize([conversations], partition_key=part, **given).success
+"""
+
+
+def test_the_readmes_settings_take_a_video_of_ones_own_to_its_samples(tmp_path: Path):
+    """Its example, with its folders moved below a temporary one, one part, and a question about one lecture."""
+    (example,) = page("README.md").section("Your own videos").blocks("yaml")
+    assert "root: /data/hourllava " in example.text
+    (tmp_path / "my.yaml").write_text(example.text.replace("/data/", f"{tmp_path}/") + "parts: 1\n")
+    (tmp_path / "lectures").mkdir()
+    (tmp_path / "lectures/first.mp4").write_bytes(clip())
+    (tmp_path / "questions.csv").write_text("video,question,answer,data_source\nfirst,Who?,Nobody.,lectures\n")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HOURLLAVA_CONFIG": str(tmp_path / "my.yaml")}
+    command = [sys.executable, "-c", OWN_VIDEOS]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    (sample,) = pq.read_table(tmp_path / "hourllava/VideoMarathon/conversations/part0.parquet").to_pylist()
+    assert sample["video"] == "lectures/first"
+    assert sample["duration"] == pytest.approx(8, abs=0.2)
+
+
+@pytest.mark.parametrize("name", ["docs/performance.md", "docs/results.md"])
+def test_every_table_of_figures_names_the_command_that_gave_it(name: str):
+    text = page(name).text
+    unnamed, seen = [], {0: text}
+    # A table's own section or one above it holds the command.
+    for part in re.split(r"^(?=#+ )", text, flags=re.M):
+        level = len(part) - len(part.lstrip("#"))
+        seen = {depth: above for depth, above in seen.items() if 0 < depth < level} | {level: part}
+        for rows in Page(name, part).tables():
+            figures = any(re.search(r"\d", cell) for row in rows[1:] for cell in row)
+            if figures and not any(
+                re.search(r"(python -m|pytest|make|hourllava) [\w-]", above) for above in seen.values()
+            ):
+                unnamed.append(rows[0])
+    assert unnamed == []
+
+
+def test_no_page_carries_what_belongs_to_one_machine():
+    """Paths of a home folder, addresses of package registries, unfinished words."""
+    pattern = r"/work/|/home/\w|/root/|\bTODO\b|\bFIXME\b|lorem"
+    found = {shown.name: re.findall(pattern, shown.text) for shown in PAGES if re.search(pattern, shown.text)}
+    assert found == {}

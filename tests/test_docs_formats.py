@@ -1,0 +1,341 @@
+"""docs/data_formats.md against the schemas of the code, and against files that the code has just written."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assets.conversations import cleaning, grouping
+from assets.conversations.export import JSON_NAME, export_llava_json
+from assets.evaluation import compare, questions, record
+from assets.features import quarantine
+from assets.features.backends import open_pyav
+from assets.features.extract import extract
+from assets.features.options import Options
+from assets.features.pool import Pool
+from assets.lineage import LINEAGE_NAME, Lineage, record_name
+from assets.settings import load_settings
+from assets.shards.mixture_views import MIXTURE, write_views
+from assets.shards.writer import INDEX, MANIFEST, part_folder, write_long_video_part
+from assets.sources import annotations, collections, rows
+from assets.sources.scratch import INCOMING
+from assets.videos import acquire, catalogue
+from model import media
+from model.config import PRESETS
+from tests.pages import names_in, page
+from tests.servers.clips import clip
+from training import features, identity, samples
+from training.metrics import METRICS_NAME
+from training.stages import ShardInput
+from training.storage import TEMPORARY_PREFIX, Storage
+
+FORMATS = page("docs/data_formats.md")
+DEPLOYMENT = """
+root: data
+parts: 1
+variants: [tiny]
+annotations: {paths: [rows.jsonl]}
+sources:
+  lectures: {kind: drop, folder: dropped}
+shards: {workers: 1}
+"""
+
+
+def arrow(schema: pa.Schema) -> dict[str, str]:
+    """Column -> type as the page writes it."""
+    listed = {field.name: field.type.value_type for field in schema if pa.types.is_list(field.type)}
+    return {
+        field.name: f"list of {listed[field.name]}" if field.name in listed else str(field.type) for field in schema
+    }
+
+
+def names(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def keys_that_are_written(module: object) -> list[str]:
+    """Keys of the dictionary that a module's code hands to ``write_json``, those of ``**name`` included."""
+    nodes = list(ast.walk(ast.parse(inspect.getsource(module))))
+    assigned = {getattr(n.targets[0], "id", ""): n.value for n in nodes if isinstance(n, ast.Assign)}
+    calls = [n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "write_json"]
+
+    def keys(value: ast.expr) -> list[str]:
+        value = assigned[value.id] if isinstance(value, ast.Name) else value
+        pairs = zip(value.keys, value.values, strict=True)
+        return [name for key, inner in pairs for name in ([key.value] if key else keys(inner))]
+
+    (call,) = calls
+    return keys(call.args[1])
+
+
+def reasons_of_reject() -> set[str]:
+    """Every text under which the normaliser rejects a row."""
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(rows))) if isinstance(node, ast.Call)]
+    rejecting = [call for call in calls if getattr(call.func, "id", "") == "Reject"]
+    return {
+        node.value
+        for call in rejecting
+        for argument in call.args
+        for node in ast.walk(argument)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> SimpleNamespace:
+    """A root with one video, made by the real steps: annotations, catalogue, acquisition, grouping, shards, mixture."""
+    folder = tmp_path_factory.mktemp("formats")
+    (folder / "deployment.yaml").write_text(DEPLOYMENT)
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"video": "a", "question": f"{n}?", "answer": str(n)}) + "\n" for n in range(7))
+        + json.dumps({"video": "a", "question": "Why?", "answer": None})
+    )
+    (folder / "dropped").mkdir()
+    (folder / "dropped/a.mp4").write_bytes(clip())
+    settings = load_settings(folder / "deployment.yaml")
+    storage, log = Storage(settings.root), [].append
+    annotations.collect_annotations(storage, settings, log)
+    catalogue.build_catalogue(storage, settings, log)
+    acquire.acquire_part(storage, settings, "lectures", "part0", log)
+    grouping.group_part(storage, settings, 0, log)
+    export_llava_json(storage, [0], log)
+    write_long_video_part(storage, settings, 0, log)
+    write_views(storage, [[ShardInput(samples.LONG_VIDEO_KIND, 0)]])
+    return SimpleNamespace(storage=storage, settings=settings, folder=folder)
+
+
+def header_of_extraction(root: SimpleNamespace, tmp_path: Path, monkeypatch) -> list[str]:
+    """Keys of the header that the extraction of a real video writes, without an encoder."""
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text("{}")
+    (encoder / "model.safetensors").write_bytes(b"")
+    made: list[Pool] = []
+    monkeypatch.setattr("assets.features.extract.Pool", lambda *given: made.append(Pool(*given)) or made[0])
+    extract(root.storage, Options(), "tiny", [], encoder, [].append)
+    (video,) = catalogue.present_videos(root.storage, root.settings, "part0")
+    with open_pyav(root.storage.path(video.rel), size=32, min_frames=4, max_frames=99, max_pixels=1 << 20) as opened:
+        frames = len(list(opened))
+        job = SimpleNamespace(facts=opened.facts, video=video, damaged=False)
+        header = made[0]._header(job, opened.stats)
+    writer = features.FeatureWriter(tmp_path / "file", frames, 1, 1)
+    writer.write(np.zeros((frames, 1, 1), np.uint16))
+    return list(writer.finish(np.zeros(frames, np.float32), header).metadata)
+
+
+def record_of_step() -> list[str]:
+    """Keys of a record of metrics, by the loop's own code on a CPU."""
+    import torch
+
+    from training.loop import Done, Progress, Training
+
+    written: list[dict] = []
+    run = SimpleNamespace(streams=[SimpleNamespace(name="images")])
+    ranks = SimpleNamespace(device=torch.device("cpu"), world=1)
+    writer = SimpleNamespace(write=written.append)
+    loop = SimpleNamespace(progress=Progress(1), steps=2, config=run, _stream=0, ranks=ranks, metrics=writer, seen=None)
+    loop.reporter = SimpleNamespace(step=lambda line: None)
+    Training._record(loop, Done(supervised=1), {}, 1.0, 1.0, 0.1)
+    return list(written[0])
+
+
+def result_of_run(tmp_path: Path) -> list[str]:
+    progress = dict.fromkeys(("step", "samples", "tokens", "supervised", "seconds", "skipped"), 0)
+    return list(identity.write_result(tmp_path, progress, "", "export", 1, {}))
+
+
+def table_of(heading: str) -> list[list[str]]:
+    (table,) = _own(heading).tables()
+    return table
+
+
+def _own(heading: str):
+    """A section without its subsections."""
+    section = FORMATS.section(heading)
+    return dataclasses.replace(section, text=re.split(r"^#", section.text, flags=re.M)[0])
+
+
+def test_paths_are_those_that_the_code_uses():
+    def shown(path: str) -> str:
+        return path.replace("part0", "<part>")
+
+    source = catalogue.snapshot_name("<source>", "<part>")
+    used = {
+        annotations.ANNOTATIONS,
+        annotations.REJECTED,
+        catalogue.PARTS,
+        source,
+        source.replace(".parquet", ".journal.jsonl"),
+        source.replace(".parquet", ".report.json"),
+        f"{acquire.VIDEOS}/<source>/<id>.mp4",
+        f"{acquire.QUARANTINE}/<source>/<id>.bin",
+        features.feature_path("<variant>", "<source>/<id>"),
+        quarantine.record_path("<variant>", "<source>/<id>"),
+        shown(grouping.conversations_name(0)),
+        shown(grouping.rejected_name(0)),
+        JSON_NAME,
+        f"{shown(part_folder('<kind>', 0))}/{INDEX}",
+        f"{MIXTURE}/<stream>/{INDEX}",
+        *(f"{name}/annotations/<name>.json" for name in (collections.ONEVISION, collections.LLAVA_VIDEO)),
+        f"{collections.ONEVISION}/images/",
+        f"{collections.LLAVA_VIDEO}/videos/",
+        "checkpoints/<variant>/<stage>/<inputs>/",
+        "checkpoints/<variant>/base/",
+        "checkpoints/<variant>/vision_encoder/",
+        "evaluation/<variant>/",
+        record_name("<asset>[<partition>]"),
+    }
+    stated = {name for row in table_of("Where things lie")[1:] for name in names_in(row[0])}
+    assert stated == used
+    assert record_name("annotations").endswith("/all.json")
+    assert f"`{TEMPORARY_PREFIX}`" in FORMATS.text
+    assert f"`{INCOMING}/`" in FORMATS.text
+
+
+def test_files_of_a_real_root_lie_where_the_page_says(root):
+    stated = [name for row in table_of("Where things lie")[1:] for name in names_in(row[0])]
+    patterns = [re.sub(r"<\w+>", "[^/]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">")) for name in stated]
+    beside = ("manifest.json", "shard.00000.mds", "shard.00001.mds")
+    lost = [
+        name
+        for name in root.storage.list()
+        if not any(re.fullmatch(pattern, name) for pattern in patterns) and Path(name).name not in beside
+    ]
+    assert lost == []
+
+
+def test_accepted_columns_are_those_of_the_normaliser():
+    stated = {
+        names_in(name)[0]: tuple(names_in(accepted)) for name, accepted in table_of("Annotations that come in")[1:]
+    }
+    assert stated == rows.FIELDS
+
+
+@pytest.mark.parametrize(
+    ("heading", "schema"),
+    [
+        ("annotations.parquet", annotations.SCHEMA),
+        ("Rejected rows", annotations.REJECTED_SCHEMA),
+        ("Catalogue", catalogue.SCHEMA),
+        ("Conversations", grouping.SCHEMA),
+        ("Rows without a sample", cleaning.REJECTED_SCHEMA),
+        ("Answers", record.SCHEMA),
+    ],
+)
+def test_columns_of_parquet_files_are_those_of_their_schema(heading, schema):
+    stated = {names_in(name)[0]: kind for name, kind, _ in table_of(heading)[1:]}
+    assert stated == arrow(schema)
+    assert list(stated) == schema.names
+
+
+def test_columns_of_shards_are_those_of_the_sample_schema():
+    assert {names_in(name)[0]: kind for name, kind, _ in table_of("Shards")[1:]} == samples.COLUMNS
+    assert f"Sample schema **{samples.SCHEMA_VERSION}**" in FORMATS.text
+    (row,) = [row for row in table_of("Shards") if row[0] == "`modality`"]
+    assert tuple(names_in(row[2])[:4]) == samples.MODALITIES
+    assert [names_in(row[0])[0] for row in table_of("Kinds")[1:]] == list(samples.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("heading", "keys"),
+    [
+        ("The ledger", names(annotations.Ledger)),
+        ("Quarantined videos", names(quarantine.Quarantined)),
+        ("lineage.json", names(Lineage)),
+        ("Questions", names(questions.Question)),
+    ],
+)
+def test_keys_are_the_fields_of_their_dataclass(heading, keys):
+    assert [names_in(row[0])[0] for row in table_of(heading)[1:]] == keys
+
+
+def test_keys_of_files_that_were_just_written_are_stated(root, tmp_path, monkeypatch):
+    storage = root.storage
+    written = {
+        "parts.json": list(storage.read_json(catalogue.PARTS)["parts"][0]),
+        "Feature files": header_of_extraction(root, tmp_path, monkeypatch),
+        "videomarathon.json": list(storage.read_json(JSON_NAME)[0]),
+        "manifest.json": list(storage.read_json(f"{part_folder(samples.LONG_VIDEO_KIND, 0)}/{MANIFEST}")),
+        "The mixture's manifest": list(storage.read_json(f"{MIXTURE}/{MANIFEST}")),
+        "A record of metrics.jsonl": record_of_step(),
+        "result.json": result_of_run(tmp_path),
+    }
+    for heading, keys in written.items():
+        assert {names_in(row[0])[0] for row in table_of(heading)[1:]} == set(keys), heading
+
+
+def test_the_ledger_and_the_conversations_of_a_real_root_are_as_described(root):
+    metadata = pq.read_schema(root.storage.local(annotations.ANNOTATIONS)).metadata
+    (key,) = metadata
+    assert f"`{key.decode()}`" in FORMATS.section("The ledger").text
+    (sample, *_) = pq.read_table(root.storage.local(grouping.conversations_name(0))).to_pylist()
+    turns = orjson.loads(sample["conversations"])
+    assert re.fullmatch(r"lectures/a#0-\d+", sample["id"])
+    assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+    assert turns[0]["value"].startswith("<image>")
+    assert root.storage.read_json(f"{part_folder(samples.LONG_VIDEO_KIND, 0)}/{INDEX}")["version"] == 2
+
+
+def test_reasons_and_statuses_are_those_of_the_code():
+    def stated(heading: str) -> set[str]:
+        (text,) = re.findall(r"^Reasons: (.*?)\.(?: Of|$)", _own(heading).text, re.M | re.S)
+        return set(names_in(text))
+
+    assert stated("Rejected rows") == reasons_of_reject()
+    assert stated("Quarantined videos") == {*quarantine.REASONS, *media.REASONS}
+    source = inspect.getsource(cleaning)
+    texts = set(re.findall(r'"((?:stray|empty|video)[a-z ]* [a-z]+)"', source)) | {"duplicate"}
+    assert stated("Rows without a sample") == texts
+    statuses = {getattr(catalogue, name) for name in ("PENDING", "OK", "TRANSIENT", "EXHAUSTED", "PERMANENT")}
+    statuses |= {catalogue.NEEDS_OPERATOR, catalogue.MANUAL_MISSING}
+    assert {names_in(row[0])[0] for row in table_of("Statuses")[1:]} == statuses
+
+
+def test_names_in_a_checkpoint_folder_are_those_of_the_code():
+    from training import checkpoint
+    from training.export import EXPORT_NAME
+
+    stated = {names_in(row[0])[0] for row in table_of("Checkpoints")[1:]}
+    assert {METRICS_NAME, identity.RESULT_NAME, identity.FINGERPRINT_NAME, LINEAGE_NAME, f"{EXPORT_NAME}/"} <= stated
+    text = _own("Checkpoints").text
+    assert f"`{checkpoint.COMMITTED_NAME}`" in text
+    assert f"`{checkpoint.STATE_NAME}`" in text
+    loop = inspect.getsource(identity.remove_foreign_state)
+    for name in ("state", "samples", "tensorboard", "nonfinite.jsonl"):
+        assert f'"{name}"' in loop
+        assert any(entry.startswith(name) for entry in stated), name
+
+
+def test_numbers_of_feature_files_are_those_of_the_presets():
+    text = _own("Feature files").text
+    tiny, full = PRESETS["tiny"], PRESETS["3b"]
+    assert f"`{features.FORMAT}`" in text
+    assert f"takes {features.HEADER_ROOM} bytes" in text
+    assert f"at least {full.memory.min_frames} where" in text
+    assert f"({tiny.memory.min_frames} for `tiny`); P is {full.memory.frame_tokens} ({tiny.memory.frame_tokens})" in (
+        re.sub(r"\s+", " ", text)
+    )
+    assert f"C is {full.vision.hidden_size} ({tiny.vision.hidden_size})" in text
+    hour = 3600 * (full.memory.frame_tokens * full.vision.hidden_size * 2 + 4) + features.HEADER_ROOM
+    assert f"{hour / 1e9:.2f} GB for `3b` and `7b`" in re.sub(r"\s+", " ", text)
+
+
+def test_the_summary_of_an_evaluation_has_the_stated_keys():
+    (_, _, rest) = FORMATS.text.partition("`summary.json` holds ")
+    assert names_in(rest) == keys_that_are_written(compare)
+
+
+def test_no_table_of_the_page_is_unchecked():
+    source = Path(__file__).read_text()
+    for heading in FORMATS.headings()[1:]:
+        if _own(heading).tables():
+            assert f'"{heading}"' in source, heading
