@@ -32,6 +32,7 @@ def no_instance_of_another_module() -> Iterator[None]:
         yield
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side (``pytest -n``), tests that share what a fixture built stay together: a file's, and the demo's.
 
