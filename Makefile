@@ -6,8 +6,8 @@ PORT ?= 3000
 # The deployment that `make ui` opens: CONFIG=..., else the demo's when it has been built, else the built-in one.
 CONFIG ?= $(firstword $(wildcard $(ROOT)/.demo/deployment.yaml) $(ROOT)/pipeline/deployment.yaml)
 
-# Tests of one file stay in one process; the longest begin first.
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# Tests of one file stay in one process. The demo fills two cores by itself, so what asks for it runs alone.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: install demo ui test test-slow lint bench browser screenshots clean
 
@@ -29,7 +29,8 @@ test: install
 	cd $(ROOT) && $(BIN)/pytest -q $(SIDE_BY_SIDE) -m "not slow"
 
 test-slow: install
-	cd $(ROOT) && $(BIN)/pytest -q $(SIDE_BY_SIDE) -m slow
+	cd $(ROOT) && $(BIN)/pytest -q $(SIDE_BY_SIDE) -m "slow and not demo"
+	cd $(ROOT) && $(BIN)/pytest -q -m demo
 
 lint: install
 	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy

@@ -32,13 +32,10 @@ def no_instance_of_another_module() -> Iterator[None]:
         yield
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks, and before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (``pytest -n``), tests that share what a fixture built stay together: a file's, and the demo's.
-
-    The demo takes as long as half of all others, so it is begun first.
-    """
+    """Tests on the finished demo are marked as such; side by side (``pytest -n``), those of one file stay together."""
     for item in items:
-        group = "demo" if "demo" in getattr(item, "fixturenames", ()) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: "demo" not in getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if "demo" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.demo)

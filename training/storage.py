@@ -6,6 +6,7 @@ what has a final name is complete. Names passed in are POSIX paths relative to t
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -146,6 +147,13 @@ class Storage:
                 fsync_folder(temporary.parent)
             else:
                 self.fs.put_file(str(temporary), target)
+
+    def remove_unfinished(self, rel: str) -> None:
+        """Remove what killed writers of the file ``rel`` left beside it. Only for who alone writes it."""
+        if self.is_local:
+            target = Path(self._inner(rel))
+            for path in target.parent.glob(f"{TEMPORARY_PREFIX}{'?' * 12}-{glob.escape(target.name)}"):
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def writing_dir(self, rel: str) -> Iterator[Path]:

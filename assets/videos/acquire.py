@@ -290,6 +290,7 @@ class _Acquisition:
             raise TransferError("transient" if hopeful else "permanent", error.reason, str(error)) from error
         sha256, size = fetched.sha256 or hash_file(fetched.path), fetched.path.stat().st_size
         name = f"{VIDEOS}/{self.source}/{row.id}{facts.suffix}"
+        self.storage.remove_unfinished(name)  # a part is one process's at a time
         with self.storage.writing(name) as temporary:
             shutil.move(fetched.path, temporary)
         self._record(row, name, size, sha256, facts, fetched)

@@ -122,9 +122,14 @@ def test_names_that_leave_the_root_are_refused(storage, name):
         pass
 
 
-def test_temporary_files_of_a_killed_writer_are_not_listed(tmp_path):
+def test_temporary_files_of_a_killed_writer_are_not_listed_and_go_with_the_next_one(tmp_path):
     storage = Storage(str(tmp_path))
     writer = storage.writing("kept/file")
     writer.__enter__().write_bytes(b"unfinished")
     assert len(os.listdir(tmp_path / "kept")) == 1
     assert storage.list() == []
+    storage.remove_unfinished("kept/another-file")
+    storage.remove_unfinished("kept/fil")
+    assert len(os.listdir(tmp_path / "kept")) == 1
+    storage.remove_unfinished("kept/file")
+    assert os.listdir(tmp_path / "kept") == []
