@@ -1,11 +1,13 @@
-"""How much of plain parallel downloading is left when every video is also journalled, examined, hashed and published.
+"""How much of plain parallel downloading is left when every video is also journalled, examined,
+hashed and published.
 
-    python -m benchmarks.acquisition [--preset tiny] [--files 16] [--mebibytes 64] [--mebibytes-per-s 20] [--rounds 3]
+    python -m benchmarks.acquisition [--preset tiny] [--files 16] [--mebibytes 64]
+    [--mebibytes-per-s 20] [--rounds 3]
 
-A server in a process of its own serves video files by range. In turn, the same files are fetched by plain GETs with a
-range, written to the same disk by the same number of threads, and by ``acquire_part`` through a URL source (yt-dlp) and
-through a hub source (huggingface_hub). The rounds interleave, so that a busy machine is unfair to nobody; the medians
-count.
+A server in a process of its own serves video files by range. In turn, the same files are fetched by
+plain GETs with a range, written to the same disk by the same number of threads, and by
+``acquire_part`` through a URL source (yt-dlp) and through a hub source (huggingface_hub). The
+rounds interleave, so that a busy machine is unfair to nobody; the medians count.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ import av
 import numpy as np
 import requests
 
-from assets.settings import Settings
-from assets.sources.annotations import collect_annotations
+from assets.annotations.catalogue import build_catalogue
+from assets.annotations.collect import collect_annotations
+from assets.deployment.settings import Settings
 from assets.videos.acquire import acquire_part
-from assets.videos.catalogue import build_catalogue
 from pipeline.demo.servers import Fault, HubServer, MediaServer
-from training.storage import Storage
+from training.formats.storage import Storage
 
 REPO = "benchmark/videos"
 CLIP_S = 20
@@ -40,13 +42,19 @@ CLIP_S = 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=["tiny", "full"], default="full", help="tiny: under a minute")
+    parser.add_argument(
+        "--preset", choices=["tiny", "full"], default="full", help="tiny: under a minute"
+    )
     parser.add_argument("--files", type=int, default=16)
     parser.add_argument("--mebibytes", type=int, default=64, help="size of each file")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--mebibytes-per-s", type=float, default=20.0, help="limit of each connection; 0: none")
+    parser.add_argument(
+        "--mebibytes-per-s", type=float, default=20.0, help="limit of each connection; 0: none"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=None, help="where to work; default: a temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where to work; default: a temporary folder"
+    )
     chosen = parser.parse_args()
     if chosen.preset == "tiny":
         chosen.files, chosen.mebibytes, chosen.mebibytes_per_s, chosen.rounds = 8, 16, 8.0, 1
@@ -56,9 +64,15 @@ def main() -> None:
         limit = chosen.mebibytes_per_s * 2**20
         with serving(folder / "served", limit) as (media_url, hub_url):
             ways: dict[str, Callable[[Path], float]] = {
-                "plain range GETs": lambda out: plain(media_url, sorted(sizes), chosen.workers, out),
-                "acquire_part, url": lambda out: acquire(url_source(media_url), sorted(sizes), chosen.workers, out),
-                "acquire_part, hub": lambda out: acquire(hub_source(hub_url), sorted(sizes), chosen.workers, out),
+                "plain range GETs": lambda out: plain(
+                    media_url, sorted(sizes), chosen.workers, out
+                ),
+                "acquire_part, url": lambda out: acquire(
+                    url_source(media_url), sorted(sizes), chosen.workers, out
+                ),
+                "acquire_part, hub": lambda out: acquire(
+                    hub_source(hub_url), sorted(sizes), chosen.workers, out
+                ),
             }
             seconds: dict[str, list[float]] = {way: [] for way in ways}
             for number in range(chosen.rounds + 1):
@@ -72,7 +86,10 @@ def main() -> None:
     base = statistics.median(seconds["plain range GETs"])
     for way, times in seconds.items():
         median = statistics.median(times)
-        print(f"{way:20} {median:7.2f} s {total / median:8.1f} MiB/s {base / median:7.0%}   all: {times}")
+        print(
+            f"{way:20} {median:7.2f} s {total / median:8.1f} MiB/s {base / median:7.0%}   all: "
+            f"{times}"
+        )
 
 
 def plain(url: str, names: list[str], workers: int, out: Path) -> float:
@@ -81,7 +98,9 @@ def plain(url: str, names: list[str], workers: int, out: Path) -> float:
 
     def fetch(name: str) -> None:
         with (
-            requests.get(f"{url}/{name}", headers={"Range": "bytes=0-"}, stream=True, timeout=60) as response,
+            requests.get(
+                f"{url}/{name}", headers={"Range": "bytes=0-"}, stream=True, timeout=60
+            ) as response,
             open(out / name, "wb") as file,
         ):
             shutil.copyfileobj(response.raw, file, 1 << 20)
@@ -114,7 +133,12 @@ def acquire(source: dict[str, object], names: list[str], workers: int, out: Path
             "annotations": {"paths": [str(out / "qa.jsonl")]},
             "sources": {"clips": {key: value for key, value in source.items() if key != "url"}},
             "hub_endpoint": url if source["kind"] == "hub" else None,
-            "download": {"workers": workers, "min_interval_s": 0, "min_free_bytes": 0, "coverage_threshold": 1.0},
+            "download": {
+                "workers": workers,
+                "min_interval_s": 0,
+                "min_free_bytes": 0,
+                "coverage_threshold": 1.0,
+            },
         }
     )
     storage = Storage(settings.root)
@@ -126,7 +150,9 @@ def acquire(source: dict[str, object], names: list[str], workers: int, out: Path
 
 
 def write_files(folder: Path, count: int, size: int) -> dict[str, int]:
-    """Videos of about ``size`` bytes each; a box that holds nothing makes up for what encoding would take long for."""
+    """Videos of about ``size`` bytes each; a box that holds nothing makes up for what encoding
+    would take long for.
+    """
     folder.mkdir(parents=True)
     path = folder / "clip.mp4"
     with av.open(str(path), "w", options={"movflags": "faststart"}) as file:
@@ -134,7 +160,9 @@ def write_files(folder: Path, count: int, size: int) -> dict[str, int]:
         stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
         still = np.random.default_rng(0).integers(0, 255, (180, 320, 3), dtype=np.uint8)
         for number in range(10 * CLIP_S):
-            for packet in stream.encode(av.VideoFrame.from_ndarray(np.roll(still, number, axis=1), "rgb24")):
+            for packet in stream.encode(
+                av.VideoFrame.from_ndarray(np.roll(still, number, axis=1), "rgb24")
+            ):
                 file.mux(packet)
         for packet in stream.encode():
             file.mux(packet)
@@ -143,7 +171,9 @@ def write_files(folder: Path, count: int, size: int) -> dict[str, int]:
     sizes = {}
     for number in range(count):
         padding = max(size - len(clip), 16)
-        box = padding.to_bytes(4, "big") + b"free" + np.random.default_rng(number).bytes(padding - 8)
+        box = (
+            padding.to_bytes(4, "big") + b"free" + np.random.default_rng(number).bytes(padding - 8)
+        )
         (folder / f"v{number:03d}.mp4").write_bytes(clip + box)
         sizes[f"v{number:03d}.mp4"] = len(clip) + padding
     return sizes
@@ -153,7 +183,9 @@ def write_files(folder: Path, count: int, size: int) -> dict[str, int]:
 def serving(folder: Path, bytes_per_s: float):
     """Both servers in a process of their own; their URLs."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, folder, bytes_per_s))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve, args=(there, folder, bytes_per_s)
+    )
     process.start()
     try:
         yield here.recv()

@@ -16,8 +16,9 @@ Interval = tuple[float, float]
 def communication(step: Callable[[], object]) -> dict[str, float]:
     """Run ``step`` under the profiler; shares of its time on this rank's GPU, empty without one.
 
-    ``communication`` is the time in which any NCCL kernel ran, ``exposed`` that in which nothing else did: what a
-    faster network could save at most. The profiler slows a step down, so its time is not that of the timed ones.
+    ``communication`` is the time in which any NCCL kernel ran, ``exposed`` that in which nothing
+    else did: what a faster network could save at most. The profiler slows a step down, so its time
+    is not that of the timed ones.
     """
     if not torch.cuda.is_available():
         step()
@@ -33,8 +34,14 @@ def communication(step: Callable[[], object]) -> dict[str, float]:
 
 
 def shares(events: Iterable[dict]) -> dict[str, float]:
-    """The two shares from a Chrome trace's events; kernels alone count, not the annotations around them."""
-    kernels = [(str(e["name"]), float(e["ts"]), float(e["ts"]) + float(e["dur"])) for e in events if _is_kernel(e)]
+    """The two shares from a Chrome trace's events; kernels alone count, not the annotations around
+    them.
+    """
+    kernels = [
+        (str(e["name"]), float(e["ts"]), float(e["ts"]) + float(e["dur"]))
+        for e in events
+        if _is_kernel(e)
+    ]
     collectives = union((start, end) for name, start, end in kernels if name.startswith("nccl"))
     others = union((start, end) for name, start, end in kernels if not name.startswith("nccl"))
     everything = union([*collectives, *others])

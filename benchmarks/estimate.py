@@ -1,10 +1,11 @@
-"""What the published recipe needs in full: disk, downloads, GPU time. Arithmetic over measured rates, nothing is run.
+"""What the published recipe needs in full: disk, downloads, GPU time. Arithmetic over measured
+rates, nothing is run.
 
     python -m benchmarks.estimate            # the tables of docs/estimate.md
     python -m benchmarks.estimate --write    # puts them there
 
-Every input stands in `INPUTS`, with where it is from. Floating point operations of a sample are those that training
-counts (`training/flops.py`).
+Every input stands in `INPUTS`, with where it is from. Floating point operations of a sample are
+those that training counts (`training/flops.py`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from pathlib import Path
 
 import torch
 
-from assets.shards.mixtures import MixtureEntry, read_mixture
+from assets.collections.mixtures import MixtureEntry, read_mixture
 from model.config import PRESETS, HourLlavaConfig
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
-from training.features import HEADER_ROOM
 from training.flops import Sizes, flops, parameters, sizes_of, video_sizes
-from training.samples import (
+from training.formats.feature_file import HEADER_ROOM
+from training.formats.sample import (
     IMAGE_KIND,
     LONG_VIDEO_KIND,
     MULTI_IMAGE_KIND,
@@ -30,7 +31,7 @@ from training.samples import (
     SINGLE_IMAGE_KIND,
     TEXT_KIND,
 )
-from training.stages import MODULES, SMALL_KINDS, recipe, stage_inputs
+from training.recipes import MODULES, SMALL_KINDS, recipe, stage_inputs
 
 PAGE = Path(__file__).parents[1] / "docs" / "estimate.md"
 BEGIN, END = "<!-- printed by benchmarks/estimate.py -->", "<!-- end -->"
@@ -55,12 +56,15 @@ INPUTS: dict[str, tuple[float, str, str]] = {
     "size of an image": (640, "x 480 pixels", ASSUMED),
     "images of a multi-image sample": (3, "", ASSUMED),
     "text of a sample": (400, "tokens, 256 supervised", ASSUMED),
-    "frames of a short video": (128, "", "the least, `training/data.py`"),
+    "frames of a short video": (128, "", "the least, `training/data/loader.py`"),
 }
-# Samples about long videos are spread over lengths of 3 to 60 minutes, as many between 5 and 10 as between 20 and 40.
-# The mean is then 19 minutes; that of the published totals is 21.
+# Samples about long videos are spread over lengths of 3 to 60 minutes, as many between 5 and 10 as
+# between 20 and 40. The mean is then 19 minutes; that of the published totals is 21.
 SHORTEST_S, LONGEST_S, LENGTHS = 180, 3600, 24
-TEXT_FILES = ("magpie", "Evol-Instruct")  # rows of these have no image; the image-only kind leaves them out
+TEXT_FILES = (
+    "magpie",
+    "Evol-Instruct",
+)  # rows of these have no image; the image-only kind leaves them out
 
 
 def of(name: str) -> float:
@@ -74,18 +78,24 @@ def table(heading: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def rows_of(entry: MixtureEntry) -> int:
-    """Rows of an annotation file that its kind uses; the last number of its name says how many it has."""
+    """Rows of an annotation file that its kind uses; the last number of its name says how many it
+    has.
+    """
     numbers = re.findall(r"(?:^|[_-])(\d+)(k?)(?=[_.-]|$)", Path(entry.annotation).name)
     counts = [int(number) * (1000 if thousand else 1) for number, thousand in numbers]
     counts = [count for count in counts if count >= 100]
-    return entry.rows(counts[-1] if counts else int(of("rows of an annotation file whose name has no number")))
+    return entry.rows(
+        counts[-1] if counts else int(of("rows of an annotation file whose name has no number"))
+    )
 
 
 def samples_of_kinds() -> dict[str, int]:
     """Samples of each kind, all parts together."""
     found = dict.fromkeys(SMALL_KINDS, 0) | {IMAGE_KIND: 0}
     for entry in read_mixture():
-        if entry.kind in found and not (entry.kind == IMAGE_KIND and entry.annotation.startswith(TEXT_FILES)):
+        if entry.kind in found and not (
+            entry.kind == IMAGE_KIND and entry.annotation.startswith(TEXT_FILES)
+        ):
             found[entry.kind] += rows_of(entry)
     found[SHORT_VIDEO_KIND] = int(of("rows about short videos"))
     found[LONG_VIDEO_KIND] = math.ceil(of("question-answer rows about them") / 5)
@@ -123,7 +133,9 @@ def sizes_of_kind(kind: str, config: HourLlavaConfig) -> list[Sizes]:
     labels[: text - supervised + 1] = IGNORE_INDEX  # the first label is never predicted
     placeholders = torch.full((sum(visual.placeholders for visual in visuals),), IMAGE_TOKEN_INDEX)
     unsupervised = torch.full_like(placeholders, IGNORE_INDEX)
-    sample = SampleInputs("typical", torch.cat([placeholders, ids]), torch.cat([unsupervised, labels]), visuals)
+    sample = SampleInputs(
+        "typical", torch.cat([placeholders, ids]), torch.cat([unsupervised, labels]), visuals
+    )
     return [sizes_of(sample, config)]
 
 
@@ -131,7 +143,9 @@ def work_of_sample(kind: str, variant: str, stage: int) -> float:
     """Floating point operations of the mean sample of a kind."""
     config = PRESETS[variant]
     typical = sizes_of_kind(kind, config)
-    return sum(flops(sizes, config, recipe(variant, stage).rates) for sizes in typical) / len(typical)
+    return sum(flops(sizes, config, recipe(variant, stage).rates) for sizes in typical) / len(
+        typical
+    )
 
 
 def gpu_hours(variant: str, stage: int) -> tuple[float, float]:
@@ -155,20 +169,37 @@ def disk() -> str:
     features = of("hours of long video") * feature_bytes_per_hour("3b")
     rows: list[list[object]] = [
         ["long videos", f"{video_bytes() / 1e12:.1f} TB", "hours x bit rate"],
-        ["features, for each variant", f"{features / 1e12:.1f} TB", "hours x 0.53 GB; 3b and 7b are as large"],
+        [
+            "features, for each variant",
+            f"{features / 1e12:.1f} TB",
+            "hours x 0.53 GB; 3b and 7b are as large",
+        ],
     ]
     for variant in ("3b", "7b"):
         count = parameters(PRESETS[variant])
         whole = sum(count[name] for name in MODULES)
         rows += [
-            [f"an export, {variant}", f"{2 * whole / 1e9:.0f} GB", "bfloat16; four are kept: base and three stages"],
+            [
+                f"an export, {variant}",
+                f"{2 * whole / 1e9:.0f} GB",
+                "bfloat16; four are kept: base and three stages",
+            ],
             [
                 f"state of a running stage, {variant}",
                 f"{3 * 12 * whole / 1e9:.0f} GB",
-                "stage 2: float32 parameters and two moments; two checkpoints kept, a third being written",
+                (
+                    "stage 2: float32 parameters and two moments; two checkpoints kept, a third "
+                    "being written"
+                ),
             ],
         ]
-    rows.append(["LLaVA collections and their shards", "not estimated", "about twice what the hub lists for them"])
+    rows.append(
+        [
+            "LLaVA collections and their shards",
+            "not estimated",
+            "about twice what the hub lists for them",
+        ]
+    )
     return table(["what", "disk", "how"], rows)
 
 
@@ -178,7 +209,11 @@ def preparation() -> str:
     decode = of("CPU time of one sampled second of video") / 1000
     short = of("rows about short videos") * frames * decode / 3600
     rows = [
-        ["download, at the measured rate", f"{video_bytes() / (of('download') * 2**20) / 3600:.0f} h", "4 connections"],
+        [
+            "download, at the measured rate",
+            f"{video_bytes() / (of('download') * 2**20) / 3600:.0f} h",
+            "4 connections",
+        ],
         [
             "download, by politeness",
             f"{slow / 3600:.0f} h",
@@ -193,7 +228,10 @@ def preparation() -> str:
         [
             "decoding of short videos while training",
             f"{short:,.0f} core-hours",
-            f"stages 2 and 3 together, {frames:.0f} frames a sample; beside the GPUs, on their hosts",
+            (
+                f"stages 2 and 3 together, {frames:.0f} frames a sample; beside the GPUs, on their "
+                "hosts"
+            ),
         ],
     ]
     return table(["step", "time", "how"], rows)
@@ -206,7 +244,16 @@ def training() -> str:
         for stage in (1, 2, 3):
             samples, hours = gpu_hours(variant, stage)
             total += hours
-            rows.append([variant, stage, f"{samples:,.0f}", f"{hours:,.0f}", _days(hours / 8), _days(hours / 64)])
+            rows.append(
+                [
+                    variant,
+                    stage,
+                    f"{samples:,.0f}",
+                    f"{hours:,.0f}",
+                    _days(hours / 8),
+                    _days(hours / 64),
+                ]
+            )
         rows.append([variant, "all", "", f"{total:,.0f}", _days(total / 8), _days(total / 64)])
     return table(["variant", "stage", "samples", "H200-hours", "on 8", "on 64"], rows)
 
@@ -217,7 +264,13 @@ def _days(hours: float) -> str:
 
 def per_sample() -> str:
     kinds = (IMAGE_KIND, TEXT_KIND, MULTI_IMAGE_KIND, SHORT_VIDEO_KIND, LONG_VIDEO_KIND)
-    stages = {IMAGE_KIND: 1, TEXT_KIND: 3, MULTI_IMAGE_KIND: 3, SHORT_VIDEO_KIND: 3, LONG_VIDEO_KIND: 3}
+    stages = {
+        IMAGE_KIND: 1,
+        TEXT_KIND: 3,
+        MULTI_IMAGE_KIND: 3,
+        SHORT_VIDEO_KIND: 3,
+        LONG_VIDEO_KIND: 3,
+    }
     totals = samples_of_kinds()
     rows = [
         [f"`{kind}`", f"{totals[kind]:,}", stages[kind]]
@@ -249,9 +302,13 @@ def printed() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help="put the tables into docs/estimate.md")
-    parser.add_argument("--preset", choices=["tiny"], help="taken because every benchmark takes it; changes nothing")
+    parser.add_argument(
+        "--preset", choices=["tiny"], help="taken because every benchmark takes it; changes nothing"
+    )
     given = parser.parse_args()
     print(printed())
     if given.write:

@@ -1,4 +1,6 @@
-"""The plain way to make features, and the videos and encoder that both ways work on. Used by `benchmarks.features`."""
+"""The plain way to make features, and the videos and encoder that both ways work on. Used by
+`benchmarks.features`.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ from PIL import Image
 from torch import nn
 
 from assets.features.jobs import Video
-from assets.lineage import hash_file
 from model.config import HourLlavaConfig
 from model.vision import VisionEncoder, save_vision_encoder
+from training.formats.hashing import hash_file
 
 CHUNK = 128  # of the plain way
 FPS = 30
@@ -32,7 +34,9 @@ def make_videos(root: Path, count: int, minutes: float) -> list[Video]:
     kinds = min(4, count)
     unit = min(60.0, minutes * 60)
     with multiprocessing.get_context("spawn").Pool(kinds) as pool:
-        units = pool.starmap(encode_unit, [(root / f"unit{i}.mp4", round(unit * FPS), i) for i in range(kinds)])
+        units = pool.starmap(
+            encode_unit, [(root / f"unit{i}.mp4", round(unit * FPS), i) for i in range(kinds)]
+        )
     videos: list[Video] = []
     for i in range(count):
         path = folder / f"v{i:03}.mp4"
@@ -40,7 +44,11 @@ def make_videos(root: Path, count: int, minutes: float) -> list[Video]:
             repeat(units[i], path, round(minutes * 60 / unit))
         else:
             shutil.copyfile(folder / f"v{i % kinds:03}.mp4", path)
-        videos.append(Video(f"panda/v{i:03}", minutes * 60, hash_file(path), path.relative_to(root).as_posix()))
+        videos.append(
+            Video(
+                f"panda/v{i:03}", minutes * 60, hash_file(path), path.relative_to(root).as_posix()
+            )
+        )
     return videos
 
 
@@ -53,7 +61,9 @@ def encode_unit(path: Path, frames: int, seed: int) -> Path:
         )
     )
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "b": "500k", "g": "250"})
+        stream = container.add_stream(
+            "libx264", rate=FPS, options={"preset": "veryfast", "b": "500k", "g": "250"}
+        )
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 640, 360, "yuv420p", 500_000
         stream.codec_context.thread_count = 4
         for i in range(frames):
@@ -61,7 +71,9 @@ def encode_unit(path: Path, frames: int, seed: int) -> Path:
             x, y = (scene * 311 + 2 * t) % 900, (scene * 173 + t) % 560
             picture = texture[y : y + 360, x : x + 640].astype(np.int16)
             grain = rng.integers(-6, 7, (90, 160, 1), dtype=np.int16).repeat(4, 0).repeat(4, 1)
-            frame = av.VideoFrame.from_ndarray(np.clip(picture + grain, 0, 255).astype(np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.clip(picture + grain, 0, 255).astype(np.uint8), format="rgb24"
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
@@ -81,7 +93,11 @@ def repeat(unit: Path, path: Path, times: int) -> None:
                     if packet.dts is None or packet.pts is None:
                         continue
                     end = max(end, packet.pts + (packet.duration or 0))
-                    packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, target
+                    packet.pts, packet.dts, packet.stream = (
+                        packet.pts + shift,
+                        packet.dts + shift,
+                        target,
+                    )
                     out.mux(packet)
                 shift += end
 
@@ -100,18 +116,26 @@ def file_size(root: Path) -> Callable[[Video], int]:
 
 
 @torch.no_grad()
-def baseline(root: Path, videos: list[Video], encoder: Path, config: HourLlavaConfig, chunks: int) -> dict[str, float]:
-    """Decode everything, resize with Pillow, fp32 eager tower, chunk by chunk, each after the other."""
+def baseline(
+    root: Path, videos: list[Video], encoder: Path, config: HourLlavaConfig, chunks: int
+) -> dict[str, float]:
+    """Decode everything, resize with Pillow, fp32 eager tower, chunk by chunk, each after the
+    other.
+    """
     from transformers import SiglipVisionModel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = False
-    model = SiglipVisionModel.from_pretrained(encoder, attn_implementation="eager", dtype=torch.float32)
+    model = SiglipVisionModel.from_pretrained(
+        encoder, attn_implementation="eager", dtype=torch.float32
+    )
     model = model.to(device).eval()
     side, pooled = config.vision.image_size, config.memory.pooled_side
 
     def tower(pixels: np.ndarray) -> torch.Tensor:
-        states = model(torch.from_numpy(pixels).to(device), output_hidden_states=True).hidden_states[-1]
+        states = model(
+            torch.from_numpy(pixels).to(device), output_hidden_states=True
+        ).hidden_states[-1]
         grid = states.transpose(1, 2).unflatten(-1, (config.vision.patches_per_side,) * 2)
         return F.interpolate(grid, (pooled, pooled), mode="bilinear").cpu()
 
@@ -135,7 +159,12 @@ def baseline(root: Path, videos: list[Video], encoder: Path, config: HourLlavaCo
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     rates = {name: done / seconds for name, seconds in spent.items()}
-    return {**rates, "end_to_end": done / sum(spent.values()), "frames": done, "gpu_memory_gib": memory}
+    return {
+        **rates,
+        "end_to_end": done / sum(spent.values()),
+        "frames": done,
+        "gpu_memory_gib": memory,
+    }
 
 
 def plain_frames(path: Path) -> Iterator[np.ndarray]:

@@ -1,4 +1,6 @@
-"""The vision tower alone, as feature extraction runs it and in other ways. Used by `benchmarks.features`."""
+"""The vision tower alone, as feature extraction runs it and in other ways. Used by
+`benchmarks.features`.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def tower_rate(
 ) -> float:
     cuda = torch.cuda.is_available()
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
-    module: Any = FrameEncoder(load_encoder(encoder), config.memory.pooled_side, fused_gelu).to(device, dtype)
+    module: Any = FrameEncoder(load_encoder(encoder), config.memory.pooled_side, fused_gelu).to(
+        device, dtype
+    )
     torch.compiler.reset()
     run = torch.compile(module, fullgraph=True, dynamic=False) if cuda and compiled else module
     with sdpa_kernel(attention, set_priority=True):
@@ -54,7 +58,9 @@ def tower_rate(
     return frames_per_second
 
 
-def rate(run: Callable[[torch.Tensor], Any], batch: int, side: int, device: str, seconds: float = 4.0) -> float:
+def rate(
+    run: Callable[[torch.Tensor], Any], batch: int, side: int, device: str, seconds: float = 4.0
+) -> float:
     """Frames a second, over some seconds at working temperature."""
     pixels = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=device)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None

@@ -3,9 +3,10 @@
     python -m benchmarks.features --preset siglip --out results.json      (one GPU, all cores, about four minutes)
     python -m benchmarks.features --preset tiny                           (CPU, for trying the benchmark itself)
 
-The plain way: decode every frame one after the other, resize with Pillow, run the fp32 tower with eager attention on
-one chunk of 128 frames at a time, all in one process. Videos are 640x360 H.264 at 30 frames a second, encoder weights
-are random: neither changes what is computed. All rates are in sampled frames (one for each second of video) a second.
+The plain way: decode every frame one after the other, resize with Pillow, run the fp32 tower with
+eager attention on one chunk of 128 frames at a time, all in one process. Videos are 640x360 H.264
+at 30 frames a second, encoder weights are random: neither changes what is computed. All rates are
+in sampled frames (one for each second of video) a second.
 """
 
 from __future__ import annotations
@@ -36,18 +37,27 @@ from benchmarks.feature_baseline import FPS, baseline, file_size, make_encoder, 
 from benchmarks.feature_tower import tower_rates, tower_variants
 from benchmarks.usage import Usage
 from model.config import PRESETS, HourLlavaConfig
-from model.resize import resize_frame
-from training.storage import Storage
+from model.media.resize import resize_frame
+from training.formats.storage import Storage
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", choices=["tiny", "siglip"], default="tiny")
     parser.add_argument("--videos", type=int, help="how many (default 3 or 32)")
     parser.add_argument("--minutes", type=float, help="length of each (default 0.5 or 15)")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2))
-    parser.add_argument("--batches", type=int, nargs="+", help="batch sizes of the tower to try; the last is then used")
-    parser.add_argument("--variants", action="store_true", help="also measure other ways to run the tower")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        help="batch sizes of the tower to try; the last is then used",
+    )
+    parser.add_argument(
+        "--variants", action="store_true", help="also measure other ways to run the tower"
+    )
     parser.add_argument("--out", type=Path, help="results as JSON")
     args = parser.parse_args()
     large = args.preset == "siglip"
@@ -62,10 +72,19 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        videos = make_videos(root, args.videos or (16 if large else 3), args.minutes or (15 if large else 0.5))
+        videos = make_videos(
+            root, args.videos or (16 if large else 3), args.minutes or (15 if large else 0.5)
+        )
         encoder = make_encoder(root / "encoder", config)
         seconds = sum(video.duration for video in videos)
-        note("videos", {"count": len(videos), "hours": seconds / 3600, "bytes": sum(map(file_size(root), videos))})
+        note(
+            "videos",
+            {
+                "count": len(videos),
+                "hours": seconds / 3600,
+                "bytes": sum(map(file_size(root), videos)),
+            },
+        )
         note("baseline", baseline(root, videos, encoder, config, chunks=2 if large else 1))
         batches = args.batches or ([256, 512] if large else [16])
         note("tower", tower_rates(encoder, config, batches))
@@ -93,11 +112,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-# --- Parts of ours --------------------------------------------------------------------------------------------------
+# --- Parts of ours
+# --------------------------------------------------------------------------------------------------
 
 
 def decode_rates(root: Path, videos: list[Video], workers: int, side: int) -> dict[str, Any]:
-    """Decoders alone, pictures resized and thrown away: one process, and as many as the extraction uses."""
+    """Decoders alone, pictures resized and thrown away: one process, and as many as the extraction
+    uses.
+    """
     paths = [str(root / video.relpath) for video in videos]
     rates: dict[str, Any] = {"resize_ms": resize_ms(side), "pillow_ms": resize_ms(side, pillow)}
     with multiprocessing.get_context("spawn").Pool(workers, warm) as pool:
@@ -120,8 +142,12 @@ def nvdec_rates(root: Path, videos: list[Video], side: int) -> dict[str, Any]:
         with multiprocessing.get_context("spawn").Pool(processes, warm) as pool:
             pool.map(decode, [("nvdec", path, side, 5)] * processes, chunksize=1)
             rates[f"processes {processes}"] = spread(pool, "nvdec", [path] * processes, side, 360)
-    pairs = zip(range(120), pictures("pyav", path, side), pictures("nvdec", path, side), strict=False)
-    rates["largest_difference"] = max(int(np.abs(a.astype(np.int16) - b).max()) for _, a, b in pairs)
+    pairs = zip(
+        range(120), pictures("pyav", path, side), pictures("nvdec", path, side), strict=False
+    )
+    rates["largest_difference"] = max(
+        int(np.abs(a.astype(np.int16) - b).max()) for _, a, b in pairs
+    )
     return rates
 
 
@@ -153,7 +179,9 @@ def pictures(backend: str, path: str, side: int) -> Iterator[np.ndarray]:
 
         reader = decord.VideoReader(path, num_threads=1)
         for start in range(0, len(reader), 16 * FPS):
-            batch = reader.get_batch(range(start, min(len(reader), start + 16 * FPS), FPS)).asnumpy()
+            batch = reader.get_batch(
+                range(start, min(len(reader), start + 16 * FPS), FPS)
+            ).asnumpy()
             reader.seek(0)
             yield from (resize_frame(picture, side) for picture in batch)
         return
@@ -175,14 +203,27 @@ def resize_ms(side: int, how: Callable[[np.ndarray, int], np.ndarray] = resize_f
     return (time.perf_counter() - started) * 20
 
 
-# --- All of it ------------------------------------------------------------------------------------------------------
+# --- All of it
+# ------------------------------------------------------------------------------------------------------
 
 
 def end_to_end(
-    root: Path, videos: list[Video], encoder: Path, config: HourLlavaConfig, backends: list[str], batch: int
+    root: Path,
+    videos: list[Video],
+    encoder: Path,
+    config: HourLlavaConfig,
+    backends: list[str],
+    batch: int,
 ) -> dict[str, Any]:
-    """From files on disk to feature files on disk, with the processes and the code of the real thing."""
-    options = Options(len(backends), batch, pooled_side=config.memory.pooled_side, min_frames=config.memory.min_frames)
+    """From files on disk to feature files on disk, with the processes and the code of the real
+    thing.
+    """
+    options = Options(
+        len(backends),
+        batch,
+        pooled_side=config.memory.pooled_side,
+        min_frames=config.memory.min_frames,
+    )
     storage = Storage(str(root))
     storage.remove("VideoMarathon/features")
     with Usage() as usage:
@@ -216,7 +257,10 @@ def table(results: dict[str, Any]) -> str:
         ("tower", base["tower"], max(results["tower"].values())),
         ("end to end", base["end_to_end"], ours["frames_per_second"]),
     ]
-    lines = [f"| {'frames a second':24} | {'plain':>8} | {'ours':>8} | ratio |", "|---|---|---|---|"]
+    lines = [
+        f"| {'frames a second':24} | {'plain':>8} | {'ours':>8} | ratio |",
+        "|---|---|---|---|",
+    ]
     lines += [f"| {name:24} | {a:8.1f} | {b:8.1f} | {b / a:5.1f} |" for name, a, b in rows]
     return "\n".join(lines)
 

@@ -1,4 +1,6 @@
-"""How often feature files are read in an epoch, and how many videos a batch mixes. Used by `benchmarks.shards`."""
+"""How often feature files are read in an epoch, and how many videos a batch mixes. Used by
+`benchmarks.shards`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ CACHES = (0.01, 0.02, 0.05, 0.1)  # of all feature files
 
 def locality_ours(folder: Path, videos: int) -> dict[str, Any]:
     """Rows grouped by video, shards of 256 rows, blocks of several sizes."""
-    return {f"block {block}": _reads(videos, grouped=True, rows_per_shard=256, block=block) for block in BLOCKS}
+    return {
+        f"block {block}": _reads(videos, grouped=True, rows_per_shard=256, block=block)
+        for block in BLOCKS
+    }
 
 
 def locality_plain(folder: Path, videos: int) -> dict[str, Any]:
@@ -21,11 +26,14 @@ def locality_plain(folder: Path, videos: int) -> dict[str, Any]:
     return _reads(videos, grouped=False, rows_per_shard=4096, block=1 << 18)
 
 
-def _reads(videos: int, grouped: bool, rows_per_shard: int, block: int, batch: int = 128) -> dict[str, Any]:
-    """Bytes of feature files read in one epoch by one machine, over the bytes there are, and videos in a batch.
+def _reads(
+    videos: int, grouped: bool, rows_per_shard: int, block: int, batch: int = 128
+) -> dict[str, Any]:
+    """Bytes of feature files read in one epoch by one machine, over the bytes there are, and videos
+    in a batch.
 
-    The library's own shuffle over synthetic shards: 23.6 rows a video, features of 3 minutes to an hour, caches of some
-    shares of the data that forget what was used longest ago.
+    The library's own shuffle over synthetic shards: 23.6 rows a video, features of 3 minutes to an
+    hour, caches of some shares of the data that forget what was used longest ago.
     """
     from streaming.base.shuffle import get_shuffle
 
@@ -39,11 +47,15 @@ def _reads(videos: int, grouped: bool, rows_per_shard: int, block: int, batch: i
     shards = np.full(-(-len(video_of) // rows_per_shard), rows_per_shard)
     shards[-1] -= shards.sum() - len(video_of)
     order = video_of[get_shuffle("py1e", shards, 1, 0, 0, block)]
-    distinct = [len(set(order[start : start + batch])) for start in range(0, len(order) - batch, batch * 7)]
+    distinct = [
+        len(set(order[start : start + batch])) for start in range(0, len(order) - batch, batch * 7)
+    ]
     return {
         "rows": len(order),
         "data GB": round(size.sum() / 1e9),
-        "reads / data by cache": {f"{share:.1%}": round(_read(order, size, share), 2) for share in CACHES},
+        "reads / data by cache": {
+            f"{share:.1%}": round(_read(order, size, share), 2) for share in CACHES
+        },
         "videos in a batch of 128": round(float(np.mean(distinct)), 1),
     }
 

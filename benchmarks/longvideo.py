@@ -1,12 +1,14 @@
-"""Long videos from end to end: what stage 3 and the memory add, asked about videos that training never saw.
+"""Long videos from end to end: what stage 3 and the memory add, asked about videos that training
+never saw.
 
     python -m benchmarks.longvideo --preset tiny                          # a minute on a CPU, to see that it runs
     python -m benchmarks.longvideo --preset cpu --start EXPORT           # stage 3 only, from that checkpoint
     python -m benchmarks.longvideo --preset gpu                           # written for one GPU, not run yet
 
-Films of 3 to 60 minutes are drawn (`longvideo_world.py`) and put through the pipeline's own functions: annotations,
-catalogue, videos, conversations, shards of all six kinds, mixture, stage 1, stage 2, vision encoder, features, stage 3.
-Held-out films are then asked about. Whatever is finished is kept, so a run that was stopped goes on.
+Films of 3 to 60 minutes are drawn (`longvideo_world.py`) and put through the pipeline's own
+functions: annotations, catalogue, videos, conversations, shards of all six kinds, mixture, stage 1,
+stage 2, vision encoder, features, stage 3. Held-out films are then asked about. Whatever is
+finished is kept, so a run that was stopped goes on.
 
 | column               | checkpoint                       | what it is shown                                          |
 |----------------------|----------------------------------|-----------------------------------------------------------|
@@ -31,29 +33,30 @@ from typing import Any
 
 import numpy as np
 
+from assets.annotations.catalogue import build_catalogue, present_videos
+from assets.annotations.collect import collect_annotations
 from assets.checkpoints.results import publish_vision_encoder, read_results
 from assets.checkpoints.runs import previous_checkpoint, shard_products, stage_run
 from assets.conversations.grouping import group_part
+from assets.deployment.partitions import LLAVA_PARTS
+from assets.deployment.settings import Settings
 from assets.evaluation.questions import Question
 from assets.evaluation.report import duration_class
 from assets.evaluation.score import score_checkpoint
 from assets.features.extract import extract_part
-from assets.lineage import Lineage, hash_file, product
-from assets.partitions import LLAVA_PARTS
-from assets.settings import Settings
+from assets.records.lineage import Lineage, product
 from assets.shards.mixture_views import write_mixture
 from assets.shards.writer import write_kind_part, write_long_video_part
-from assets.sources.annotations import collect_annotations
 from assets.videos.acquire import acquire_part
-from assets.videos.catalogue import build_catalogue, present_videos
 from benchmarks.longvideo_corpus import HELD_OUT, SOURCE, Held, Sizes, settings_of, write_corpus
 from model.config import PRESETS as MODELS
 from model.config import HourLlavaConfig, LLMConfig, MemoryConfig
-from training.config import RunConfig
-from training.features import FeatureFile, write_features
+from training.formats.feature_file import FeatureFile, write_features
+from training.formats.hashing import hash_file
+from training.formats.sample import LLAVA_KINDS
+from training.formats.storage import Storage
 from training.parallel import join_ranks, leave_ranks
-from training.samples import LLAVA_KINDS
-from training.storage import Storage
+from training.run_config import RunConfig
 
 VARIANT, PART = "tiny", "part0"
 FEW = 64
@@ -73,11 +76,14 @@ class Preset:
 
 
 WIDER = replace(
-    MODELS[VARIANT], llm=LLMConfig(256, 4, 8, 4, 768, 512, tie_word_embeddings=True, max_position_embeddings=4096)
+    MODELS[VARIANT],
+    llm=LLMConfig(256, 4, 8, 4, 768, 512, tie_word_embeddings=True, max_position_embeddings=4096),
 )
 PRESETS = {
     "tiny": Preset(
-        Sizes(train=((4, 180, 200),), held_out=((2, 180, 200),), pictures=60, clips=20, texts=60), (3, 3, 3), workers=0
+        Sizes(train=((4, 180, 200),), held_out=((2, 180, 200),), pictures=60, clips=20, texts=60),
+        (3, 3, 3),
+        workers=0,
     ),
     "cpu": Preset(
         Sizes(
@@ -112,11 +118,21 @@ class LongVideoBenchmark:
         stage2: an export that stands for stages 1 and 2, which are then not trained here.
     """
 
-    def __init__(self, preset: Preset, folder: Path, device: str, stage2: Path | None, log: Log) -> None:
-        self.preset, self.folder, self.device, self.stage2, self.log = preset, folder.resolve(), device, stage2, log
+    def __init__(
+        self, preset: Preset, folder: Path, device: str, stage2: Path | None, log: Log
+    ) -> None:
+        self.preset, self.folder, self.device, self.stage2, self.log = (
+            preset,
+            folder.resolve(),
+            device,
+            stage2,
+            log,
+        )
         settings = settings_of(self.folder, device)
         self.settings: Settings = settings.model_copy(
-            update={"training": settings.training.model_copy(update={"overrides": self._overrides()})}
+            update={
+                "training": settings.training.model_copy(update={"overrides": self._overrides()})
+            }
         )
         self.storage = Storage(settings.root)
         self.ranks = join_ranks(device)
@@ -148,7 +164,7 @@ class LongVideoBenchmark:
 
     def start(self) -> None:
         """The starting point, and stage 2 where it is given."""
-        from model.tiny import build_tiny
+        from model.weights.tiny import build_tiny
 
         folder = f"checkpoints/{VARIANT}/base"
         if not self.storage.exists(f"{folder}/export/config.json"):
@@ -163,27 +179,37 @@ class LongVideoBenchmark:
 
     def train(self, stage: int, features: str = FEATURES) -> RunConfig:
         """One stage through the training loop, in this process; a finished one is left as it is."""
-        from training.data import build_loader
+        from training.data.loader import build_loader
         from training.loop import train
         from training.reporting import reporter
 
-        inputs = dict.fromkeys((previous_checkpoint(VARIANT, stage), *shard_products(stage)), "benchmark")
+        inputs = dict.fromkeys(
+            (previous_checkpoint(VARIANT, stage), *shard_products(stage)), "benchmark"
+        )
         run, folder = stage_run(self.settings, self.storage, VARIANT, stage, inputs)
         if features != FEATURES:
-            run = replace(run, features_root=self.storage.path(features), out=f"{run.out}-{FEW}-frames")
+            run = replace(
+                run, features_root=self.storage.path(features), out=f"{run.out}-{FEW}-frames"
+            )
         with reporter() as speaker:
             train(run, self.ranks, speaker, build_loader)
         if features == FEATURES:
             self._record(f"stage{stage}", folder)
         results = read_results(run)
-        self.log(f"stage {stage}: loss {results.first_loss:.3f} -> {results.last_loss:.3f} in {results.seconds:.0f} s")
+        self.log(
+            f"stage {stage}: loss {results.first_loss:.3f} -> {results.last_loss:.3f} in "
+            f"{results.seconds:.0f} s"
+        )
         return run
 
     def make_features(self, held: Sequence[Held]) -> None:
         """Features of all films by stage 2's encoder, and the same of 64 frames of each."""
         source = Lineage.read(self.storage, product("stage2", VARIANT)).folder
         encoder = publish_vision_encoder(self.storage, source, VARIANT)
-        present = [(v.video, v.duration, v.sha256, v.rel) for v in present_videos(self.storage, self.settings, PART)]
+        present = [
+            (v.video, v.duration, v.sha256, v.rel)
+            for v in present_videos(self.storage, self.settings, PART)
+        ]
         for one in held:
             rel = f"{HELD_OUT}/{one.film.name}.mp4"
             digest = hash_file(Path(self.storage.path(rel)))
@@ -198,10 +224,16 @@ class LongVideoBenchmark:
                 Path(self.storage.path(f"{FEW_FEATURES}/{video}.safetensors")),
             )
 
-    def examine(self, held: Sequence[Held], memory: RunConfig, few: RunConfig) -> list[dict[str, Any]]:
+    def examine(
+        self, held: Sequence[Held], memory: RunConfig, few: RunConfig
+    ) -> list[dict[str, Any]]:
         """Every held-out question to every column of the table."""
-        questions = [question_of(one, number) for one in held for number in range(len(one.questions))]
-        stage2 = self.storage.local_folder(f"{Lineage.read(self.storage, product('stage2', VARIANT)).folder}/export")
+        questions = [
+            question_of(one, number) for one in held for number in range(len(one.questions))
+        ]
+        stage2 = self.storage.local_folder(
+            f"{Lineage.read(self.storage, product('stage2', VARIANT)).folder}/export"
+        )
         stage3, trained_on_few = Path(memory.out) / "export", Path(few.out) / "export"
         right: dict[str, dict[str, bool]] = {}
         for name, export, media, visuals in (
@@ -223,19 +255,35 @@ class LongVideoBenchmark:
                 device=self.device,
             )
             if len(report.asked) < len(questions):
-                raise RuntimeError(f"{name}: {next(answer.problem for answer in report.answers if answer.problem)}")
+                raise RuntimeError(
+                    f"{name}: {next(answer.problem for answer in report.answers if answer.problem)}"
+                )
             right[name] = {answer.id: answer.correct for answer in report.answers}
             self.log(f"{name}: {report.accuracy:.1%}, chance {report.chance:.1%}")
         return rows_of(held, right)
 
     def _overrides(self) -> dict[str, dict[str, Any]]:
-        common = {"global_batch": self.preset.batch, "micro_batch": min(8, self.preset.batch), "epochs": 10_000}
-        common |= {"device": self.device, "workers": self.preset.workers, "tensorboard": False, "save_every": 100}
-        return {f"stage{n}": {**common, "max_steps": steps} for n, steps in enumerate(self.preset.steps, start=1)}
+        common = {
+            "global_batch": self.preset.batch,
+            "micro_batch": min(8, self.preset.batch),
+            "epochs": 10_000,
+        }
+        common |= {
+            "device": self.device,
+            "workers": self.preset.workers,
+            "tensorboard": False,
+            "save_every": 100,
+        }
+        return {
+            f"stage{n}": {**common, "max_steps": steps}
+            for n, steps in enumerate(self.preset.steps, start=1)
+        }
 
     def _record(self, name: str, folder: str) -> None:
         """What Dagster's assets would record: later steps find the folder by it."""
-        Lineage(product=product(name, VARIANT), version="benchmark", folder=folder).write(self.storage)
+        Lineage(product=product(name, VARIANT), version="benchmark", folder=folder).write(
+            self.storage
+        )
 
 
 def few_frames(source: Path, target: Path) -> None:
@@ -290,14 +338,19 @@ def rows_of(held: Sequence[Held], right: dict[str, dict[str, bool]]) -> list[dic
     for one in held:
         for number, asked in enumerate(one.questions):
             for label in labels_of(one, number):
-                groups.setdefault(label, []).append((f"{one.film.name}/{number}", 1 / len(asked.choices)))
+                groups.setdefault(label, []).append(
+                    (f"{one.film.name}/{number}", 1 / len(asked.choices))
+                )
     order = sorted(groups, key=lambda label: (_KINDS.index(label.partition(":")[0]), label))
     return [
         {
             "questions": label,
             "asked": len(groups[label]),
             "chance": _mean(chance for _, chance in groups[label]),
-            **{name: _mean(answers[id] for id, _ in groups[label]) for name, answers in right.items()},
+            **{
+                name: _mean(answers[id] for id, _ in groups[label])
+                for name, answers in right.items()
+            },
         }
         for label in order
     ]
@@ -310,7 +363,10 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table for a page."""
     lines = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
     for row in rows:
-        lines.append(f"| {' | '.join(f'{x:.3f}' if isinstance(x, float) else str(x) for x in row.values())} |")
+        lines.append(
+            f"| {' | '.join(f'{x:.3f}' if isinstance(x, float) else str(x) for x in row.values())} "
+            "|"
+        )
     return "\n".join(lines)
 
 
@@ -323,18 +379,30 @@ def _silent(_: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="gpu")
-    parser.add_argument("--folder", type=Path, help="default: data/longvideo-PRESET, for tiny a temporary one")
-    parser.add_argument("--start", type=Path, help="an export to begin stage 3 with; stages 1 and 2 are then left out")
+    parser.add_argument(
+        "--folder", type=Path, help="default: data/longvideo-PRESET, for tiny a temporary one"
+    )
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="an export to begin stage 3 with; stages 1 and 2 are then left out",
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--results", type=Path, help="JSON file for the table")
     given = parser.parse_args()
     with ExitStack() as stack:
         folder = given.folder or Path(f"data/longvideo-{given.preset}")
-        if given.preset == "tiny" and given.folder is None:  # a look whether it runs: all of it, every time
+        if (
+            given.preset == "tiny" and given.folder is None
+        ):  # a look whether it runs: all of it, every time
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="longvideo-")))
-        rows = LongVideoBenchmark(PRESETS[given.preset], folder, given.device, given.start, print).run()
+        rows = LongVideoBenchmark(
+            PRESETS[given.preset], folder, given.device, given.start, print
+        ).run()
         leave_ranks()
     print(markdown(rows))
     if given.results:

@@ -66,9 +66,19 @@ class Held:
 
 def settings_of(folder: Path, device: str) -> Any:
     """The settings of a deployment below ``folder``."""
-    from assets.settings import Annotations, Collections, Download, DropSource, Features, Settings, Shards
+    from assets.deployment.settings import (
+        Annotations,
+        Collections,
+        Download,
+        DropSource,
+        Features,
+        Settings,
+        Shards,
+    )
 
-    known: Literal["auto", "cpu", "cuda"] = "auto" if device == "auto" else "cuda" if device == "cuda" else "cpu"
+    known: Literal["auto", "cpu", "cuda"] = (
+        "auto" if device == "auto" else "cuda" if device == "cuda" else "cpu"
+    )
     return Settings(
         root=str(folder / "root"),
         parts=1,
@@ -91,7 +101,9 @@ def write_corpus(folder: Path, sizes: Sizes, log: Log) -> list[Held]:
     folder.mkdir(parents=True, exist_ok=True)
     record, identity = folder / "corpus.json", json.dumps(asdict(sizes), indent=1) + "\n"
     if record.exists() and record.read_text() != identity:
-        raise ValueError(f"{folder} holds a corpus of other sizes ({record}); remove it or name another --folder")
+        raise ValueError(
+            f"{folder} holds a corpus of other sizes ({record}); remove it or name another --folder"
+        )
     train, held = _films("train", sizes.train), _films("held", sizes.held_out)
     if not record.exists():
         for film in train:
@@ -104,7 +116,10 @@ def write_corpus(folder: Path, sizes: Sizes, log: Log) -> list[Held]:
         _write_collections(folder / "root", sizes)
         record.write_text(identity)
         hours = sum(film.duration for film in train) / 3600
-        log(f"{len(train)} films of {hours:.1f} hours with {len(rows)} questions, {len(held)} held-out films")
+        log(
+            f"{len(train)} films of {hours:.1f} hours with {len(rows)} questions, {len(held)} "
+            "held-out films"
+        )
     return [Held(film, about_long_film(film)) for film in held]
 
 
@@ -113,7 +128,9 @@ def _films(name: str, groups: Sequence[tuple[int, int, int]]) -> list[LongFilm]:
     for group, (count, shortest, longest) in enumerate(groups):
         for number in range(count):
             dice = random.Random(f"{name}/{group}/{number}")
-            films.append(invent_long_film(f"{name}-{group}-{number:03d}", dice.randint(shortest, longest)))
+            films.append(
+                invent_long_film(f"{name}-{group}-{number:03d}", dice.randint(shortest, longest))
+            )
     return films
 
 
@@ -132,7 +149,9 @@ def _rows(film: LongFilm) -> list[dict[str, str]]:
 
 
 def _write_collections(root: Path, sizes: Sizes) -> None:
-    """Stills, pairs of stills, texts and short clips with questions, as the two collections lay theirs out."""
+    """Stills, pairs of stills, texts and short clips with questions, as the two collections lay
+    theirs out.
+    """
     vision, video = root / "LLaVA-OneVision", root / "LLaVA-Video-178K"
     for folder in (vision / "images", vision / "annotations", video / "annotations"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,9 +163,15 @@ def _write_collections(root: Path, sizes: Sizes) -> None:
         (vision / "images" / f"{still.name}.jpg").write_bytes(_jpeg(still))
     _write(vision / "annotations" / PICTURES, [_picture_row(still) for still in stills])
     pairs = list(zip(stills[::2], stills[1::2], strict=False))
-    _write(vision / "annotations" / PAIRS, [_pair_row(number, pair) for number, pair in enumerate(pairs)])
+    _write(
+        vision / "annotations" / PAIRS,
+        [_pair_row(number, pair) for number, pair in enumerate(pairs)],
+    )
     _write(vision / "annotations" / TEXTS, [_text_row(number) for number in range(sizes.texts)])
-    _write(video / "annotations" / CLIPS, [_clip_row(clip, number) for clip in clips for number in range(CLIP_ROUNDS)])
+    _write(
+        video / "annotations" / CLIPS,
+        [_clip_row(clip, number) for clip in clips for number in range(CLIP_ROUNDS)],
+    )
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -170,14 +195,22 @@ def _picture_row(still: LongFilm) -> dict[str, Any]:
         ("Is the figure small or large?", scene.size),
     ]
     random.Random(f"order/{still.name}").shuffle(asked)
-    return {"id": still.name, "image": f"{still.name}.jpg", "conversations": _turns(asked[:3], "<image>\n")}
+    return {
+        "id": still.name,
+        "image": f"{still.name}.jpg",
+        "conversations": _turns(asked[:3], "<image>\n"),
+    }
 
 
 def _pair_row(number: int, pair: tuple[LongFilm, LongFilm]) -> dict[str, Any]:
     which = number % 2
     text = f"What is the colour of the background of the {('first', 'second')[which]} picture?"
     turns = _turns([(text, pair[which].scenes[0].background)], "<image>\n<image>\n")
-    return {"id": f"pair-{number}", "image": [f"{still.name}.jpg" for still in pair], "conversations": turns}
+    return {
+        "id": f"pair-{number}",
+        "image": [f"{still.name}.jpg" for still in pair],
+        "conversations": turns,
+    }
 
 
 def _text_row(number: int) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""Long films whose every second is known, and 22 kinds of questions about them with the seconds that hold the answer.
+"""Long films whose every second is known, and 22 kinds of questions about them with the seconds
+that hold the answer.
 
-A film is a few scenes, each with a background and a figure in it, and now and then a flash: the whole picture in one
-colour for three seconds, which most ways of looking at an hour of video miss. Everything follows from a name.
+A film is a few scenes, each with a background and a figure in it, and now and then a flash: the
+whole picture in one colour for three seconds, which most ways of looking at an hour of video miss.
+Everything follows from a name.
 
-The 22 kinds stand in six groups, as VideoMarathon's tasks do; they are this benchmark's own, not its tasks.
+The 22 kinds stand in six groups, as VideoMarathon's tasks do; they are this benchmark's own, not
+its tasks.
 """
 
 from __future__ import annotations
@@ -23,7 +26,12 @@ from pipeline.demo.drawing import COLOURS, FIGURES
 WIDTH, HEIGHT = 160, 120
 FLASH_S = 3
 CLEAR_S = 5  # a question about a second keeps this far from every change
-SIDES, SIZES, MOTIONS, YES_NO = ("left", "right"), ("small", "large"), ("moves", "rests"), ("yes", "no")
+SIDES, SIZES, MOTIONS, YES_NO = (
+    ("left", "right"),
+    ("small", "large"),
+    ("moves", "rests"),
+    ("yes", "no"),
+)
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 QUARTERS = ("first", "second", "third", "fourth")
 
@@ -55,7 +63,9 @@ class LongFilm:
         return next(scene for scene in reversed(self.scenes) if scene.start <= second)
 
     def flash_at(self, second: float) -> str | None:
-        return next((colour for start, colour in self.flashes if start <= second < start + FLASH_S), None)
+        return next(
+            (colour for start, colour in self.flashes if start <= second < start + FLASH_S), None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,11 @@ def invent_long_film(name: str, duration: int) -> LongFilm:
     count = dice.randint(3, 5)
     backgrounds = dice.sample(list(COLOURS), count)
     length = duration / count
-    starts = [0, *(round(length * (i + dice.uniform(-0.3, 0.3))) for i in range(1, count)), duration]
+    starts = [
+        0,
+        *(round(length * (i + dice.uniform(-0.3, 0.3))) for i in range(1, count)),
+        duration,
+    ]
     scenes = [_scene(*span, dice) for span in zip(starts, starts[1:], backgrounds, strict=False)]
     flashes: list[tuple[int, str]] = []
     for _ in range(dice.choice((0, 1, 1, 2))):
@@ -98,11 +112,18 @@ def invent_clip(name: str) -> LongFilm:
 
 def _scene(start: int, end: int, background: str, dice: random.Random) -> Scene:
     colour = dice.choice([colour for colour in COLOURS if colour != background])
-    looks = (dice.choice(FIGURES), colour, dice.choice(SIDES), dice.choice(SIZES), dice.choice(MOTIONS))
+    looks = (
+        dice.choice(FIGURES),
+        colour,
+        dice.choice(SIDES),
+        dice.choice(SIZES),
+        dice.choice(MOTIONS),
+    )
     return Scene(start, end, background, *looks)
 
 
-# --- Pictures ---------------------------------------------------------------------------------------------------------
+# --- Pictures
+# ---------------------------------------------------------------------------------------------------------
 
 
 def draw(film: LongFilm, second: float) -> Image.Image:
@@ -131,7 +152,9 @@ def write_long_film(path: Path, film: LongFilm, fps: int = 1) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
     with av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "23"})
+        stream = container.add_stream(
+            "libx264", rate=fps, options={"preset": "ultrafast", "crf": "23"}
+        )
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.thread_count = 1
         stream.codec_context.gop_size = 30
@@ -142,7 +165,8 @@ def write_long_film(path: Path, film: LongFilm, fps: int = 1) -> None:
     temporary.replace(path)
 
 
-# --- Questions --------------------------------------------------------------------------------------------------------
+# --- Questions
+# --------------------------------------------------------------------------------------------------------
 
 
 def about_long_film(film: LongFilm) -> list[LongQuestion]:
@@ -166,7 +190,9 @@ def about_clip(film: LongFilm) -> list[LongQuestion]:
             LongQuestion("clip", f"What colour is the figure {where}?", scene.colour, _COLOURS),
             LongQuestion("clip", f"Which figure is {where}?", scene.figure, FIGURES),
             LongQuestion("clip", f"Is the figure left or right {where}?", scene.side, SIDES),
-            LongQuestion("clip", f"What does the figure do {where}, moves or rests?", scene.motion, MOTIONS),
+            LongQuestion(
+                "clip", f"What does the figure do {where}, moves or rests?", scene.motion, MOTIONS
+            ),
         ]
     return asked
 
@@ -187,14 +213,18 @@ def _scenes(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
     second, scene = _moment(film, dice)
 
     def ask(task: str, where: str, answer: str, evidence: tuple[float, float]) -> LongQuestion:
-        return LongQuestion(f"scene: {task}", f"What colour is the background {where}?", answer, _COLOURS, evidence)
+        return LongQuestion(
+            f"scene: {task}", f"What colour is the background {where}?", answer, _COLOURS, evidence
+        )
 
     yield ask("at a second", f"at second {second}", scene.background, (second, second + 1))
     yield ask("first", "at the beginning", first.background, (0, first.end))
     yield ask("last", "at the end", last.background, (last.start, last.end))
     yield ask("next", f"after {before.background}", after.background, (before.end, after.start + 1))
     count = NUMBERS[len(film.scenes)]
-    yield LongQuestion("scene: count", "How many different backgrounds are there?", count, NUMBERS[3:6])
+    yield LongQuestion(
+        "scene: count", "How many different backgrounds are there?", count, NUMBERS[3:6]
+    )
 
 
 def _objects(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
@@ -202,7 +232,9 @@ def _objects(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
     figures = {scene.figure for scene in film.scenes}
     wanted = dice.choice(FIGURES)
     where, during = f"on the {scene.background} background", (scene.start, scene.end)
-    yield LongQuestion("object: colour", f"What colour is the figure {where}?", scene.colour, _COLOURS, during)
+    yield LongQuestion(
+        "object: colour", f"What colour is the figure {where}?", scene.colour, _COLOURS, during
+    )
     text = f"Which figure is in the picture at second {second}?"
     yield LongQuestion("object: at a second", text, shown.figure, FIGURES, (second, second + 1))
     yield LongQuestion("object: figure", f"Which figure is {where}?", scene.figure, FIGURES, during)
@@ -217,8 +249,12 @@ def _space(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
     where, during = f"on the {scene.background} background", (scene.start, scene.end)
     text = f"Is the figure left or right at second {second}?"
     yield LongQuestion("space: at a second", text, shown.side, SIDES, (second, second + 1))
-    yield LongQuestion("space: side", f"Is the figure left or right {where}?", scene.side, SIDES, during)
-    yield LongQuestion("space: size", f"Is the figure small or large {where}?", scene.size, SIZES, during)
+    yield LongQuestion(
+        "space: side", f"Is the figure left or right {where}?", scene.side, SIDES, during
+    )
+    yield LongQuestion(
+        "space: size", f"Is the figure small or large {where}?", scene.size, SIZES, during
+    )
 
 
 def _action(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
@@ -227,7 +263,9 @@ def _action(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
 
     def ask(task: str, where: str, scene: Scene) -> LongQuestion:
         text = f"What does the figure do {where}, moves or rests?"
-        return LongQuestion(f"action: {task}", text, scene.motion, MOTIONS, (scene.start, scene.end))
+        return LongQuestion(
+            f"action: {task}", text, scene.motion, MOTIONS, (scene.start, scene.end)
+        )
 
     yield ask("in a scene", f"on the {scene.background} background", scene)
     yield ask("next", f"after {before.background}", after)
@@ -243,7 +281,9 @@ def _events(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
         during = (second, second + FLASH_S)
         yield LongQuestion("event: colour", "What colour is the flash?", colour, _COLOURS, during)
         background = film.scene_at(second).background
-        yield LongQuestion("event: scene", "On which background is the flash?", background, _COLOURS, during)
+        yield LongQuestion(
+            "event: scene", "On which background is the flash?", background, _COLOURS, during
+        )
 
 
 def _time(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
@@ -252,11 +292,15 @@ def _time(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
     longest = max(film.scenes, key=lambda scene: scene.end - scene.start)
     text = f"Which background comes first, {one.background} or {other.background}?"
     yield LongQuestion("time: order", text, earlier.background, (one.background, other.background))
-    yield LongQuestion("time: longest", "Which background lasts longest?", longest.background, _COLOURS)
+    yield LongQuestion(
+        "time: longest", "Which background lasts longest?", longest.background, _COLOURS
+    )
     if len(film.flashes) == 1:
         [(second, _)] = film.flashes
         quarter, during = QUARTERS[second * 4 // film.duration], (second, second + FLASH_S)
-        yield LongQuestion("time: quarter", "In which quarter is the flash?", quarter, QUARTERS, during)
+        yield LongQuestion(
+            "time: quarter", "In which quarter is the flash?", quarter, QUARTERS, during
+        )
 
 
 KINDS: tuple[Kind, ...] = (_scenes, _objects, _space, _action, _events, _time)
@@ -268,5 +312,7 @@ def _moment(film: LongFilm, dice: random.Random) -> tuple[int, Scene]:
         second = dice.randrange(film.duration)
         scene = film.scene_at(second)
         clear = scene.start + CLEAR_S <= second < scene.end - CLEAR_S
-        if clear and all(not start - CLEAR_S <= second < start + FLASH_S + CLEAR_S for start, _ in film.flashes):
+        if clear and all(
+            not start - CLEAR_S <= second < start + FLASH_S + CLEAR_S for start, _ in film.flashes
+        ):
             return second, scene

@@ -1,11 +1,12 @@
-"""Time and memory of the model on one hour-long sample: a step without optimizer, and generation. Random weights.
+"""Time and memory of the model on one hour-long sample: a step without optimizer, and generation.
+Random weights.
 
     python -m benchmarks.model --variants 3b 7b --modes eager compiled checkpointed --generate 64
     python -m benchmarks.model --preset tiny         a quick look that it runs, on any CPU
 
-Prints one line for each variant and mode, and one for each of the model's parts; `--json` also writes them to a file.
-Model FLOP: those of the forward pass, times three; what is recomputed does not count. MFU is against 790 TFLOP/s, the
-rate of an 8192^3 bfloat16 matrix product on one H200.
+Prints one line for each variant and mode, and one for each of the model's parts; `--json` also
+writes them to a file. Model FLOP: those of the forward pass, times three; what is recomputed does
+not count. MFU is against 790 TFLOP/s, the rate of an 8192^3 bfloat16 matrix product on one H200.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from model.config import PRESETS, HourLlavaConfig
-from model.fusion import plan_sample
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
 from model.hour_llava import HourLlava
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
+from model.packing import plan_sample
 
 PEAK_FLOPS = 790e12
 MODES: dict[str, dict[str, Any]] = {
@@ -40,21 +41,35 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--variants", nargs="+", choices=sorted(PRESETS), default=["3b", "7b"])
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager", "compiled", "checkpointed"])
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=["eager", "compiled", "checkpointed"]
+    )
     parser.add_argument("--frames", type=int, default=3600)
-    parser.add_argument("--prompt", type=int, default=144, help="text tokens that are not supervised")
+    parser.add_argument(
+        "--prompt", type=int, default=144, help="text tokens that are not supervised"
+    )
     parser.add_argument("--answer", type=int, default=256, help="text tokens that are")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument(
-        "--generate", type=int, default=0, metavar="TOKENS", help="also prefill and generate so many tokens"
+        "--generate",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="also prefill and generate so many tokens",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--profile", type=Path, help="folder for a table of the kernels of one step of each mode")
+    parser.add_argument(
+        "--profile", type=Path, help="folder for a table of the kernels of one step of each mode"
+    )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--preset", choices=["tiny"], help="the tiny variant, few frames and steps, on the CPU")
+    parser.add_argument(
+        "--preset", choices=["tiny"], help="the tiny variant, few frames and steps, on the CPU"
+    )
     options = parser.parse_args()
     if options.preset == "tiny":
         options.variants, options.modes, options.device = ["tiny"], ["eager", "checkpointed"], "cpu"
@@ -67,11 +82,17 @@ def main() -> None:
             sample = hour_sample(model.model.config, options)
             model.model.optimise(**MODES[mode])
             rows.append(
-                {"variant": variant, "mode": mode, **train_steps(model.model, sample, options, f"{variant}-{mode}")}
+                {
+                    "variant": variant,
+                    "mode": mode,
+                    **train_steps(model.model, sample, options, f"{variant}-{mode}"),
+                }
             )
             show(rows[-1])
             if options.generate and mode == "eager":
-                rows.append({"variant": variant, "mode": "generation", **generation(model, sample, options)})
+                rows.append(
+                    {"variant": variant, "mode": "generation", **generation(model, sample, options)}
+                )
                 show(rows[-1])
             del model, sample
             torch._dynamo.reset()
@@ -83,15 +104,23 @@ def main() -> None:
 
 
 def random_model(config: HourLlavaConfig, device: str) -> HourLlavaForCausalLM:
-    """Never on the CPU on its way: built without memory, filled on the device in bfloat16 (float32 on a CPU)."""
+    """Never on the CPU on its way: built without memory, filled on the device in bfloat16 (float32
+    on a CPU).
+    """
     with torch.device("meta"):
-        model = HourLlavaForCausalLM(HourLlavaHFConfig.of(config, eos_token_id=None, pad_token_id=0))
-    nn.Module.to(model, torch.float32 if device == "cpu" else torch.bfloat16).to_empty(device=device)
+        model = HourLlavaForCausalLM(
+            HourLlavaHFConfig.of(config, eos_token_id=None, pad_token_id=0)
+        )
+    nn.Module.to(model, torch.float32 if device == "cpu" else torch.bfloat16).to_empty(
+        device=device
+    )
     model.tie_weights()
     model.model.reset_buffers(device)
     for name, parameter in model.named_parameters():
         with torch.no_grad():
-            parameter.fill_(1) if "norm" in name and name.endswith("weight") else parameter.normal_(std=0.02)
+            parameter.fill_(1) if "norm" in name and name.endswith("weight") else parameter.normal_(
+                std=0.02
+            )
     return model.train()
 
 
@@ -109,7 +138,9 @@ def hour_sample(config: HourLlavaConfig, options: argparse.Namespace) -> SampleI
 # -- training step -------------------------------------------------------------------------------
 
 
-def train_steps(model: HourLlava, sample: SampleInputs, options: argparse.Namespace, name: str) -> dict[str, Any]:
+def train_steps(
+    model: HourLlava, sample: SampleInputs, options: argparse.Namespace, name: str
+) -> dict[str, Any]:
     cuda = options.device == "cuda"
 
     def step() -> None:
@@ -146,13 +177,21 @@ def train_steps(model: HourLlava, sample: SampleInputs, options: argparse.Namesp
 
 
 def model_flops(config: HourLlavaConfig, sample: SampleInputs) -> dict[str, float]:
-    """FLOP of the forward pass, by part; two for a multiplication and an addition, causal attention by half."""
+    """FLOP of the forward pass, by part; two for a multiplication and an addition, causal attention
+    by half.
+    """
     llm, width, vision = config.llm, config.llm.hidden_size, config.vision.hidden_size
     plan = plan_sample(sample, config, "uniform")
     assert plan.layout is not None
     assert sample.visuals[0].features is not None
-    features = max(len(sample.visuals[0].features), config.memory.min_frames) * config.memory.frame_tokens
-    memory, queries, length = len(plan.layout.memory_positions_N), len(plan.query_sources_M), plan.length
+    features = (
+        max(len(sample.visuals[0].features), config.memory.min_frames) * config.memory.frame_tokens
+    )
+    memory, queries, length = (
+        len(plan.layout.memory_positions_N),
+        len(plan.query_sources_M),
+        plan.length,
+    )
     supervised = int((plan.labels_S[1:] != IGNORE_INDEX).sum())
     kv = 2 * llm.num_kv_heads * llm.head_dim
     linear = queries * (width * (width + kv) + 3 * width * width + 8 * width * width)
@@ -168,7 +207,9 @@ def model_flops(config: HourLlavaConfig, sample: SampleInputs) -> dict[str, floa
 
 @contextmanager
 def parts_timed(model: HourLlava, cuda: bool) -> Iterator[Callable[[], dict[str, float]]]:
-    """Marks when data enters and leaves a part, forward and backward. What no part claims is "rest"."""
+    """Marks when data enters and leaves a part, forward and backward. What no part claims is
+    "rest".
+    """
     marks: dict[str, list[Any]] = defaultdict(list)
 
     def mark(key: str) -> None:
@@ -190,13 +231,23 @@ def parts_timed(model: HourLlava, cuda: bool) -> Iterator[Callable[[], dict[str,
 
         def leave(_module: nn.Module, _arguments: tuple, output: Any) -> None:
             mark(f"{part} forward end")
-            mark_gradient(output if isinstance(output, Tensor) else output.last_hidden_state, f"{part} backward")
+            mark_gradient(
+                output if isinstance(output, Tensor) else output.last_hidden_state,
+                f"{part} backward",
+            )
 
-        return [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
+        return [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave),
+        ]
 
     hooks = [
         hook
-        for part, module in (("projector", model.projector), ("memaug", model.memaug), ("llm", model.llm.model))
+        for part, module in (
+            ("projector", model.projector),
+            ("memaug", model.memaug),
+            ("llm", model.llm.model),
+        )
         for hook in watch(module, part)
     ]
 
@@ -212,8 +263,13 @@ def parts_timed(model: HourLlava, cuda: bool) -> Iterator[Callable[[], dict[str,
             )  # features need no gradient: the projector's runs to the end
             return max(between(marks[key][0], end) for end in ends)
 
-        found = {key: span(key) for key in list(marks) if not key.endswith(" end") and key != "step"}
-        return {**found, "rest": between(marks["step"][0], marks["step end"][0]) - sum(found.values())}
+        found = {
+            key: span(key) for key in list(marks) if not key.endswith(" end") and key != "step"
+        }
+        return {
+            **found,
+            "rest": between(marks["step"][0], marks["step end"][0]) - sum(found.values()),
+        }
 
     mark("step")
     yield seconds
@@ -228,7 +284,9 @@ def profile(step: Callable[[], None], path: Path) -> None:
     with torch.profiler.profile(activities=activities) as recorded:
         step()
         torch.cuda.synchronize()
-    table = recorded.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=100)
+    table = recorded.key_averages().table(
+        sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=100
+    )
     path.write_text(table)
 
 
@@ -236,12 +294,16 @@ def profile(step: Callable[[], None], path: Path) -> None:
 
 
 @torch.no_grad()
-def generation(model: HourLlavaForCausalLM, sample: SampleInputs, options: argparse.Namespace) -> dict[str, Any]:
+def generation(
+    model: HourLlavaForCausalLM, sample: SampleInputs, options: argparse.Namespace
+) -> dict[str, Any]:
     cuda, tokens = options.device == "cuda", options.generate
     model.eval()
 
     def generate(count: int) -> Tensor:
-        return model.generate(samples=sample, max_new_tokens=count, do_sample=False, eos_token_id=None)
+        return model.generate(
+            samples=sample, max_new_tokens=count, do_sample=False, eos_token_id=None
+        )
 
     generate(2)
     if cuda:
@@ -273,7 +335,12 @@ def synchronise(cuda: bool) -> None:
 
 def show(row: dict[str, Any]) -> None:
     line = " ".join(f"{key}={value}" for key, value in row.items() if not isinstance(value, dict))
-    print(line, *(f"  {key}: {value}" for key, value in row.items() if isinstance(value, dict)), sep="\n", flush=True)
+    print(
+        line,
+        *(f"  {key}: {value}" for key, value in row.items() if isinstance(value, dict)),
+        sep="\n",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

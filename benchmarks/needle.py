@@ -1,13 +1,15 @@
-"""The needle benchmark: accuracy against the length of the video for every arm, and against the number of needles.
+"""The needle benchmark: accuracy against the length of the video for every arm, and against the
+number of needles.
 
     python -m benchmarks.needle --preset tiny                                    # seconds, to see that it runs
     python -m benchmarks.needle --preset cpu --results docs/results/needle-cpu.json --plot docs/images/needle.png
     python -m benchmarks.needle --preset gpu --results docs/results/needle-gpu.json --plot docs/images/needle-gpu.png
 
-Every arm is one model that is trained on short videos first and then, in ever fewer steps, on longer ones: looking
-things up is what takes long to learn, and it carries over. In the end the finished model is examined at every length,
-and at some that it was not trained on. All arms get the same steps. Rows are merged into the results file, so arms can
-be run one at a time (``--arms memory``); ``--arms`` with nothing behind it only draws.
+Every arm is one model that is trained on short videos first and then, in ever fewer steps, on
+longer ones: looking things up is what takes long to learn, and it carries over. In the end the
+finished model is examined at every length, and at some that it was not trained on. All arms get the
+same steps. Rows are merged into the results file, so arms can be run one at a time (``--arms
+memory``); ``--arms`` with nothing behind it only draws.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Runs one after another, each going on from the one before it; further lengths, examined only; and runs of the
-    memory arm from scratch."""
+    """Runs one after another, each going on from the one before it; further lengths, examined only;
+    and runs of the memory arm from scratch."""
 
     lengths: tuple[NeedleRun, ...]
     beyond: tuple[int, ...] = ()
@@ -43,14 +45,20 @@ class Preset:
 
 def _longer(first: NeedleRun, frames: int, batch: int, steps: int) -> NeedleRun:
     task = replace(first.task, frames=frames)
-    return replace(first, task=task, batch=batch, steps=steps, rate=first.rate / 4, warmup=30, points=0)
+    return replace(
+        first, task=task, batch=batch, steps=steps, rate=first.rate / 4, warmup=30, points=0
+    )
 
 
 CPU = NeedleRun(NeedleTask(frames=16), batch=32, steps=2000, points=20, examined=256)
-GPU = NeedleRun(NeedleTask(frames=64, when=True), hidden_size=128, batch=128, steps=2000, rate=1e-3, points=20)
+GPU = NeedleRun(
+    NeedleTask(frames=64, when=True), hidden_size=128, batch=128, steps=2000, rate=1e-3, points=20
+)
 QUICK = NeedleRun(NeedleTask(frames=16), batch=8, steps=8, points=2, examined=16)
 PRESETS = {
-    "tiny": Preset((QUICK, _longer(QUICK, 32, 8, 4)), (64,), (replace(QUICK, task=NeedleTask(needles=1)),)),
+    "tiny": Preset(
+        (QUICK, _longer(QUICK, 32, 8, 4)), (64,), (replace(QUICK, task=NeedleTask(needles=1)),)
+    ),
     "cpu": Preset(
         (CPU, _longer(CPU, 64, 32, 200), _longer(CPU, 128, 16, 100)),
         (32, 256, 512),
@@ -59,13 +67,20 @@ PRESETS = {
     "gpu": Preset(
         (GPU, _longer(GPU, 512, 64, 1000), _longer(GPU, 3600, 16, 1000)),
         (7200,),
-        tuple(replace(GPU, task=NeedleTask(frames=64, needles=needles, when=True)) for needles in (1, 2, 8, 12)),
+        tuple(
+            replace(GPU, task=NeedleTask(frames=64, needles=needles, when=True))
+            for needles in (1, 2, 8, 12)
+        ),
     ),
 }
 
 
-def benchmark(preset: Preset, arms: Sequence[Arm], counts: bool, device: str, results: Path | None) -> list[Row]:
-    """Run what is asked for. The file is written after each run, so that a stopped benchmark loses one."""
+def benchmark(
+    preset: Preset, arms: Sequence[Arm], counts: bool, device: str, results: Path | None
+) -> list[Row]:
+    """Run what is asked for. The file is written after each run, so that a stopped benchmark loses
+    one.
+    """
     rows = _read(results)
     for arm in arms:
         model = None
@@ -86,15 +101,21 @@ def benchmark(preset: Preset, arms: Sequence[Arm], counts: bool, device: str, re
 Row = dict[str, Any]  # the fields of a NeedleResult
 
 
-def _merge(rows: Sequence[Row], result: NeedleResult, following: bool, path: Path | None) -> list[Row]:
-    row = asdict(result) | {"final": None} | ({} if following else {"before": None})  # nothing was learned before
+def _merge(
+    rows: Sequence[Row], result: NeedleResult, following: bool, path: Path | None
+) -> list[Row]:
+    row = (
+        asdict(result) | {"final": None} | ({} if following else {"before": None})
+    )  # nothing was learned before
     merged = _write([*(other for other in rows if _key(other) != _key(row)), row], path)
     print(table([row]), flush=True)
     return merged
 
 
 def _finish(rows: Sequence[Row], found: NeedleResult, path: Path | None) -> list[Row]:
-    """Note what the finished model finds at a length; one that it was not trained on becomes a row of its own."""
+    """Note what the finished model finds at a length; one that it was not trained on becomes a row
+    of its own.
+    """
     row = asdict(found)
     trained = [other for other in rows if _key(other) == _key(row) and other["steps"]]
     row = (trained[0] if trained else row) | {"final": found.hidden}
@@ -119,16 +140,32 @@ def _read(path: Path | None) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: hidden needles found before and after a length's training and by the finished model, and the rest."""
+    """Markdown: hidden needles found before and after a length's training and by the finished
+    model, and the rest.
+    """
     lines = [
-        "| arm | frames | needles | before | after | finished model | any needle | quarter | steps x batch | seconds |",
+        (
+            "| arm | frames | needles | before | after | finished model | any needle | quarter | "
+            "steps x batch | seconds |"
+        ),
         f"|{'---|' * 10}",
     ]
     for row in rows:
         before, final, when = (_percent(row[name]) for name in ("before", "final", "hidden_when"))
         trained = bool(row["steps"])
-        cells = [NAMES[row["arm"]], row["frames"], row["needles"], before, _percent(row["hidden"]) if trained else ""]
-        cells += [final, _percent(row["any"]), when, f"{row['steps']} x {row['batch']}" if trained else "not trained"]
+        cells = [
+            NAMES[row["arm"]],
+            row["frames"],
+            row["needles"],
+            before,
+            _percent(row["hidden"]) if trained else "",
+        ]
+        cells += [
+            final,
+            _percent(row["any"]),
+            when,
+            f"{row['steps']} x {row['batch']}" if trained else "not trained",
+        ]
         cells.append(round(row["seconds"]))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -139,23 +176,34 @@ def _percent(share: float | None) -> str:
 
 
 def plot(rows: Sequence[Row], needles: int, path: Path) -> None:
-    """Hidden needles: accuracy against length, a line an arm; and against steps, a line a number of needles."""
+    """Hidden needles: accuracy against length, a line an arm; and against steps, a line a number of
+    needles.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (lengths, steps) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    figure, (lengths, steps) = pyplot.subplots(
+        1, 2, figsize=(10, 4), layout="constrained", sharey=True
+    )
     for arm in ARMS:
         mine = [row for row in rows if row["arm"] == arm and row["needles"] == needles]
         points = sorted((row["frames"], row["final"] or row["hidden"]) for row in mine)
         if points:
             lengths.plot(*zip(*points, strict=True), marker="o", label=NAMES[arm])
-    lengths.set(xscale="log", xlabel="frames of the video", ylabel="accuracy on hidden needles", ylim=(0, 1.02))
+    lengths.set(
+        xscale="log",
+        xlabel="frames of the video",
+        ylabel="accuracy on hidden needles",
+        ylim=(0, 1.02),
+    )
     ticks = sorted({row["frames"] for row in rows})
     lengths.set_xticks(ticks, list(map(str, ticks)))
     lengths.minorticks_off()
-    for row in sorted((r for r in rows if r["arm"] == "memory" and r["curve"]), key=lambda r: r["needles"]):
+    for row in sorted(
+        (r for r in rows if r["arm"] == "memory" and r["curve"]), key=lambda r: r["needles"]
+    ):
         label = f"{row['needles']} needle{'s' * (row['needles'] > 1)}"
         steps.plot(*zip(*row["curve"], strict=True), label=label)
     steps.set(xlabel=f"training steps (memory, {min(ticks)} frames, from scratch)")
@@ -168,16 +216,22 @@ def plot(rows: Sequence[Row], needles: int, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="gpu")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--no-counts", action="store_true", help="leave out the runs with other numbers of needles")
+    parser.add_argument(
+        "--no-counts", action="store_true", help="leave out the runs with other numbers of needles"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--results", type=Path, help="JSON file that rows are merged into")
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     preset = PRESETS[given.preset]
-    rows = benchmark(preset, given.arms, bool(given.arms) and not given.no_counts, given.device, given.results)
+    rows = benchmark(
+        preset, given.arms, bool(given.arms) and not given.no_counts, given.device, given.results
+    )
     print(table(rows))
     if given.plot:
         plot(rows, preset.lengths[0].task.needles, given.plot)

@@ -1,10 +1,12 @@
-"""How usable Dagster stays with hundreds of parts and tens of thousands of videos, over the GraphQL that its pages use.
+"""How usable Dagster stays with hundreds of parts and tens of thousands of videos, over the GraphQL
+that its pages use.
 
     python -m benchmarks.scale [--preset tiny] [--parts 200] [--videos 28000]
 
-Builds a catalogue of real size in a temporary folder, records a materialization of every partition of every asset,
-starts ``dagster dev`` on it, and times what a person waits for: loading the code location, the pages, one tick of the
-automation, and a backfill over every part (its runs are queued and never started).
+Builds a catalogue of real size in a temporary folder, records a materialization of every partition
+of every asset, starts ``dagster dev`` on it, and times what a person waits for: loading the code
+location, the pages, one tick of the automation, and a backfill over every part (its runs are queued
+and never started).
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ ONE = """query One($keys: [AssetKeyInput!], $partition: String!) { assetNodes(as
   assetMaterializations(partitions: [$partition], limit: 1) { timestamp runId metadataEntries { label } } } }"""
 EVENTS = """query Events($keys: [AssetKeyInput!]) { assetNodes(assetKeys: $keys) {
   assetMaterializations(limit: 50) { timestamp partition metadataEntries { label } } } }"""
-RELOAD = """mutation { reloadRepositoryLocation(repositoryLocationName: "hourllava") { __typename } }"""
+RELOAD = (
+    """mutation { reloadRepositoryLocation(repositoryLocationName: "hourllava") { __typename } }"""
+)
 BACKFILL = """mutation B($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
   __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
 STATE = """query S($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill {
@@ -69,7 +73,9 @@ CANCEL = "mutation C($id: String!) { cancelPartitionBackfill(backfillId: $id) { 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=["tiny", "full"], default="full", help="tiny: under two minutes")
+    parser.add_argument(
+        "--preset", choices=["tiny", "full"], default="full", help="tiny: under two minutes"
+    )
     parser.add_argument("--parts", type=int, default=200)
     parser.add_argument("--videos", type=int, default=28_000)
     chosen = parser.parse_args()
@@ -78,7 +84,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hourllava-scale-") as name:
         folder = Path(name)
         write_deployment(folder, chosen.parts, chosen.videos)
-        os.environ["HOURLLAVA_CONFIG"] = str(folder / "deployment.yaml")  # before the code location is imported
+        os.environ["HOURLLAVA_CONFIG"] = str(
+            folder / "deployment.yaml"
+        )  # before the code location is imported
         os.environ["DAGSTER_HOME"] = str(folder)
         os.chdir(folder)
         print(f"{chosen.parts} parts, {chosen.videos:,} videos of {len(SOURCES)} sources")
@@ -102,15 +110,18 @@ def write_deployment(folder: Path, parts: int, videos: int) -> None:
             row = {"id": f"v{number}", "video": f"{source}/v{number}.mp4", "data_source": source}
             row |= {"URL": f"https://media.example.org/v{number}.mp4", "question_type": "scene/oe"}
             for question in range(QUESTIONS):
-                asked = {"question": f"What happens in scene {question} of {number}?", "answer": f"It is {number}."}
+                asked = {
+                    "question": f"What happens in scene {question} of {number}?",
+                    "answer": f"It is {number}.",
+                }
                 file.write(json.dumps({**row, **asked}) + "\n")
 
 
 def catalogue(folder: Path) -> None:
-    from assets.settings import load_settings
-    from assets.sources.annotations import collect_annotations
-    from assets.videos.catalogue import build_catalogue
-    from training.storage import Storage
+    from assets.annotations.catalogue import build_catalogue
+    from assets.annotations.collect import collect_annotations
+    from assets.deployment.settings import load_settings
+    from training.formats.storage import Storage
 
     settings = load_settings(folder / "deployment.yaml")
     storage = Storage(settings.root)
@@ -133,14 +144,25 @@ def history(folder: Path, parts: int) -> None:
         count, began = 0, time.perf_counter()
         for key in graph.toposorted_asset_keys:
             partitions = graph.get(key).partitions_def
-            keys = partitions.get_partition_keys(dynamic_partitions_store=instance) if partitions else [None]
+            keys = (
+                partitions.get_partition_keys(dynamic_partitions_store=instance)
+                if partitions
+                else [None]
+            )
             for partition in keys:
                 tags = {"dagster/data_version": "1"}
-                instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=partition, tags=tags))
+                instance.report_runless_asset_event(
+                    dg.AssetMaterialization(key, partition=partition, tags=tags)
+                )
                 count += 1
         took = time.perf_counter() - began
-        size = sum(path.stat().st_size for path in (folder / ".dagster").rglob("*") if path.is_file())
-        print(f"{count:,} materializations recorded in {took:.0f} s, {size / 2**20:.1f} MiB of history")
+        size = sum(
+            path.stat().st_size for path in (folder / ".dagster").rglob("*") if path.is_file()
+        )
+        print(
+            f"{count:,} materializations recorded in {took:.0f} s, {size / 2**20:.1f} MiB of "
+            "history"
+        )
         data = dg.AssetSelection.tag("hourllava/automation", "data")
         cursor = None
         for name in ("first tick of the data automation", "a later tick, nothing new"):
@@ -157,16 +179,25 @@ def served(folder: Path, parts: int) -> None:
 
     began = time.perf_counter()
     with dagster(folder / "deployment.yaml", folder / "dagster.log", home=folder) as client:
-        print(f"{'dagster dev until the code location is loaded':55} {time.perf_counter() - began:8.2f} s")
+        print(
+            f"{'dagster dev until the code location is loaded':55} "
+            f"{time.perf_counter() - began:8.2f} s"
+        )
         query = client.query
         asked("reload the code location", lambda: query(RELOAD), repeats=3)
         asked("asset graph, its structure", lambda: query(GRAPH))
         asked("asset graph, every asset's state", lambda: query(LIVE))
         for asset in ("videos", "conversations", "features"):
             keys = [{"path": [asset]}]
-            asked(f"{asset}: all partitions and their states", lambda keys=keys: query(PARTITIONS, keys=keys))
+            asked(
+                f"{asset}: all partitions and their states",
+                lambda keys=keys: query(PARTITIONS, keys=keys),
+            )
         conversations = [{"path": ["conversations"]}]
-        asked("conversations: one partition", lambda: query(ONE, keys=conversations, partition=f"part{parts - 1}"))
+        asked(
+            "conversations: one partition",
+            lambda: query(ONE, keys=conversations, partition=f"part{parts - 1}"),
+        )
         asked("conversations: last 50 events", lambda: query(EVENTS, keys=conversations))
         backfill(client, parts)
         asked("asset graph, every asset's state, with the runs queued", lambda: query(LIVE))

@@ -1,12 +1,14 @@
-"""Training and feature extraction on 1, 2, 4 and 8 GPUs of one machine, and a checkpoint taken to fewer of them.
+"""Training and feature extraction on 1, 2, 4 and 8 GPUs of one machine, and a checkpoint taken to
+fewer of them.
 
     python -m benchmarks.scaling                      3B and 7B, on as many GPUs as there are
     python -m benchmarks.scaling --counts 1 2 --variants 3b --only training
     python -m benchmarks.scaling --preset tiny        CPU ranks over gloo: a quick look that it runs
 
-Efficiency is the rate of n GPUs over n times the rate of the fewest measured. Every measurement is a process (or
-torchrun) of its own on a prefix of the machine's GPUs. The work per GPU stays the same: the global batch grows with the
-ranks, extraction gets the same videos on all counts and one host's cores to decode them, so decoding is where it stops.
+Efficiency is the rate of n GPUs over n times the rate of the fewest measured. Every measurement is
+a process (or torchrun) of its own on a prefix of the machine's GPUs. The work per GPU stays the
+same: the global batch grows with the ranks, extraction gets the same videos on all counts and one
+host's cores to decode them, so decoding is where it stops.
 """
 
 from __future__ import annotations
@@ -30,19 +32,28 @@ from benchmarks import training_data
 from benchmarks.feature_baseline import make_encoder, make_videos
 from benchmarks.features import end_to_end
 from model.config import PRESETS
-from training.samples import LONG_VIDEO_KIND
+from training.formats.sample import LONG_VIDEO_KIND
 
 MEASURES = ("training", "extraction", "resume")
 STEPS, TAKEN_OVER_AFTER = 4, 2  # of the run that is resumed
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--counts", type=int, nargs="+", help="numbers of GPUs (default: 1, 2, 4, 8 as there are)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--counts", type=int, nargs="+", help="numbers of GPUs (default: 1, 2, 4, 8 as there are)"
+    )
     parser.add_argument("--variants", nargs="+", choices=sorted(PRESETS), default=["3b", "7b"])
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=MEASURES)
     parser.add_argument("--steps", type=int, default=4, help="training steps that are timed")
-    parser.add_argument("--minutes", type=float, default=15, help="length of the videos whose features are extracted")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=15,
+        help="length of the videos whose features are extracted",
+    )
     parser.add_argument("--folder", type=Path, default=Path("data/benchmark"))
     parser.add_argument("--out", type=Path, help="append the rows to this file, too")
     parser.add_argument("--preset", choices=["tiny"], help="the quick CPU size of all benchmarks")
@@ -60,7 +71,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for row in measure(options):
         rows.append(row)
-        line = json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
+        line = json.dumps(
+            {
+                name: round(value, 4) if isinstance(value, float) else value
+                for name, value in row.items()
+            }
+        )
         print(line, flush=True)
         if options.out:
             with open(options.out, "a", encoding="utf-8") as file:
@@ -81,7 +97,9 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield resume(options.variants[0], many, 2 if many > 2 else 1, options)
 
 
-def with_efficiency(seen: list[dict[str, Any]], rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def with_efficiency(
+    seen: list[dict[str, Any]], rows: Iterator[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """Each row with its rate per GPU over that of the first."""
     for row in rows:
         seen.append(row)
@@ -91,12 +109,25 @@ def with_efficiency(seen: list[dict[str, Any]], rows: Iterator[dict[str, Any]]) 
 
 def train_on(count: int, variant: str, options: argparse.Namespace) -> dict[str, Any]:
     """Stage-3 steps over hour-long samples, the real loop and loader."""
-    tiny = ["--preset", "tiny"] if options.preset else ["--variant", variant, "--steps", str(options.steps)]
-    # 7B holds its optimizer's state and an hour of activations only where several GPUs share the state.
+    tiny = (
+        ["--preset", "tiny"]
+        if options.preset
+        else ["--variant", variant, "--steps", str(options.steps)]
+    )
+    # 7B holds its optimizer's state and an hour of activations only where several GPUs share the
+    # state.
     samples = ["--samples", "8" if variant == "3b" else "4"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
-        arguments = ["--arms", "hour", "--communication", "--folder", str(options.folder), "--json", str(path)]
+        arguments = [
+            "--arms",
+            "hour",
+            "--communication",
+            "--folder",
+            str(options.folder),
+            "--json",
+            str(path),
+        ]
         torchrun(count, "benchmarks.train", [*arguments, *tiny, *samples])
         row = json.loads(path.read_text())
     names = ("mfu", "s_per_step", "data_wait", "peak_gib", "communication", "exposed")
@@ -109,11 +140,26 @@ def train_on(count: int, variant: str, options: argparse.Namespace) -> dict[str,
 
 
 def extract_on(count: int, options: argparse.Namespace) -> dict[str, Any]:
-    """From video files to feature files on the first ``count`` GPUs, with all of the host's cores decoding."""
-    command = [sys.executable, "-m", "benchmarks.scaling", "--extract", "--minutes", str(options.minutes)]
+    """From video files to feature files on the first ``count`` GPUs, with all of the host's cores
+    decoding.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.scaling",
+        "--extract",
+        "--minutes",
+        str(options.minutes),
+    ]
     command += ["--preset", "tiny"] if options.preset else []
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))} if torch.cuda.is_available() else {}
-    done = subprocess.run(command, env={**os.environ, **visible}, stdout=subprocess.PIPE, text=True, check=True)
+    visible = (
+        {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))}
+        if torch.cuda.is_available()
+        else {}
+    )
+    done = subprocess.run(
+        command, env={**os.environ, **visible}, stdout=subprocess.PIPE, text=True, check=True
+    )
     found = json.loads(done.stdout.splitlines()[-1])
     return {"what": "extract", "gpus": count, **found}
 
@@ -127,11 +173,17 @@ def extract_here(minutes: float, tiny: bool) -> dict[str, Any]:
         encoder = make_encoder(root / "encoder", config)
         found = end_to_end(root, videos, encoder, config, [PYAV] * workers, 16 if tiny else 512)
     names = ("gpu_busy", "decoders_busy", "ring_filled", "cpu_cores_used", "decoders")
-    return {"rate": found["frames_per_second"], "peak_gib": found["gpu_memory_gib"], **{n: found[n] for n in names}}
+    return {
+        "rate": found["frames_per_second"],
+        "peak_gib": found["gpu_memory_gib"],
+        **{n: found[n] for n in names},
+    }
 
 
 def resume(variant: str, many: int, few: int, options: argparse.Namespace) -> dict[str, Any]:
-    """A run of ``many`` ranks, taken over in its middle by ``few``; compares their losses from there on."""
+    """A run of ``many`` ranks, taken over in its middle by ``few``; compares their losses from
+    there on.
+    """
     folder = options.folder / f"resume-{variant}"
     shutil.rmtree(folder, ignore_errors=True)
     config = PRESETS[variant]
@@ -141,7 +193,11 @@ def resume(variant: str, many: int, few: int, options: argparse.Namespace) -> di
     batch = 2 * many
     seconds = [120 if options.preset else 600] * batch
     training_data.write_long(folder, seconds, config, tokenizer, device)
-    stream = {"name": "generated", "root": str(folder / "sharding"), "indexes": [f"{LONG_VIDEO_KIND}_part0/index.json"]}
+    stream = {
+        "name": "generated",
+        "root": str(folder / "sharding"),
+        "indexes": [f"{LONG_VIDEO_KIND}_part0/index.json"],
+    }
     run = {
         "variant": variant,
         "stage": 3,
@@ -164,29 +220,56 @@ def resume(variant: str, many: int, few: int, options: argparse.Namespace) -> di
     resumed = losses(few, run, folder / "run.json")
     shutil.rmtree(folder)
     apart = max(abs(a - b) / abs(a) for a, b in zip(straight, resumed, strict=True))
-    return {"what": f"resume {variant}", "gpus": many, "on": few, "losses": straight, "largest_difference": apart}
+    return {
+        "what": f"resume {variant}",
+        "gpus": many,
+        "on": few,
+        "losses": straight,
+        "largest_difference": apart,
+    }
 
 
 def losses(count: int, run: dict[str, Any], path: Path) -> list[float]:
     path.write_text(json.dumps(run))
     torchrun(count, "training.train", [str(path)])
-    return [json.loads(line)["loss"] for line in (Path(run["out"]) / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"]
+        for line in (Path(run["out"]) / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def torchrun(count: int, module: str, arguments: list[str]) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={count}",
+    ]
     subprocess.run([*launcher, "-m", module, *arguments], check=True, stdout=sys.stderr)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rates as Markdown."""
-    shares = ("efficiency", "mfu", "communication", "exposed", "data_wait", "gpu_busy", "decoders_busy")
-    lines = ["| | GPUs | rate/s | " + " | ".join(shares) + " | peak GiB |", "|---" * (len(shares) + 4) + "|"]
+    shares = (
+        "efficiency",
+        "mfu",
+        "communication",
+        "exposed",
+        "data_wait",
+        "gpu_busy",
+        "decoders_busy",
+    )
+    lines = [
+        "| | GPUs | rate/s | " + " | ".join(shares) + " | peak GiB |",
+        "|---" * (len(shares) + 4) + "|",
+    ]
     for row in rows:
         if "rate" in row:
             cells = [f"{100 * row[name]:.1f} %" if name in row else "" for name in shares]
             lines.append(
-                f"| {row['what']} | {row['gpus']} | {row['rate']:.3f} | {' | '.join(cells)} | {row['peak_gib']:.1f} |"
+                f"| {row['what']} | {row['gpus']} | {row['rate']:.3f} | {' | '.join(cells)} | "
+                f"{row['peak_gib']:.1f} |"
             )
         else:
             lines.append(

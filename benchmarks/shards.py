@@ -1,4 +1,5 @@
-"""Grouping, shards and the loader, each beside a straightforward script that does the same work the usual way.
+"""Grouping, shards and the loader, each beside a straightforward script that does the same work the
+usual way.
 
     python -m benchmarks.shards grouping --rows 3300000
     python -m benchmarks.shards images --rows 2000
@@ -7,7 +8,8 @@
     python -m benchmarks.shards locality
     python -m benchmarks.shards --preset tiny          # all of them, small, in under a minute
 
-Every measurement runs in a process of its own, so that its peak memory is its own. Results are JSON lines.
+Every measurement runs in a process of its own, so that its peak memory is its own. Results are JSON
+lines.
 """
 
 from __future__ import annotations
@@ -32,10 +34,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from assets.settings import Annotations, Settings, Shards
+from assets.deployment.settings import Annotations, Settings, Shards
 from benchmarks.locality import locality_ours, locality_plain
-from training.samples import SINGLE_IMAGE_KIND
-from training.storage import Storage
+from training.formats.sample import SINGLE_IMAGE_KIND
+from training.formats.storage import Storage
 
 ROWS_PER_VIDEO = 118  # 3.3 million rows about 28,000 videos
 DURATION_S = 1000.0
@@ -43,11 +45,14 @@ DISTINCT_IMAGES = 2000
 LLAVA_ANNOTATION = "sharegpt4v-coco-50k.json"
 
 
-# --- grouping ---------------------------------------------------------------------------------------------------------
+# --- grouping
+# ---------------------------------------------------------------------------------------------------------
 
 
 def make_rows(folder: Path, rows: int) -> None:
-    """Question-answer rows of about 500 bytes, in random video order, as Parquet and as one JSON array."""
+    """Question-answer rows of about 500 bytes, in random video order, as Parquet and as one JSON
+    array.
+    """
     rng = np.random.default_rng(0)
     words = np.array([f"word{number}" for number in range(5000)])
     videos = max(3, rows // ROWS_PER_VIDEO)
@@ -68,7 +73,9 @@ def make_rows(folder: Path, rows: int) -> None:
                 "url": [f"https://www.youtube.com/watch?v={number:011d}" for number in video],
             }
             table = pa.table(columns)
-            writer = writer or pq.ParquetWriter(folder / "annotations.parquet", table.schema, compression="zstd")
+            writer = writer or pq.ParquetWriter(
+                folder / "annotations.parquet", table.schema, compression="zstd"
+            )
             writer.write_table(table)
             for number, row in enumerate(table.drop_columns(["part"]).to_pylist()):
                 plain.write(("," if start or number else "") + "\n" + json.dumps(row))
@@ -80,8 +87,12 @@ def make_rows(folder: Path, rows: int) -> None:
 def grouping_ours(folder: Path, rows: int) -> dict[str, Any]:
     from assets.conversations.grouping import group_rows
 
-    videos = {f"panda/v{number:06d}": DURATION_S for number in range(max(3, rows // ROWS_PER_VIDEO))}
-    report = group_rows(Storage(str(folder)), "annotations.parquet", 0, videos, seed="bench", turns=5, log=_quiet)
+    videos = {
+        f"panda/v{number:06d}": DURATION_S for number in range(max(3, rows // ROWS_PER_VIDEO))
+    }
+    report = group_rows(
+        Storage(str(folder)), "annotations.parquet", 0, videos, seed="bench", turns=5, log=_quiet
+    )
     return report.counts
 
 
@@ -99,7 +110,9 @@ def grouping_plain(folder: Path, rows: int) -> dict[str, Any]:
         for number, start in enumerate(range(0, len(found), 5)):
             turns = []
             for row in found[start : start + 5]:
-                turns.append({"from": "human", "value": ("" if turns else "<image>\n") + row["question"]})
+                turns.append(
+                    {"from": "human", "value": ("" if turns else "<image>\n") + row["question"]}
+                )
                 turns.append({"from": "gpt", "value": row["answer"]})
             samples.append({"id": f"{video}_{number}", "video": video, "conversations": turns})
     with open(folder / "plain.json", "w") as file:
@@ -107,11 +120,13 @@ def grouping_plain(folder: Path, rows: int) -> dict[str, Any]:
     return {"samples": len(samples)}
 
 
-# --- image shards -----------------------------------------------------------------------------------------------------
+# --- image shards
+# -----------------------------------------------------------------------------------------------------
 
 
 def make_images(folder: Path, rows: int, scale: int = 4) -> None:
-    """Photographs as far as compressibility goes: ``scale`` times 160 x 120 and larger, one in ten a PNG.
+    """Photographs as far as compressibility goes: ``scale`` times 160 x 120 and larger, one in ten
+    a PNG.
 
     Rows beyond the first ``DISTINCT_IMAGES`` have links to these as their images.
     """
@@ -122,16 +137,23 @@ def make_images(folder: Path, rows: int, scale: int = 4) -> None:
     annotation: list[dict[str, Any]] = []
     for number in range(rows):
         name = f"{number:06d}.{'png' if number % 10 == 0 else 'jpg'}"
-        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Noise. " * 40}]
+        turns = [
+            {"from": "human", "value": "<image>\nWhat is it?"},
+            {"from": "gpt", "value": "Noise. " * 40},
+        ]
         annotation.append({"id": f"{number:06d}", "image": name, "conversations": turns})
         if number >= DISTINCT_IMAGES:
             (images / name).hardlink_to(images / annotation[number % DISTINCT_IMAGES]["image"])
             continue
         width, height = scale * (160 + 8 * (number % 16)), scale * (120 + 8 * (number % 9))
-        coarse = Image.fromarray(rng.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8))
+        coarse = Image.fromarray(
+            rng.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8)
+        )
         grain = rng.integers(-12, 12, (height, width, 1), dtype=np.int16)
         smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(images / name, quality=90)
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(
+            images / name, quality=90
+        )
     (folder / "LLaVA-OneVision/annotations" / LLAVA_ANNOTATION).write_text(json.dumps(annotation))
     (folder / "mixtures.csv").write_text(
         f"kind,collection,annotation,fraction\n{SINGLE_IMAGE_KIND},LLaVA-OneVision,{LLAVA_ANNOTATION},1\n"
@@ -140,19 +162,27 @@ def make_images(folder: Path, rows: int, scale: int = 4) -> None:
 
 def images_ours(folder: Path, rows: int, workers: int) -> dict[str, Any]:
     """One part with all rows in it, workers started and stopped included."""
-    from assets.lineage import hash_file
-    from assets.shards.mixtures import read_mixture
+    from assets.collections.mixtures import read_mixture
     from assets.shards.planning import plan_part
     from assets.shards.tasks import LlavaRows
     from assets.shards.writer import halves, worker_pool, write_part
+    from training.formats.hashing import hash_file
 
     storage, shards = Storage(str(folder)), Shards(workers=workers)
     with worker_pool(workers) as pool:
         plan = plan_part(storage, read_mixture(folder / "mixtures.csv"), 0, 1, shards.seed, pool)
-        work = halves(plan.rows.places, shards.rows_per_shard, lambda places: LlavaRows(plan.rows.names, places))
+        work = halves(
+            plan.rows.places,
+            shards.rows_per_shard,
+            lambda places: LlavaRows(plan.rows.names, places),
+        )
         inputs = {name: hash_file(storage.local(name)) for name in plan.rows.names}
         report = write_part(storage, SINGLE_IMAGE_KIND, 0, work, inputs, shards, _quiet, pool=pool)
-    return {"samples": report.counts["samples"], "MB": report.bytes // 1_000_000, "workers": workers}
+    return {
+        "samples": report.counts["samples"],
+        "MB": report.bytes // 1_000_000,
+        "workers": workers,
+    }
 
 
 def images_plain(folder: Path, rows: int) -> dict[str, Any]:
@@ -163,7 +193,9 @@ def images_plain(folder: Path, rows: int) -> dict[str, Any]:
         data = json.load(file)
     random.shuffle(data)
     with MDSWriter(
-        columns={"image": "jpeg", "conversations": "json"}, out=str(folder / "plain"), size_limit=1 << 30
+        columns={"image": "jpeg", "conversations": "json"},
+        out=str(folder / "plain"),
+        size_limit=1 << 30,
     ) as out:
         for row in data:
             image = Image.open(folder / "LLaVA-OneVision/images" / row["image"]).convert("RGB")
@@ -171,18 +203,21 @@ def images_plain(folder: Path, rows: int) -> dict[str, Any]:
     return {"samples": len(data), "workers": 1}
 
 
-# --- loader -----------------------------------------------------------------------------------------------------------
+# --- loader
+# -----------------------------------------------------------------------------------------------------------
 
 
 def loader_ours(folder: Path, rows: int, workers: int, step_s: float = 0.1) -> dict[str, Any]:
-    """Waiting of a consumer that takes ``step_s`` for each step, after the first step (workers start then)."""
+    """Waiting of a consumer that takes ``step_s`` for each step, after the first step (workers
+    start then).
+    """
     from transformers import AutoTokenizer
 
     from model.config import PRESETS
     from model.processor import Processor
-    from model.tiny import build_tiny
-    from training.config import RunConfig, StreamConfig
-    from training.data import build_loader
+    from model.weights.tiny import build_tiny
+    from training.data.loader import build_loader
+    from training.run_config import RunConfig, StreamConfig
 
     build_tiny(folder / "tiny")
     processor = Processor(PRESETS["tiny"], AutoTokenizer.from_pretrained(folder / "tiny"))
@@ -204,11 +239,14 @@ def loader_ours(folder: Path, rows: int, workers: int, step_s: float = 0.1) -> d
         "samples a step": loader.micro,
         "waited for the first step s": round(waited[0], 2),
         "longest waits after it s": [round(wait, 3) for wait in sorted(after_first)[-3:]],
-        "share of time waited": round(sum(after_first) / (sum(after_first) + step_s * len(after_first)), 4),
+        "share of time waited": round(
+            sum(after_first) / (sum(after_first) + step_s * len(after_first)), 4
+        ),
     }
 
 
-# --- features ---------------------------------------------------------------------------------------------------------
+# --- features
+# ---------------------------------------------------------------------------------------------------------
 
 
 def make_features(folder: Path, seconds: int, videos: int = 4) -> None:
@@ -217,13 +255,15 @@ def make_features(folder: Path, seconds: int, videos: int = 4) -> None:
 
     from assets.conversations.grouping import SCHEMA, conversations_name
     from assets.shards.writer import write_long_video_part
-    from training.features import write_features
+    from training.formats.feature_file import write_features
 
     (folder / "features/panda").mkdir(parents=True)
     frames = torch.randn(seconds, 64, 1152, dtype=torch.bfloat16)
     for number in range(videos):
         path = folder / f"features/panda/v{number}.safetensors"
-        write_features(path, frames, np.arange(seconds, dtype=np.float32), {"duration": str(float(seconds))})
+        write_features(
+            path, frames, np.arange(seconds, dtype=np.float32), {"duration": str(float(seconds))}
+        )
     turns = [{"from": "human", "value": "<image>\nWho?"}, {"from": "gpt", "value": "Nobody."}]
     columns = {
         "id": [f"panda/v{number % videos}#{number}" for number in range(4 * videos)],
@@ -241,19 +281,23 @@ def make_features(folder: Path, seconds: int, videos: int = 4) -> None:
 
 
 def features_ours(folder: Path, seconds: int, workers: int = 2) -> dict[str, Any]:
-    """Bytes a second that reach the training process through the loader, second epoch (page cache warm)."""
+    """Bytes a second that reach the training process through the loader, second epoch (page cache
+    warm).
+    """
     from transformers import AutoTokenizer
 
     from model.config import PRESETS
     from model.processor import Processor
-    from model.tiny import build_tiny
-    from training.config import RunConfig, StreamConfig
-    from training.data import build_loader
+    from model.weights.tiny import build_tiny
+    from training.data.loader import build_loader
+    from training.run_config import RunConfig, StreamConfig
 
     build_tiny(folder / "tiny")
     config = PRESETS["3b"]
     processor = Processor(config, AutoTokenizer.from_pretrained(folder / "tiny"))
-    stream = StreamConfig("long", str(folder / "VideoMarathon/sharding"), ("videomarathon_video_part0/index.json",))
+    stream = StreamConfig(
+        "long", str(folder / "VideoMarathon/sharding"), ("videomarathon_video_part0/index.json",)
+    )
     run = RunConfig(
         "3b",
         3,
@@ -277,7 +321,11 @@ def features_ours(folder: Path, seconds: int, workers: int = 2) -> dict[str, Any
             size += features.numel() * features.element_size()
     spent = time.perf_counter() - began
     loader.close()
-    return {"GB": round(size / 1e9, 2), "GB/s": round(size / 1e9 / spent, 2), "dropped": loader.report()}
+    return {
+        "GB": round(size / 1e9, 2),
+        "GB/s": round(size / 1e9 / spent, 2),
+        "dropped": loader.report(),
+    }
 
 
 def features_plain(folder: Path, seconds: int, workers: int = 2) -> dict[str, Any]:
@@ -295,7 +343,10 @@ def features_plain(folder: Path, seconds: int, workers: int = 2) -> dict[str, An
     for features in loader:
         target.copy_(features)  # as the other side: memory of the training process
         size += features.numel() * features.element_size()
-    return {"GB": round(size / 1e9, 2), "GB/s": round(size / 1e9 / (time.perf_counter() - began), 2)}
+    return {
+        "GB": round(size / 1e9, 2),
+        "GB/s": round(size / 1e9 / (time.perf_counter() - began), 2),
+    }
 
 
 class _Files:
@@ -311,7 +362,8 @@ class _Files:
         return load_file(self.paths[place])["features"].clone()
 
 
-# --- running ----------------------------------------------------------------------------------------------------------
+# --- running
+# ----------------------------------------------------------------------------------------------------------
 
 WORK: dict[str, Callable[..., dict[str, Any]]] = {
     "grouping-ours": grouping_ours,
@@ -332,7 +384,15 @@ def _quiet(_: str) -> None:
 
 def _measured(name: str, folder: Path, *arguments: int) -> None:
     """Run one piece of work in a fresh process and print what it took."""
-    command = [sys.executable, "-m", "benchmarks.shards", "--work", name, str(folder), *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.shards",
+        "--work",
+        name,
+        str(folder),
+        *map(str, arguments),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
@@ -344,16 +404,30 @@ def _work(name: str, folder: Path, arguments: list[int]) -> None:
     result = WORK[name](folder, *arguments)
     spent = time.perf_counter() - began
     forkserver._forkserver._stop()  # type: ignore[attr-defined]  # its processes' CPU time counts once it has ended
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    memory = {"cpu s": round(sum(os.times()[:4]), 2), "peak MB": own // 1024, "largest child MB": children // 1024}
+    own, children = (
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    memory = {
+        "cpu s": round(sum(os.times()[:4]), 2),
+        "peak MB": own // 1024,
+        "largest child MB": children // 1024,
+    }
     print(json.dumps({"work": name, "s": round(spent, 2), **memory, **result}))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=sorted(MEASURES), help="what to measure; everything by default")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--preset", choices=("tiny", "full"), default="full", help="tiny: small inputs, for a quick look"
+        "what", nargs="?", choices=sorted(MEASURES), help="what to measure; everything by default"
+    )
+    parser.add_argument(
+        "--preset",
+        choices=("tiny", "full"),
+        default="full",
+        help="tiny: small inputs, for a quick look",
     )
     parser.add_argument("--rows", type=int, help="rows to group, or images to write")
     parser.add_argument("--seconds", type=int, help="length of the videos whose features are read")

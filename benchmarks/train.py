@@ -1,4 +1,5 @@
-"""Speed and memory of training, optimizer and data loader included, on generated data. Random weights.
+"""Speed and memory of training, optimizer and data loader included, on generated data. Random
+weights.
 
     python -m benchmarks.train                                     3B, stage 3, on one GPU: hour-long samples; a mixture
                                                                    of long and short ones, ours and the published way
@@ -6,9 +7,10 @@
     python -m benchmarks.train --chain 24                          stages 1, 2, 3 one after another, at full width
     python -m benchmarks.train --preset tiny                       a quick look that it runs, on any CPU
 
-Samples, shards and feature files are written into --folder and read by the real loader. A line is the mean over all
-steps but the first of each arm. MFU counts the model's own operations (recomputation does not count) against 790
-TFLOP/s, the rate of an 8192^3 bfloat16 product on one H200.
+Samples, shards and feature files are written into --folder and read by the real loader. A line is
+the mean over all steps but the first of each arm. MFU counts the model's own operations
+(recomputation does not count) against 790 TFLOP/s, the rate of an 8192^3 bfloat16 product on one
+H200.
 
 arms: hour       samples about hour-long videos
       cold       the same, their files dropped from the page cache first
@@ -35,7 +37,7 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer
 
 import model.attention as attention
-import training.feed as feed
+import training.data.prefetch as feed
 from benchmarks import training_data
 from benchmarks.communication import communication
 from model.attention import Packing
@@ -43,39 +45,63 @@ from model.config import PRESETS, HourLlavaConfig
 from model.hour_llava import HourLlava, Output
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from training.checkpoint import Checkpoints
-from training.config import RunConfig, parse_run
-from training.data import build_loader
+from training.data.loader import build_loader
+from training.data.prefetch import Budget
 from training.export import export_vision_encoder
-from training.feed import Budget
-from training.footprint import GIB
+from training.formats.sample import (
+    IMAGE_KIND,
+    LONG_VIDEO_KIND,
+    MULTI_IMAGE_KIND,
+    SHORT_VIDEO_KIND,
+    TEXT_KIND,
+)
 from training.loop import Training, train
+from training.memory_plan import GIB
 from training.parallel import Ranks, join_ranks, leave_ranks
 from training.reporting import Reporter, reporter
-from training.samples import IMAGE_KIND, LONG_VIDEO_KIND, MULTI_IMAGE_KIND, SHORT_VIDEO_KIND, TEXT_KIND
+from training.run_config import RunConfig, parse_run
 
 ARMS = ("hour", "cold", "mixed", "published")
 PUBLISHED_BATCH = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--variant", choices=sorted(PRESETS), default="3b")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--steps", type=int, default=4, help="steps that are timed, after one that is not")
-    parser.add_argument("--samples", type=int, default=8, help="samples of one rank in an optimizer step")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="steps that are timed, after one that is not"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=8, help="samples of one rank in an optimizer step"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="shorten the videos")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--micro-tokens", type=int, help="budget of a pack")
-    parser.add_argument("--communication", action="store_true", help="profile one more step: the share of collectives")
+    parser.add_argument(
+        "--communication",
+        action="store_true",
+        help="profile one more step: the share of collectives",
+    )
     parser.add_argument("--layers", type=int, help="LLM layers, instead of the variant's")
-    parser.add_argument("--chain", type=int, default=0, metavar="STEPS", help="train the three stages instead")
+    parser.add_argument(
+        "--chain", type=int, default=0, metavar="STEPS", help="train the three stages instead"
+    )
     parser.add_argument("--folder", type=Path, default=Path("data/benchmark"))
     parser.add_argument("--json", type=Path, help="append the lines to this file, too")
     parser.add_argument("--preset", choices=["tiny"], help="the quick CPU size of all benchmarks")
     options = parser.parse_args()
     if options.preset:
-        options.variant, options.scale, options.steps, options.samples, options.no_compile = "tiny", 0.02, 1, 4, True
+        options.variant, options.scale, options.steps, options.samples, options.no_compile = (
+            "tiny",
+            0.02,
+            1,
+            4,
+            True,
+        )
     with reporter() as speaker:
         ranks = join_ranks("auto")
         config = PRESETS[options.variant]
@@ -87,14 +113,20 @@ def main() -> None:
 
 
 def compare(
-    options: argparse.Namespace, config: HourLlavaConfig, folder: Path, ranks: Ranks, speaker: Reporter
+    options: argparse.Namespace,
+    config: HourLlavaConfig,
+    folder: Path,
+    ranks: Ranks,
+    speaker: Reporter,
 ) -> None:
     """One model, and the arms one after another."""
     if ranks.local == 0:
         training_data.write_start(folder / "start", config, ranks.device)
         tokenizer = AutoTokenizer.from_pretrained(folder / "start")
         patterns = {"hour": training_data.HOUR, "mixed": training_data.MIXED}
-        for name, pattern in [(n, p) for n, p in patterns.items() if n in map(_data_of, options.arms)]:
+        for name, pattern in [
+            (n, p) for n, p in patterns.items() if n in map(_data_of, options.arms)
+        ]:
             count = 2 * options.samples * ranks.world
             seconds = [int(pattern[i % len(pattern)] * options.scale) for i in range(count)]
             training_data.write_long(folder / name, seconds, config, tokenizer, ranks.device)
@@ -123,7 +155,9 @@ def compare(
             checkpoints = Checkpoints(folder / "state", 2, ranks)
             began = time.monotonic()
             training = Training(run, ranks, speaker, build_loader, checkpoints)
-            speaker.note(f"model, optimizer and loader stand after {time.monotonic() - began:.1f} s")
+            speaker.note(
+                f"model, optimizer and loader stand after {time.monotonic() - began:.1f} s"
+            )
         else:
             training.loader.close()
             training.config = run
@@ -131,8 +165,15 @@ def compare(
             training.loader = build_loader(run, training.processor, ranks.rank, ranks.world)
         if arm == "cold":
             training_data.forget_cached(folder / "hour" / "features")
-        row = {"arm": arm, "variant": options.variant, "layers": config.llm.num_layers, "gpus": ranks.world}
-        row |= measure(training, options.steps, published=arm == "published", profiled=options.communication)
+        row = {
+            "arm": arm,
+            "variant": options.variant,
+            "layers": config.llm.num_layers,
+            "gpus": ranks.world,
+        }
+        row |= measure(
+            training, options.steps, published=arm == "published", profiled=options.communication
+        )
         if ranks.first:
             _print(row, options.json)
     if training is not None:
@@ -140,7 +181,9 @@ def compare(
 
 
 def measure(training: Training, steps: int, published: bool, profiled: bool) -> dict[str, Any]:
-    """Take one step and then ``steps`` that count; means over those. One more under the profiler, where asked for."""
+    """Take one step and then ``steps`` that count; means over those. One more under the profiler,
+    where asked for.
+    """
     records: list[dict[str, Any]] = []
     training.metrics = types.SimpleNamespace(write=records.append, close=lambda: None)  # type: ignore[assignment]
     training.progress = replace(training.progress, step=0)
@@ -182,13 +225,19 @@ def _feed_as_published(training: Training, stack: ExitStack) -> None:
 
     stack.callback(restore)
     feed.WINDOW_SAMPLES = PUBLISHED_BATCH
-    training.memory = replace(training.memory, budget=Budget(1 << 40, 1 << 40, 1 << 40), kept_tokens=0)
-    attention.PRIORITY = [backend for backend in attention.PRIORITY if backend is not attention.PRIORITY[0]]
+    training.memory = replace(
+        training.memory, budget=Budget(1 << 40, 1 << 40, 1 << 40), kept_tokens=0
+    )
+    attention.PRIORITY = [
+        backend for backend in attention.PRIORITY if backend is not attention.PRIORITY[0]
+    ]
     training.model.forward = types.MethodType(_published_forward, training.model)
     torch.compiler.set_stance("force_eager")
 
 
-def _published_forward(self: HourLlava, samples: list[SampleInputs], forgetting: Any, lockstep: bool) -> Output:
+def _published_forward(
+    self: HourLlava, samples: list[SampleInputs], forgetting: Any, lockstep: bool
+) -> Output:
     """A batch padded to its longest sample, and logits of all its tokens."""
     for sample in samples:
         if not sample.visuals:
@@ -196,7 +245,8 @@ def _published_forward(self: HourLlava, samples: list[SampleInputs], forgetting:
             blank = Visual("images", pixels=torch.zeros(1, 3, size, size, dtype=torch.uint8))
             ids = torch.tensor([IMAGE_TOKEN_INDEX, 0])
             self.prepare(
-                [SampleInputs("blank", ids, torch.full_like(ids, IGNORE_INDEX), [blank], seed=0)], forgetting=forgetting
+                [SampleInputs("blank", ids, torch.full_like(ids, IGNORE_INDEX), [blank], seed=0)],
+                forgetting=forgetting,
             )
     prepared = self.prepare(samples, forgetting=forgetting)
     lengths = prepared.plan.lengths
@@ -215,14 +265,29 @@ def _published_forward(self: HourLlava, samples: list[SampleInputs], forgetting:
     owner = torch.bucketize(rows, starts[1:], right=True)
     targets[owner * longest + rows - starts[owner]] = wanted
     logits = self.llm.lm_head(hidden).float()
-    loss = F.cross_entropy(logits, targets.to(logits.device), ignore_index=IGNORE_INDEX, reduction="sum")
+    loss = F.cross_entropy(
+        logits, targets.to(logits.device), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
     return Output(loss, len(rows), lengths)
 
 
-def chain(options: argparse.Namespace, config: HourLlavaConfig, folder: Path, ranks: Ranks, speaker: Reporter) -> None:
-    """Stages 1, 2 and 3, each from the export of the one before, with checkpoint and export; the losses must fall."""
+def chain(
+    options: argparse.Namespace,
+    config: HourLlavaConfig,
+    folder: Path,
+    ranks: Ranks,
+    speaker: Reporter,
+) -> None:
+    """Stages 1, 2 and 3, each from the export of the one before, with checkpoint and export; the
+    losses must fall.
+    """
     vision = replace(config.vision, num_layers=min(4, config.vision.num_layers))
-    config = replace(config, vision=vision, memaug_depth=2, llm=replace(config.llm, num_layers=options.layers or 4))
+    config = replace(
+        config,
+        vision=vision,
+        memaug_depth=2,
+        llm=replace(config.llm, num_layers=options.layers or 4),
+    )
     folder = options.folder / f"chain-{options.variant}-{config.llm.num_layers}"
     batch, count = 16, 16 * options.chain
     start = folder / "start"
@@ -230,7 +295,11 @@ def chain(options: argparse.Namespace, config: HourLlavaConfig, folder: Path, ra
         training_data.write_start(start, config, ranks.device)
         training_data.write_pictures(folder / "pictures", count, config)
     ranks.barrier()
-    kinds = {1: [IMAGE_KIND], 2: [TEXT_KIND, IMAGE_KIND, MULTI_IMAGE_KIND, SHORT_VIDEO_KIND], 3: [LONG_VIDEO_KIND]}
+    kinds = {
+        1: [IMAGE_KIND],
+        2: [TEXT_KIND, IMAGE_KIND, MULTI_IMAGE_KIND, SHORT_VIDEO_KIND],
+        3: [LONG_VIDEO_KIND],
+    }
     for stage in (1, 2, 3):
         data = folder / ("seen" if stage == 3 else "pictures")
         if stage == 3 and ranks.local == 0:
@@ -260,7 +329,11 @@ def chain(options: argparse.Namespace, config: HourLlavaConfig, folder: Path, ra
         began = time.monotonic()
         result = train(run, ranks, speaker, build_loader)
         if ranks.first:
-            row = {"arm": f"stage {stage}", "variant": options.variant, "layers": config.llm.num_layers}
+            row = {
+                "arm": f"stage {stage}",
+                "variant": options.variant,
+                "layers": config.llm.num_layers,
+            }
             names = ("steps", "samples", "first_loss", "last_loss", "skipped_steps", "dropped")
             row |= {name: result[name] for name in names} | {"seconds": time.monotonic() - began}
             _print(row, options.json)
@@ -269,7 +342,9 @@ def chain(options: argparse.Namespace, config: HourLlavaConfig, folder: Path, ra
         torch.cuda.empty_cache()
 
 
-def _encode_long_videos(folder: Path, start: Path, count: int, config: HourLlavaConfig, ranks: Ranks) -> None:
+def _encode_long_videos(
+    folder: Path, start: Path, count: int, config: HourLlavaConfig, ranks: Ranks
+) -> None:
     from model.vision import load_vision_encoder
 
     export_vision_encoder(start, folder / "encoder")
@@ -287,7 +362,9 @@ def _streams(folder: Path, *kinds: str) -> list[dict[str, Any]]:
 
 
 def _print(row: dict[str, Any], path: Path | None) -> None:
-    shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+    shown = {
+        key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()
+    }
     print(json.dumps(shown), flush=True)
     if path is not None:
         with open(path, "a", encoding="utf-8") as file:

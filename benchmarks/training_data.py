@@ -1,4 +1,5 @@
-"""Generated data on disk for benchmarks/train.py: shards, features, images and short videos that the real loader reads.
+"""Generated data on disk for benchmarks/train.py: shards, features, images and short videos that
+the real loader reads.
 
 Everything is named and drawn from the name, so a folder that is there already is used again.
 """
@@ -18,10 +19,10 @@ from transformers import PreTrainedTokenizerBase
 
 from model.config import HourLlavaConfig
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
-from model.tiny import write_tokenizer
-from training.config import seed_of
-from training.features import write_features
-from training.samples import (
+from model.weights.tiny import write_tokenizer
+from training.formats.feature_file import write_features
+from training.formats.hashing import seed_of
+from training.formats.sample import (
     COLUMNS,
     IMAGE_KIND,
     LONG_VIDEO_KIND,
@@ -33,15 +34,23 @@ from training.samples import (
 )
 
 MINUTE = 60
-# An hour-long video each; and what the long stream of stage 3 looks like: videos of 3 to 60 minutes among texts.
+# An hour-long video each; and what the long stream of stage 3 looks like: videos of 3 to 60 minutes
+# among texts.
 HOUR = (60 * MINUTE,)
 MIXED = (60 * MINUTE, 0, 3 * MINUTE, 10 * MINUTE, 5 * MINUTE, 0, 40 * MINUTE, 20 * MINUTE)
 
-COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 70, 220), "yellow": (230, 210, 40)}
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (40, 70, 220),
+    "yellow": (230, 210, 40),
+}
 
 
 def write_start(folder: Path, config: HourLlavaConfig, device: torch.device) -> None:
-    """A checkpoint with random weights N(0, 0.02), drawn on ``device``, stored in bfloat16, and a small tokenizer."""
+    """A checkpoint with random weights N(0, 0.02), drawn on ``device``, stored in bfloat16, and a
+    small tokenizer.
+    """
     if (folder / "model.safetensors").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +67,9 @@ def write_start(folder: Path, config: HourLlavaConfig, device: torch.device) -> 
         if name == "model.llm.lm_head.weight" and config.llm.tie_word_embeddings:
             continue
         if "norm" in name:
-            value = (torch.zeros if name.endswith("bias") else torch.ones)(tensor.shape, dtype=torch.bfloat16)
+            value = (torch.zeros if name.endswith("bias") else torch.ones)(
+                tensor.shape, dtype=torch.bfloat16
+            )
         else:
             value = (0.02 * torch.randn(tensor.shape, dtype=torch.bfloat16, device=device)).cpu()
         tensors[name] = value
@@ -74,7 +85,9 @@ def write_long(
     prompt: int = 144,
     answer: int = 256,
 ) -> None:
-    """Samples about stored features of random numbers (and texts, where a length is 0): part 0 of the long videos."""
+    """Samples about stored features of random numbers (and texts, where a length is 0): part 0 of
+    the long videos.
+    """
     samples = []
     for number, length in enumerate(seconds):
         turns = [
@@ -91,7 +104,9 @@ def write_long(
             generator = torch.Generator(device).manual_seed(seed_of(name))
             shape = (length, config.memory.frame_tokens, config.vision.hidden_size)
             features = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
-            write_features(path, features, torch.arange(length, dtype=torch.float32), {"duration": str(length)})
+            write_features(
+                path, features, torch.arange(length, dtype=torch.float32), {"duration": str(length)}
+            )
         turns[0]["value"] = "<image>\n" + turns[0]["value"]
         samples.append(Sample(name, LONG_VIDEO_KIND, "video", turns, video=name, duration=length))
     write_shards(folder / "sharding" / f"{LONG_VIDEO_KIND}_part0", samples)
@@ -107,13 +122,21 @@ def write_shards(folder: Path, samples: Iterable[Sample]) -> None:
 
 
 def write_pictures(folder: Path, count: int, config: HourLlavaConfig) -> None:
-    """Questions about the colours of images, pairs of images and short videos, which a model can learn to answer."""
+    """Questions about the colours of images, pairs of images and short videos, which a model can
+    learn to answer.
+    """
     names = list(COLORS)
     single, pairs, texts, videos = [], [], [], []
     for number in range(count):
         first, second = names[number % 4], names[(number // 4) % 4]
         single.append(
-            Sample(f"one-{number}", IMAGE_KIND, "image", _turns("<image>\nWhich color?", first), [_png(first, number)])
+            Sample(
+                f"one-{number}",
+                IMAGE_KIND,
+                "image",
+                _turns("<image>\nWhich color?", first),
+                [_png(first, number)],
+            )
         )
         pairs.append(
             Sample(
@@ -124,7 +147,11 @@ def write_pictures(folder: Path, count: int, config: HourLlavaConfig) -> None:
                 [_png(first, number), _png(second, number + 1)],
             )
         )
-        texts.append(Sample(f"text-{number}", TEXT_KIND, "text", _turns(f"What comes after {first}?", second)))
+        texts.append(
+            Sample(
+                f"text-{number}", TEXT_KIND, "text", _turns(f"What comes after {first}?", second)
+            )
+        )
         path = f"clip-{number % 16}.mp4"
         _clip(folder / "videos" / path, first, second)
         videos.append(
@@ -146,8 +173,12 @@ def write_pictures(folder: Path, count: int, config: HourLlavaConfig) -> None:
         write_shards(folder / "sharding" / f"{kind}_part0", samples)
 
 
-def write_seen(folder: Path, encoder: torch.nn.Module, count: int, config: HourLlavaConfig, frames: int = 300) -> None:
-    """Long videos of two colours, passed through a vision encoder: features, and questions about them."""
+def write_seen(
+    folder: Path, encoder: torch.nn.Module, count: int, config: HourLlavaConfig, frames: int = 300
+) -> None:
+    """Long videos of two colours, passed through a vision encoder: features, and questions about
+    them.
+    """
     from model.vision import encode_frames
 
     names, samples = list(COLORS), []
@@ -156,13 +187,19 @@ def write_seen(folder: Path, encoder: torch.nn.Module, count: int, config: HourL
         first, second = names[number % 4], names[(number // 4) % 4]
         name = f"seen/{number}"
         generator = torch.Generator().manual_seed(seed_of(name))
-        colors = torch.tensor([COLORS[first]] * (frames // 2) + [COLORS[second]] * (frames - frames // 2))
+        colors = torch.tensor(
+            [COLORS[first]] * (frames // 2) + [COLORS[second]] * (frames - frames // 2)
+        )
         few = colors[:: frames // 10, :, None, None].expand(-1, 3, size, size).float()
         few = (few + 12 * torch.randn(few.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
-        features = encode_frames(encoder, few, side).repeat_interleave(-(-frames // len(few)), dim=0)[:frames]
+        features = encode_frames(encoder, few, side).repeat_interleave(
+            -(-frames // len(few)), dim=0
+        )[:frames]
         path = folder / "features" / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_features(path, features, torch.arange(frames, dtype=torch.float32), {"duration": str(frames)})
+        write_features(
+            path, features, torch.arange(frames, dtype=torch.float32), {"duration": str(frames)}
+        )
         turns = _turns("<image>\nWhich colors?", f"{first}, then {second}")
         samples.append(Sample(name, LONG_VIDEO_KIND, "video", turns, video=name, duration=frames))
     write_shards(folder / "sharding" / f"{LONG_VIDEO_KIND}_part0", samples)
@@ -178,7 +215,9 @@ def forget_cached(folder: Path) -> None:
 
 def _text(tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
     """Words of about so many tokens."""
-    ids = tokenizer("the man walks in the street and then he opens the door " * tokens)["input_ids"][:tokens]
+    ids = tokenizer("the man walks in the street and then he opens the door " * tokens)[
+        "input_ids"
+    ][:tokens]
     return str(tokenizer.decode(ids)).strip()
 
 
@@ -205,5 +244,7 @@ def _clip(path: Path, first: str, second: str, seconds: int = 8, fps: int = 8) -
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
         for number in range(seconds * fps):
             color = COLORS[first if number < seconds * fps / 2 else second]
-            container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (160, 120), color))))
+            container.mux(
+                stream.encode(av.VideoFrame.from_image(Image.new("RGB", (160, 120), color)))
+            )
         container.mux(stream.encode())

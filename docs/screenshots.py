@@ -1,7 +1,8 @@
-"""Take the pictures of docs/images/ again, from the demo's deployment: ``make demo``, then ``make screenshots``.
+"""Take the pictures of docs/images/ again, from the demo's deployment: ``make demo``, then ``make
+screenshots``.
 
-What the pictures show is what that deployment says: nothing is made up, and only the repository's own folder is cut
-from paths.
+What the pictures show is what that deployment says: nothing is made up, and only the repository's
+own folder is cut from paths.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ HIGHEST = 1500
 MARGIN = 16  # CSS pixels around what is shown
 SCALE = 1.25  # pixels of a picture for each CSS pixel, so that it is sharp on dense displays too
 
-# Boxes are grey until their state has been fetched; assets outside of the deployment have none and stay so.
+# Boxes are grey until their state has been fetched; assets outside of the deployment have none and
+# stay so.
 ALL_BOXES_HAVE_A_STATE = """
 () => [...document.querySelectorAll('[class*=minimalAssetNodeBox][class*=materializable]')]
       .every(box => !box.style.cssText.includes('--minimal-bg: var(--color-background-light)'))
@@ -40,21 +42,30 @@ def main() -> int:
     """Start Dagster on the deployment, take every picture, and say what was written."""
     parser = argparse.ArgumentParser(prog="python -m docs.screenshots", description=__doc__)
     parser.add_argument(
-        "--home", type=Path, default=REPOSITORY, help="folder with the dagster.yaml and the history of the demo"
+        "--home",
+        type=Path,
+        default=REPOSITORY,
+        help="folder with the dagster.yaml and the history of the demo",
     )
-    parser.add_argument("--deployment", type=Path, default=REPOSITORY / ".demo", help="folder that the demo wrote")
+    parser.add_argument(
+        "--deployment", type=Path, default=REPOSITORY / ".demo", help="folder that the demo wrote"
+    )
     chosen = parser.parse_args()
     settings = chosen.deployment.resolve() / "deployment.yaml"
     if reason := missing_chromium():
         print(f"screenshots: {reason}", file=sys.stderr)
         return 2
     if not (settings.parent / "data" / "lineage" / "stage3").is_dir():
-        print(f"screenshots: {settings.parent} holds no finished demo; run `make demo` first", file=sys.stderr)
+        print(
+            f"screenshots: {settings.parent} holds no finished demo; run `make demo` first",
+            file=sys.stderr,
+        )
         return 2
     IMAGES.mkdir(exist_ok=True)
     root = str(settings.parent.parent)
     with dagster(settings, settings.parent / "dagster.log", chosen.home.resolve()) as client:
-        # Tall, so that neither the bar above the graph nor the buttons at its lower right cover any of it.
+        # Tall, so that neither the bar above the graph nor the buttons at its lower right cover any
+        # of it.
         with browser(client.url, WIDTH, 2100, SCALE) as ui:
             save("asset-graph", asset_graph(ui))
         with browser(client.url, WIDTH, 800, SCALE) as ui:
@@ -69,16 +80,20 @@ def asset_graph(ui: Ui) -> bytes:
     ui.open()
     ui.open_graph()
     hide_navigation(ui)
-    ui.page.get_by_placeholder("Jump to…").locator("xpath=following::button[1]").click()  # the list at the left
+    ui.page.get_by_placeholder("Jump to…").locator(
+        "xpath=following::button[1]"
+    ).click()  # the list at the left
     ui.open_all_groups()
     ui.page.wait_for_function(ALL_BOXES_HAVE_A_STATE)
     boxes = ui.page.locator("svg foreignObject").evaluate_all(
-        "boxes => boxes.map(box => box.getBoundingClientRect()).map(r => [r.left, r.top, r.right, r.bottom])"
+        "boxes => boxes.map(box => box.getBoundingClientRect()).map(r => [r.left, r.top, r.right, "
+        "r.bottom])"
     )
     left, top = (min(box[side] for box in boxes) - MARGIN for side in (0, 1))
     right, bottom = (max(box[side] for box in boxes) + MARGIN for side in (2, 3))
     return ui.page.screenshot(
-        animations="disabled", clip={"x": left, "y": top, "width": right - left, "height": bottom - top}
+        animations="disabled",
+        clip={"x": left, "y": top, "width": right - left, "height": bottom - top},
     )
 
 
@@ -118,7 +133,10 @@ def save(name: str, png: bytes) -> None:
     picture.save(file, "PNG", optimize=True)
     size = len(file.getvalue())
     if size > MOST_BYTES:
-        raise ValueError(f"{name}.png is {size:,} bytes, more than {MOST_BYTES:,}; take a smaller part of the page")
+        raise ValueError(
+            f"{name}.png is {size:,} bytes, more than {MOST_BYTES:,}; take a smaller part of the "
+            "page"
+        )
     (IMAGES / f"{name}.png").write_bytes(file.getvalue())
     print(f"docs/images/{name}.png  {picture.width} x {picture.height}  {size:,} bytes", flush=True)
 

@@ -13,7 +13,12 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
-from assets.partitions import llava_part_partitions, part_partitions, source_partitions, variant_partitions
+from assets.deployment.partitions import (
+    llava_part_partitions,
+    part_partitions,
+    source_partitions,
+    variant_partitions,
+)
 
 PAGE = Path(__file__).with_name("architecture.md")
 Rows = list[list[str]]
@@ -27,14 +32,26 @@ def graph() -> AssetGraph:
 
 def assets(graph: AssetGraph) -> Rows:
     heading = ["asset", "group", "partitions", "made from", "by itself", "pool"]
-    return [heading] + [_asset(graph, key) for level in graph.toposorted_asset_keys_by_level for key in sorted(level)]
+    return [heading] + [
+        _asset(graph, key)
+        for level in graph.toposorted_asset_keys_by_level
+        for key in sorted(level)
+    ]
 
 
 def checks(graph: AssetGraph) -> Rows:
     heading = ["asset", "check", "stops what is made from it", "passes when"]
-    specs = [graph.get_check_spec(key) for key in sorted(graph.asset_check_keys, key=lambda key: key.to_user_string())]
+    specs = [
+        graph.get_check_spec(key)
+        for key in sorted(graph.asset_check_keys, key=lambda key: key.to_user_string())
+    ]
     return [heading] + [
-        [_code(spec.asset_key), f"`{spec.name}`", "yes" if spec.blocking else "no", str(spec.description)]
+        [
+            _code(spec.asset_key),
+            f"`{spec.name}`",
+            "yes" if spec.blocking else "no",
+            str(spec.description),
+        ]
         for spec in specs
     ]
 
@@ -43,7 +60,9 @@ TABLES = {"Assets": assets, "Checks": checks}
 
 
 def markdown(rows: Rows) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+    return "\n".join(
+        f"| {' | '.join(cells)} |" for cells in [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    )
 
 
 def _asset(graph: AssetGraph, key: dg.AssetKey) -> list[str]:
@@ -52,7 +71,14 @@ def _asset(graph: AssetGraph, key: dg.AssetKey) -> list[str]:
     rule = node.automation_condition.get_label() if node.automation_condition else None
     pools = ", ".join(f"`{pool}`" for pool in sorted(node.pools or ()))
     parents = ", ".join(_code(parent) for parent in sorted(node.parent_keys))
-    return [_code(key), node.group_name, _partitions(node.partitions_def), parents, rule or watched, pools]
+    return [
+        _code(key),
+        node.group_name,
+        _partitions(node.partitions_def),
+        parents,
+        rule or watched,
+        pools,
+    ]
 
 
 def _partitions(definition: dg.PartitionsDefinition | None) -> str:
@@ -73,8 +99,12 @@ def _code(key: dg.AssetKey) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/architecture.md")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="put the tables into docs/architecture.md"
+    )
     given = parser.parse_args()
     text, found = PAGE.read_text(), graph()
     for heading, rows in TABLES.items():

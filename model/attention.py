@@ -7,10 +7,12 @@
 | a single query (a step of generation)      | two plain products                                                |
 | CPU, float32                               | PyTorch SDPA, whatever it has there                               |
 
-Sequences of several samples lie one after another in one tensor; `Packing` says where each ends. Grouped-query
-attention never repeats keys: without a causal mask the query heads of a group are simply more queries.
+Sequences of several samples lie one after another in one tensor; `Packing` says where each ends.
+Grouped-query attention never repeats keys: without a causal mask the query heads of a group are
+simply more queries.
 
-Shapes: B batch, T query tokens, N key tokens, H query heads, K key-value heads, G = H / K, D dims of a head.
+Shapes: B batch, T query tokens, N key tokens, H query heads, K key-value heads, G = H / K, D dims
+of a head.
 """
 
 from __future__ import annotations
@@ -34,15 +36,23 @@ logger = logging.getLogger(__name__)
 
 LLM_ATTENTION = "hour_llava"  # the name under which transformers knows `llm_attention`
 
-PRIORITY = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+PRIORITY = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
-# From about 4096 x 4096 scores a sequence, cuDNN's higher rate is worth the launches of a call of its own.
+# From about 4096 x 4096 scores a sequence, cuDNN's higher rate is worth the launches of a call of
+# its own.
 LONG_SEQUENCE_SCORES = 4096**2
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Lengths of the sequences that lie one after another, on the host and, summed up, on the device."""
+    """Lengths of the sequences that lie one after another, on the host and, summed up, on the
+    device.
+    """
 
     lengths: tuple[int, ...]
     offsets: Tensor  # [sequences + 1] int32
@@ -55,49 +65,76 @@ class Packing:
 
 @torch.compiler.disable
 def packed_attention(
-    q_THD: Tensor, k_NKD: Tensor, v_NKD: Tensor, queries: Packing, keys: Packing, *, causal: bool = False
+    q_THD: Tensor,
+    k_NKD: Tensor,
+    v_NKD: Tensor,
+    queries: Packing,
+    keys: Packing,
+    *,
+    causal: bool = False,
 ) -> Tensor:
-    """Each sequence of queries attends to the sequence of keys of the same number. Returns [T, H, D].
+    """Each sequence of queries attends to the sequence of keys of the same number. Returns [T, H,
+    D].
 
-    Outside compiled graphs: a change of the lengths then costs nothing, and no gain is lost. Whatever kernel it came
-    from, the result looks the same to the graph that goes on with it (see `as_rows`).
+    Outside compiled graphs: a change of the lengths then costs nothing, and no gain is lost.
+    Whatever kernel it came from, the result looks the same to the graph that goes on with it (see
+    `as_rows`).
     """
     if len(queries.lengths) != len(keys.lengths):
-        raise ValueError(f"{len(queries.lengths)} sequences of queries but {len(keys.lengths)} of keys")
+        raise ValueError(
+            f"{len(queries.lengths)} sequences of queries but {len(keys.lengths)} of keys"
+        )
     if len(queries.lengths) > 1 and _short(queries, keys) and (varlen := _varlen(q_THD)):
         return as_rows(varlen(q_THD, k_NKD, v_NKD, queries, keys, causal), q_THD.shape)
-    parts = zip(q_THD.split(queries.lengths), k_NKD.split(keys.lengths), v_NKD.split(keys.lengths), strict=True)
+    parts = zip(
+        q_THD.split(queries.lengths),
+        k_NKD.split(keys.lengths),
+        v_NKD.split(keys.lengths),
+        strict=True,
+    )
     outputs = [attention(q[None], k[None], v[None], causal=causal)[0] for q, k, v in parts]
     return as_rows(outputs[0] if len(outputs) == 1 else torch.cat(outputs), q_THD.shape)
 
 
 def as_rows(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """`x` in another shape, contiguous, and not known as a view; copies only what is not contiguous.
+    """`x` in another shape, contiguous, and not known as a view; copies only what is not
+    contiguous.
 
-    A compiled graph is made for inputs of one layout, and views are layouts of their own: were the tensors of one
-    sample views where those of several are not, blocks would be compiled once more for each combination.
-    Neither `x` nor the result may be changed in place.
+    A compiled graph is made for inputs of one layout, and views are layouts of their own: were the
+    tensors of one sample views where those of several are not, blocks would be compiled once more
+    for each combination. Neither `x` nor the result may be changed in place.
     """
     return torch.ops.aten._unsafe_view(x.contiguous(), list(shape))  # type: ignore[no-any-return]
 
 
 def attention(
-    q_BTHD: Tensor, k_BNKD: Tensor, v_BNKD: Tensor, *, causal: bool = False, mask: Tensor | None = None
+    q_BTHD: Tensor,
+    k_BNKD: Tensor,
+    v_BNKD: Tensor,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Plain attention of a batch of equally long sequences, [B, T, H, D] -> [B, T, H, D]. `mask` is True where seen."""
+    """Plain attention of a batch of equally long sequences, [B, T, H, D] -> [B, T, H, D]. `mask` is
+    True where seen.
+    """
     tokens, groups = q_BTHD.shape[1], q_BTHD.shape[2] // k_BNKD.shape[2]
     q_BHTD, k_BKND, v_BKND = q_BTHD.transpose(1, 2), k_BNKD.transpose(1, 2), v_BNKD.transpose(1, 2)
     if tokens == 1 or (groups > 1 and not causal and mask is None and _fold(q_BTHD, k_BNKD)):
-        # The heads of a group share keys: as G * T queries of one head they need no repeated keys, on any kernel.
+        # The heads of a group share keys: as G * T queries of one head they need no repeated keys,
+        # on any kernel.
         q_BKTD = q_BHTD.unflatten(1, (-1, groups)).flatten(2, 3)
-        out_BKTD = _few(q_BKTD, k_BKND, v_BKND, mask) if tokens == 1 else _sdpa(q_BKTD, k_BKND, v_BKND)
+        out_BKTD = (
+            _few(q_BKTD, k_BKND, v_BKND, mask) if tokens == 1 else _sdpa(q_BKTD, k_BKND, v_BKND)
+        )
         return out_BKTD.unflatten(2, (groups, tokens)).flatten(1, 2).transpose(1, 2)
     return _sdpa(q_BHTD, k_BKND, v_BKND, causal=causal, mask=mask, gqa=groups > 1).transpose(1, 2)
 
 
 def _fold(q_BTHD: Tensor, k_BNKD: Tensor) -> bool:
-    """Whether to see a group's heads as more queries. cuDNN and flash can do without: there it saves the gradients of
-    repeated keys, 3 GiB over an hour of memory at 7B and no slower, but costs time when keys are few.
+    """Whether to see a group's heads as more queries. cuDNN and flash can do without: there it
+    saves the gradients of repeated keys, 3 GiB over an hour of memory at 7B and no slower, but
+    costs time when keys are few.
     """
     fused = q_BTHD.is_cuda and q_BTHD.dtype in (torch.float16, torch.bfloat16)
     return not fused or k_BNKD.shape[1] > 8 * q_BTHD.shape[1]
@@ -121,7 +158,9 @@ def _sdpa(
     gqa: bool = False,
 ) -> Tensor:
     with sdpa_kernel(PRIORITY, set_priority=True):
-        return F.scaled_dot_product_attention(q_BHTD, k_BKND, v_BKND, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
+        return F.scaled_dot_product_attention(
+            q_BHTD, k_BKND, v_BKND, attn_mask=mask, is_causal=causal, enable_gqa=gqa
+        )
 
 
 def _short(queries: Packing, keys: Packing) -> bool:
@@ -137,13 +176,22 @@ def _varlen(q_THD: Tensor) -> Any:
 
 @functools.cache
 def _varlen_kernel() -> Any:
-    """One call for all sequences of a pack, or None where there is none; what was chosen is logged once."""
+    """One call for all sequences of a pack, or None where there is none; what was chosen is logged
+    once.
+    """
     if importlib.util.find_spec("flash_attn"):
         from flash_attn import flash_attn_varlen_func
 
         logger.info("packed short sequences: flash-attn")
         return lambda q, k, v, queries, keys, causal: flash_attn_varlen_func(
-            q, k, v, queries.offsets, keys.offsets, max(queries.lengths), max(keys.lengths), causal=causal
+            q,
+            k,
+            v,
+            queries.offsets,
+            keys.offsets,
+            max(queries.lengths),
+            max(keys.lengths),
+            causal=causal,
         )
     try:
         from torch.nn.attention.varlen import varlen_attn
@@ -151,13 +199,17 @@ def _varlen_kernel() -> Any:
         logger.info("packed short sequences: one call each (%s)", error)
         return None
     known = inspect.signature(varlen_attn).parameters
-    # 2.11 groups heads unasked, later versions want to be told; causality is a flag in the oldest, then a window
-    # (-1 is unbounded, 0 nothing ahead).
+    # 2.11 groups heads unasked, later versions want to be told; causality is a flag in the oldest,
+    # then a window (-1 is unbounded, 0 nothing ahead).
     always: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
     logger.info("packed short sequences: varlen_attn")
 
     def run(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, causal: bool) -> Any:
-        how = {"is_causal": causal} if "is_causal" in known else {"window_size": (-1, 0 if causal else -1)}
+        how = (
+            {"is_causal": causal}
+            if "is_causal" in known
+            else {"window_size": (-1, 0 if causal else -1)}
+        )
         longest = max(queries.lengths), max(keys.lengths)
         return varlen_attn(q, k, v, queries.offsets, keys.offsets, *longest, **{**always, **how})
 
@@ -174,10 +226,11 @@ def llm_attention(
     packing: Packing | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention as transformers calls it: query [B, H, T, D], key and value [B, K, N, D] -> [B, T, H, D].
+    """Causal attention as transformers calls it: query [B, H, T, D], key and value [B, K, N, D] ->
+    [B, T, H, D].
 
-    With `packing` (training) the batch is one row of packed sequences. Without it (generation) it is a batch that may
-    carry a cache, N >= T, and a mask if it is padded.
+    With `packing` (training) the batch is one row of packed sequences. Without it (generation) it
+    is a batch that may carry a cache, N >= T, and a mask if it is padded.
     """
     q_BTHD, k_BNKD, v_BNKD = (x.transpose(1, 2) for x in (query, key, value))
     if packing is not None:
@@ -190,8 +243,12 @@ def llm_attention(
 
 
 def _llm_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """A dense mask only for padded batches and caches with empty places; kernels know plain causality themselves."""
-    if attention_mask is None or (kwargs.get("kv_length") == attention_mask.shape[-1] and bool(attention_mask.all())):
+    """A dense mask only for padded batches and caches with empty places; kernels know plain
+    causality themselves.
+    """
+    if attention_mask is None or (
+        kwargs.get("kv_length") == attention_mask.shape[-1] and bool(attention_mask.all())
+    ):
         return None
     kwargs["allow_is_causal_skip"] = False
     return ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, attention_mask=attention_mask, **kwargs)

@@ -1,6 +1,7 @@
 """What a Hour-LLaVA model is, as plain data: no torch here, so that anything may import it.
 
-The numbers of the released models are in `PRESETS`; `to_dict` gives what a checkpoint's config.json holds.
+The numbers of the released models are in `PRESETS`; `to_dict` gives what a checkpoint's config.json
+holds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """SigLIP-so400m by default. `num_layers` counts the layers that are kept: the last one is never computed."""
+    """SigLIP-so400m by default. `num_layers` counts the layers that are kept: the last one is never
+    computed.
+    """
 
     image_size: int = 384
     patch_size: int = 14
@@ -52,8 +55,9 @@ class LLMConfig:
 class MemoryConfig:
     """The memory of a video and what forgetting keeps of it as queries.
 
-    A frame is pooled to `pooled_side`^2 tokens; fewer than `min_frames` frames are repeated up to that many. Forgetting
-    keeps `temporal_ratio` of the frames, at most `max_query_frames`, and `spatial_ratio` of each one's tokens.
+    A frame is pooled to `pooled_side`^2 tokens; fewer than `min_frames` frames are repeated up to
+    that many. Forgetting keeps `temporal_ratio` of the frames, at most `max_query_frames`, and
+    `spatial_ratio` of each one's tokens.
     """
 
     pooled_side: int = 8
@@ -68,8 +72,8 @@ class MemoryConfig:
                 raise ValueError(f"memory.{name} is {getattr(self, name)}; it must lie in (0, 1]")
         if self.stride**2 * self.spatial_ratio != 1:
             raise ValueError(
-                f"memory.spatial_ratio is {self.spatial_ratio}; uniform forgetting keeps every n-th row and column, "
-                "so it must be 1, 1/4, 1/9, 1/16, ..."
+                f"memory.spatial_ratio is {self.spatial_ratio}; uniform forgetting keeps every "
+                "n-th row and column, so it must be 1, 1/4, 1/9, 1/16, ..."
             )
 
     @property
@@ -94,8 +98,11 @@ class HourLlavaConfig:
     memaug_depth: int = 4
     max_length: int = 32768  # LLM tokens of one sample, visual ones included
     image_grid: int = 6  # an anyres image is cut into at most image_grid x image_grid tiles
-    anyres_max: int = 9  # and its map is shrunk to about this many tiles' worth of tokens ("anyres_max_9")
-    # Longer pixel videos run through the vision encoder without gradient, as the published system does. None: never.
+    anyres_max: int = (
+        9  # and its map is shrunk to about this many tiles' worth of tokens ("anyres_max_9")
+    )
+    # Longer pixel videos run through the vision encoder without gradient, as the published system
+    # does. None: never.
     vision_gradient_frames: int | None = 128
 
     def __post_init__(self) -> None:
@@ -105,10 +112,14 @@ class HourLlavaConfig:
                 f"and be a multiple of the {self.llm.num_kv_heads} key-value heads"
             )
         if self.llm.head_dim % 4:
-            raise ValueError(f"llm: head dimension {self.llm.head_dim} must be a multiple of 4 (half of it is rotated)")
+            raise ValueError(
+                f"llm: head dimension {self.llm.head_dim} must be a multiple of 4 (half of it is "
+                "rotated)"
+            )
         if self.max_length > self.llm.max_position_embeddings:
             raise ValueError(
-                f"max_length {self.max_length} is above llm.max_position_embeddings {self.llm.max_position_embeddings}"
+                f"max_length {self.max_length} is above llm.max_position_embeddings "
+                f"{self.llm.max_position_embeddings}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,14 +130,19 @@ class HourLlavaConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> HourLlavaConfig:
         """The inverse of `to_dict`. Raises ValueError for an unknown or missing key, naming it."""
         parts = {"vision": VisionConfig, "llm": LLMConfig, "memory": MemoryConfig}
-        read = {key: _build(parts[key], value, f"{key}.") if key in parts else value for key, value in values.items()}
+        read = {
+            key: _build(parts[key], value, f"{key}.") if key in parts else value
+            for key, value in values.items()
+        }
         return _build(cls, read, "")
 
 
 def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
     known = [field.name for field in fields(kind)]
     if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"model configuration: unknown {', '.join(where + k for k in unknown)}; known: {known}")
+        raise ValueError(
+            f"model configuration: unknown {', '.join(where + k for k in unknown)}; known: {known}"
+        )
     try:
         return kind(**values)
     except TypeError as error:
@@ -134,11 +150,23 @@ def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 PRESETS: dict[str, HourLlavaConfig] = {
-    # For a demo on a CPU, with every mechanism of the large ones: grouped queries, tied embeddings, pooling.
+    # For a demo on a CPU, with every mechanism of the large ones: grouped queries, tied embeddings,
+    # pooling.
     "tiny": HourLlavaConfig(
         variant="tiny",
-        vision=VisionConfig(112, 14, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4),
-        llm=LLMConfig(128, 2, 4, 2, 256, vocab_size=512, tie_word_embeddings=True, max_position_embeddings=4096),
+        vision=VisionConfig(
+            112, 14, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4
+        ),
+        llm=LLMConfig(
+            128,
+            2,
+            4,
+            2,
+            256,
+            vocab_size=512,
+            tie_word_embeddings=True,
+            max_position_embeddings=4096,
+        ),
         memory=MemoryConfig(pooled_side=4, min_frames=16),
         memaug_depth=2,
         max_length=4096,

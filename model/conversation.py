@@ -1,8 +1,10 @@
-"""Conversations to token ids and labels, in the Qwen chat format and exactly as the released weights were trained.
+"""Conversations to token ids and labels, in the Qwen chat format and exactly as the released
+weights were trained.
 
-Which tokens are supervised is more than a matter of loss: MemAug sees a prompt token only where its label is
-`IGNORE_INDEX`. The published system supervises the answers and also every newline, `<|im_start|>` and `<|im_end|>` of
-the system and user turns; released weights depend on it, so it is kept.
+Which tokens are supervised is more than a matter of loss: MemAug sees a prompt token only where its
+label is `IGNORE_INDEX`. The published system supervises the answers and also every newline,
+`<|im_start|>` and `<|im_end|>` of the system and user turns; released weights depend on it, so it
+is kept.
 """
 
 from collections.abc import Sequence
@@ -23,20 +25,25 @@ Conversations = Sequence[dict[str, str]]
 
 
 def tokenize(
-    conversations: Conversations, tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
+    conversations: Conversations,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    add_generation_prompt: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Turns `{"from": "human" | "gpt", "value": text}` -> (input_ids [L], labels [L]), both int64.
 
-    Each `<image>` becomes one `IMAGE_TOKEN_INDEX`. A leading assistant turn is dropped. With `add_generation_prompt`
-    the header of the answer to come is appended, labelled as in training, so that inference hides the same tokens.
+    Each `<image>` becomes one `IMAGE_TOKEN_INDEX`. A leading assistant turn is dropped. With
+    `add_generation_prompt` the header of the answer to come is appended, labelled as in training,
+    so that inference hides the same tokens.
 
-    Raises ValueError if a turn has an unknown role, an assistant's turn holds `<image>`, no turn is left, or an answer
-    is asked for after an answer.
+    Raises ValueError if a turn has an unknown role, an assistant's turn holds `<image>`, no turn is
+    left, or an answer is asked for after an answer.
     """
     turns = _turns(conversations)
     if add_generation_prompt and turns[-1][0] == "assistant":
         raise ValueError(
-            f"the last turn already is an answer: {turns[-1][1][:80]!r}; leave it out to have one generated"
+            f"the last turn already is an answer: {turns[-1][1][:80]!r}; leave it out to have one "
+            "generated"
         )
     always_supervised = {
         _only_token(tokenizer, "\n"),
@@ -59,15 +66,22 @@ def tokenize(
     return torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long)
 
 
-def video_prompt(conversations: Conversations, *, duration: float, frames: int) -> list[dict[str, str]]:
-    """A copy whose first human turn opens with `<image>` and says how long the video is and how many frames are shown.
+def video_prompt(
+    conversations: Conversations, *, duration: float, frames: int
+) -> list[dict[str, str]]:
+    """A copy whose first human turn opens with `<image>` and says how long the video is and how
+    many frames are shown.
 
-    `duration` is in seconds, `frames` the number the model is given. The turn's own `<image>` is taken out, and what
-    stood around it (usually a newline) stays. Raises ValueError without a human turn.
+    `duration` is in seconds, `frames` the number the model is given. The turn's own `<image>` is
+    taken out, and what stood around it (usually a newline) stays. Raises ValueError without a human
+    turn.
     """
     first = next((i for i, turn in enumerate(conversations) if turn.get("from") == "human"), None)
     if first is None:
-        raise ValueError(f"a video's conversation needs a human turn to carry it; it has {_senders(conversations)}")
+        raise ValueError(
+            "a video's conversation needs a human turn to carry it; it has "
+            f"{_senders(conversations)}"
+        )
     question = conversations[first]["value"].replace(IMAGE, "")
     opening = (
         f"{IMAGE}\nThe video lasts for {duration:.2f} seconds, and {frames} frames are uniformly sampled from it. "
@@ -89,22 +103,28 @@ def _turns(conversations: Conversations) -> list[tuple[str, str]]:
     for number, turn in enumerate(conversations):
         if turn.get("from") not in ROLES or not isinstance(turn.get("value"), str):
             raise ValueError(
-                f"turn {number} must be {{'from': one of {sorted(ROLES)}, 'value': text}}, "
-                f"it has from={turn.get('from')!r} and a value of type {type(turn.get('value')).__name__}"
+                f"turn {number} must be {{'from': one of {sorted(ROLES)}, 'value': text}}, it has "
+                f"from={turn.get('from')!r} and a value of type {type(turn.get('value')).__name__}"
             )
-        turns.append((ROLES[turn["from"]], _image_first(turn["value"].replace(LEFTOVER_MARKER, ""))))
+        turns.append(
+            (ROLES[turn["from"]], _image_first(turn["value"].replace(LEFTOVER_MARKER, "")))
+        )
     if turns and turns[0][0] == "assistant":
         turns = turns[1:]
     if not turns:
         raise ValueError(f"the conversation has no human turn; it has {_senders(conversations)}")
     for role, content in turns:
         if role == "assistant" and IMAGE in content:
-            raise ValueError(f"an answer holds {IMAGE}, which only a human turn may: {content[:80]!r}")
+            raise ValueError(
+                f"an answer holds {IMAGE}, which only a human turn may: {content[:80]!r}"
+            )
     return turns
 
 
 def _image_first(content: str) -> str:
-    """A single `<image>` that does not open the message is moved to its front, on a line of its own."""
+    """A single `<image>` that does not open the message is moved to its front, on a line of its
+    own.
+    """
     if content.count(IMAGE) != 1 or content.startswith(IMAGE):
         return content
     return f"{IMAGE}\n{content.replace(IMAGE, '').strip()}".strip()
@@ -123,7 +143,9 @@ def _ids(message: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _only_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     ids = tokenizer(text, add_special_tokens=False).input_ids
     if len(ids) != 1:
-        raise ValueError(f"the tokenizer splits {text!r} into {ids}: it is not a Qwen chat tokenizer")
+        raise ValueError(
+            f"the tokenizer splits {text!r} into {ids}: it is not a Qwen chat tokenizer"
+        )
     return ids[0]
 
 

@@ -1,7 +1,9 @@
-"""Hour-LLaVA for the transformers ecosystem: Auto classes, `from_pretrained`, `save_pretrained`, `generate`.
+"""Hour-LLaVA for the transformers ecosystem: Auto classes, `from_pretrained`, `save_pretrained`,
+`generate`.
 
-Importing this module registers the Auto classes. A checkpoint's config.json holds our own configuration under the key
-"hour_llava", so that no version of transformers can lose part of it, and beside it what other tools look for.
+Importing this module registers the Auto classes. A checkpoint's config.json holds our own
+configuration under the key "hour_llava", so that no version of transformers can lose part of it,
+and beside it what other tools look for.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from model.config import PRESETS, HourLlavaConfig
-from model.decode import greedy
+from model.generate import greedy
 from model.hour_llava import HourLlava
 from model.initialise import drawn
 from model.inputs import SampleInputs
@@ -31,8 +33,9 @@ from model.memory import Forgetting
 class HourLlavaHFConfig(PretrainedConfig):
     """`hour_llava` is `HourLlavaConfig.to_dict()`; `.model_config` is the configuration itself.
 
-    `rope_theta` is written both as version 4 of transformers names it and inside `rope_parameters` as version 5 does:
-    a reader that knows only the other one would silently fall back to 10,000. Ours come from "hour_llava" in any case.
+    `rope_theta` is written both as version 4 of transformers names it and inside `rope_parameters`
+    as version 5 does: a reader that knows only the other one would silently fall back to 10,000.
+    Ours come from "hour_llava" in any case.
     """
 
     model_type = "hour_llava"
@@ -51,7 +54,10 @@ class HourLlavaHFConfig(PretrainedConfig):
             "tie_word_embeddings": llm.tie_word_embeddings,
         }
         theta = kwargs.pop("rope_theta", llm.rope_theta)
-        parameters = kwargs.pop("rope_parameters", None) or {"rope_type": "default", "rope_theta": llm.rope_theta}
+        parameters = kwargs.pop("rope_parameters", None) or {
+            "rope_type": "default",
+            "rope_theta": llm.rope_theta,
+        }
         for name, value in {
             **derived,
             "rope_theta": theta,
@@ -60,7 +66,8 @@ class HourLlavaHFConfig(PretrainedConfig):
             expected = llm.rope_theta if "rope" in name else derived[name]
             if kwargs.get(name, value) != expected:
                 raise ValueError(
-                    f"config.json says {name} is {kwargs.get(name, value)}, but hour_llava.llm says {expected}"
+                    f"config.json says {name} is {kwargs.get(name, value)}, but hour_llava.llm "
+                    f"says {expected}"
                 )
         super().__init__(**{**kwargs, **derived})
         self.rope_theta = llm.rope_theta
@@ -76,11 +83,14 @@ class HourLlavaHFConfig(PretrainedConfig):
 
 
 class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # transformers' own bases disagree
-    """`.model` is the `HourLlava` that training uses; tensors are named after it, with the prefix "model."."""
+    """`.model` is the `HourLlava` that training uses; tensors are named after it, with the prefix
+    "model.".
+    """
 
     config_class = HourLlavaHFConfig
     base_model_prefix = "model"
-    # Target to source, as version 5 wants it; version 4 reads only the targets. In force if the configuration ties.
+    # Target to source, as version 5 wants it; version 4 reads only the targets. In force if the
+    # configuration ties.
     _tied_weights_keys: Any = {"model.llm.lm_head.weight": "model.llm.model.embed_tokens.weight"}  # noqa: RUF012
     _no_split_modules: Any = ["Qwen2DecoderLayer", "MemAugBlock", "VisionLayer"]  # noqa: RUF012
     _supports_sdpa = True
@@ -98,15 +108,20 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         forgetting: Forgetting = "uniform",
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Samples to their mean loss and their logits [1, S, V], all of them one after another; or, as for any language
-        model, text only: `input_ids` or `inputs_embeds`, `attention_mask`, `past_key_values`, `labels`.
+        """Samples to their mean loss and their logits [1, S, V], all of them one after another; or,
+        as for any language model, text only: `input_ids` or `inputs_embeds`, `attention_mask`,
+        `past_key_values`, `labels`.
         """
         if samples is None:
             return self.model.llm(input_ids=input_ids, **kwargs)
         prepared = self.model.prepare(samples, forgetting=forgetting)
         logits_SV = self.model.llm.lm_head(self.model.run_llm(prepared))
         rows_R, targets_R = (index.to(logits_SV.device) for index in prepared.plan.targets)
-        loss: Any = nn.functional.cross_entropy(logits_SV[rows_R].float(), targets_R) if len(rows_R) else None
+        loss: Any = (
+            nn.functional.cross_entropy(logits_SV[rows_R].float(), targets_R)
+            if len(rows_R)
+            else None
+        )
         return CausalLMOutputWithPast(loss=loss, logits=logits_SV[None])
 
     @torch.no_grad()
@@ -118,12 +133,14 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         forgetting: Forgetting = "uniform",
         **kwargs: Any,
     ) -> Tensor:
-        """Continue each sample's text: new token ids [samples, at most max_new_tokens], without the prompt.
+        """Continue each sample's text: new token ids [samples, at most max_new_tokens], without the
+        prompt.
 
-        `samples` come from `Processor` with `add_generation_prompt=True`. Shorter prompts are padded on the left,
-        answers on the right with `pad_token_id`. Forgetting is uniform, hence deterministic, unless asked to be random
-        (by each sample's seed). One sample is decoded greedily unless more is asked for; everything else is
-        transformers' `generate`, which also takes plain `inputs` ids.
+        `samples` come from `Processor` with `add_generation_prompt=True`. Shorter prompts are
+        padded on the left, answers on the right with `pad_token_id`. Forgetting is uniform, hence
+        deterministic, unless asked to be random (by each sample's seed). One sample is decoded
+        greedily unless more is asked for; everything else is transformers' `generate`, which also
+        takes plain `inputs` ids.
         """
         kwargs.setdefault("eos_token_id", self.config.eos_token_id)
         kwargs.setdefault("pad_token_id", self.config.pad_token_id)
@@ -132,11 +149,20 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         samples = [samples] if isinstance(samples, SampleInputs) else samples
         prepared = self.model.prepare(samples, forgetting=forgetting)
         lengths = prepared.plan.lengths
-        if len(lengths) == 1 and set(kwargs) <= _GREEDY and "max_new_tokens" in kwargs and not kwargs.get("do_sample"):
+        if (
+            len(lengths) == 1
+            and set(kwargs) <= _GREEDY
+            and "max_new_tokens" in kwargs
+            and not kwargs.get("do_sample")
+        ):
             eos = kwargs["eos_token_id"]
-            ends = frozenset(eos if isinstance(eos, list | tuple) else () if eos is None else (eos,))
+            ends = frozenset(
+                eos if isinstance(eos, list | tuple) else () if eos is None else (eos,)
+            )
             return greedy(self.model.llm, prepared.embeds_SD, kwargs["max_new_tokens"], ends)[None]
-        embeds = prepared.embeds_SD.new_zeros(len(lengths), max(lengths), prepared.embeds_SD.shape[-1])
+        embeds = prepared.embeds_SD.new_zeros(
+            len(lengths), max(lengths), prepared.embeds_SD.shape[-1]
+        )
         mask = torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
         for row, embeds_SD in enumerate(prepared.embeds_SD.split(lengths)):
             embeds[row, -len(embeds_SD) :], mask[row, -len(embeds_SD) :] = embeds_SD, 1
@@ -152,7 +178,9 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         """Parts that a checkpoint lacks, transformers' own modules (with their buffers) included."""
         super()._init_weights(module)
         if isinstance(module, HourLlava):
-            module.image_newline.data.copy_(drawn("image_newline", tuple(module.image_newline.shape), "hour_llava"))
+            module.image_newline.data.copy_(
+                drawn("image_newline", tuple(module.image_newline.shape), "hour_llava")
+            )
 
 
 # With nothing but these, generating means taking the most likely token.

@@ -1,9 +1,11 @@
-"""Hour-LLaVA from samples to loss: encode visuals, lay out memory, let MemAug read it, splice, run the language model.
+"""Hour-LLaVA from samples to loss: encode visuals, lay out memory, let MemAug read it, splice, run
+the language model.
 
-Several samples are one pack: their tokens lie one after another, and attention stays within each. There is no padding.
+Several samples are one pack: their tokens lie one after another, and attention stays within each.
+There is no padding.
 
-Shapes: T frames or pictures, P tokens of one, C vision width, D width, L input ids, N memory tokens, Q visual tokens,
-M MemAug queries, S language model tokens, R supervised rows, V vocabulary.
+Shapes: T frames or pictures, P tokens of one, C vision width, D width, L input ids, N memory
+tokens, Q visual tokens, M MemAug queries, S language model tokens, R supervised rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,17 +23,19 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from model.attention import LLM_ATTENTION, Packing, as_rows
 from model.config import HourLlavaConfig, LLMConfig
-from model.fusion import PackPlan, plan_pack
 from model.inputs import IGNORE_INDEX, SampleInputs, Visual, check
 from model.loss import chunked_cross_entropy
 from model.memaug import MemAug
 from model.memory import Forgetting, build_memory
+from model.packing import PackPlan, plan_pack
 from model.vision import Projector, VisionEncoder, encode_frames, normalise, pool_frames
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A pack as the language model takes it; `plan` tells where its tokens come from and holds the labels."""
+    """A pack as the language model takes it; `plan` tells where its tokens come from and holds the
+    labels.
+    """
 
     plan: PackPlan
     embeds_SD: Tensor
@@ -40,7 +44,9 @@ class Prepared:
 
 
 class Output(NamedTuple):  # a tuple, so that sharding finds the tensor in it
-    """loss_sum: float32 scalar, summed over `supervised` tokens. lengths: language model tokens of each sample."""
+    """loss_sum: float32 scalar, summed over `supervised` tokens. lengths: language model tokens of
+    each sample.
+    """
 
     loss_sum: Tensor
     supervised: int
@@ -60,25 +66,38 @@ class HourLlava(nn.Module):
         self.llm = Qwen2ForCausalLM(qwen2_config(config.llm))
 
     def forward(
-        self, samples: Sequence[SampleInputs], *, forgetting: Forgetting = "random", lockstep: bool = False
+        self,
+        samples: Sequence[SampleInputs],
+        *,
+        forgetting: Forgetting = "random",
+        lockstep: bool = False,
     ) -> Output:
-        """Loss of a pack of samples, summed: the caller divides by the supervised tokens of all ranks.
+        """Loss of a pack of samples, summed: the caller divides by the supervised tokens of all
+        ranks.
 
-        lockstep: run every part of the model whatever the samples hold, even none, so that ranks which share sharded
-        parameters stay in step. A part that has nothing to do sees one dummy token whose weight in the loss is zero.
-        Raises ValueError that names the sample if one is malformed or too long.
+        lockstep: run every part of the model whatever the samples hold, even none, so that ranks
+        which share sharded parameters stay in step. A part that has nothing to do sees one dummy
+        token whose weight in the loss is zero. Raises ValueError that names the sample if one is
+        malformed or too long.
         """
         prepared, idle = self._prepare(samples, forgetting, lockstep)
         hidden_SD = self.run_llm(prepared)
         rows_R, targets_R = (self._here(x) for x in prepared.plan.targets)
         loss = chunked_cross_entropy(hidden_SD[rows_R], targets_R, self.llm.lm_head)
-        loss = loss + 0 * (hidden_SD[0].float().sum() + idle)  # a graph through all that ran, also without any target
+        loss = loss + 0 * (
+            hidden_SD[0].float().sum() + idle
+        )  # a graph through all that ran, also without any target
         return Output(loss, len(rows_R), prepared.plan.lengths if samples else ())
 
     def prepare(
-        self, samples: Sequence[SampleInputs], *, forgetting: Forgetting, memory_ND: Tensor | None = None
+        self,
+        samples: Sequence[SampleInputs],
+        *,
+        forgetting: Forgetting,
+        memory_ND: Tensor | None = None,
     ) -> Prepared:
-        """Everything before the language model. Raises ValueError that names the sample which cannot be used.
+        """Everything before the language model. Raises ValueError that names the sample which
+        cannot be used.
 
         memory_ND: the memories of the samples' visuals where `remember` has made them before.
         """
@@ -87,7 +106,9 @@ class HourLlava(nn.Module):
         return self._prepare(samples, forgetting, lockstep=False, memory_ND=memory_ND)[0]
 
     def remember(self, visual: Visual) -> Tensor:
-        """The memory [N, D] of a visual, which `prepare` takes for any number of questions about it."""
+        """The memory [N, D] of a visual, which `prepare` takes for any number of questions about
+        it.
+        """
         return self._remember([[self._arrive(visual)]], lockstep=False)[0]
 
     def run_llm(self, prepared: Prepared) -> Tensor:
@@ -95,14 +116,18 @@ class HourLlava(nn.Module):
         output = self.llm.model(
             inputs_embeds=as_rows(prepared.embeds_SD, (1, *prepared.embeds_SD.shape)),
             position_ids=prepared.positions_S[None],
-            attention_mask={"full_attention": None},  # `packing` says it all: no dense mask is built
+            attention_mask={
+                "full_attention": None
+            },  # `packing` says it all: no dense mask is built
             packing=prepared.packing,
             use_cache=False,
         )
         return output.last_hidden_state[0]
 
     def encode_frames(self, pixels_T3SS: Tensor) -> Tensor:
-        """Frames [T, 3, S, S] to what a feature file holds, [T, pooled_side^2, C], without gradient."""
+        """Frames [T, 3, S, S] to what a feature file holds, [T, pooled_side^2, C], without
+        gradient.
+        """
         return encode_frames(self.vision, pixels_T3SS, self.config.memory.pooled_side)
 
     # -- from samples to the language model's input -----------------------------------------------
@@ -118,7 +143,9 @@ class HourLlava(nn.Module):
         for sample in samples:
             check(sample, self.config)
         idle: Tensor | float = 0.0
-        if memory_ND is None and (with_visuals := [sample.visuals for sample in samples if sample.visuals]):
+        if memory_ND is None and (
+            with_visuals := [sample.visuals for sample in samples if sample.visuals]
+        ):
             visuals = [[self._arrive(visual) for visual in group] for group in with_visuals]
             memory_ND, idle = self._remember(visuals, lockstep)
         elif memory_ND is None and lockstep:
@@ -133,7 +160,9 @@ class HourLlava(nn.Module):
         embeds_SD = embeds_SD.index_select(0, self._here(plan.sources_S))
         return Prepared(plan, embeds_SD, self._here(plan.positions_S), packing), idle
 
-    def _remember(self, visuals: list[list[Visual]], lockstep: bool) -> tuple[Tensor, Tensor | float]:
+    def _remember(
+        self, visuals: list[list[Visual]], lockstep: bool
+    ) -> tuple[Tensor, Tensor | float]:
         """The memories [N, D] of all samples with visuals, and the number for lockstep."""
         flat = [visual for group in visuals for visual in group]
         features, idle = self._encode(flat, lockstep)
@@ -147,11 +176,17 @@ class HourLlava(nn.Module):
         return memories[0] if len(memories) == 1 else torch.cat(memories), idle
 
     def _encode(self, visuals: list[Visual], lockstep: bool) -> tuple[list[Tensor], Tensor | float]:
-        """Features [T, P, C] of each visual: given, or from the vision encoder; frames pooled, other pictures not."""
+        """Features [T, P, C] of each visual: given, or from the vision encoder; frames pooled,
+        other pictures not.
+        """
         idle: Tensor | float = 0.0
         side = self.config.memory.pooled_side
         # All pictures that need a gradient pass together: one call, one backward, on every rank.
-        together = [_tensor(visual) for visual in visuals if visual.kind != "features" and not self._long(visual)]
+        together = [
+            _tensor(visual)
+            for visual in visuals
+            if visual.kind != "features" and not self._long(visual)
+        ]
         encoded: Iterator[Tensor] = iter(())
         if together:
             pixels = torch.cat([normalise(pixels, self.dtype) for pixels in together])
@@ -170,7 +205,9 @@ class HourLlava(nn.Module):
         return features, idle
 
     def _augment(self, plan: PackPlan, text_LD: Tensor, memory_ND: Tensor) -> Tensor:
-        """The visual tokens [Q, D]: what forgetting kept, after MemAug has looked the rest up for the prompt."""
+        """The visual tokens [Q, D]: what forgetting kept, after MemAug has looked the rest up for
+        the prompt.
+        """
         kept_QD = memory_ND.index_select(0, self._here(plan.memory_rows_Q))
         query_MD = torch.cat([text_LD, kept_QD]).index_select(0, self._here(plan.query_sources_M))
         augmented_MD = self.memaug(
@@ -194,19 +231,29 @@ class HourLlava(nn.Module):
     def _blank(self) -> Tensor:
         """Features [1, C] of a picture of a single grey patch."""
         patch = self.config.vision.patch_size
-        return self.vision(torch.zeros(1, 3, patch, patch, dtype=self.dtype, device=self.image_newline.device))[0]
+        return self.vision(
+            torch.zeros(1, 3, patch, patch, dtype=self.dtype, device=self.image_newline.device)
+        )[0]
 
     def _long(self, visual: Visual) -> bool:
-        """Long videos run through the vision encoder in chunks and without gradient, as in the published system."""
+        """Long videos run through the vision encoder in chunks and without gradient, as in the
+        published system.
+        """
         limit = self.config.vision_gradient_frames
         return visual.kind == "frames" and limit is not None and len(_tensor(visual)) > limit
 
     def _arrive(self, visual: Visual) -> Visual:
-        """Bring a visual to the model's device; long videos follow chunk by chunk when they are encoded."""
+        """Bring a visual to the model's device; long videos follow chunk by chunk when they are
+        encoded.
+        """
         if self._long(visual):
             return visual
         tensor = self._here(_tensor(visual))
-        return replace(visual, features=tensor) if visual.kind == "features" else replace(visual, pixels=tensor)
+        return (
+            replace(visual, features=tensor)
+            if visual.kind == "features"
+            else replace(visual, pixels=tensor)
+        )
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.image_newline.device, non_blocking=True)
@@ -220,18 +267,23 @@ class HourLlava(nn.Module):
 
     @property
     def units(self) -> list[nn.Module]:
-        """Modules to shard one by one, in the order they run. What is left (embeddings, head, norm, projector, newline)
-        is used outside any module's forward and belongs to the root. `forward(lockstep=True)` runs each of them, and
-        backpropagates through each, exactly once; only long pixel videos call the vision encoder again, untracked.
+        """Modules to shard one by one, in the order they run. What is left (embeddings, head, norm,
+        projector, newline) is used outside any module's forward and belongs to the root.
+        `forward(lockstep=True)` runs each of them, and backpropagates through each, exactly once;
+        only long pixel videos call the vision encoder again, untracked.
         """
         return [self.vision, *self.memaug.blocks, *self.llm.model.layers]
 
-    def optimise(self, *, checkpoint_parts: Collection[str] = (), compile_blocks: bool = False) -> None:
-        """Trade compute for memory, and compile. Call once, before sharding; names of parameters do not change.
+    def optimise(
+        self, *, checkpoint_parts: Collection[str] = (), compile_blocks: bool = False
+    ) -> None:
+        """Trade compute for memory, and compile. Call once, before sharding; names of parameters do
+        not change.
 
-        checkpoint_parts: of "vision", "projector", "memaug" and "llm", what recomputes its activations in backward,
-        layer by layer. compile_blocks: compile the repeated blocks, each for itself; attention kernels stay outside.
-            A kind of block is compiled for the first lengths it sees, and once more for any when they vary.
+        checkpoint_parts: of "vision", "projector", "memaug" and "llm", what recomputes its
+        activations in backward, layer by layer. compile_blocks: compile the repeated blocks, each
+        for itself; attention kernels stay outside. A kind of block is compiled for the first
+        lengths it sees, and once more for any when they vary.
         """
         parts = {
             "vision": [*self.vision.layers],
@@ -249,12 +301,16 @@ class HourLlava(nn.Module):
                     module.forward = _recomputed(module.forward)
 
     def reset_buffers(self, device: torch.device | str) -> None:
-        """Recompute what no checkpoint holds. For a model built on the meta device, after `to_empty(device=device)`."""
+        """Recompute what no checkpoint holds. For a model built on the meta device, after
+        `to_empty(device=device)`.
+        """
         self.llm.model.rotary_emb = type(self.llm.model.rotary_emb)(self.llm.config).to(device)
 
 
 def qwen2_config(llm: LLMConfig) -> Qwen2Config:
-    """The configuration of transformers' model; `rope_theta` is understood by versions 4 and 5 alike."""
+    """The configuration of transformers' model; `rope_theta` is understood by versions 4 and 5
+    alike.
+    """
     config = Qwen2Config(
         vocab_size=llm.vocab_size,
         hidden_size=llm.hidden_size,
@@ -279,11 +335,11 @@ def _tensor(visual: Visual) -> Tensor:
 def _compiled(module: nn.Module, varying: int) -> Callable[..., Any]:
     """The module's forward, compiled unless its input's dimension `varying` has size one.
 
-    TorchDynamo takes a size of one for a fact and would make graphs of their own for what is hardly any work: the dummy
-    token of a rank that has nothing to do, a lone picture.
+    TorchDynamo takes a size of one for a fact and would make graphs of their own for what is hardly
+    any work: the dummy token of a rank that has nothing to do, a lone picture.
     """
-    # Without transformers' decorators: they are one function around layers and attention alike, and the number of
-    # graphs a function may have is limited.
+    # Without transformers' decorators: they are one function around layers and attention alike, and
+    # the number of graphs a function may have is limited.
     forward = types.MethodType(inspect.unwrap(type(module).forward), module)
     graph = torch.compile(forward)
 

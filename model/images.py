@@ -1,6 +1,8 @@
-"""Images from anywhere to the pixels of one visual: squashed, cut into tiles, or padded to a square.
+"""Images from anywhere to the pixels of one visual: squashed, cut into tiles, or padded to a
+square.
 
-Every image becomes plain 8-bit RGB first, upright, and what is done about the unusual ones is decided here once:
+Every image becomes plain 8-bit RGB first, upright, and what is done about the unusual ones is
+decided here once:
 
     grey, palette, 1-bit, CMYK   converted
     transparency                 the alpha channel is dropped, the colours under it stay
@@ -10,8 +12,8 @@ Every image becomes plain 8-bit RGB first, upright, and what is done about the u
     animation                    its first frame
     truncated, unknown, huge     refused
 
-Pixels are uint8 [n, 3, S, S], and with u / 127.5 - 1 they equal what the SigLIP processor gives. All refusals are
-ValueErrors that say why.
+Pixels are uint8 [n, 3, S, S], and with u / 127.5 - 1 they equal what the SigLIP processor gives.
+All refusals are ValueErrors that say why.
 """
 
 import io
@@ -26,9 +28,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from model.anyres import AnyresLayout, paste_box
-from model.resize import resize_image
+from model.media.resize import resize_image
 
-# Pillow's other readers are left out on purpose: some start programs (EPS), some are rarely exercised parsers.
+# Pillow's other readers are left out on purpose: some start programs (EPS), some are rarely
+# exercised parsers.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 MAX_PIXELS = 89_478_485  # where Pillow begins to suspect a decompression bomb
 LONGEST_SIDE = math.isqrt(MAX_PIXELS)
@@ -38,7 +41,9 @@ ImageSource = Image.Image | bytes | str | os.PathLike[str]
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """An upright 8-bit RGB image from a file, the bytes of one, or an opened image. ValueError if it cannot be used."""
+    """An upright 8-bit RGB image from a file, the bytes of one, or an opened image. ValueError if
+    it cannot be used.
+    """
     if isinstance(source, Image.Image):
         name = f"image {getattr(source, 'filename', '') or source.size}"
     elif isinstance(source, bytes):
@@ -52,14 +57,17 @@ def load_image(source: ImageSource) -> Image.Image:
             return _to_rgb(image)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}") from error
-    # What Pillow's readers raise on broken files; OSError covers truncation and unidentified images.
+    # What Pillow's readers raise on broken files; OSError covers truncation and unidentified
+    # images.
     except (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error) as error:
         raise ValueError(f"{name}: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are accepted")
+        raise ValueError(
+            f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are accepted"
+        )
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         return _deep_grey_to_rgb(image)
@@ -86,14 +94,18 @@ def anyres(image: Image.Image, layout: AnyresLayout) -> Tensor:
     canvas = Image.new("RGB", layout.resolution)
     left, top, right, bottom = paste_box(image.size, layout.resolution)
     canvas.paste(resize_image(image, (right - left, bottom - top)), (left, top))
-    tiles = _to_tensor(canvas).unfold(1, layout.tile, layout.tile).unfold(2, layout.tile, layout.tile)
+    tiles = (
+        _to_tensor(canvas).unfold(1, layout.tile, layout.tile).unfold(2, layout.tile, layout.tile)
+    )
     tiles = tiles.permute(1, 2, 0, 3, 4).flatten(0, 1)
     return torch.cat([squashed(image, layout.tile)[None], tiles])
 
 
 def padded_square(image: Image.Image, size: int) -> Tensor:
     """The image in the middle of a grey square, aspect ratio kept: uint8 [3, size, size]."""
-    if max(image.size) > LONGEST_SIDE:  # or a panorama of 90,000 x 900 pixels would need a square of 24 GB
+    if (
+        max(image.size) > LONGEST_SIDE
+    ):  # or a panorama of 90,000 x 900 pixels would need a square of 24 GB
         width, height = (max(1, side * LONGEST_SIDE // max(image.size)) for side in image.size)
         image = resize_image(image, (width, height))
     side = max(image.size)

@@ -1,4 +1,6 @@
-"""Weights of parts that no checkpoint provides. Each tensor is drawn from its own name: order does not matter."""
+"""Weights of parts that no checkpoint provides. Each tensor is drawn from its own name: order does
+not matter.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ STD = 0.02
 def initialise(named: Iterable[tuple[str, Tensor]], seed: str, std: float = STD) -> None:
     """Fill tensors in place: N(0, std), biases 0, norms 1 and 0.
 
-    Drawn in float32 on the CPU whatever the tensor's type and place, so that the same seed gives the same weights.
+    Drawn in float32 on the CPU whatever the tensor's type and place, so that the same seed gives
+    the same weights.
     """
     for name, tensor in named:
         tensor.copy_(drawn(name, tuple(tensor.shape), seed, std))

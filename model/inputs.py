@@ -1,4 +1,5 @@
-"""One sample as the model takes it: token ids with placeholders, labels, and the visuals that fill the placeholders.
+"""One sample as the model takes it: token ids with placeholders, labels, and the visuals that fill
+the placeholders.
 
 Shapes: T frames, S image size in pixels, P pooled tokens of a frame, C vision width, L tokens.
 """
@@ -13,7 +14,9 @@ from torch import Tensor
 from model.anyres import AnyresLayout, plan_anyres
 from model.config import HourLlavaConfig
 
-IGNORE_INDEX = -100  # a label that is not supervised; an input token with it is a prompt token, which MemAug sees
+IGNORE_INDEX = (
+    -100
+)  # a label that is not supervised; an input token with it is a prompt token, which MemAug sees
 IMAGE_TOKEN_INDEX = -200  # the id that stands for one visual in `input_ids`
 
 KINDS = ("frames", "features", "anyres", "images")
@@ -51,8 +54,9 @@ class Visual:
 class SampleInputs:
     """One conversation. `visuals` are in the order of the placeholders.
 
-    A sample holds either no visual, one of kind frames, features or anyres, or any number of images. `labels` are those
-    of the ids (not shifted); placeholders carry IGNORE_INDEX. `seed` decides random forgetting and nothing else.
+    A sample holds either no visual, one of kind frames, features or anyres, or any number of
+    images. `labels` are those of the ids (not shifted); placeholders carry IGNORE_INDEX. `seed`
+    decides random forgetting and nothing else.
     """
 
     id: str
@@ -72,7 +76,10 @@ def check(sample: SampleInputs, config: HourLlavaConfig) -> None:
         shapes = f"input_ids {list(sample.input_ids.shape)} and labels {list(sample.labels.shape)}"
         raise bad(f"{shapes} must be vectors of one length")
     if sample.input_ids.dtype != torch.int64 or sample.labels.dtype != torch.int64:
-        raise bad(f"input_ids and labels must be int64, not {sample.input_ids.dtype} and {sample.labels.dtype}")
+        raise bad(
+            f"input_ids and labels must be int64, not {sample.input_ids.dtype} and "
+            f"{sample.labels.dtype}"
+        )
     if not len(sample.input_ids):
         raise bad("it has no tokens")
     placeholder_L = sample.input_ids == IMAGE_TOKEN_INDEX
@@ -82,13 +89,16 @@ def check(sample: SampleInputs, config: HourLlavaConfig) -> None:
     text = sample.input_ids[~placeholder_L]
     if len(text) and not 0 <= int(text.min()) <= int(text.max()) < config.llm.vocab_size:
         raise bad(
-            f"token ids lie in {int(text.min())} .. {int(text.max())}; {config.variant} has {config.llm.vocab_size}: "
-            "was it tokenised for another variant?"
+            f"token ids lie in {int(text.min())} .. {int(text.max())}; {config.variant} has "
+            f"{config.llm.vocab_size}: was it tokenised for another variant?"
         )
     if bool((sample.labels[placeholder_L] != IGNORE_INDEX).any()):
         raise bad("a placeholder carries a label; visual tokens are never supervised")
     if len(sample.visuals) > 1 and any(visual.kind != "images" for visual in sample.visuals):
-        raise bad(f"several visuals must all be of kind 'images', not {[visual.kind for visual in sample.visuals]}")
+        raise bad(
+            "several visuals must all be of kind 'images', not "
+            f"{[visual.kind for visual in sample.visuals]}"
+        )
     for visual in sample.visuals:
         if problem := _problem(visual, config):
             raise bad(problem)
@@ -119,8 +129,8 @@ def _problem(visual: Visual, config: HourLlavaConfig) -> str | None:
         layout = anyres_layout(visual.image_size, config)
         if len(tensor) != 1 + layout.tiles:
             return (
-                f"an image of {visual.image_size} is cut into {layout.columns} x {layout.rows} tiles, so its pixels "
-                f"must hold {1 + layout.tiles} pictures, not {len(tensor)}"
+                f"an image of {visual.image_size} is cut into {layout.columns} x {layout.rows} "
+                f"tiles, so its pixels must hold {1 + layout.tiles} pictures, not {len(tensor)}"
             )
     return None
 
@@ -128,4 +138,6 @@ def _problem(visual: Visual, config: HourLlavaConfig) -> str | None:
 def anyres_layout(image_size: tuple[int, int], config: HourLlavaConfig) -> AnyresLayout:
     """The tile grid of an image of (width, height) in this model."""
     side, tile = config.vision.patches_per_side, config.vision.image_size
-    return plan_anyres(image_size, tile=tile, side=side, grid=config.image_grid, max_squares=config.anyres_max)
+    return plan_anyres(
+        image_size, tile=tile, side=side, grid=config.image_grid, max_squares=config.anyres_max
+    )

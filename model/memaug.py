@@ -1,9 +1,11 @@
 """MemAug: queries that survived forgetting look the rest up in the full memory.
 
-Post-norm blocks of self-attention over the queries, cross-attention to the memory, and an MLP. The memory is the raw
-projected tokens, the same for every block. No mask: every query sees every other and all of the memory.
+Post-norm blocks of self-attention over the queries, cross-attention to the memory, and an MLP. The
+memory is the raw projected tokens, the same for every block. No mask: every query sees every other
+and all of the memory.
 
-Shapes: Q query tokens of all samples, N memory tokens of all samples, D width, H heads, K key-value heads, E head dims.
+Shapes: Q query tokens of all samples, N memory tokens of all samples, D width, H heads, K key-value
+heads, E head dims.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class MemAug(nn.Module):
         queries: Packing,
         memories: Packing,
     ) -> Tensor:
-        """Enriched queries [Q, D]. Samples are packed: queries number i see queries and memory number i only."""
+        """Enriched queries [Q, D]. Samples are packed: queries number i see queries and memory
+        number i only.
+        """
         query_turn = rotary_table(query_positions_Q, self.head_dim, self.rope_theta, x_QD.dtype)
         memory_turn = rotary_table(memory_positions_N, self.head_dim, self.rope_theta, x_QD.dtype)
         for block in self.blocks:
@@ -65,7 +69,9 @@ class MemAugBlock(nn.Module):
         memories: Packing,
     ) -> Tensor:
         x_QD = self.self_norm(x_QD + self.self_attention(x_QD, query_turn, queries))
-        x_QD = self.cross_norm(x_QD + self.cross_attention(x_QD, memory_ND, query_turn, memory_turn, queries, memories))
+        x_QD = self.cross_norm(
+            x_QD + self.cross_attention(x_QD, memory_ND, query_turn, memory_turn, queries, memories)
+        )
         return self.mlp_norm(x_QD + self.down(F.gelu(self.up(x_QD))))
 
 
@@ -80,8 +86,12 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(llm.hidden_size, llm.hidden_size)
 
     def forward(self, x_QD: Tensor, turn: Rotation, queries: Packing) -> Tensor:
-        q_QHE, k_QKE, v_QKE = self.qkv(x_QD).unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
-        attended_QHE = packed_attention(rotate(q_QHE, *turn), rotate(k_QKE, *turn), v_QKE, queries, queries)
+        q_QHE, k_QKE, v_QKE = (
+            self.qkv(x_QD).unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
+        )
+        attended_QHE = packed_attention(
+            rotate(q_QHE, *turn), rotate(k_QKE, *turn), v_QKE, queries, queries
+        )
         return self.out(attended_QHE.flatten(1))
 
 

@@ -1,10 +1,12 @@
-r"""Messages and what they are about -> model inputs. Training and generation go through this one class.
+r"""Messages and what they are about -> model inputs. Training and generation go through this one
+class.
 
-    processor = Processor(config, tokenizer)
-    processor.video("talk.mp4", [{"from": "human", "value": "<image>\nWho speaks first?"}], add_generation_prompt=True)
+    processor = Processor(config, tokenizer) processor.video("talk.mp4", [{"from": "human", "value":
+    "<image>\nWho speaks first?"}], add_generation_prompt=True)
 
-Videos become frames (or stored features) and a prompt that says how long they are; one image becomes a square and
-tiles; several become padded squares; text stays text. Pixels are uint8: the model normalises them on its device.
+Videos become frames (or stored features) and a prompt that says how long they are; one image
+becomes a square and tiles; several become padded squares; text stays text. Pixels are uint8: the
+model normalises them on its device.
 """
 
 import os
@@ -20,11 +22,11 @@ from model import images as pictures
 from model.anyres import plan_anyres
 from model.config import HourLlavaConfig
 from model.conversation import Conversations, tokenize, video_prompt
-from model.frames import read, stored_frame_indices, timeline, training_frame_indices
 from model.images import ImageSource, load_image
 from model.inputs import SampleInputs, Visual, check
-from model.media import MediaError
-from model.resize import resize_frame
+from model.media.container import MediaError
+from model.media.reader import read, stored_frame_indices, timeline, training_frame_indices
+from model.media.resize import resize_frame
 
 
 class StoredFeatures(Protocol):
@@ -49,11 +51,13 @@ VideoSource = str | os.PathLike[str] | np.ndarray | Tensor | StoredFeatures
 
 
 class Processor:
-    """Everything that a sample goes through on the CPU, for one model configuration and its tokenizer.
+    """Everything that a sample goes through on the CPU, for one model configuration and its
+    tokenizer.
 
-    All methods take `conversations`, turns of `{"from": "human" | "gpt", "value": text}` with one `<image>` for each
-    visual, and return `SampleInputs`. `id` names the sample in errors; `seed` decides random forgetting;
-    `add_generation_prompt` ends the prompt where an answer begins. They raise ValueError for input that cannot be used.
+    All methods take `conversations`, turns of `{"from": "human" | "gpt", "value": text}` with one
+    `<image>` for each visual, and return `SampleInputs`. `id` names the sample in errors; `seed`
+    decides random forgetting; `add_generation_prompt` ends the prompt where an answer begins. They
+    raise ValueError for input that cannot be used.
     """
 
     def __init__(self, config: HourLlavaConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -74,7 +78,10 @@ class Processor:
         """Whatever the sample is about: a video, one image, several images, or nothing but text."""
         named: Naming = {"id": id, "seed": seed, "add_generation_prompt": add_generation_prompt}
         if video is not None and len(images):
-            raise ValueError(f"sample {id!r}: a video and {len(images)} images; a sample is about one or the other")
+            raise ValueError(
+                f"sample {id!r}: a video and {len(images)} images; a sample is about one or the "
+                "other"
+            )
         if video is not None:
             return self.video(video, conversations, duration=duration, **named)
         if len(images) == 1:
@@ -86,8 +93,12 @@ class Processor:
     def text(self, conversations: Conversations, **named: Unpack[Naming]) -> SampleInputs:
         return self._finish(conversations, [], **named)
 
-    def image(self, image: ImageSource, conversations: Conversations, **named: Unpack[Naming]) -> SampleInputs:
-        """One image: the whole of it squashed into a square, and the tiles of the grid that suits its shape."""
+    def image(
+        self, image: ImageSource, conversations: Conversations, **named: Unpack[Naming]
+    ) -> SampleInputs:
+        """One image: the whole of it squashed into a square, and the tiles of the grid that suits
+        its shape.
+        """
         picture = load_image(image)
         vision = self.config.vision
         layout = plan_anyres(
@@ -116,8 +127,8 @@ class Processor:
         duration: float | None = None,
         **named: Unpack[Naming],
     ) -> SampleInputs:
-        """A video file (its frames are chosen here), frames uint8 [T, H, W, 3] of a video of `duration` seconds (all
-        are used), or stored features (one frame a second is used).
+        """A video file (its frames are chosen here), frames uint8 [T, H, W, 3] of a video of
+        `duration` seconds (all are used), or stored features (one frame a second is used).
         """
         if isinstance(video, str | os.PathLike):
             visual, seconds = self._decoded(video)
@@ -125,7 +136,9 @@ class Processor:
             visual, seconds = self._given(video, duration)
         else:
             seconds = video.duration
-            visual = Visual("features", features=video.read(stored_frame_indices(video.frames, seconds)))
+            visual = Visual(
+                "features", features=video.read(stored_frame_indices(video.frames, seconds))
+            )
         shown = visual.features if visual.kind == "features" else visual.pixels
         assert shown is not None
         prompted = video_prompt(conversations, duration=seconds, frames=len(shown))
@@ -136,18 +149,35 @@ class Processor:
         chosen = training_frame_indices(line, min_frames=self.config.memory.min_frames)
         decoded = read(line, chosen, size=self.config.vision.image_size)
         if decoded.report.too_corrupt(len(chosen)):
-            raise MediaError("too_corrupt", line.path, f"{decoded.report.filled} of {len(chosen)} frames are missing")
+            raise MediaError(
+                "too_corrupt",
+                line.path,
+                f"{decoded.report.filled} of {len(chosen)} frames are missing",
+            )
         return Visual("frames", pixels=_channels_first(decoded.frames_THWC)), line.duration
 
-    def _given(self, frames_THWC: np.ndarray | Tensor, duration: float | None) -> tuple[Visual, float]:
+    def _given(
+        self, frames_THWC: np.ndarray | Tensor, duration: float | None
+    ) -> tuple[Visual, float]:
         frames_THWC = np.asarray(frames_THWC)
-        if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[-1] != 3 or not len(frames_THWC):
-            raise ValueError(f"frames must be uint8 [T, H, W, 3], not {frames_THWC.dtype} {list(frames_THWC.shape)}")
+        if (
+            frames_THWC.dtype != np.uint8
+            or frames_THWC.ndim != 4
+            or frames_THWC.shape[-1] != 3
+            or not len(frames_THWC)
+        ):
+            raise ValueError(
+                f"frames must be uint8 [T, H, W, 3], not {frames_THWC.dtype} "
+                f"{list(frames_THWC.shape)}"
+            )
         if duration is None:
-            raise ValueError("frames alone do not say how long the video lasts; give its duration in seconds")
+            raise ValueError(
+                "frames alone do not say how long the video lasts; give its duration in seconds"
+            )
         size = self.config.vision.image_size
         return Visual(
-            "frames", pixels=_channels_first(np.stack([resize_frame(frame, size) for frame in frames_THWC]))
+            "frames",
+            pixels=_channels_first(np.stack([resize_frame(frame, size) for frame in frames_THWC])),
         ), duration
 
     def _finish(
@@ -160,7 +190,9 @@ class Processor:
         add_generation_prompt: bool = False,
     ) -> SampleInputs:
         try:
-            input_ids, labels = tokenize(conversations, self.tokenizer, add_generation_prompt=add_generation_prompt)
+            input_ids, labels = tokenize(
+                conversations, self.tokenizer, add_generation_prompt=add_generation_prompt
+            )
         except ValueError as error:
             raise ValueError(f"sample {id!r}: {error}") from error
         sample = SampleInputs(id, input_ids, labels, visuals, seed)

@@ -1,6 +1,8 @@
-"""The vision encoder (SigLIP without its last layer, final norm and pooling head), pooling, and the projector.
+"""The vision encoder (SigLIP without its last layer, final norm and pooling head), pooling, and the
+projector.
 
-Shapes: B images, T frames, S picture size in pixels, P patches (row by row), C vision width, D language model width.
+Shapes: B images, T frames, S picture size in pixels, P patches (row by row), C vision width, D
+language model width.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from model.attention import attention
 from model.config import VisionConfig
 
-# Frames that pass through the encoder at once when no gradient is kept: bounds memory, changes no result.
+# Frames that pass through the encoder at once when no gradient is kept: bounds memory, changes no
+# result.
 CHUNK = 128
 
 
@@ -27,20 +30,26 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, stride=config.patch_size)
+        self.patch_embedding = nn.Conv2d(
+            3, config.hidden_size, config.patch_size, stride=config.patch_size
+        )
         self.position_embedding = nn.Embedding(config.patches_per_side**2, config.hidden_size)
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
-        # Weights of the norm behind the dropped layer: never used, carried so that a checkpoint can be converted back.
+        # Weights of the norm behind the dropped layer: never used, carried so that a checkpoint can
+        # be converted back.
         self.register_buffer("post_norm_weight", torch.ones(config.hidden_size))
         self.register_buffer("post_norm_bias", torch.zeros(config.hidden_size))
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """[B, 3, S, S], uint8 or normalised, to [B, P, C].
 
-        A picture smaller than the configured size, down to a single patch, uses the first position embeddings.
+        A picture smaller than the configured size, down to a single patch, uses the first position
+        embeddings.
         """
         weight = self.patch_embedding.weight
-        x_BPC = self.patch_embedding(normalise(pixels_B3SS, weight.dtype)).flatten(2).transpose(1, 2)
+        x_BPC = (
+            self.patch_embedding(normalise(pixels_B3SS, weight.dtype)).flatten(2).transpose(1, 2)
+        )
         # Contiguous as every layer's output is, so that one compiled graph serves all layers.
         x_BPC = (x_BPC + self.position_embedding.weight[: x_BPC.shape[1]]).contiguous()
         for layer in self.layers:
@@ -63,7 +72,9 @@ class VisionLayer(nn.Module):
 
     def forward(self, x_BPC: Tensor) -> Tensor:
         y_BPC = self.attention_norm(x_BPC)
-        q, k, v = (linear(y_BPC).unflatten(-1, (self.heads, -1)) for linear in (self.q, self.k, self.v))
+        q, k, v = (
+            linear(y_BPC).unflatten(-1, (self.heads, -1)) for linear in (self.q, self.k, self.v)
+        )
         x_BPC = x_BPC + self.out(attention(q, k, v).flatten(2))
         return x_BPC + self.down(F.gelu(self.up(self.mlp_norm(x_BPC)), approximate="tanh"))
 
@@ -82,19 +93,28 @@ class Projector(nn.Module):
 
 def normalise(pixels: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 u becomes u / 127.5 - 1; floating-point pixels are taken as normalised already."""
-    return (pixels.float() / 127.5 - 1).to(dtype) if pixels.dtype == torch.uint8 else pixels.to(dtype)
+    return (
+        (pixels.float() / 127.5 - 1).to(dtype) if pixels.dtype == torch.uint8 else pixels.to(dtype)
+    )
 
 
 def pool_frames(x_TPC: Tensor, side: int) -> Tensor:
-    """Shrink each frame's square patch grid to side x side: [T, P, C] -> [T, side * side, C], bilinear."""
+    """Shrink each frame's square patch grid to side x side: [T, P, C] -> [T, side * side, C],
+    bilinear.
+    """
     patches = round(x_TPC.shape[1] ** 0.5)
     x_TCHW = x_TPC.transpose(1, 2).unflatten(-1, (patches, patches))
-    return F.interpolate(x_TCHW, (side, side), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+    return (
+        F.interpolate(x_TCHW, (side, side), mode="bilinear", align_corners=False)
+        .flatten(2)
+        .transpose(1, 2)
+    )
 
 
 @torch.no_grad()
 def encode_frames(encoder: VisionEncoder, pixels_T3SS: Tensor, side: int) -> Tensor:
-    """What a feature file holds: frames [T, 3, S, S], on any device, to pooled features [T, side * side, C] on its own.
+    """What a feature file holds: frames [T, 3, S, S], on any device, to pooled features [T, side *
+    side, C] on its own.
 
     At most `CHUNK` frames are on the encoder's device at a time.
     """
@@ -115,25 +135,43 @@ _SIGLIP = {  # our configuration -> SigLIP's
 
 
 def save_vision_encoder(encoder: VisionEncoder, directory: Path) -> None:
-    """Write config.json and model.safetensors under SigLIP's own names, in the weights' type; others read them too."""
+    """Write config.json and model.safetensors under SigLIP's own names, in the weights' type;
+    others read them too.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {theirs: getattr(encoder.config, ours) for ours, theirs in _SIGLIP.items()}
-    config |= {"model_type": "siglip_vision_model", "architectures": ["SiglipVisionModel"], "vision_use_head": False}
+    config: dict[str, Any] = {
+        theirs: getattr(encoder.config, ours) for ours, theirs in _SIGLIP.items()
+    }
+    config |= {
+        "model_type": "siglip_vision_model",
+        "architectures": ["SiglipVisionModel"],
+        "vision_use_head": False,
+    }
     config |= {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3, "attention_dropout": 0.0}
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    state = {siglip_name(name): tensor.contiguous().cpu() for name, tensor in encoder.state_dict().items()}
+    state = {
+        siglip_name(name): tensor.contiguous().cpu()
+        for name, tensor in encoder.state_dict().items()
+    }
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def load_vision_encoder(directory: Path) -> VisionEncoder:
-    """The inverse of `save_vision_encoder`, in the file's type. Raises ValueError for tensors that do not fit."""
+    """The inverse of `save_vision_encoder`, in the file's type. Raises ValueError for tensors that
+    do not fit.
+    """
     directory = Path(directory)
     config = json.loads((directory / "config.json").read_text())
     if missing := [theirs for theirs in _SIGLIP.values() if theirs not in config]:
-        raise ValueError(f"{directory / 'config.json'}: no {', '.join(missing)}; is this a SigLIP vision encoder?")
+        raise ValueError(
+            f"{directory / 'config.json'}: no {', '.join(missing)}; is this a SigLIP vision "
+            "encoder?"
+        )
     with torch.device("meta"):
-        encoder = VisionEncoder(VisionConfig(**{ours: config[theirs] for ours, theirs in _SIGLIP.items()}))
+        encoder = VisionEncoder(
+            VisionConfig(**{ours: config[theirs] for ours, theirs in _SIGLIP.items()})
+        )
     wanted = {siglip_name(name): name for name in encoder.state_dict()}
     state = load_file(directory / "model.safetensors")
     if set(state) != set(wanted):
@@ -142,9 +180,13 @@ def load_vision_encoder(directory: Path) -> VisionEncoder:
             f"unknown {sorted(set(state) - set(wanted))[:5]}"
         )
     try:
-        encoder.load_state_dict({wanted[name]: tensor for name, tensor in state.items()}, assign=True)
+        encoder.load_state_dict(
+            {wanted[name]: tensor for name, tensor in state.items()}, assign=True
+        )
     except RuntimeError as error:
-        raise ValueError(f"{directory / 'model.safetensors'} does not fit its config.json: {error}") from error
+        raise ValueError(
+            f"{directory / 'model.safetensors'} does not fit its config.json: {error}"
+        ) from error
     return encoder.eval()
 
 

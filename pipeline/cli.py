@@ -17,38 +17,64 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hourllava", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    commands.add_parser("demo", help="build a small corpus in .demo/ and run the whole pipeline on it, on the CPU")
+    commands.add_parser(
+        "demo", help="build a small corpus in .demo/ and run the whole pipeline on it, on the CPU"
+    )
 
     doctor = commands.add_parser("doctor", help="what this machine lacks for what the settings ask")
-    doctor.add_argument("--port", type=int, default=3000, help="where the web UI is to listen (default: 3000)")
+    doctor.add_argument(
+        "--port", type=int, default=3000, help="where the web UI is to listen (default: 3000)"
+    )
     _config_option(doctor)
 
     why = commands.add_parser("why", help="why is this video not in my shards?")
     why.add_argument("video", help="a video's id, with or without its source (panda/abc)")
     _config_option(why)
 
-    ask = commands.add_parser("ask", help="ask a checkpoint about a video (questions line by line if none is given)")
-    ask.add_argument("video", help="a video file, a feature file of the checkpoint's variant, or a URL")
+    ask = commands.add_parser(
+        "ask", help="ask a checkpoint about a video (questions line by line if none is given)"
+    )
+    ask.add_argument(
+        "video", help="a video file, a feature file of the checkpoint's variant, or a URL"
+    )
     ask.add_argument("question", nargs="?")
-    ask.add_argument("--checkpoint", type=Path, required=True, help="a stage's export, or a released checkpoint")
+    ask.add_argument(
+        "--checkpoint", type=Path, required=True, help="a stage's export, or a released checkpoint"
+    )
     ask.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    ask.add_argument("--longest", type=int, default=512, metavar="TOKENS", help="where an answer is cut off")
     ask.add_argument(
-        "--any-encoder", action="store_true", help="take features that another vision encoder made than this one"
+        "--longest", type=int, default=512, metavar="TOKENS", help="where an answer is cut off"
     )
     ask.add_argument(
-        "--allow-host", action="append", default=[], metavar="HOST[:PORT]", help="fetch from it though it is private"
+        "--any-encoder",
+        action="store_true",
+        help="take features that another vision encoder made than this one",
     )
     ask.add_argument(
-        "--accept-youtube-terms", action="store_true", help="you have read them and decide that you may download"
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="fetch from it though it is private",
+    )
+    ask.add_argument(
+        "--accept-youtube-terms",
+        action="store_true",
+        help="you have read them and decide that you may download",
     )
 
-    lineage = commands.add_parser("lineage", help="what a shard or checkpoint was made from, what a video went into")
-    lineage.add_argument("what", help="a product (stage3[tiny]), a path inside of one, or a video (panda/abc)")
+    lineage = commands.add_parser(
+        "lineage", help="what a shard or checkpoint was made from, what a video went into"
+    )
+    lineage.add_argument(
+        "what", help="a product (stage3[tiny]), a path inside of one, or a video (panda/abc)"
+    )
     lineage.add_argument("--verify", action="store_true", help="also hash the files again")
     _config_option(lineage)
 
-    recover = commands.add_parser("recover", help="tell an empty Dagster instance what was made below the root")
+    recover = commands.add_parser(
+        "recover", help="tell an empty Dagster instance what was made below the root"
+    )
     _config_option(recover)
 
     chosen = parser.parse_args(arguments)
@@ -61,7 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _config_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", type=Path, help="the deployment's settings (default: HOURLLAVA_CONFIG, else the built-in ones)"
+        "--config",
+        type=Path,
+        help="the deployment's settings (default: HOURLLAVA_CONFIG, else the built-in ones)",
     )
 
 
@@ -79,7 +107,7 @@ def _home() -> Path:
 
 
 def _doctor(chosen: argparse.Namespace) -> int:
-    from assets.settings import load_settings
+    from assets.deployment.settings import load_settings
     from pipeline.doctor import MISSING, examine, report
 
     findings = examine(load_settings(chosen.config), _home(), chosen.port)
@@ -88,9 +116,9 @@ def _doctor(chosen: argparse.Namespace) -> int:
 
 
 def _why(chosen: argparse.Namespace) -> int:
-    from assets.settings import load_settings
+    from assets.deployment.settings import load_settings
     from assets.videos.why import why
-    from training.storage import Storage
+    from training.formats.storage import Storage
 
     settings = load_settings(chosen.config)
     for line in why(Storage(settings.root), settings, chosen.video):
@@ -99,17 +127,28 @@ def _why(chosen: argparse.Namespace) -> int:
 
 
 def _ask(chosen: argparse.Namespace) -> int:
-    from assets.evaluation.ask import VideoConversation
-    from assets.evaluation.checkpoint import tell, usable_checkpoint
-    from assets.evaluation.fetch import local_video
+    from assets.inference.ask import VideoConversation
+    from assets.inference.checkpoint import tell, usable_checkpoint
+    from assets.inference.fetch import local_video
 
-    checkpoint = usable_checkpoint(chosen.checkpoint, tell)  # first: a download for nothing helps nobody
+    checkpoint = usable_checkpoint(
+        chosen.checkpoint, tell
+    )  # first: a download for nothing helps nobody
     terms = chosen.accept_youtube_terms
     with local_video(chosen.video, tell, hosts=chosen.allow_host, accept_terms=terms) as path:
-        conversation = VideoConversation(checkpoint, path, chosen.device, any_encoder=chosen.any_encoder)
+        conversation = VideoConversation(
+            checkpoint, path, chosen.device, any_encoder=chosen.any_encoder
+        )
     video, timing, status = conversation.video, conversation.timing, 0
-    tell(f"video of {video.duration:.0f} s, {video.frames} frames, remembered in {timing.video:.2f} s")
-    for question in [chosen.question] if chosen.question is not None else filter(None, map(str.strip, sys.stdin)):
+    tell(
+        f"video of {video.duration:.0f} s, {video.frames} frames, remembered in {timing.video:.2f} "
+        "s"
+    )
+    for question in (
+        [chosen.question]
+        if chosen.question is not None
+        else filter(None, map(str.strip, sys.stdin))
+    ):
         try:
             for piece in conversation.ask(question, chosen.longest):
                 print(piece, end="", flush=True)
@@ -118,15 +157,18 @@ def _ask(chosen: argparse.Namespace) -> int:
             status = 2
             continue
         print(flush=True)
-        tell(f"first token {timing.first_token:.2f} s, {timing.tokens} tokens in {timing.answer:.2f} s")
+        tell(
+            f"first token {timing.first_token:.2f} s, {timing.tokens} tokens in "
+            f"{timing.answer:.2f} s"
+        )
     return status
 
 
 def _lineage(chosen: argparse.Namespace) -> int:
-    from assets.provenance import Register, products_of_video
-    from assets.settings import load_settings
-    from assets.videos.catalogue import find_part
-    from training.storage import Storage
+    from assets.annotations.catalogue import find_part
+    from assets.deployment.settings import load_settings
+    from assets.records.provenance import Register, products_of_video
+    from training.formats.storage import Storage
 
     settings = load_settings(chosen.config)
     register = Register(Storage(settings.root))
@@ -152,11 +194,13 @@ def _lineage(chosen: argparse.Namespace) -> int:
 def _recover(chosen: argparse.Namespace) -> int:
     from dagster import DagsterInstance
 
-    from assets.settings import CONFIG_VARIABLE, load_settings
-    from training.storage import Storage
+    from assets.deployment.settings import CONFIG_VARIABLE, load_settings
+    from training.formats.storage import Storage
 
     settings = load_settings(chosen.config)
-    if chosen.config:  # partitions are those of the deployment that the code location is loaded with
+    if (
+        chosen.config
+    ):  # partitions are those of the deployment that the code location is loaded with
         os.environ[CONFIG_VARIABLE] = str(chosen.config)
     from pipeline.recover import recover
 
@@ -165,7 +209,14 @@ def _recover(chosen: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"ask": _ask, "demo": _demo, "doctor": _doctor, "lineage": _lineage, "recover": _recover, "why": _why}
+_COMMANDS = {
+    "ask": _ask,
+    "demo": _demo,
+    "doctor": _doctor,
+    "lineage": _lineage,
+    "recover": _recover,
+    "why": _why,
+}
 
 
 if __name__ == "__main__":

@@ -7,34 +7,48 @@ import warnings
 
 import dagster as dg
 
+from assets.annotations import assets as annotation_assets
 from assets.checkpoints import assets as checkpoints
+from assets.collections import assets as collections
 from assets.conversations import assets as conversations
+from assets.deployment.resources import Deployment
+from assets.deployment.settings import CONFIG_VARIABLE, DEFAULT_CONFIG
 from assets.evaluation import assets as evaluation
 from assets.features import assets as features
-from assets.resources import Deployment
-from assets.settings import CONFIG_VARIABLE, DEFAULT_CONFIG
 from assets.shards import assets as shards
-from assets.sources import assets as sources
 from assets.videos import assets as videos
-from pipeline.automation import SENSORS
 from pipeline.executors import step_executor
 from pipeline.jobs import JOBS
 from pipeline.schedules import download_nightly
+from pipeline.sensors import SENSORS
 
-ROOMS = [sources, videos, conversations, shards, checkpoints, features, evaluation]
+ROOMS = [
+    annotation_assets,
+    collections,
+    videos,
+    conversations,
+    shards,
+    checkpoints,
+    features,
+    evaluation,
+]
 
 
 @dg.definitions
 def definitions() -> dg.Definitions:
     assets = dg.load_assets_from_modules(ROOMS, include_specs=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.BetaWarning)  # so Dagster calls links from the UI to the code
+        warnings.simplefilter(
+            "ignore", dg.BetaWarning
+        )  # so Dagster calls links from the UI to the code
         assets = dg.with_source_code_references(assets)
     return dg.Definitions(
         assets=assets,
         jobs=JOBS,
         schedules=[download_nightly],
         sensors=SENSORS,
-        resources={"deployment": Deployment(config=os.environ.get(CONFIG_VARIABLE) or str(DEFAULT_CONFIG))},
+        resources={
+            "deployment": Deployment(config=os.environ.get(CONFIG_VARIABLE) or str(DEFAULT_CONFIG))
+        },
         executor=step_executor(assets),
     )

@@ -1,7 +1,8 @@
 """What this machine lacks for what the deployment's settings ask: `hourllava doctor`.
 
-Each check looks at one thing and says what it found. It is *missing* when the pipeline cannot do what the settings ask,
-a *note* when it can but a person may want to know, else *ok*. Nothing is changed, and no secret is ever printed.
+Each check looks at one thing and says what it found. It is *missing* when the pipeline cannot do
+what the settings ask, a *note* when it can but a person may want to know, else *ok*. Nothing is
+changed, and no secret is ever printed.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from assets.settings import DropSource, HubSource, Settings, YoutubeSource
+from assets.deployment.settings import DropSource, HubSource, Settings, YoutubeSource
 
 GIB = 2**30
 OK, NOTE, MISSING = "ok", "note", "missing"
 PYTHON = (3, 11)
 DEMO_MEMORY = 4.8 * GIB  # measured; see README.md
 SHARED_MEMORY = 1 * GIB  # containers often get 64 MiB, which the training's data loaders exhaust
-BLIND_FROM = 100  # partitions upstream of an unpartitioned asset; docs/operations.md says what follows
+BLIND_FROM = (
+    100  # partitions upstream of an unpartitioned asset; docs/operations.md says what follows
+)
 DESCRIPTORS = 4096  # a StreamingDataset keeps some hundreds open
 MEMINFO = Path("/proc/meminfo")
 SHM = Path("/dev/shm")
@@ -35,7 +38,9 @@ SHM = Path("/dev/shm")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the table: what was looked at, how it is, what was found, and what to do about it."""
+    """One line of the table: what was looked at, how it is, what was found, and what to do about
+    it.
+    """
 
     what: str
     state: str
@@ -93,20 +98,27 @@ def report(findings: list[Finding]) -> str:
 def check_python(_: Settings) -> Iterator[Finding]:
     found = f"{sys.version.split()[0]}, dagster {version('dagster')}, torch {version('torch')}"
     if sys.version_info < PYTHON:
-        yield Finding("python", MISSING, found, f"install Python {'.'.join(map(str, PYTHON))} or newer")
+        yield Finding(
+            "python", MISSING, found, f"install Python {'.'.join(map(str, PYTHON))} or newer"
+        )
     else:
         yield Finding("python", OK, found)
 
 
 def check_storage(settings: Settings) -> Iterator[Finding]:
     """Whether files can be written below the root, and how much room there is."""
-    from training.storage import TEMPORARY_PREFIX, Storage
+    from training.formats.storage import TEMPORARY_PREFIX, Storage
 
     try:
         storage = Storage(settings.root)
     except (ImportError, ValueError) as error:
         extra = settings.root.partition(":")[0]
-        yield Finding("storage root", MISSING, f"{settings.root}: {error}", f"pip install 'hour-llava[{extra}]'")
+        yield Finding(
+            "storage root",
+            MISSING,
+            f"{settings.root}: {error}",
+            f"pip install 'hour-llava[{extra}]'",
+        )
         return
     folder = _nearest(Path(storage.root)) if storage.is_local else None
     try:
@@ -118,9 +130,13 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
             name = f"{TEMPORARY_PREFIX}doctor-{uuid.uuid4().hex}"
             storage.write_bytes(name, b"")
             storage.fs.rm(f"{storage.base}/{name}")
-    except Exception as error:  # object stores raise whatever their client does; all of it is the finding
+    except (
+        Exception
+    ) as error:  # object stores raise whatever their client does; all of it is the finding
         advice = "make it writable for this user, or set root in the settings to a place that is"
-        yield Finding("storage root", MISSING, f"{storage.root}: {type(error).__name__}: {error}", advice)
+        yield Finding(
+            "storage root", MISSING, f"{storage.root}: {type(error).__name__}: {error}", advice
+        )
         return
     yield Finding("storage root", OK, f"{storage.root} can be written")
     work = folder or _nearest(storage.cache)
@@ -141,7 +157,10 @@ def check_memory(settings: Settings) -> Iterator[Finding]:
         yield Finding("memory", MISSING, found, f"even the demo took {DEMO_MEMORY / GIB:.1f} GiB")
     elif total < decoding * 3 * GIB:
         yield Finding(
-            "memory", NOTE, found, "damaged or very large videos may be killed: lower features.decode_workers"
+            "memory",
+            NOTE,
+            found,
+            "damaged or very large videos may be killed: lower features.decode_workers",
         )
     else:
         yield Finding("memory", OK, found)
@@ -150,7 +169,10 @@ def check_memory(settings: Settings) -> Iterator[Finding]:
 def check_shared_memory(_: Settings) -> Iterator[Finding]:
     if not SHM.is_dir():
         yield Finding(
-            "shared memory", MISSING, f"no {SHM}", "mount a tmpfs there; data loaders pass samples through it"
+            "shared memory",
+            MISSING,
+            f"no {SHM}",
+            "mount a tmpfs there; data loaders pass samples through it",
         )
         return
     size = shutil.disk_usage(SHM).free
@@ -166,7 +188,9 @@ def check_descriptors(_: Settings) -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = f"{soft} open files (at most {hard})"
     if soft < DESCRIPTORS:
-        yield Finding("file descriptors", NOTE, found, f"ulimit -n {DESCRIPTORS} before Dagster is started")
+        yield Finding(
+            "file descriptors", NOTE, found, f"ulimit -n {DESCRIPTORS} before Dagster is started"
+        )
     else:
         yield Finding("file descriptors", OK, found)
 
@@ -174,7 +198,9 @@ def check_descriptors(_: Settings) -> Iterator[Finding]:
 def check_isolation(_: Settings) -> Iterator[Finding]:
     """Whether decoding processes, which read strangers' files, can be cut off from the network."""
     code = "from assets.features.nursery import _leave_network; print(_leave_network())"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=_environment()
+    )
     found = said.stdout.strip() or said.stderr.strip().splitlines()[-1]
     if found == "decoding processes have no network":
         yield Finding("decoder isolation", OK, found)
@@ -200,12 +226,14 @@ def check_sources(settings: Settings) -> Iterator[Finding]:
 
 
 def _youtube(name: str, source: YoutubeSource) -> Iterator[Finding]:
-    from assets.sources.errors import MissingToolError
-    from assets.videos import ytdlp
+    from assets.fetching import ytdlp
+    from assets.fetching.errors import MissingToolError
 
     if not source.accept_terms:
         advice = "read YouTube's terms; if you decide that you may download, set accept_terms: true"
-        yield Finding(f"source {name}", NOTE, "YouTube, terms not accepted: nothing will be fetched", advice)
+        yield Finding(
+            f"source {name}", NOTE, "YouTube, terms not accepted: nothing will be fetched", advice
+        )
         return
     said: list[str] = []
     try:
@@ -216,7 +244,11 @@ def _youtube(name: str, source: YoutubeSource) -> Iterator[Finding]:
         return
     yield Finding(f"source {name}", OK, said[0])
     if shutil.which("ffmpeg") is None:
-        yield Finding("ffmpeg", OK, "not on the PATH, and not needed: HLS-only videos stay MPEG-TS files, which decode")
+        yield Finding(
+            "ffmpeg",
+            OK,
+            "not on the PATH, and not needed: HLS-only videos stay MPEG-TS files, which decode",
+        )
 
 
 def check_hub(settings: Settings) -> Iterator[Finding]:
@@ -235,7 +267,11 @@ def installed_gpus() -> list[Gpu]:
     """NVIDIA GPUs that the driver shows."""
     if shutil.which("nvidia-smi") is None:
         return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    query = [
+        "nvidia-smi",
+        "--query-gpu=name,memory.total,driver_version",
+        "--format=csv,noheader,nounits",
+    ]
     said = subprocess.run(query, capture_output=True, text=True)
     if said.returncode:
         return []
@@ -246,7 +282,9 @@ def installed_gpus() -> list[Gpu]:
 def check_gpus(settings: Settings, gpus: list[Gpu]) -> Iterator[Finding]:
     large = [variant for variant in settings.variants if variant != "tiny"]
     if gpus:
-        found = f"{len(gpus)} x {gpus[0].name}, {gpus[0].memory / GIB:.0f} GiB, driver {gpus[0].driver}"
+        found = (
+            f"{len(gpus)} x {gpus[0].name}, {gpus[0].memory / GIB:.0f} GiB, driver {gpus[0].driver}"
+        )
         yield Finding("GPU", OK, found)
         yield _cuda()
     elif large:
@@ -264,32 +302,51 @@ def check_gpus(settings: Settings, gpus: list[Gpu]) -> Iterator[Finding]:
 
 def _cuda() -> Finding:
     code = "import torch; print(torch.version.cuda, torch.cuda.is_available())"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=_environment()
+    )
     build, _, usable = said.stdout.strip().partition(" ")
     if usable == "True":
         return Finding("CUDA", OK, f"torch for CUDA {build}")
-    return Finding("CUDA", MISSING, f"torch for CUDA {build} cannot use the GPU", "update the NVIDIA driver")
+    return Finding(
+        "CUDA", MISSING, f"torch for CUDA {build} cannot use the GPU", "update the NVIDIA driver"
+    )
 
 
 def _fits(settings: Settings, variant: str, memory: float | None) -> Iterator[Finding]:
-    """For each stage: whether the largest pack fits into a device; how much it needs where there is no device."""
+    """For each stage: whether the largest pack fits into a device; how much it needs where there is
+    no device.
+    """
     from model.config import PRESETS
-    from training.config import parse_run
-    from training.footprint import plan_memory
+    from training.memory_plan import plan_memory
+    from training.run_config import parse_run
 
     world = settings.training.processes * settings.training.nodes
-    nowhere = {"start": "", "out": "", "streams": [{"name": "any", "root": "", "indexes": ["index.json"]}]}
+    nowhere = {
+        "start": "",
+        "out": "",
+        "streams": [{"name": "any", "root": "", "indexes": ["index.json"]}],
+    }
     for stage in (1, 2, 3):
-        what, overrides = f"{variant}, stage {stage}", settings.training.overrides.get(f"stage{stage}", {})
+        what, overrides = (
+            f"{variant}, stage {stage}",
+            settings.training.overrides.get(f"stage{stage}", {}),
+        )
         run = parse_run({"variant": variant, "stage": stage, **nowhere, **overrides})
         try:
-            plan = plan_memory(run, PRESETS[variant], world, memory, checkpointing=run.checkpointing is not False)
+            plan = plan_memory(
+                run, PRESETS[variant], world, memory, checkpointing=run.checkpointing is not False
+            )
         except ValueError as error:
-            yield Finding(what, MISSING, str(error).partition(";")[0], str(error).partition("; ")[2])
+            yield Finding(
+                what, MISSING, str(error).partition(";")[0], str(error).partition("; ")[2]
+            )
             continue
         estimate = f"an estimated {plan.needed} on each of {world} device(s)"
         if memory is None:
-            yield Finding(what, NOTE, f"needs {estimate}", "choose GPUs with that much, or more of them")
+            yield Finding(
+                what, NOTE, f"needs {estimate}", "choose GPUs with that much, or more of them"
+            )
         else:
             yield Finding(what, OK, f"{estimate}, {memory / GIB:.0f} GiB there")
 
@@ -299,13 +356,23 @@ def check_optional(settings: Settings) -> Iterator[Finding]:
     if has("flash_attn"):
         yield Finding("flash-attn", OK, version("flash-attn"))
     else:
-        yield Finding("flash-attn", OK, "not installed, and not needed: torch's own attention kernels are used")
+        yield Finding(
+            "flash-attn",
+            OK,
+            "not installed, and not needed: torch's own attention kernels are used",
+        )
     if has("PyNvVideoCodec"):
         yield Finding("PyNvVideoCodec", OK, version("PyNvVideoCodec"))
     elif settings.features.decoder == "nvdec":
-        yield Finding("PyNvVideoCodec", MISSING, "features.decoder is nvdec", "pip install PyNvVideoCodec")
+        yield Finding(
+            "PyNvVideoCodec", MISSING, "features.decoder is nvdec", "pip install PyNvVideoCodec"
+        )
     else:
-        yield Finding("PyNvVideoCodec", OK, f"not installed, and features.decoder is {settings.features.decoder}")
+        yield Finding(
+            "PyNvVideoCodec",
+            OK,
+            f"not installed, and features.decoder is {settings.features.decoder}",
+        )
 
 
 def check_instance(home: Path) -> Iterator[Finding]:
@@ -313,7 +380,9 @@ def check_instance(home: Path) -> Iterator[Finding]:
     from dagster import DagsterInstance, DagsterInvalidConfigError
 
     if not (home / "dagster.yaml").exists():
-        advice = "start from the repository root, or point DAGSTER_HOME to the folder with dagster.yaml"
+        advice = (
+            "start from the repository root, or point DAGSTER_HOME to the folder with dagster.yaml"
+        )
         yield Finding("Dagster instance", MISSING, f"no {home / 'dagster.yaml'}", advice)
         return
     try:
@@ -321,18 +390,24 @@ def check_instance(home: Path) -> Iterator[Finding]:
         with contextlib.chdir(home), DagsterInstance.from_config(str(home)) as instance:
             runs, storage = instance.get_runs_count(), type(instance.run_storage).__name__
             parts = len(instance.get_dynamic_partitions("part"))
-    except Exception as error:  # configuration, missing packages, a database that is away: each has its own class
-        said = error.errors[0].message if isinstance(error, DagsterInvalidConfigError) else str(error)
+    except (
+        Exception
+    ) as error:  # configuration, missing packages, a database that is away: each has its own class
+        said = (
+            error.errors[0].message if isinstance(error, DagsterInvalidConfigError) else str(error)
+        )
         found = f"{type(error).__name__}: {said.strip().splitlines()[0]}"
-        advice = f"check the storage section of {home / 'dagster.yaml'}, and the variables that it names"
+        advice = (
+            f"check the storage section of {home / 'dagster.yaml'}, and the variables that it names"
+        )
         yield Finding("Dagster instance", MISSING, found, advice)
         return
     yield Finding("Dagster instance", OK, f"{home}: {storage} with {runs:,} runs")
     if parts >= BLIND_FROM:
-        advice = (
-            "let data_automation renew the mixture, or do so after every landing: the UI will not say that it is due"
+        advice = "let data_automation renew the mixture, or do so after every landing: the UI will not say that it is due"
+        yield Finding(
+            "parts", NOTE, f"{parts}: from {BLIND_FROM} on Dagster shows no stale mixture", advice
         )
-        yield Finding("parts", NOTE, f"{parts}: from {BLIND_FROM} on Dagster shows no stale mixture", advice)
 
 
 def check_port(port: int) -> Iterator[Finding]:

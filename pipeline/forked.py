@@ -1,7 +1,9 @@
-"""Imported by the process that steps are forked from, and by nothing else: whatever kills a run kills its steps.
+"""Imported by the process that steps are forked from, and by nothing else: whatever kills a run
+kills its steps.
 
-Such a process lives on as long as one of its steps does, also when the run's worker was killed. The step would go on,
-training for days, while Dagster says that its run failed, frees its slot and lets the next one have the GPU.
+Such a process lives on as long as one of its steps does, also when the run's worker was killed. The
+step would go on, training for days, while Dagster says that its run failed, frees its slot and lets
+the next one have the GPU.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 
-from training.launch import die_with_parent
+from training.supervise import die_with_parent
 
 _SERVER = os.getpid()
 

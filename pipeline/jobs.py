@@ -1,7 +1,8 @@
 """Named jobs: what a person wants done, in the order the graph needs.
 
-A job is materialized for one partition (or for none), because a Dagster run has one: assets whose partitions differ
-cannot share a job. `everything_for_variant` (`pipeline/everything.py`) spans them by starting a backfill.
+A job is materialized for one partition (or for none), because a Dagster run has one: assets whose
+partitions differ cannot share a job. `everything_for_variant` (`pipeline/backfill.py`) spans them
+by starting a backfill.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from typing import Any
 
 import dagster as dg
 
-from pipeline.everything import everything_for_variant
+from pipeline.backfill import everything_for_variant
 from pipeline.executors import in_one_process
-from training.samples import LLAVA_KINDS, LONG_VIDEO_KIND
+from training.formats.sample import LLAVA_KINDS, LONG_VIDEO_KIND
 
 _IN_ONE_PROCESS = in_one_process()
 
 
 def _job(
-    name: str, step: str, assets: list[str], description: str, executor: dg.ExecutorDefinition | None = None
+    name: str,
+    step: str,
+    assets: list[str],
+    description: str,
+    executor: dg.ExecutorDefinition | None = None,
 ) -> Any:
     """A job; ``step`` is a tag that finds its runs in the UI (`hourllava/step`)."""
     return dg.define_asset_job(
@@ -34,8 +39,9 @@ ACQUIRE_VIDEOS = _job(
     "acquire_videos",
     "data",
     ["videos"],
-    "Fetch the long videos of one source and one part. Run it again to retry what failed in passing: finished files "
-    "are never fetched again. The schedule download_nightly does so every evening.",
+    "Fetch the long videos of one source and one part. Run it again to retry what failed in "
+    "passing: finished files are never fetched again. The schedule download_nightly does so "
+    "every evening.",
     _IN_ONE_PROCESS,
 )
 
@@ -44,8 +50,8 @@ JOBS = [
         "collect_sources",
         "data",
         ["annotations", "catalogue", "llava_onevision", "llava_video"],
-        "Where to begin: read the annotations, list the videos they need, and fetch the two LLaVA collections. The "
-        "catalogue registers the parts that the other jobs are run for.",
+        "Where to begin: read the annotations, list the videos they need, and fetch the two "
+        "LLaVA collections. The catalogue registers the parts that the other jobs are run for.",
     ),
     ACQUIRE_VIDEOS,
     _job(
@@ -59,49 +65,70 @@ JOBS = [
         "shard_long_videos",
         "shards",
         ["conversations", LONG_VIDEO_KIND],
-        "Group the questions of one part and write its shards; the part's videos of every source come first.",
+        (
+            "Group the questions of one part and write its shards; the part's videos of every source "
+            "come first."
+        ),
         _IN_ONE_PROCESS,
     ),
     _job(
         "export_annotations",
         "data",
         ["videomarathon_json"],
-        "Write the grouped conversations of all parts as one file in LLaVA's format, for people and other tools.",
+        (
+            "Write the grouped conversations of all parts as one file in LLaVA's format, for people "
+            "and other tools."
+        ),
         _IN_ONE_PROCESS,
     ),
     _job(
         "train_stage1",
         "training",
         ["base_model", "stage1"],
-        "Get the starting point of one variant and train stage 1 on single images. Stopped or killed, it goes on from "
-        "its newest checkpoint when it is run again.",
+        "Get the starting point of one variant and train stage 1 on single images. Stopped or "
+        "killed, it goes on from its newest checkpoint when it is run again.",
     ),
     _job(
         "train_to_stage2",
         "training",
         ["base_model", "stage1", "stage2", "vision_encoder"],
-        "Train stages 1 and 2 of one variant and export its vision encoder. Needs the LLaVA shards.",
+        (
+            "Train stages 1 and 2 of one variant and export its vision encoder. Needs the LLaVA "
+            "shards."
+        ),
     ),
     _job(
         "extract_features",
         "features",
         ["features"],
-        "Make the features of one variant and one part. Needs the variant's vision encoder and the part's videos; "
-        "files whose video and encoder are unchanged are not made again.",
+        "Make the features of one variant and one part. Needs the variant's vision encoder and "
+        "the part's videos; files whose video and encoder are unchanged are not made again.",
         _IN_ONE_PROCESS,
     ),
-    _job("mix", "shards", ["hourllava_s3"], "Renew the stage-3 mixture over all parts.", _IN_ONE_PROCESS),
+    _job(
+        "mix",
+        "shards",
+        ["hourllava_s3"],
+        "Renew the stage-3 mixture over all parts.",
+        _IN_ONE_PROCESS,
+    ),
     _job(
         "train_stage3",
         "training",
         ["stage3", "evaluation"],
-        "Train stage 3 of one variant and score every stage. Needs stage 2, the mixture, and features of every part.",
+        (
+            "Train stage 3 of one variant and score every stage. Needs stage 2, the mixture, and "
+            "features of every part."
+        ),
     ),
     _job(
         "evaluate",
         "training",
         ["evaluation"],
-        "Score every stage of one variant on the held-out questions again, without training anything.",
+        (
+            "Score every stage of one variant on the held-out questions again, without training "
+            "anything."
+        ),
         _IN_ONE_PROCESS,
     ),
     everything_for_variant,

@@ -1,7 +1,8 @@
 """Tell a Dagster instance that knows nothing what lies below the storage root: `hourllava recover`.
 
-The register of lineage records is the truth about what was made; Dagster's database is its view of it. When that was
-lost, or is a new one (Postgres in place of SQLite), assets and partitions that are there would all be missing.
+The register of lineage records is the truth about what was made; Dagster's database is its view of
+it. When that was lost, or is a new one (Postgres in place of SQLite), assets and partitions that
+are there would all be missing.
 """
 
 from __future__ import annotations
@@ -10,21 +11,22 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from assets.lineage import Lineage, all_records
-from assets.partitions import part_partitions
-from assets.reporting import table
-from assets.videos.catalogue import PARTS
+from assets.annotations.catalogue import PARTS
+from assets.deployment.partitions import part_partitions
+from assets.records.lineage import Lineage, all_records
+from assets.records.reporting import table
 from pipeline.definitions import definitions
-from training.storage import Storage
+from training.formats.storage import Storage
 
 
 def recover(instance: dg.DagsterInstance, storage: Storage, log: Callable[[str], None]) -> int:
-    """Register the parts, and record each product that Dagster does not know; returns how many those were.
+    """Register the parts, and record each product that Dagster does not know; returns how many
+    those were.
 
     Inputs come before what is made from them, so that nothing looks out of date.
 
-    What Dagster knows is left alone, and so is a product that did not pass its checks. Runs, logs and pictures are not
-    in the register and stay lost.
+    What Dagster knows is left alone, and so is a product that did not pass its checks. Runs, logs
+    and pictures are not in the register and stay lost.
     """
     if storage.exists(PARTS):
         parts = [entry["name"] for entry in storage.read_json(PARTS)["parts"]]
@@ -54,14 +56,18 @@ def _known(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None
     return partition in instance.get_materialized_partitions(key)
 
 
-def _materialization(record: Lineage, key: dg.AssetKey, partition: str | None) -> dg.AssetMaterialization:
+def _materialization(
+    record: Lineage, key: dg.AssetKey, partition: str | None
+) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         key,
         partition=partition,
         description="recovered from the lineage register",
         tags={"dagster/data_version": record.version},
         metadata={
-            "counts": table([{"what": what, "count": count} for what, count in record.counts.items()]),
+            "counts": table(
+                [{"what": what, "count": count} for what, count in record.counts.items()]
+            ),
             "lineage": dg.MetadataValue.json({"inputs": record.inputs, "config": record.config}),
             "made by run": record.run_id,
         },

@@ -9,15 +9,24 @@ import os
 import dagster as dg
 import pyarrow.compute as pc
 
-from assets.partitions import part_partitions
-from assets.resources import Deployment
-from assets.settings import DropSource, Settings, YoutubeSource, load_settings
-from assets.split import part_index
-from assets.videos.catalogue import EXHAUSTED, MANUAL_MISSING, PENDING, TRANSIENT, read_catalogue, snapshot_name
+from assets.annotations.catalogue import (
+    EXHAUSTED,
+    MANUAL_MISSING,
+    PENDING,
+    TRANSIENT,
+    read_catalogue,
+    snapshot_name,
+)
+from assets.deployment.partitions import part_partitions
+from assets.deployment.parts import part_index
+from assets.deployment.resources import Deployment
+from assets.deployment.settings import DropSource, Settings, YoutubeSource, load_settings
 from pipeline.jobs import ACQUIRE_VIDEOS
-from training.storage import Storage
+from training.formats.storage import Storage
 
-IN_THE_EVENING = "0 20 * * *"  # six hours before trainings may start (`assets.automation.NIGHTLY`)
+IN_THE_EVENING = (
+    "0 20 * * *"  # six hours before trainings may start (`assets.deployment.automation.NIGHTLY`)
+)
 VIDEOS = dg.AssetKey("videos")
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -42,7 +51,9 @@ UNFINISHED = [
 )
 def download_nightly(context: dg.ScheduleEvaluationContext, deployment: Deployment):
     settings, storage = deployment.settings(), deployment.storage()
-    parts = sorted(context.instance.get_dynamic_partitions(str(part_partitions.name)), key=part_index)
+    parts = sorted(
+        context.instance.get_dynamic_partitions(str(part_partitions.name)), key=part_index
+    )
     night = context.scheduled_execution_time.date().isoformat()
     busy = partitions_in_progress(context.instance)
     requests, waiting = [], []
@@ -59,7 +70,9 @@ def download_nightly(context: dg.ScheduleEvaluationContext, deployment: Deployme
         return requests
     if waiting:
         return dg.SkipReason(f"still being fetched: {', '.join(waiting)}")
-    return dg.SkipReason("every video is there, given up or waits for a person" if parts else "no parts yet")
+    return dg.SkipReason(
+        "every video is there, given up or waits for a person" if parts else "no parts yet"
+    )
 
 
 def may_be_had(storage: Storage, settings: Settings, source: str, part: str) -> bool:
@@ -76,11 +89,17 @@ def may_be_had(storage: Storage, settings: Settings, source: str, part: str) -> 
     if not missing.num_rows or not isinstance(chosen, DropSource):
         return False
     looked = pc.max(missing["updated_at"]).as_py()
-    return looked is None or any(os.stat(folder).st_mtime > looked for folder, _, _ in os.walk(chosen.folder))
+    return looked is None or any(
+        os.stat(folder).st_mtime > looked for folder, _, _ in os.walk(chosen.folder)
+    )
 
 
 def partitions_in_progress(instance: dg.DagsterInstance) -> set[str]:
     """Source-and-part keys of `videos` that a queued or running run is about."""
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED))
-    about = [run for run in runs if run.job_name == ACQUIRE_VIDEOS.name or VIDEOS in (run.asset_selection or ())]
+    about = [
+        run
+        for run in runs
+        if run.job_name == ACQUIRE_VIDEOS.name or VIDEOS in (run.asset_selection or ())
+    ]
     return {run.tags["dagster/partition"] for run in about if "dagster/partition" in run.tags}

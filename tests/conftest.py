@@ -1,4 +1,6 @@
-"""Shared fixtures. The code location reads its settings when it loads, so the tests name a deployment of their own."""
+"""Shared fixtures. The code location reads its settings when it loads, so the tests name a
+deployment of their own.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 1 << 16) if most > 0 else 
 
 @pytest.fixture(autouse=True, scope="module")
 def no_instance_of_another_module() -> Iterator[None]:
-    """Dagster remembers the storage of an instance that is entered twice, and no definitions load after its end."""
+    """Dagster remembers the storage of an instance that is entered twice, and no definitions load
+    after its end.
+    """
     if "dagster" not in sys.modules:
         yield
         return
@@ -32,9 +36,13 @@ def no_instance_of_another_module() -> Iterator[None]:
         yield
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks, and before xdist reads the groups
+@pytest.hookimpl(
+    tryfirst=True
+)  # before tests are chosen by their marks, and before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on the finished demo are marked as such; side by side (``pytest -n``), those of one file stay together."""
+    """Tests on the finished demo are marked as such; side by side (``pytest -n``), those of one
+    file stay together.
+    """
     for item in items:
         item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if "demo" in getattr(item, "fixturenames", ()):

@@ -1,4 +1,6 @@
-"""Pages of the documentation as data: fenced blocks, tables, links. Tests hold them against the code."""
+"""Pages of the documentation as data: fenced blocks, tables, links. Tests hold them against the
+code.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class Page:
             if text == title:
                 later = [line for line, depth, _ in marks[place + 1 :] if depth <= level]
                 return Page(self.name, "".join(lines[start + 1 : later[0] if later else None]))
-        raise ValueError(f"{self.name} has no heading {title!r}; it has {', '.join(text for *_, text in marks)}")
+        raise ValueError(
+            f"{self.name} has no heading {title!r}; it has {', '.join(text for *_, text in marks)}"
+        )
 
     def headings(self) -> list[str]:
         return [text for *_, text in _headings(self.text.splitlines(keepends=True))]
@@ -82,7 +86,10 @@ def page(name: str) -> Page:
 
 def pages() -> list[Page]:
     """The README and everything in ``docs/``."""
-    names = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
+    names = [
+        "README.md",
+        *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")),
+    ]
     return [page(name) for name in names]
 
 

@@ -1,4 +1,6 @@
-"""The README and docs/: links lead somewhere, commands are run by somebody, examples load, figures name their run."""
+"""The README and docs/: links lead somewhere, commands are run by somebody, examples load, figures
+name their run.
+"""
 
 import os
 import re
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from assets.settings import Settings, load_settings
+from assets.deployment.settings import Settings, load_settings
 from pipeline.cli import main
 from tests.pages import REPOSITORY, Block, Page, names_in, page, pages
 from tests.servers.clips import clip
@@ -21,8 +23,9 @@ from tests.servers.clips import clip
 PAGES = pages()
 ROOMS = ("pipeline", "assets", "training", "model", "benchmarks", "tests", "docs")
 
-# Who runs a command of the documentation: `.ci/run` itself, a test that does what the command does, or nobody, with the
-# reason. A command that stands nowhere here fails, and so does an entry that no page has.
+# Who runs a command of the documentation: `.ci/run` itself, a test that does what the command does,
+# or nobody, with the reason. A command that stands nowhere here fails, and so does an entry that no
+# page has.
 RUN_BY_CI = "ci"
 COMMANDS: dict[str, str] = {
     "make install": RUN_BY_CI,
@@ -42,7 +45,7 @@ COMMANDS: dict[str, str] = {
     "hourllava lineage panda/abc": "tests/pipeline/test_demo.py::"
     "test_lineage_walks_from_the_checkpoint_to_the_annotations_and_back",
     'hourllava ask video.mp4 "What happens at the end?" --checkpoint data/checkpoints/3b/stage3/.../export': (
-        "tests/assets/evaluation/test_ask.py::test_pieces_join_to_what_transformers_generates"
+        "tests/assets/inference/test_ask.py::test_pieces_join_to_what_transformers_generates"
     ),
     "hourllava doctor --config my.yaml": "tests/test_docs.py::test_commands_of_hourllava_are_understood",
     "hourllava doctor --config my.yaml --port 3000": "tests/pipeline/test_doctor.py::"
@@ -87,7 +90,12 @@ def slug(heading: str) -> str:
 
 
 ALL_COMMANDS = sorted(
-    {command for shown in PAGES for block in shown.blocks("bash", "sh") for command in commands(block)}
+    {
+        command
+        for shown in PAGES
+        for block in shown.blocks("bash", "sh")
+        for command in commands(block)
+    }
 )
 
 
@@ -122,7 +130,11 @@ def program(command: str) -> str:
 
 
 def test_every_command_is_run_by_somebody_or_says_why_not():
-    ours = [c for c in ALL_COMMANDS if program(c) not in OTHERS and not (BENCHMARK.match(c) and c not in COMMANDS)]
+    ours = [
+        c
+        for c in ALL_COMMANDS
+        if program(c) not in OTHERS and not (BENCHMARK.match(c) and c not in COMMANDS)
+    ]
     assert [command for command in ours if command not in COMMANDS] == []
     assert [command for command in COMMANDS if command not in ALL_COMMANDS] == []
     assert set(OTHERS) <= set(map(program, ALL_COMMANDS))
@@ -131,7 +143,11 @@ def test_every_command_is_run_by_somebody_or_says_why_not():
 def test_the_jobs_that_operations_names_are_those_of_the_definitions():
     from pipeline.jobs import JOBS
 
-    (table,) = [rows for rows in page("docs/operations.md").tables() if rows[0][0] == "job" and rows[0][1] == "for"]
+    (table,) = [
+        rows
+        for rows in page("docs/operations.md").tables()
+        if rows[0][0] == "job" and rows[0][1] == "for"
+    ]
     assert {name for row in table[1:] for name in names_in(row[0])} == {job.name for job in JOBS}
 
 
@@ -188,7 +204,9 @@ def test_options_of_benchmarks_that_pages_name_exist():
     called = {
         (match[1], match[2])
         for shown in PAGES
-        for match in re.finditer(r"-m benchmarks\.(\w+)([^\n`#]*)", re.sub(r"\\\n\s*", " ", shown.text))
+        for match in re.finditer(
+            r"-m benchmarks\.(\w+)([^\n`#]*)", re.sub(r"\\\n\s*", " ", shown.text)
+        )
     }
     assert called
     for name, arguments in called:
@@ -200,7 +218,9 @@ def test_options_of_benchmarks_that_pages_name_exist():
 
 def test_a_pool_is_widened_as_the_page_says(tmp_path: Path):
     """The page's two commands in their order, on an instance of its own."""
-    (block,) = [b for shown in PAGES for b in shown.blocks("bash") if "instance concurrency set" in b.text]
+    (block,) = [
+        b for shown in PAGES for b in shown.blocks("bash") if "instance concurrency set" in b.text
+    ]
     shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
     said = ""
     for command in commands(block):
@@ -217,7 +237,9 @@ BASE = {"root": "data", "annotations": {"paths": ["rows.jsonl"]}, "sources": {}}
 
 
 @pytest.mark.parametrize(
-    "block", [block for shown in PAGES for block in shown.blocks("yaml")], ids=lambda block: block.page
+    "block",
+    [block for shown in PAGES for block in shown.blocks("yaml")],
+    ids=lambda block: block.page,
 )
 def test_examples_of_settings_load(block: Block, tmp_path: Path):
     values = yaml.safe_load(block.text)
@@ -232,8 +254,8 @@ def test_examples_of_settings_load(block: Block, tmp_path: Path):
 OWN_VIDEOS = """
 import dagster as dg
 from assets.conversations.assets import conversations
-from assets.resources import Deployment
-from assets.sources.assets import annotations, catalogue
+from assets.deployment.resources import Deployment
+from assets.annotations.assets import annotations, catalogue
 from assets.videos.assets import videos
 from pipeline.definitions import definitions
 
@@ -250,18 +272,30 @@ with dg.DagsterInstance.ephemeral() as instance:
 
 
 def test_the_readmes_settings_take_a_video_of_ones_own_to_its_samples(tmp_path: Path):
-    """Its example, with its folders moved below a temporary one, one part, and a question about one lecture."""
+    """Its example, with its folders moved below a temporary one, one part, and a question about one
+    lecture.
+    """
     (example,) = page("README.md").section("Your own videos").blocks("yaml")
     assert "root: /data/hourllava " in example.text
     (tmp_path / "my.yaml").write_text(example.text.replace("/data/", f"{tmp_path}/") + "parts: 1\n")
     (tmp_path / "lectures").mkdir()
     (tmp_path / "lectures/first.mp4").write_bytes(clip())
-    (tmp_path / "questions.csv").write_text("video,question,answer,data_source\nfirst,Who?,Nobody.,lectures\n")
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HOURLLAVA_CONFIG": str(tmp_path / "my.yaml")}
+    (tmp_path / "questions.csv").write_text(
+        "video,question,answer,data_source\nfirst,Who?,Nobody.,lectures\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "HOURLLAVA_CONFIG": str(tmp_path / "my.yaml"),
+    }
     command = [sys.executable, "-c", OWN_VIDEOS]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False
+    )
     assert result.returncode == 0, result.stderr[-3000:]
-    (sample,) = pq.read_table(tmp_path / "hourllava/VideoMarathon/conversations/part0.parquet").to_pylist()
+    (sample,) = pq.read_table(
+        tmp_path / "hourllava/VideoMarathon/conversations/part0.parquet"
+    ).to_pylist()
     assert sample["video"] == "lectures/first"
     assert sample["duration"] == pytest.approx(8, abs=0.2)
 
@@ -277,7 +311,8 @@ def test_every_table_of_figures_names_the_command_that_gave_it(name: str):
         for rows in Page(name, part).tables():
             figures = any(re.search(r"\d", cell) for row in rows[1:] for cell in row)
             if figures and not any(
-                re.search(r"(python -m|pytest|make|hourllava) [\w-]", above) for above in seen.values()
+                re.search(r"(python -m|pytest|make|hourllava) [\w-]", above)
+                for above in seen.values()
             ):
                 unnamed.append(rows[0])
     assert unnamed == []
@@ -286,5 +321,9 @@ def test_every_table_of_figures_names_the_command_that_gave_it(name: str):
 def test_no_page_carries_what_belongs_to_one_machine():
     """Paths of a home folder, addresses of package registries, unfinished words."""
     pattern = r"/work/|/home/\w|/root/|\bTODO\b|\bFIXME\b|lorem"
-    found = {shown.name: re.findall(pattern, shown.text) for shown in PAGES if re.search(pattern, shown.text)}
+    found = {
+        shown.name: re.findall(pattern, shown.text)
+        for shown in PAGES
+        if re.search(pattern, shown.text)
+    }
     assert found == {}

@@ -19,7 +19,9 @@ def graph():
 @pytest.mark.parametrize("heading", tables.TABLES)
 def test_the_tables_are_those_of_the_definitions(graph, heading):
     found, right = ARCHITECTURE.section(heading).tables(), tables.TABLES[heading](graph)
-    assert found == [right], f"`python -m docs.tables --write` would write:\n{tables.markdown(right)}"
+    assert found == [right], (
+        f"`python -m docs.tables --write` would write:\n{tables.markdown(right)}"
+    )
 
 
 def test_the_table_knows_every_set_of_partitions(graph):
@@ -38,7 +40,10 @@ def test_the_drawing_of_the_data_has_the_edges_of_the_definitions(graph):
     edges = set()
     for line in drawing.text.splitlines()[1:]:
         stations = re.split(r" --(?: [\w\s,-]+ --)?> ", re.sub(r"\[.*?\]", "", line.strip()))
-        groups = [[n for name in s.split(" & ") for n in (small if name == "small" else [name])] for s in stations]
+        groups = [
+            [n for name in s.split(" & ") for n in (small if name == "small" else [name])]
+            for s in stations
+        ]
         for left, right in pairwise(groups):
             edges |= {(parent, child) for parent in left for child in right}
     expected = {
@@ -46,14 +51,20 @@ def test_the_drawing_of_the_data_has_the_edges_of_the_definitions(graph):
         for key in graph.get_all_asset_keys()
         for parent in graph.get(key).parent_keys
     }
-    implied = {(name, "evaluation") for name in ("base_model", "stage1", "stage2")}  # drawn through stage3
+    implied = {
+        (name, "evaluation") for name in ("base_model", "stage1", "stage2")
+    }  # drawn through stage3
     assert edges == expected - implied
 
 
 def test_sensors_that_pages_name_exist():
-    from pipeline.automation import SENSORS
+    from pipeline.sensors import SENSORS
 
     sensors = {sensor.name for sensor in SENSORS}
     assert sensors == set(re.findall(r"`(\w+_automation|watch_\w+)`", ARCHITECTURE.text))
-    named = {name for shown in pages() for name in re.findall(r"`(\w+_automation|watch_\w+)`", shown.text)}
+    named = {
+        name
+        for shown in pages()
+        for name in re.findall(r"`(\w+_automation|watch_\w+)`", shown.text)
+    }
     assert named <= sensors

@@ -24,16 +24,16 @@ def parents(asset):
 """
 CHECKS = {
     "source": """
-from assets.partitions import source_partitions
+from assets.deployment.partitions import source_partitions
 assert "lectures" in source_partitions.get_partition_keys()
 """,
     "kind": """
 from pathlib import Path
-from assets.settings import load_settings
-from assets.sources.annotations import collect_annotations
+from assets.deployment.settings import load_settings
+from assets.annotations.collect import collect_annotations
 from assets.videos.acquire import acquire_part
-from assets.videos.catalogue import build_catalogue, read_catalogue
-from training.storage import Storage
+from assets.annotations.catalogue import build_catalogue, read_catalogue
+from training.formats.storage import Storage
 
 settings = load_settings(Path("bucket.yaml"))
 storage = Storage(settings.root)
@@ -46,14 +46,14 @@ assert storage.exists("VideoMarathon/videos/lectures/first.mp4")
 assert lost["reason"] == "not_in_bucket", lost
 """,
     "shard": """
-from assets.shards.mixtures import read_mixture
+from assets.collections.mixtures import read_mixture
 assert len(graph.get(dg.AssetKey("llavavideo_documents")).partitions_def.get_partition_keys()) == 10
 assert "llavavideo_documents" in parents("stage2") & parents("hourllava_s3")
 assert sum(entry.kind == "llavavideo_documents" for entry in read_mixture()) == 2
 """,
     "stage": """
-from training.config import RunConfig, StreamConfig
-from training.stages import VARIANTS, stage_inputs
+from training.run_config import RunConfig, StreamConfig
+from training.recipes import VARIANTS, stage_inputs
 assert parents("stage4") == {"stage3", "llavavideo_text", "llavavideo_si", "llavavideo_mi"}
 assert {item.part for stream in stage_inputs(4) for item in stream} == {9}
 for variant in VARIANTS:
@@ -62,9 +62,9 @@ for variant in VARIANTS:
 """,
     "variant": """
 from assets.checkpoints.base import PUBLISHED
-from assets.partitions import variant_partitions
+from assets.deployment.partitions import variant_partitions
 from model.config import PRESETS, HourLlavaConfig
-from training.stages import STAGES, recipe
+from training.recipes import STAGES, recipe
 assert variant_partitions.get_partition_keys() == ["0.5b"]
 assert HourLlavaConfig.from_dict(PRESETS["0.5b"].to_dict()) == PRESETS["0.5b"]
 assert all(recipe("0.5b", stage).rates for stage in STAGES)
@@ -88,9 +88,13 @@ sources: {}
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
-    """What a diff may change, without what git ignores; and the settings and the bucket of the checks."""
+    """What a diff may change, without what git ignores; and the settings and the bucket of the
+    checks.
+    """
     for room in ("pipeline", "assets", "training", "model"):
-        shutil.copytree(REPOSITORY / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            REPOSITORY / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__")
+        )
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bucket/first.mp4").write_bytes(clip())
     (tmp_path / "rows.csv").write_text("video,question,answer\nfirst,Who?,I\nsecond,Who?,You\n")
@@ -102,14 +106,22 @@ def copy(tmp_path) -> Path:
 def apply(diff: Block, folder: Path) -> None:
     """As a reader would: ``patch -p1``, or git's own where patch is not installed."""
     command = ["patch", "-p1"] if shutil.which("patch") else ["git", "apply", "-p1"]
-    result = subprocess.run(command, cwd=folder, input=diff.text, text=True, capture_output=True, check=False)
+    result = subprocess.run(
+        command, cwd=folder, input=diff.text, text=True, capture_output=True, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def run(script: str, folder: Path, settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(folder), "HOURLLAVA_CONFIG": str(folder / settings)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "HOURLLAVA_CONFIG": str(folder / settings),
+    }
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, text=True, capture_output=True, check=False
+    )
 
 
 @pytest.mark.parametrize("name", CHECKS)

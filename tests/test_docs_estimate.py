@@ -1,4 +1,6 @@
-"""docs/estimate.md is what benchmarks/estimate.py prints, and its inputs are those that were measured."""
+"""docs/estimate.md is what benchmarks/estimate.py prints, and its inputs are those that were
+measured.
+"""
 
 import pytest
 
@@ -6,7 +8,7 @@ from benchmarks import estimate
 from model.config import PRESETS
 from tests.pages import page
 from training.flops import flops, video_sizes
-from training.stages import recipe
+from training.recipes import recipe
 
 # Measured inputs as docs/performance.md writes them.
 MEASURED = {
@@ -28,25 +30,37 @@ def test_the_page_is_what_the_script_prints():
 
 def test_measured_inputs_stand_in_the_measurements():
     performance = page("docs/performance.md").text
-    assert {name for name, (_, _, where) in estimate.INPUTS.items() if where == estimate.MEASURED} == set(MEASURED)
+    assert {
+        name for name, (_, _, where) in estimate.INPUTS.items() if where == estimate.MEASURED
+    } == set(MEASURED)
     for name, text in MEASURED.items():
         assert text in performance, name
         shown = f"{estimate.of(name):g}"
         assert shown in text or f"{100 * estimate.of(name):g}" in text, name
 
 
-@pytest.mark.parametrize(("variant", "rate", "mfu"), [("3b", 1.051, 0.570), ("7b", 0.92 / 2, 0.501)])
+@pytest.mark.parametrize(
+    ("variant", "rate", "mfu"), [("3b", 1.051, 0.570), ("7b", 0.92 / 2, 0.501)]
+)
 def test_the_counted_operations_give_the_measured_utilisation(variant, rate, mfu):
-    """Hour-long samples a second of one GPU, times their operations, is the MFU that the run itself reported."""
+    """Hour-long samples a second of one GPU, times their operations, is the MFU that the run itself
+    reported.
+    """
     config = PRESETS[variant]
     work = flops(video_sizes(3600, 400, 256, config), config, recipe(variant, 3).rates)
-    assert rate * work / (estimate.of("rate of a matrix product, H200") * 1e12) == pytest.approx(mfu, rel=0.03)
+    assert rate * work / (estimate.of("rate of a matrix product, H200") * 1e12) == pytest.approx(
+        mfu, rel=0.03
+    )
 
 
 def test_rows_are_counted_by_the_last_number_of_a_name():
-    from assets.shards.mixtures import read_mixture
+    from assets.collections.mixtures import read_mixture
 
-    rows = {entry.annotation: estimate.rows_of(entry) for entry in read_mixture() if entry.kind == "llavavideo_si"}
+    rows = {
+        entry.annotation: estimate.rows_of(entry)
+        for entry in read_mixture()
+        if entry.kind == "llavavideo_si"
+    }
     assert rows["llava_next_fit_mix_filtered_text_wild_738590.json"] == 738_590 // 2
     assert rows["sharegpt4v-coco-50k.json"] == 50_000
     assert rows["sharegpt4v-knowledge-2k.json"] == 2_000
@@ -55,7 +69,9 @@ def test_rows_are_counted_by_the_last_number_of_a_name():
 
 
 def test_each_part_of_a_kind_is_read_once_by_stages_two_and_three_together():
-    """They share nothing and leave nothing out, so their samples are all there are, stage 1's kind aside."""
+    """They share nothing and leave nothing out, so their samples are all there are, stage 1's kind
+    aside.
+    """
     totals = estimate.samples_of_kinds()
     read = dict.fromkeys(totals, 0.0)
     for stage in (2, 3):
@@ -67,7 +83,11 @@ def test_each_part_of_a_kind_is_read_once_by_stages_two_and_three_together():
 
 
 def test_the_readme_states_the_estimates_figures():
-    (table,) = [table for table in page("README.md").section("The real 3B and 7B").tables() if table[0][1] == "3B"]
+    (table,) = [
+        table
+        for table in page("README.md").section("The real 3B and 7B").tables()
+        if table[0][1] == "3B"
+    ]
     text = "\n".join(" | ".join(row) for row in table)
     for number, variant in enumerate(("3b", "7b"), start=1):
         cells = " | ".join(row[number] for row in table)
@@ -75,8 +95,14 @@ def test_the_readme_states_the_estimates_figures():
         assert f"{hours:,.0f} H200-hours: {hours / 8:.0f} h on 8" in cells
         assert f"{3 * 12 * _parameters(variant) / 1e9:.0f} GB" in cells
     assert f"| {estimate.video_bytes() / 1e12:.1f} TB |" in text
-    assert f"{estimate.of('hours of long video') * estimate.feature_bytes_per_hour('3b') / 1e12:.1f} TB, 15 h" in text
-    assert round(estimate.of("hours of long video") / estimate.of("features, one H200 and 16 cores")) == 15
+    assert (
+        f"{estimate.of('hours of long video') * estimate.feature_bytes_per_hour('3b') / 1e12:.1f} TB, 15 h"
+        in text
+    )
+    assert (
+        round(estimate.of("hours of long video") / estimate.of("features, one H200 and 16 cores"))
+        == 15
+    )
 
 
 def _parameters(variant: str) -> int:

@@ -1,4 +1,6 @@
-"""docs/data_formats.md against the schemas of the code, and against files that the code has just written."""
+"""docs/data_formats.md against the schemas of the code, and against files that the code has just
+written.
+"""
 
 import ast
 import dataclasses
@@ -14,29 +16,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from assets.annotations import catalogue, rows
+from assets.annotations import collect as annotations
+from assets.collections import collect as collections
 from assets.conversations import cleaning, grouping
 from assets.conversations.export import JSON_NAME, export_llava_json
+from assets.deployment.settings import load_settings
 from assets.evaluation import compare, questions, record
 from assets.features import quarantine
 from assets.features.backends import open_pyav
 from assets.features.extract import extract
 from assets.features.options import Options
 from assets.features.pool import Pool
-from assets.lineage import LINEAGE_NAME, Lineage, record_name
-from assets.settings import load_settings
+from assets.fetching.disk import INCOMING
+from assets.records.lineage import LINEAGE_NAME, Lineage, record_name
 from assets.shards.mixture_views import MIXTURE, write_views
 from assets.shards.writer import INDEX, MANIFEST, part_folder, write_long_video_part
-from assets.sources import annotations, collections, rows
-from assets.sources.scratch import INCOMING
-from assets.videos import acquire, catalogue
-from model import media
+from assets.videos import acquire
 from model.config import PRESETS
+from model.media import container as media
 from tests.pages import names_in, page
 from tests.servers.clips import clip
-from training import features, identity, samples
+from training import run_identity as identity
+from training.formats import feature_file as features
+from training.formats import sample as samples
+from training.formats.storage import TEMPORARY_PREFIX, Storage
 from training.metrics import METRICS_NAME
-from training.stages import ShardInput
-from training.storage import TEMPORARY_PREFIX, Storage
+from training.recipes import ShardInput
 
 FORMATS = page("docs/data_formats.md")
 DEPLOYMENT = """
@@ -54,7 +60,8 @@ def arrow(schema: pa.Schema) -> dict[str, str]:
     """Column -> type as the page writes it."""
     listed = {field.name: field.type.value_type for field in schema if pa.types.is_list(field.type)}
     return {
-        field.name: f"list of {listed[field.name]}" if field.name in listed else str(field.type) for field in schema
+        field.name: f"list of {listed[field.name]}" if field.name in listed else str(field.type)
+        for field in schema
     }
 
 
@@ -63,10 +70,16 @@ def names(kind: type) -> list[str]:
 
 
 def keys_that_are_written(module: object) -> list[str]:
-    """Keys of the dictionary that a module's code hands to ``write_json``, those of ``**name`` included."""
+    """Keys of the dictionary that a module's code hands to ``write_json``, those of ``**name``
+    included.
+    """
     nodes = list(ast.walk(ast.parse(inspect.getsource(module))))
-    assigned = {getattr(n.targets[0], "id", ""): n.value for n in nodes if isinstance(n, ast.Assign)}
-    calls = [n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "write_json"]
+    assigned = {
+        getattr(n.targets[0], "id", ""): n.value for n in nodes if isinstance(n, ast.Assign)
+    }
+    calls = [
+        n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "write_json"
+    ]
 
     def keys(value: ast.expr) -> list[str]:
         value = assigned[value.id] if isinstance(value, ast.Name) else value
@@ -79,7 +92,9 @@ def keys_that_are_written(module: object) -> list[str]:
 
 def reasons_of_reject() -> set[str]:
     """Every text under which the normaliser rejects a row."""
-    calls = [node for node in ast.walk(ast.parse(inspect.getsource(rows))) if isinstance(node, ast.Call)]
+    calls = [
+        node for node in ast.walk(ast.parse(inspect.getsource(rows))) if isinstance(node, ast.Call)
+    ]
     rejecting = [call for call in calls if getattr(call.func, "id", "") == "Reject"]
     return {
         node.value
@@ -92,11 +107,16 @@ def reasons_of_reject() -> set[str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> SimpleNamespace:
-    """A root with one video, made by the real steps: annotations, catalogue, acquisition, grouping, shards, mixture."""
+    """A root with one video, made by the real steps: annotations, catalogue, acquisition, grouping,
+    shards, mixture.
+    """
     folder = tmp_path_factory.mktemp("formats")
     (folder / "deployment.yaml").write_text(DEPLOYMENT)
     (folder / "rows.jsonl").write_text(
-        "".join(json.dumps({"video": "a", "question": f"{n}?", "answer": str(n)}) + "\n" for n in range(7))
+        "".join(
+            json.dumps({"video": "a", "question": f"{n}?", "answer": str(n)}) + "\n"
+            for n in range(7)
+        )
         + json.dumps({"video": "a", "question": "Why?", "answer": None})
     )
     (folder / "dropped").mkdir()
@@ -120,10 +140,14 @@ def header_of_extraction(root: SimpleNamespace, tmp_path: Path, monkeypatch) -> 
     (encoder / "config.json").write_text("{}")
     (encoder / "model.safetensors").write_bytes(b"")
     made: list[Pool] = []
-    monkeypatch.setattr("assets.features.extract.Pool", lambda *given: made.append(Pool(*given)) or made[0])
+    monkeypatch.setattr(
+        "assets.features.extract.Pool", lambda *given: made.append(Pool(*given)) or made[0]
+    )
     extract(root.storage, Options(), "tiny", [], encoder, [].append)
     (video,) = catalogue.present_videos(root.storage, root.settings, "part0")
-    with open_pyav(root.storage.path(video.rel), size=32, min_frames=4, max_frames=99, max_pixels=1 << 20) as opened:
+    with open_pyav(
+        root.storage.path(video.rel), size=32, min_frames=4, max_frames=99, max_pixels=1 << 20
+    ) as opened:
         frames = len(list(opened))
         job = SimpleNamespace(facts=opened.facts, video=video, damaged=False)
         header = made[0]._header(job, opened.stats)
@@ -142,7 +166,9 @@ def record_of_step() -> list[str]:
     run = SimpleNamespace(streams=[SimpleNamespace(name="images")])
     ranks = SimpleNamespace(device=torch.device("cpu"), world=1)
     writer = SimpleNamespace(write=written.append)
-    loop = SimpleNamespace(progress=Progress(1), steps=2, config=run, _stream=0, ranks=ranks, metrics=writer, seen=None)
+    loop = SimpleNamespace(
+        progress=Progress(1), steps=2, config=run, _stream=0, ranks=ranks, metrics=writer, seen=None
+    )
     loop.reporter = SimpleNamespace(step=lambda line: None)
     Training._record(loop, Done(supervised=1), {}, 1.0, 1.0, 0.1)
     return list(written[0])
@@ -185,7 +211,10 @@ def test_paths_are_those_that_the_code_uses():
         JSON_NAME,
         f"{shown(part_folder('<kind>', 0))}/{INDEX}",
         f"{MIXTURE}/<stream>/{INDEX}",
-        *(f"{name}/annotations/<name>.json" for name in (collections.ONEVISION, collections.LLAVA_VIDEO)),
+        *(
+            f"{name}/annotations/<name>.json"
+            for name in (collections.ONEVISION, collections.LLAVA_VIDEO)
+        ),
         f"{collections.ONEVISION}/images/",
         f"{collections.LLAVA_VIDEO}/videos/",
         "checkpoints/<variant>/<stage>/<inputs>/",
@@ -203,19 +232,24 @@ def test_paths_are_those_that_the_code_uses():
 
 def test_files_of_a_real_root_lie_where_the_page_says(root):
     stated = [name for row in table_of("Where things lie")[1:] for name in names_in(row[0])]
-    patterns = [re.sub(r"<\w+>", "[^/]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">")) for name in stated]
+    patterns = [
+        re.sub(r"<\w+>", "[^/]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">"))
+        for name in stated
+    ]
     beside = ("manifest.json", "shard.00000.mds", "shard.00001.mds")
     lost = [
         name
         for name in root.storage.list()
-        if not any(re.fullmatch(pattern, name) for pattern in patterns) and Path(name).name not in beside
+        if not any(re.fullmatch(pattern, name) for pattern in patterns)
+        and Path(name).name not in beside
     ]
     assert lost == []
 
 
 def test_accepted_columns_are_those_of_the_normaliser():
     stated = {
-        names_in(name)[0]: tuple(names_in(accepted)) for name, accepted in table_of("Annotations that come in")[1:]
+        names_in(name)[0]: tuple(names_in(accepted))
+        for name, accepted in table_of("Annotations that come in")[1:]
     }
     assert stated == rows.FIELDS
 
@@ -264,7 +298,9 @@ def test_keys_of_files_that_were_just_written_are_stated(root, tmp_path, monkeyp
         "parts.json": list(storage.read_json(catalogue.PARTS)["parts"][0]),
         "Feature files": header_of_extraction(root, tmp_path, monkeypatch),
         "videomarathon.json": list(storage.read_json(JSON_NAME)[0]),
-        "manifest.json": list(storage.read_json(f"{part_folder(samples.LONG_VIDEO_KIND, 0)}/{MANIFEST}")),
+        "manifest.json": list(
+            storage.read_json(f"{part_folder(samples.LONG_VIDEO_KIND, 0)}/{MANIFEST}")
+        ),
         "The mixture's manifest": list(storage.read_json(f"{MIXTURE}/{MANIFEST}")),
         "A record of metrics.jsonl": record_of_step(),
         "result.json": result_of_run(tmp_path),
@@ -282,7 +318,9 @@ def test_the_ledger_and_the_conversations_of_a_real_root_are_as_described(root):
     assert re.fullmatch(r"lectures/a#0-\d+", sample["id"])
     assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
     assert turns[0]["value"].startswith("<image>")
-    assert root.storage.read_json(f"{part_folder(samples.LONG_VIDEO_KIND, 0)}/{INDEX}")["version"] == 2
+    assert (
+        root.storage.read_json(f"{part_folder(samples.LONG_VIDEO_KIND, 0)}/{INDEX}")["version"] == 2
+    )
 
 
 def test_reasons_and_statuses_are_those_of_the_code():
@@ -295,7 +333,10 @@ def test_reasons_and_statuses_are_those_of_the_code():
     source = inspect.getsource(cleaning)
     texts = set(re.findall(r'"((?:stray|empty|video)[a-z ]* [a-z]+)"', source)) | {"duplicate"}
     assert stated("Rows without a sample") == texts
-    statuses = {getattr(catalogue, name) for name in ("PENDING", "OK", "TRANSIENT", "EXHAUSTED", "PERMANENT")}
+    statuses = {
+        getattr(catalogue, name)
+        for name in ("PENDING", "OK", "TRANSIENT", "EXHAUSTED", "PERMANENT")
+    }
     statuses |= {catalogue.NEEDS_OPERATOR, catalogue.MANUAL_MISSING}
     assert {names_in(row[0])[0] for row in table_of("Statuses")[1:]} == statuses
 
@@ -305,7 +346,13 @@ def test_names_in_a_checkpoint_folder_are_those_of_the_code():
     from training.export import EXPORT_NAME
 
     stated = {names_in(row[0])[0] for row in table_of("Checkpoints")[1:]}
-    assert {METRICS_NAME, identity.RESULT_NAME, identity.FINGERPRINT_NAME, LINEAGE_NAME, f"{EXPORT_NAME}/"} <= stated
+    assert {
+        METRICS_NAME,
+        identity.RESULT_NAME,
+        identity.FINGERPRINT_NAME,
+        LINEAGE_NAME,
+        f"{EXPORT_NAME}/",
+    } <= stated
     text = _own("Checkpoints").text
     assert f"`{checkpoint.COMMITTED_NAME}`" in text
     assert f"`{checkpoint.STATE_NAME}`" in text
@@ -321,11 +368,14 @@ def test_numbers_of_feature_files_are_those_of_the_presets():
     assert f"`{features.FORMAT}`" in text
     assert f"takes {features.HEADER_ROOM} bytes" in text
     assert f"at least {full.memory.min_frames} where" in text
-    assert f"({tiny.memory.min_frames} for `tiny`); P is {full.memory.frame_tokens} ({tiny.memory.frame_tokens})" in (
-        re.sub(r"\s+", " ", text)
+    assert (
+        f"({tiny.memory.min_frames} for `tiny`); P is {full.memory.frame_tokens} ({tiny.memory.frame_tokens})"
+        in (re.sub(r"\s+", " ", text))
     )
     assert f"C is {full.vision.hidden_size} ({tiny.vision.hidden_size})" in text
-    hour = 3600 * (full.memory.frame_tokens * full.vision.hidden_size * 2 + 4) + features.HEADER_ROOM
+    hour = (
+        3600 * (full.memory.frame_tokens * full.vision.hidden_size * 2 + 4) + features.HEADER_ROOM
+    )
     assert f"{hour / 1e9:.2f} GB for `3b` and `7b`" in re.sub(r"\s+", " ", text)
 
 

@@ -1,4 +1,6 @@
-"""docs/security.md: the tests that it names exist, and what it says is nowhere in the code is nowhere."""
+"""docs/security.md: the tests that it names exist, and what it says is nowhere in the code is
+nowhere.
+"""
 
 import ast
 import re
@@ -36,10 +38,17 @@ def forbidden(tree: ast.AST) -> list[str]:
             found += [name for name in modules if name.split(".")[0] in FORBIDDEN_MODULES]
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            unsafe_yaml = called.startswith("yaml.") and called not in ("yaml.safe_load", "yaml.safe_dump")
+            unsafe_yaml = called.startswith("yaml.") and called not in (
+                "yaml.safe_load",
+                "yaml.safe_dump",
+            )
             if called in FORBIDDEN_CALLS | {"torch.load", "os.system"} or unsafe_yaml:
                 found.append(called)
-            found += [k.arg for k in node.keywords if k.arg in FORBIDDEN_ARGUMENTS and ast.unparse(k.value) != "False"]
+            found += [
+                k.arg
+                for k in node.keywords
+                if k.arg in FORBIDDEN_ARGUMENTS and ast.unparse(k.value) != "False"
+            ]
     return found
 
 
@@ -60,6 +69,8 @@ def test_the_search_finds_what_it_searches_for():
 
 def test_the_built_in_deployment_accepts_no_terms_and_listens_to_nobody():
     deployment = yaml.safe_load((REPOSITORY / "pipeline/deployment.yaml").read_text())
-    accepted = [name for name, source in deployment["sources"].items() if source.get("accept_terms")]
+    accepted = [
+        name for name, source in deployment["sources"].items() if source.get("accept_terms")
+    ]
     assert accepted == []
     assert "-h 127.0.0.1" in (REPOSITORY / "Makefile").read_text()

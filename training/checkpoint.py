@@ -1,4 +1,5 @@
-"""Checkpoints of a running stage: written in the background by all ranks, complete only when marked.
+"""Checkpoints of a running stage: written in the background by all ranks, complete only when
+marked.
 
     state/step-40/    .metadata, *.distcp     tuned parameters and optimizer moments (torch.distributed.checkpoint)
                       rng-R.safetensors       random state of rank R
@@ -6,8 +7,9 @@
                       COMMITTED               written last, when every rank has finished: without it nothing counts
     state/latest      name of the newest committed folder, for people
 
-Frozen parameters are those of the run's start and are not written. The shards are laid out anew when read, so another
-number of ranks may continue. These folders are read only by the run that wrote them; what leaves a run is the export.
+Frozen parameters are those of the run's start and are not written. The shards are laid out anew
+when read, so another number of ranks may continue. These folders are read only by the run that
+wrote them; what leaves a run is the export.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.formats.storage import fsync_file, fsync_folder
 from training.parallel import Ranks
-from training.storage import fsync_file, fsync_folder
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,9 @@ STATE_NAME = "state.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder. `save`, `settle` and `load` are called by every rank alike."""
+    """The checkpoints of one run in one folder. `save`, `settle` and `load` are called by every
+    rank alike.
+    """
 
     def __init__(self, folder: Path, keep: int, ranks: Ranks) -> None:
         self.folder = folder
@@ -59,7 +63,9 @@ class Checkpoints:
                 log.info("%s: removed, it was never completed", path)
                 shutil.rmtree(path)
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> None:
         """Start writing; training may change the parameters as soon as this returns.
 
         An earlier write that still runs is awaited first.
@@ -81,14 +87,19 @@ class Checkpoints:
         save_file(_random_state(), rng)
         fsync_file(rng)
         if self.ranks.first:
-            (target / STATE_NAME).write_text(json.dumps({**state, "step": step, "updates": _updates(optimizer)}))
+            (target / STATE_NAME).write_text(
+                json.dumps({**state, "step": step, "updates": _updates(optimizer)})
+            )
             fsync_file(target / STATE_NAME)
-        future = dcp.async_save(tensors, checkpoint_id=str(target), process_group=self.ranks.writers)
+        future = dcp.async_save(
+            tensors, checkpoint_id=str(target), process_group=self.ranks.writers
+        )
         assert isinstance(future, Future)
         self._pending = step, future
 
     def settle(self, wait: bool = False) -> int | None:
-        """Commit the write in the background if all ranks have ended it; with ``wait``, see to it that they have.
+        """Commit the write in the background if all ranks have ended it; with ``wait``, see to it
+        that they have.
 
         Returns:
             The step that became committed, or None.
@@ -112,8 +123,9 @@ class Checkpoints:
                 shutil.rmtree(target, ignore_errors=True)
             stands = self.newest()
             raise OSError(
-                f"{target}: the checkpoint could not be written ({failure or 'on another rank'}); free space or "
-                f"repair the disk and start the run again, it continues from {stands.name if stands else 'its start'}"
+                f"{target}: the checkpoint could not be written ({failure or 'on another rank'}); "
+                "free space or repair the disk and start the run again, it continues from "
+                f"{stands.name if stands else 'its start'}"
             ) from failure
         if self.ranks.first:
             _publish(target / COMMITTED_NAME, "")
@@ -123,17 +135,27 @@ class Checkpoints:
                 shutil.rmtree(old)
         return step
 
-    def load(self, source: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Read a committed checkpoint into the model and the optimizer, in place; returns the saved state."""
+    def load(
+        self, source: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> dict[str, Any]:
+        """Read a committed checkpoint into the model and the optimizer, in place; returns the saved
+        state.
+        """
         state = read_state(source)
-        dcp.load(_tensors(model, optimizer), checkpoint_id=str(source), process_group=self.ranks.writers)
+        dcp.load(
+            _tensors(model, optimizer), checkpoint_id=str(source), process_group=self.ranks.writers
+        )
         for slots in optimizer.state.values():
             slots["step"].fill_(state["updates"])
         rng = source / f"rng-{self.ranks.rank}.safetensors"
         if rng.exists():
             _set_random_state(load_file(rng))
         else:
-            log.info("%s has no random state for rank %d: it starts with its own", source.name, self.ranks.rank)
+            log.info(
+                "%s has no random state for rank %d: it starts with its own",
+                source.name,
+                self.ranks.rank,
+            )
         return state
 
     def _check_room(self, tensors: dict[str, Tensor]) -> None:
@@ -145,8 +167,9 @@ class Checkpoints:
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"{self.folder}: a checkpoint takes {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
-                "free space and start the run again, it continues from the newest committed checkpoint",
+                f"{self.folder}: a checkpoint takes {needed / 2**30:.1f} GiB and "
+                f"{free / 2**30:.1f} GiB are free; free space and start the run again, it "
+                "continues from the newest committed checkpoint",
             )
 
 

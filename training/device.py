@@ -6,7 +6,11 @@ import torch
 
 from training.parallel import Ranks
 
-PEAK_FLOPS = {"H200": 790e12, "H100": 790e12, "A100": 312e12}  # what bfloat16 matrix products really reach
+PEAK_FLOPS = {
+    "H200": 790e12,
+    "H100": 790e12,
+    "A100": 312e12,
+}  # what bfloat16 matrix products really reach
 
 
 def free_memory(ranks: Ranks) -> float | None:

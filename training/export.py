@@ -1,4 +1,6 @@
-"""What leaves a run: a checkpoint folder that `from_pretrained` loads, and the tuned vision encoder by itself."""
+"""What leaves a run: a checkpoint folder that `from_pretrained` loads, and the tuned vision encoder
+by itself.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from torch import Tensor
 
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
 from model.vision import VisionEncoder, save_vision_encoder
+from training.formats.storage import Storage
 from training.parallel import Ranks
-from training.storage import Storage
 
 EXPORT_NAME = "export"
 
@@ -30,7 +32,8 @@ _COMPANIONS = (
 def publish_export(out: Path, wrapper: HourLlavaForCausalLM, ranks: Ranks, start: Path) -> str:
     """Write ``out/export`` from the sharded model; every rank takes part, rank 0 writes.
 
-    Weights are bfloat16 where the run computed in it, float32 otherwise. The folder appears by one rename.
+    Weights are bfloat16 where the run computed in it, float32 otherwise. The folder appears by one
+    rename.
 
     Returns:
         The folder's name below ``out``.
@@ -49,7 +52,8 @@ def publish_export(out: Path, wrapper: HourLlavaForCausalLM, ranks: Ranks, start
 
 
 def export_vision_encoder(export: Path, out: Path) -> None:
-    """Write the vision encoder of an exported checkpoint into a folder of its own, for the features step.
+    """Write the vision encoder of an exported checkpoint into a folder of its own, for the features
+    step.
 
     Args:
         export: folder that `from_pretrained` loads; only the encoder's tensors are read.
@@ -63,17 +67,26 @@ def export_vision_encoder(export: Path, out: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for path in sorted(export.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            tensors |= {n.removeprefix(prefix): file.get_tensor(n) for n in file.keys() if n.startswith(prefix)}  # noqa: SIM118
+            tensors |= {
+                n.removeprefix(prefix): file.get_tensor(n)
+                for n in file.keys()
+                if n.startswith(prefix)
+            }
     missing = sorted(set(encoder.state_dict()) ^ set(tensors))
     if missing:
-        raise ValueError(f"{export}: missing or unknown tensors of the vision encoder: {', '.join(missing[:5])}")
+        raise ValueError(
+            f"{export}: missing or unknown tensors of the vision encoder: {', '.join(missing[:5])}"
+        )
     encoder.load_state_dict(tensors, assign=True)
     out.mkdir(parents=True, exist_ok=True)
     save_vision_encoder(encoder, out)
 
 
-def _whole_state(wrapper: HourLlavaForCausalLM, ranks: Ranks, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Whole tensors on the host of rank 0, gathered one at a time; an empty dictionary on the other ranks.
+def _whole_state(
+    wrapper: HourLlavaForCausalLM, ranks: Ranks, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Whole tensors on the host of rank 0, gathered one at a time; an empty dictionary on the other
+    ranks.
 
     A tensor that stands under two names (tied embeddings) is one tensor there, too.
     """
@@ -83,6 +96,10 @@ def _whole_state(wrapper: HourLlavaForCausalLM, ranks: Ranks, dtype: torch.dtype
         whole = value.full_tensor() if hasattr(value, "full_tensor") else value
         if ranks.first:
             if id(value) not in copies:
-                copies[id(value)] = whole.detach().to("cpu", dtype if whole.is_floating_point() else None).contiguous()
+                copies[id(value)] = (
+                    whole.detach()
+                    .to("cpu", dtype if whole.is_floating_point() else None)
+                    .contiguous()
+                )
             state[name] = copies[id(value)]
     return state

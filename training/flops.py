@@ -1,8 +1,9 @@
 """What a sample costs: its sizes in tokens, and the model's floating point operations for it.
 
-Sizes are read off shapes alone, before any forward pass: they decide what is packed together, balance ranks, and are
-the work that model-FLOP utilisation counts. Operations are those of the forward pass and of the gradients that are
-really formed (a frozen module forms none for its weights); recomputation is not counted.
+Sizes are read off shapes alone, before any forward pass: they decide what is packed together,
+balance ranks, and are the work that model-FLOP utilisation counts. Operations are those of the
+forward pass and of the gradients that are really formed (a frozen module forms none for its
+weights); recomputation is not counted.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ class Sizes:
     Attributes:
         pictures: images and frames that pass the vision encoder.
         memory: memory tokens; queries: what forgetting keeps of them.
-        text: text tokens; supervised: those of them that are predicted; prompt: those that MemAug sees.
-        scores, query_pairs, token_pairs: pairs within samples of MemAug's queries and memory, of its queries, and of
-            the language model's tokens.
+        text: text tokens; supervised: those of them that are predicted; prompt: those that MemAug
+            sees.
+        scores, query_pairs, token_pairs: pairs within samples of MemAug's queries and memory, of
+            its queries, and of the language model's tokens.
     """
 
     pictures: int = 0
@@ -70,7 +72,9 @@ def video_sizes(frames: int, text: int, supervised: int, config: HourLlavaConfig
 
 def _with_pairs(size: Sizes) -> Sizes:
     asked = size.queries + size.prompt
-    return replace(size, scores=asked * size.memory, query_pairs=asked**2, token_pairs=size.tokens**2)
+    return replace(
+        size, scores=asked * size.memory, query_pairs=asked**2, token_pairs=size.tokens**2
+    )
 
 
 def _visual_sizes(visual: Visual, config: HourLlavaConfig) -> tuple[int, int, int]:
@@ -108,16 +112,20 @@ def _kept(tokens: int, config: HourLlavaConfig) -> int:
 
 
 def flops(sizes: Sizes, config: HourLlavaConfig, tuned: Collection[str]) -> float:
-    """Operations of one forward and backward pass over samples of these (total) sizes, with ``tuned`` modules."""
+    """Operations of one forward and backward pass over samples of these (total) sizes, with
+    ``tuned`` modules.
+    """
     work = 0.0
     below = False  # whether a gradient has to pass through to something tuned before
     for module, stacked, linear, attention in _forward(sizes, config):
         own = module in tuned and linear > 0
         if module == "memaug":
             below |= "llm" in tuned  # the prompt's embeddings enter MemAug
-        # The first layer hands a gradient down only if something below wants it, those above it also to that layer.
+        # The first layer hands a gradient down only if something below wants it, those above it
+        # also to that layer.
         through = below or (own and stacked)
-        # Forward once; a linear layer then forms a gradient for its input and one for its weight, attention two.
+        # Forward once; a linear layer then forms a gradient for its input and one for its weight,
+        # attention two.
         work += linear * (1 + through + own) + attention * (1 + 2 * (below or own))
         below |= own
     return work
@@ -127,8 +135,8 @@ def _forward(sizes: Sizes, config: HourLlavaConfig) -> list[tuple[str, bool, flo
     """Operations of a forward pass, in its order.
 
     Returns:
-        Of each part: its module, whether layers of the same module lie below it, operations of its linear layers, and
-        of its attention.
+        Of each part: its module, whether layers of the same module lie below it, operations of its
+        linear layers, and of its attention.
     """
     vision, llm = config.vision, config.llm
     c, d = vision.hidden_size, llm.hidden_size
@@ -145,7 +153,9 @@ def _forward(sizes: Sizes, config: HourLlavaConfig) -> list[tuple[str, bool, flo
     memaug_attention = depth * 4 * d * (sizes.scores + sizes.query_pairs)
 
     llm_layer = 2 * d * d + d * kv + 3 * d * llm.intermediate_size
-    llm_linear = 2 * sizes.tokens * llm.num_layers * llm_layer + 2 * sizes.supervised * d * llm.vocab_size
+    llm_linear = (
+        2 * sizes.tokens * llm.num_layers * llm_layer + 2 * sizes.supervised * d * llm.vocab_size
+    )
     llm_attention = 4 * d * sizes.token_pairs / 2 * llm.num_layers  # causal: half of the pairs
     return [
         ("vision", False, 2 * patches * 3 * vision.patch_size**2 * c, 0.0),
@@ -159,12 +169,16 @@ def _forward(sizes: Sizes, config: HourLlavaConfig) -> list[tuple[str, bool, flo
 
 
 def parameters(config: HourLlavaConfig) -> dict[str, int]:
-    """Number of parameters of each module; ``embeddings``: those of the language model, with a head of its own."""
+    """Number of parameters of each module; ``embeddings``: those of the language model, with a head
+    of its own.
+    """
     vision, llm = config.vision, config.llm
     c, d = vision.hidden_size, llm.hidden_size
     kv = 2 * llm.num_kv_heads * llm.head_dim
     tower = 3 * vision.patch_size**2 * c + c + vision.patches_per_side**2 * c
-    tower += vision.num_layers * (4 * c * c + 2 * c * vision.intermediate_size + 9 * c + vision.intermediate_size)
+    tower += vision.num_layers * (
+        4 * c * c + 2 * c * vision.intermediate_size + 9 * c + vision.intermediate_size
+    )
     block = (d * (d + kv) + d + kv) + (d * d + d) * 3 + (d * kv + kv) + (8 * d * d + 5 * d) + 6 * d
     layer = 2 * d * d + d + d * kv + kv + 3 * d * llm.intermediate_size + 2 * d
     embeddings = llm.vocab_size * d * (1 if llm.tie_word_embeddings else 2)

@@ -1,6 +1,8 @@
-"""Weights of a checkpoint folder into a sharded model: every rank reads its own rows and nothing else.
+"""Weights of a checkpoint folder into a sharded model: every rank reads its own rows and nothing
+else.
 
-The files are mapped, so the ranks of one machine share what they read, and none ever holds a whole model on its host.
+The files are mapped, so the ranks of one machine share what they read, and none ever holds a whole
+model on its host.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ def empty_model(start: Path) -> HourLlavaForCausalLM:
     """
     if not (start / "config.json").exists():
         raise ValueError(
-            f"start: {start} holds no checkpoint (no config.json); make what comes before this stage first"
+            f"start: {start} holds no checkpoint (no config.json); make what comes before this "
+            "stage first"
         )
     with torch.device("meta"):
         return HourLlavaForCausalLM(HourLlavaHFConfig.from_pretrained(start))
@@ -32,10 +35,12 @@ def empty_model(start: Path) -> HourLlavaForCausalLM:
 
 @torch.no_grad()
 def load_weights(wrapper: HourLlavaForCausalLM, start: Path) -> None:
-    """Fill parameters and stored buffers from the folder's safetensors files, whatever the stored type.
+    """Fill parameters and stored buffers from the folder's safetensors files, whatever the stored
+    type.
 
     Raises:
-        ValueError: missing, unknown or differently shaped tensors; it names the file and some of them.
+        ValueError: missing, unknown or differently shaped tensors; it names the file and some of
+            them.
     """
     targets: dict[str, Tensor] = wrapper.state_dict(keep_vars=True)
     aliases: dict[int, set[str]] = {}
@@ -49,20 +54,25 @@ def load_weights(wrapper: HourLlavaForCausalLM, start: Path) -> None:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 not a dictionary
                 if name not in targets:
-                    raise ValueError(f"{path}: unknown tensor {name!r}; is this a checkpoint of another model?")
+                    raise ValueError(
+                        f"{path}: unknown tensor {name!r}; is this a checkpoint of another model?"
+                    )
                 _fill(targets[name], file.get_slice(name), f"{path}: {name}")
                 missing -= aliases[id(targets[name])]
     if missing:
         names = sorted(missing)
         raise ValueError(
-            f"start: {start} lacks {len(names)} tensors: {', '.join(names[:5])}{' ...' * (len(names) > 5)}"
+            f"start: {start} lacks {len(names)} tensors: "
+            f"{', '.join(names[:5])}{' ...' * (len(names) > 5)}"
         )
 
 
 def _fill(target: Tensor, stored: Any, what: str) -> None:
     shape = tuple(stored.get_shape())
     if shape != tuple(target.shape):
-        raise ValueError(f"{what} has shape {list(shape)}, the model's configuration says {list(target.shape)}")
+        raise ValueError(
+            f"{what} has shape {list(shape)}, the model's configuration says {list(target.shape)}"
+        )
     if not isinstance(target, DTensor):
         target.copy_(stored[...] if shape else stored[:])
         return

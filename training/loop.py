@@ -1,8 +1,9 @@
 """The training loop of all stages: the story of one step, told once.
 
-`train` sets the scene (ranks, model, optimizer, data, checkpoints), `Training.run` takes the steps, and the end of a
-run is its export and, last of all, ``result.json``. Started again at any moment, also after it was killed, it goes on
-from the newest committed checkpoint, takes the same steps with the same samples, and ends in the same bytes.
+`train` sets the scene (ranks, model, optimizer, data, checkpoints), `Training.run` takes the steps,
+and the end of a run is its export and, last of all, ``result.json``. Started again at any moment,
+also after it was killed, it goes on from the newest committed checkpoint, takes the same steps with
+the same samples, and ends in the same bytes.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ from transformers import AutoTokenizer
 from model.hf import HourLlavaForCausalLM
 from model.processor import Processor
 from training.checkpoint import Checkpoints
-from training.config import RunConfig, seed_of
+from training.data.prefetch import Courier, Feed, Loader, Window
 from training.device import device_name, free_memory, hardware
 from training.export import publish_export
-from training.feed import Courier, Feed, Loader, Window
 from training.flops import flops
-from training.footprint import plan_memory
-from training.identity import fingerprint_of, finished, remove_foreign_state, write_result
-from training.launch import stop_requested
+from training.formats.hashing import seed_of
 from training.loading import empty_model, load_weights
+from training.memory_plan import plan_memory
 from training.metrics import MetricsWriter
-from training.optim import build_optimizer, gradient_norm, scale_gradients, select, set_rates
+from training.optimizer import build_optimizer, gradient_norm, scale_gradients, select, set_rates
 from training.parallel import Ranks, prepare
 from training.reporting import Reporter
+from training.run_config import RunConfig
+from training.run_identity import fingerprint_of, finished, remove_foreign_state, write_result
+from training.supervise import stop_requested
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +86,13 @@ class Done:
     waited_s: float = 0.0  # for data
 
 
-def train(run: RunConfig, ranks: Ranks, reporter: Reporter, make_loader: MakeLoader) -> dict[str, Any]:
+def train(
+    run: RunConfig, ranks: Ranks, reporter: Reporter, make_loader: MakeLoader
+) -> dict[str, Any]:
     """Train one stage to its end and return what ``result.json`` holds.
 
-    A finished run with the same configuration is left as it is. State of another configuration in the same folder is
-    removed: its data, its start or its recipe are not those of this run.
+    A finished run with the same configuration is left as it is. State of another configuration in
+    the same folder is removed: its data, its start or its recipe are not those of this run.
 
     Raises:
         ValueError: the configuration cannot work here (it names what to change).
@@ -115,8 +119,13 @@ def train(run: RunConfig, ranks: Ranks, reporter: Reporter, make_loader: MakeLoa
     folder = publish_export(out, training.wrapper, ranks, Path(run.start))
     result = {}
     if ranks.first:
-        result = write_result(out, asdict(training.progress), fingerprint, folder, ranks.world, dropped)
-        reporter.note(f"finished: loss {result['first_loss']} -> {result['last_loss']} in {result['steps']} steps")
+        result = write_result(
+            out, asdict(training.progress), fingerprint, folder, ranks.world, dropped
+        )
+        reporter.note(
+            f"finished: loss {result['first_loss']} -> {result['last_loss']} in {result['steps']} "
+            "steps"
+        )
     ranks.barrier()
     return result
 
@@ -125,38 +134,51 @@ class Training:
     """One run on this rank: the model, laid over the ranks, its data, and how far it is.
 
     Raises:
-        ValueError: the configuration cannot work here: the ranks cannot share the batch, memory does not suffice, the
-            start is of another variant, there are too few samples.
+        ValueError: the configuration cannot work here: the ranks cannot share the batch, memory
+            does not suffice, the start is of another variant, there are too few samples.
     """
 
     def __init__(
-        self, run: RunConfig, ranks: Ranks, reporter: Reporter, make_loader: MakeLoader, checkpoints: Checkpoints
+        self,
+        run: RunConfig,
+        ranks: Ranks,
+        reporter: Reporter,
+        make_loader: MakeLoader,
+        checkpoints: Checkpoints,
     ) -> None:
         self.config, self.recipe = run, run.recipe
         self.ranks, self.reporter, self.checkpoints = ranks, reporter, checkpoints
         self.micro_batch, self.accumulation = run.batches(ranks.world)
         self.wrapper, self.processor, checkpointing = _model(run)
         self.model, self.model_config = self.wrapper.model, self.processor.config
-        self.memory = plan_memory(run, self.model_config, ranks.world, free_memory(ranks), checkpointing)
+        self.memory = plan_memory(
+            run, self.model_config, ranks.world, free_memory(ranks), checkpointing
+        )
         reporter.note(
-            f"stage {run.stage} of {run.variant} on {ranks.world} x {device_name(ranks)}: packs of at most "
-            f"{self.memory.budget.tokens} tokens, estimated need {self.memory.needed}"
+            f"stage {run.stage} of {run.variant} on {ranks.world} x {device_name(ranks)}: packs of "
+            f"at most {self.memory.budget.tokens} tokens, estimated need {self.memory.needed}"
         )
         _seed(run, ranks)
         self.model.config = self.model_config
         select(self.model, run.modules)
         compiled = ranks.device.type == "cuda" if run.compile is None else run.compile
-        self.recomputation = prepare(self.model, ranks, compiled=compiled, checkpointing=checkpointing)
+        self.recomputation = prepare(
+            self.model, ranks, compiled=compiled, checkpointing=checkpointing
+        )
         load_weights(self.wrapper, Path(run.start))
         self.model.train()
         self.optimizer = build_optimizer(self.model, self.recipe)
-        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.parameters = [
+            parameter for group in self.optimizer.param_groups for parameter in group["params"]
+        ]
         self.loader = make_loader(run, self.processor, ranks.rank, ranks.world)
-        self.steps = min(self.recipe.epochs * self.loader.steps_per_epoch, run.max_steps or sys.maxsize)
+        self.steps = min(
+            self.recipe.epochs * self.loader.steps_per_epoch, run.max_steps or sys.maxsize
+        )
         if not self.steps:
             raise ValueError(
-                f"the streams hold less than one global batch of {self.recipe.global_batch} samples; "
-                "add samples or set a smaller global_batch"
+                f"the streams hold less than one global batch of {self.recipe.global_batch} "
+                "samples; add samples or set a smaller global_batch"
             )
         self.courier = Courier(ranks.device)
         self.progress = Progress()
@@ -176,12 +198,19 @@ class Training:
             self.reporter.note(f"continuing from {newest.name}")
 
     def run(self) -> None:
-        """Take all steps that are left; the last one is in a committed checkpoint when this returns."""
+        """Take all steps that are left; the last one is in a committed checkpoint when this
+        returns.
+        """
         out, done = Path(self.config.out), self.progress.step
         if self.ranks.first:
             self.metrics = MetricsWriter(out, after=done, tensorboard=self.config.tensorboard)
-        self.seen = MetricsWriter(out / "samples", after=done, tensorboard=False, name=f"rank-{self.ranks.rank}.jsonl")
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.seen = MetricsWriter(
+            out / "samples", after=done, tensorboard=False, name=f"rank-{self.ranks.rank}.jsonl"
+        )
+        previous = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
         windows = self.windows()
         try:
             while self.progress.step < self.steps:
@@ -212,7 +241,9 @@ class Training:
         return iter(feed)
 
     def step(self, windows: Generator[Window]) -> None:
-        """One optimizer step. Raises StopAsked, and leaves all as it was before, if a rank was asked to stop."""
+        """One optimizer step. Raises StopAsked, and leaves all as it was before, if a rank was
+        asked to stop.
+        """
         began = time.monotonic()
         rates = set_rates(self.optimizer, self.progress.step, self.steps, self.recipe.warmup)
         done = Done()
@@ -220,7 +251,9 @@ class Training:
         for window in self._until_step_ends(windows, done):
             for pack in self.courier.send(window.packs):
                 self.recomputation.wanted = pack.sizes.tokens > self.memory.kept_tokens
-                output = self.model(pack.samples, forgetting="random", lockstep=self.ranks.world > 1)
+                output = self.model(
+                    pack.samples, forgetting="random", lockstep=self.ranks.world > 1
+                )
                 loss += output.loss_sum.detach()
                 if output.loss_sum.requires_grad:
                     self._objective(output.loss_sum, output.supervised).backward()
@@ -258,7 +291,9 @@ class Training:
         self.position = window.position
 
     def _objective(self, loss_sum: torch.Tensor, supervised: int) -> torch.Tensor:
-        """What is differentiated; `_update` divides the gradients by what is known only at the end of the step."""
+        """What is differentiated; `_update` divides the gradients by what is known only at the end
+        of the step.
+        """
         return loss_sum if self.config.loss == "tokens" else loss_sum / max(supervised, 1)
 
     def _update(self, everywhere: Done) -> tuple[float, bool]:
@@ -270,7 +305,8 @@ class Training:
         if not everywhere.supervised:  # every sample of the step was unusable
             self.optimizer.zero_grad(set_to_none=True)
             return 0.0, True
-        # Sharded gradients are means over the ranks; the loss is a sum over tokens (or over packs' means).
+        # Sharded gradients are means over the ranks; the loss is a sum over tokens (or over packs'
+        # means).
         parts = everywhere.supervised if self.config.loss == "tokens" else everywhere.packs
         factor = self.ranks.world / parts
         norm = float(gradient_norm(self.parameters)) * factor
@@ -293,7 +329,9 @@ class Training:
             skipped_in_a_row=0 if finite else progress.skipped_in_a_row + 1,
         )
 
-    def _record(self, done: Done, rates: dict[str, float], norm: float, seconds: float, waited: float) -> None:
+    def _record(
+        self, done: Done, rates: dict[str, float], norm: float, seconds: float, waited: float
+    ) -> None:
         step = self.progress.step
         loss = done.loss_sum / done.supervised if done.supervised else math.nan
         record: dict[str, Any] = {
@@ -320,8 +358,8 @@ class Training:
             self.seen.write({"step": step, "ids": self._ids})
         used = f", {100 * measured['mfu']:.1f} % MFU" if "mfu" in measured else ""
         self.reporter.step(
-            f"step {step}/{self.steps} loss {loss:.4f} grad norm {norm:.3f} {seconds:.2f} s (data {waited:.2f} s) "
-            f"{done.tokens / seconds:.0f} tokens/s{used}"
+            f"step {step}/{self.steps} loss {loss:.4f} grad norm {norm:.3f} {seconds:.2f} s (data "
+            f"{waited:.2f} s) {done.tokens / seconds:.0f} tokens/s{used}"
         )
 
     def _not_finite(self, everywhere: Done, norm: float) -> None:
@@ -329,30 +367,47 @@ class Training:
         step, row = self.progress.step, self.progress.skipped_in_a_row
         ids = [name for names in self.ranks.gather(self._ids) for name in names]  # type: ignore[attr-defined]
         if self.ranks.first:
-            record = {"step": step, "loss_sum": str(everywhere.loss_sum), "grad_norm": str(norm), "ids": ids}
+            record = {
+                "step": step,
+                "loss_sum": str(everywhere.loss_sum),
+                "grad_norm": str(norm),
+                "ids": ids,
+            }
             with open(Path(self.config.out) / "nonfinite.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-        self.reporter.note(f"step {step} was not taken: its loss or gradient is not finite; samples: {', '.join(ids)}")
+        self.reporter.note(
+            f"step {step} was not taken: its loss or gradient is not finite; samples: "
+            f"{', '.join(ids)}"
+        )
         if row >= self.config.nonfinite_limit:
             raise Diverged(
-                f"loss or gradient were not finite in {row} steps in a row, up to step {step}; nonfinite.jsonl in "
-                f"{self.config.out} names the samples. Look at them, or lower the rates"
+                f"loss or gradient were not finite in {row} steps in a row, up to step {step}; "
+                f"nonfinite.jsonl in {self.config.out} names the samples. Look at them, or lower "
+                "the rates"
             )
 
     def _save(self, wait: bool) -> None:
-        state = {"progress": asdict(self.progress), "position": self.position, "world": self.ranks.world}
+        state = {
+            "progress": asdict(self.progress),
+            "position": self.position,
+            "world": self.ranks.world,
+        }
         self.checkpoints.save(self.progress.step, self.model, self.optimizer, state)
         self._saved = self.progress.step
         if wait:
             self.checkpoints.settle(wait=True)
 
     def _leave(self) -> None:
-        """Write down the steps that were taken, and go; the one that was begun is taken again later."""
+        """Write down the steps that were taken, and go; the one that was begun is taken again
+        later.
+        """
         step = self.progress.step
         self.checkpoints.settle(wait=True)
         if step != self._saved:
             self._save(wait=True)
-        raise Preempted(f"asked to stop after step {step} of {self.steps}; what was done is in a checkpoint")
+        raise Preempted(
+            f"asked to stop after step {step} of {self.steps}; what was done is in a checkpoint"
+        )
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signalled = True
@@ -371,11 +426,16 @@ def _model(run: RunConfig) -> tuple[HourLlavaForCausalLM, Processor, bool]:
     wrapper = empty_model(start)
     config = wrapper.config.model_config
     if config.variant != run.variant:
-        raise ValueError(f"start: {start} holds variant {config.variant!r}, but the run is of variant {run.variant!r}")
+        raise ValueError(
+            f"start: {start} holds variant {config.variant!r}, but the run is of variant "
+            f"{run.variant!r}"
+        )
     tokenizer = AutoTokenizer.from_pretrained(start)
     config = replace(config, max_length=min(config.max_length, run.recipe.max_length))
     cuda = torch.cuda.is_available() if run.device == "auto" else run.device == "cuda"
-    checkpointing = (cuda and run.variant != "tiny") if run.checkpointing is None else run.checkpointing
+    checkpointing = (
+        (cuda and run.variant != "tiny") if run.checkpointing is None else run.checkpointing
+    )
     return wrapper, Processor(config, tokenizer), checkpointing
 
 
@@ -385,7 +445,9 @@ def _added(counts: list[Any]) -> dict[str, int]:
 
 
 def _seed(run: RunConfig, ranks: Ranks) -> None:
-    """Nothing random should come from the global generators; what does is at least the same every time."""
+    """Nothing random should come from the global generators; what does is at least the same every
+    time.
+    """
     seed = seed_of(run.seed, run.variant, run.stage, "rank", ranks.rank)
     random.seed(seed)
     np.random.seed(seed)

@@ -1,4 +1,6 @@
-"""What a run reports of itself: one record a step, as JSON lines. TensorBoard is drawn from the same records."""
+"""What a run reports of itself: one record a step, as JSON lines. TensorBoard is drawn from the
+same records.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,18 @@ METRICS_NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends records to ``folder/metrics.jsonl``, and to TensorBoard event files below ``folder/tensorboard``.
+    """Appends records to ``folder/metrics.jsonl``, and to TensorBoard event files below
+    ``folder/tensorboard``.
 
     Args:
-        after: the step that is resumed from; later records, of steps that are about to be done again, are dropped.
+        after: the step that is resumed from; later records, of steps that are about to be done
+            again, are dropped.
         name: of the file.
     """
 
-    def __init__(self, folder: Path, after: int = 0, tensorboard: bool = True, name: str = METRICS_NAME) -> None:
+    def __init__(
+        self, folder: Path, after: int = 0, tensorboard: bool = True, name: str = METRICS_NAME
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / name
         _truncate(self.path, after)
@@ -31,7 +37,9 @@ class MetricsWriter:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """One record; it holds ``step``. Numbers in it, also one level down, become TensorBoard scalars."""
+        """One record; it holds ``step``. Numbers in it, also one level down, become TensorBoard
+        scalars.
+        """
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -45,7 +53,9 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of a metrics file in order; none where there is no file. An unfinished last line is left out."""
+    """Records of a metrics file in order; none where there is no file. An unfinished last line is
+    left out.
+    """
     if not path.exists():
         return
     with open(path, encoding="utf-8") as file:
@@ -57,7 +67,11 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 def _truncate(path: Path, after: int) -> None:
     if not path.exists():
         return
-    kept = [json.dumps(record, allow_nan=False) + "\n" for record in read_metrics(path) if record["step"] <= after]
+    kept = [
+        json.dumps(record, allow_nan=False) + "\n"
+        for record in read_metrics(path)
+        if record["step"] <= after
+    ]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
@@ -66,6 +80,10 @@ def _truncate(path: Path, after: int) -> None:
 def _scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for key, value in record.items():
         if isinstance(value, dict):
-            yield from ((f"{key}/{inner}", float(v)) for inner, v in value.items() if isinstance(v, int | float))
+            yield from (
+                (f"{key}/{inner}", float(v))
+                for inner, v in value.items()
+                if isinstance(v, int | float)
+            )
         elif isinstance(value, int | float) and key != "step":
             yield key, float(value)

@@ -1,8 +1,9 @@
 """Needles in the memory: does a model find what forgetting dropped?
 
-A video of noise hides a few needles, each a key and a value in one token of one frame. Asked for a key, the model must
-name its value. Forgetting keeps a quarter of the frames and a quarter of their tokens, so most needles never become
-queries: what it says about those, it has looked up. Four arms run through the same classes that train on real videos:
+A video of noise hides a few needles, each a key and a value in one token of one frame. Asked for a
+key, the model must name its value. Forgetting keeps a quarter of the frames and a quarter of their
+tokens, so most needles never become queries: what it says about those, it has looked up. Four arms
+run through the same classes that train on real videos:
 
 | arm    | what MemAug can look up      | what the language model sees                                   |
 |--------|------------------------------|----------------------------------------------------------------|
@@ -11,16 +12,18 @@ queries: what it says about those, it has looked up. Four arms run through the s
 | frames | the frames it is given       | all tokens of frames spread evenly, as many tokens as the others |
 | none   | there is no MemAug           | kept tokens                                                    |
 
-``hidden`` accuracy asks only for needles in frames that temporal forgetting drops, ``any`` for needles anywhere.
+``hidden`` accuracy asks only for needles in frames that temporal forgetting drops, ``any`` for
+needles anywhere.
 
     python -m training.needle --arm memory --frames 16 --batch 32 --steps 1600
 
-Finding is learned in two leaps: which values the video holds comes within some hundred steps, which key each belongs to
-only after a plateau of a thousand (four needles, T = 16). A rate that sinks on the way there stops it; so the rate
-stays up and falls at the end. What was learned on short videos carries over to longer ones, so a benchmark over lengths
-trains one model on and on.
+Finding is learned in two leaps: which values the video holds comes within some hundred steps, which
+key each belongs to only after a plateau of a thousand (four needles, T = 16). A rate that sinks on
+the way there stops it; so the rate stays up and falls at the end. What was learned on short videos
+carries over to longer ones, so a benchmark over lengths trains one model on and on.
 
-Shapes: B samples, T frames, P tokens of a frame, C their width, Q kept tokens, N memory tokens, D width, L ids.
+Shapes: B samples, T frames, P tokens of a frame, C their width, Q kept tokens, N memory tokens, D
+width, L ids.
 """
 
 from __future__ import annotations
@@ -40,18 +43,19 @@ from torch import Tensor, nn
 
 from model.attention import Packing
 from model.config import HourLlavaConfig, LLMConfig, MemoryConfig, VisionConfig
-from model.fusion import PackPlan
 from model.hour_llava import HourLlava
 from model.initialise import drawn
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from model.memory import spread
-from training.config import seed_of
+from model.packing import PackPlan
+from training.formats.hashing import seed_of
 
 Arm = Literal["memory", "kept", "frames", "none"]
 Split = Literal["any", "hidden"]
 ARMS: tuple[Arm, ...] = ("memory", "kept", "frames", "none")
-# Half of a head is turned by position; the other half has to tell needles apart by their look. After about 500 steps at
-# T = 16 (batch 32, one seed) 45 % of the hidden needles were found with 16 dims, 62 % with 32.
+# Half of a head is turned by position; the other half has to tell needles apart by their look.
+# After about 500 steps at T = 16 (batch 32, one seed) 45 % of the hidden needles were found with 16
+# dims, 62 % with 32.
 HEAD_DIM = 32
 
 
@@ -60,9 +64,12 @@ class NeedleTask:
     """The videos and the questions.
 
     Attributes:
-        frames, side, width: T frames of side^2 tokens of this width; a token has norm sqrt(width) where a needle is.
-        keys, values, needles: how many there are, and how many needles a video has, of different keys.
-        noise: of every token, and again of the whole scene; ``blur`` is that of the needles themselves.
+        frames, side, width: T frames of side^2 tokens of this width; a token has norm sqrt(width)
+            where a needle is.
+        keys, values, needles: how many there are, and how many needles a video has, of different
+            keys.
+        noise: of every token, and again of the whole scene; ``blur`` is that of the needles
+            themselves.
         when: ask also in which quarter of the video each needle stands, which needs positions.
     """
 
@@ -88,11 +95,14 @@ class NeedleTask:
 
 @dataclass(frozen=True, slots=True)
 class NeedleRun:
-    """One arm, trained and examined. Steps, not seconds, decide when it ends: the result is the same on any machine.
+    """One arm, trained and examined. Steps, not seconds, decide when it ends: the result is the
+    same on any machine.
 
     Attributes:
-        rate, warmup, decay: it rises over ``warmup`` steps and falls to a twentieth over the last ``decay`` share.
-        examined: videos of each split; a sixteenth of them, at least a batch, at each of the points of the curve.
+        rate, warmup, decay: it rises over ``warmup`` steps and falls to a twentieth over the last
+            ``decay`` share.
+        examined: videos of each split; a sixteenth of them, at least a batch, at each of the points
+            of the curve.
         points: how often accuracy is looked at on the way.
     """
 
@@ -118,10 +128,12 @@ class NeedleRun:
 
 @dataclass(frozen=True, slots=True)
 class NeedleResult:
-    """Accuracies of one run; ``when`` ones are None where the question was not asked, ``loss`` where none was trained.
+    """Accuracies of one run; ``when`` ones are None where the question was not asked, ``loss``
+    where none was trained.
 
     Attributes:
-        before: accuracy on hidden needles before this run's training, of a model that was trained on other lengths.
+        before: accuracy on hidden needles before this run's training, of a model that was trained
+            on other lengths.
         curve: (step, accuracy on hidden needles) on the way.
     """
 
@@ -178,18 +190,25 @@ def run_needle(
     """Train one arm and examine it on videos it has never seen.
 
     Args:
-        model: is trained on, in place, instead of a new one; of the same arm and sizes, from videos of any length.
+        model: is trained on, in place, instead of a new one; of the same arm and sizes, from videos
+            of any length.
     """
     started = time.monotonic()
-    torch.manual_seed(seed_of(run.seed, "unused"))  # nothing below draws from it; libraries that do get one seed
+    torch.manual_seed(
+        seed_of(run.seed, "unused")
+    )  # nothing below draws from it; libraries that do get one seed
     world = World(run)
     before = None if model is None else examine(model, world, "hidden")[0]
     model = (build_model(run) if model is None else model).to(run.device)
-    optimizer = torch.optim.AdamW(model.parameters(), run.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), run.rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     loss: float | None = None
     curve: list[tuple[int, float]] = []
     glance = World(replace(run, examined=max(run.batch, run.examined // 16)))
-    for step, samples in enumerate(world.batches("any", run.steps, f"train {run.task.frames}"), start=1):
+    for step, samples in enumerate(
+        world.batches("any", run.steps, f"train {run.task.frames}"), start=1
+    ):
         for group in optimizer.param_groups:
             group["lr"] = run.rate_at(step)
         with precision(run.device):
@@ -204,7 +223,10 @@ def run_needle(
         if step % max(1, run.steps // 8) == 0 or step == run.steps:
             loss = float(mean.detach())
             if log is not None:
-                log(f"{run.arm} T={run.task.frames} step {step}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
+                log(
+                    f"{run.arm} T={run.task.frames} step {step}: loss {loss:.3f}, "
+                    f"{time.monotonic() - started:.0f} s"
+                )
     hidden, hidden_when = examine(model, world, "hidden")
     anywhere, any_when = examine(model, world, "any")
     return NeedleResult(
@@ -238,7 +260,10 @@ def examine(model: HourLlava, world: World, split: Split) -> tuple[float, float 
             logits_RV = model.llm.lm_head(hidden_SD[rows_R]).float()
         about_when = targets_R >= task.keys + task.values
         for kind, (chosen, first, last) in enumerate(
-            ((~about_when, task.keys, task.keys + task.values), (about_when, task.keys + task.values, task.vocabulary))
+            (
+                (~about_when, task.keys, task.keys + task.values),
+                (about_when, task.keys + task.values, task.vocabulary),
+            )
         ):
             guesses = logits_RV[chosen, first:last].argmax(-1) + first
             right[kind] += int((guesses == targets_R[chosen]).sum())
@@ -247,14 +272,21 @@ def examine(model: HourLlava, world: World, split: Split) -> tuple[float, float 
 
 
 class World:
-    """Where videos come from: the looks of keys and values are fixed by the seed, videos are drawn by name."""
+    """Where videos come from: the looks of keys and values are fixed by the seed, videos are drawn
+    by name.
+    """
 
     def __init__(self, run: NeedleRun) -> None:
         self.run, task = run, run.task
         generator = torch.Generator().manual_seed(seed_of(run.seed, "looks"))
-        looks = F.normalize(torch.randn(task.keys + task.values, task.width, generator=generator), dim=-1)
+        looks = F.normalize(
+            torch.randn(task.keys + task.values, task.width, generator=generator), dim=-1
+        )
         looks = looks * math.sqrt(task.width)
-        self.key_looks, self.value_looks = looks[: task.keys].to(run.device), looks[task.keys :].to(run.device)
+        self.key_looks, self.value_looks = (
+            looks[: task.keys].to(run.device),
+            looks[task.keys :].to(run.device),
+        )
         self.kept = kept_frames(task)
         dropped = torch.ones(task.frames, dtype=torch.bool)
         dropped[self.kept] = False
@@ -274,13 +306,21 @@ class World:
         places = self.dropped if split == "hidden" else torch.arange(task.frames)
         key_BK = torch.rand(run.batch, task.keys, generator=host).argsort(1)[:, : task.needles]
         value_BK = torch.randint(task.values, key_BK.shape, generator=host)
-        frame_BK = places[torch.rand(run.batch, len(places), generator=host).argsort(1)[:, : task.needles]]
+        frame_BK = places[
+            torch.rand(run.batch, len(places), generator=host).argsort(1)[:, : task.needles]
+        ]
         patch_BK = torch.randint(task.side**2, key_BK.shape, generator=host)
 
         shape = (run.batch, task.frames, task.side**2, task.width)
         video_BTPC = torch.randn(shape, generator=device, device=run.device) * task.noise
-        scene = torch.randn((run.batch, 1, 1, task.width), generator=device, device=run.device) * task.noise
-        blur = torch.randn((*key_BK.shape, task.width), generator=device, device=run.device) * task.blur
+        scene = (
+            torch.randn((run.batch, 1, 1, task.width), generator=device, device=run.device)
+            * task.noise
+        )
+        blur = (
+            torch.randn((*key_BK.shape, task.width), generator=device, device=run.device)
+            * task.blur
+        )
         looks = self.key_looks[key_BK] + self.value_looks[value_BK] + blur
         row_BK = torch.arange(run.batch)[:, None].expand_as(key_BK)
         video_BTPC += scene
@@ -289,11 +329,15 @@ class World:
             video_BTPC = video_BTPC[:, self.shown]
         quarter_BK = frame_BK * 4 // task.frames
         return [
-            self._sample(f"{split}/{seed}/{b}", video_BTPC[b], key_BK[b], value_BK[b], quarter_BK[b])
+            self._sample(
+                f"{split}/{seed}/{b}", video_BTPC[b], key_BK[b], value_BK[b], quarter_BK[b]
+            )
             for b in range(run.batch)
         ]
 
-    def _sample(self, name: str, video_TPC: Tensor, key_K: Tensor, value_K: Tensor, quarter_K: Tensor) -> SampleInputs:
+    def _sample(
+        self, name: str, video_TPC: Tensor, key_K: Tensor, value_K: Tensor, quarter_K: Tensor
+    ) -> SampleInputs:
         """``<video> key value key value ...``: a key is prompt, its value the supervised answer."""
         task = self.run.task
         ids, labels = [IMAGE_TOKEN_INDEX], [IGNORE_INDEX]
@@ -311,7 +355,9 @@ class World:
 
 
 def model_config(run: NeedleRun) -> HourLlavaConfig:
-    """A small Hour-LLaVA whose memory takes the task's tokens; the vision encoder is there and never used."""
+    """A small Hour-LLaVA whose memory takes the task's tokens; the vision encoder is there and
+    never used.
+    """
     task = run.task
     memory = MemoryConfig(pooled_side=task.side, min_frames=1)
     if run.arm == "frames":  # it is given few frames and forgets nothing of them
@@ -319,7 +365,9 @@ def model_config(run: NeedleRun) -> HourLlavaConfig:
     width, heads = run.hidden_size, run.hidden_size // HEAD_DIM
     return HourLlavaConfig(
         variant="needle",
-        vision=VisionConfig(4 * task.side, 4, task.width, 4 * task.width, num_layers=1, num_heads=2),
+        vision=VisionConfig(
+            4 * task.side, 4, task.width, 4 * task.width, num_layers=1, num_heads=2
+        ),
         llm=LLMConfig(width, 2, heads, max(1, heads // 2), 4 * width, task.vocabulary),
         memory=memory,
         memaug_depth=run.depth,
@@ -327,12 +375,20 @@ def model_config(run: NeedleRun) -> HourLlavaConfig:
 
 
 def build_model(run: NeedleRun) -> HourLlava:
-    """The arm's model. Weights are drawn by name with the spread of ``nn.Linear``: from scratch, 0.02 is too little."""
+    """The arm's model. Weights are drawn by name with the spread of ``nn.Linear``: from scratch,
+    0.02 is too little.
+    """
     kind = {"memory": HourLlava, "frames": HourLlava, "kept": KeptOnly, "none": NoMemAug}[run.arm]
     model = kind(model_config(run))
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            std = 1.0 if "embed_tokens" in name else 1 / math.sqrt(3 * tensor[0].numel()) if tensor.ndim > 1 else 1 / 8
+            std = (
+                1.0
+                if "embed_tokens" in name
+                else 1 / math.sqrt(3 * tensor[0].numel())
+                if tensor.ndim > 1
+                else 1 / 8
+            )
             tensor.copy_(drawn(name, tuple(tensor.shape), run.seed, std))
     return model
 
@@ -340,7 +396,9 @@ def build_model(run: NeedleRun) -> HourLlava:
 def kept_frames(task: NeedleTask) -> Tensor:
     """Frames that temporal forgetting keeps."""
     memory = MemoryConfig()
-    return spread(max(1, min(memory.max_query_frames, int(task.frames * memory.temporal_ratio))), task.frames)
+    return spread(
+        max(1, min(memory.max_query_frames, int(task.frames * memory.temporal_ratio))), task.frames
+    )
 
 
 def shown_frames(task: NeedleTask) -> int:
@@ -355,11 +413,15 @@ def precision(device: str) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train and examine one arm of the needle benchmark.")
+    parser = argparse.ArgumentParser(
+        description="Train and examine one arm of the needle benchmark."
+    )
     parser.add_argument("--arm", choices=ARMS, default="memory")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--needles", type=int, default=4)
-    parser.add_argument("--when", action="store_true", help="ask also in which quarter of the video a needle stands")
+    parser.add_argument(
+        "--when", action="store_true", help="ask also in which quarter of the video a needle stands"
+    )
     parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=800)
@@ -367,7 +429,9 @@ def main() -> None:
     parser.add_argument("--seed", default="needle")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = vars(parser.parse_args())
-    task = NeedleTask(frames=given.pop("frames"), needles=given.pop("needles"), when=given.pop("when"))
+    task = NeedleTask(
+        frames=given.pop("frames"), needles=given.pop("needles"), when=given.pop("when")
+    )
     print(json.dumps(asdict(run_needle(NeedleRun(task=task, **given), print))))
 
 

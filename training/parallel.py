@@ -1,7 +1,9 @@
-"""Ranks, and how one model is laid over them: FSDP2, one precision policy, blocks compiled and recomputed in place.
+"""Ranks, and how one model is laid over them: FSDP2, one precision policy, blocks compiled and
+recomputed in place.
 
-One path for every machine: a single process is a mesh of one rank. Parameters and optimizer state are float32 shards;
-on CUDA each unit computes in bfloat16 from a gathered copy and reduces its gradients in float32.
+One path for every machine: a single process is a mesh of one rank. Parameters and optimizer state
+are float32 shards; on CUDA each unit computes in bfloat16 from a gathered copy and reduces its
+gradients in float32.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Ranks:
         rank, world, local: its number, how many there are, its number on this machine.
         device: where it computes.
         host: process group of all ranks for small facts on the host.
-        feeders, writers: others of the same kind, for the threads that prepare data and write checkpoints.
+        feeders, writers: others of the same kind, for the threads that prepare data and write
+            checkpoints.
     """
 
     rank: int
@@ -77,15 +80,16 @@ def join_ranks(device: str) -> Ranks:
     """Join the ranks that torchrun started, or be the only one. ``device``: auto, cpu or cuda.
 
     Raises:
-        ValueError: CUDA was asked for and there is none, or more ranks than GPUs were started on this machine.
+        ValueError: CUDA was asked for and there is none, or more ranks than GPUs were started on
+            this machine.
     """
     local = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if cuda:
         if local >= torch.cuda.device_count():
             raise ValueError(
-                f"rank {local} of this machine has no GPU of its own: {torch.cuda.device_count()} found; "
-                "start one process for each GPU, or set device to 'cpu'"
+                f"rank {local} of this machine has no GPU of its own: {torch.cuda.device_count()} "
+                "found; start one process for each GPU, or set device to 'cpu'"
             )
         torch.cuda.set_device(local)
     chosen = torch.device("cuda", local) if cuda else torch.device("cpu")
@@ -119,7 +123,9 @@ def leave_ranks() -> None:
 
 @dataclass(slots=True)
 class Recomputation:
-    """Whether the language model's layers form their activations anew in the backward pass: decided for each pass."""
+    """Whether the language model's layers form their activations anew in the backward pass: decided
+    for each pass.
+    """
 
     wanted: bool = True
 
@@ -128,26 +134,34 @@ class Recomputation:
             if not self.wanted or not torch.is_grad_enabled():
                 return forward(*args, **kwargs)
             # Nothing is random inside: the generators' state need not be kept.
-            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+            return checkpoint(
+                forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+            )
 
         return run
 
 
-def prepare(model: HourLlava, ranks: Ranks, *, compiled: bool, checkpointing: bool) -> Recomputation:
-    """Recompute, compile, shard and allocate ``model`` in place, in that order; its weights are filled in afterwards.
+def prepare(
+    model: HourLlava, ranks: Ranks, *, compiled: bool, checkpointing: bool
+) -> Recomputation:
+    """Recompute, compile, shard and allocate ``model`` in place, in that order; its weights are
+    filled in afterwards.
 
     The model comes from the meta device, its frozen modules frozen already.
 
-    Each of ``model.units`` is gathered for its own pass; the rest (embeddings, final norm, head, projector, newline)
-    stays gathered from its first use to the end of the backward pass.
+    Each of ``model.units`` is gathered for its own pass; the rest (embeddings, final norm, head,
+    projector, newline) stays gathered from its first use to the end of the backward pass.
 
     Args:
         compiled: compile each repeated block.
-        checkpointing: recompute activations of vision encoder and projector, and of the language model as the returned
-            switch says, pass by pass.
+        checkpointing: recompute activations of vision encoder and projector, and of the language
+            model as the returned switch says, pass by pass.
     """
-    # MemAug keeps its activations: recomputing its cross-attention costs far more than the memory is worth.
-    model.optimise(checkpoint_parts=("vision", "projector") if checkpointing else (), compile_blocks=compiled)
+    # MemAug keeps its activations: recomputing its cross-attention costs far more than the memory
+    # is worth.
+    model.optimise(
+        checkpoint_parts=("vision", "projector") if checkpointing else (), compile_blocks=compiled
+    )
     recomputation = Recomputation(checkpointing)
     for layer in model.llm.model.layers:
         layer.forward = recomputation.around(layer.forward)
@@ -160,12 +174,14 @@ def prepare(model: HourLlava, ranks: Ranks, *, compiled: bool, checkpointing: bo
     whole = [model.vision] if not _trained(model.vision) else []
     for unit in model.units:
         if unit not in whole:
-            # One rank has nothing to gain from giving gathered parameters back. The vision encoder stays gathered for
-            # a pass, however many batches of frames a rank encodes in it.
+            # One rank has nothing to gain from giving gathered parameters back. The vision encoder
+            # stays gathered for a pass, however many batches of frames a rank encodes in it.
             reshard = ranks.world > 1 and unit is not model.vision
             fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     ignored = {parameter for unit in whole for parameter in unit.parameters()}
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=ignored)
+    fully_shard(
+        model, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=ignored
+    )
 
     model.to_empty(device=ranks.device)
     model.reset_buffers(ranks.device)
@@ -179,12 +195,15 @@ def _trained(module: nn.Module) -> bool:
 
 
 def _narrow_frozen(model: HourLlava) -> None:
-    """Keep frozen units in bfloat16, in which they compute: float32 copies of them would change nothing.
+    """Keep frozen units in bfloat16, in which they compute: float32 copies of them would change
+    nothing.
 
     A unit has one type, so the shared rest is narrowed only when all of it is frozen.
     """
     inside = {id(parameter) for unit in model.units for parameter in unit.parameters()}
-    rest = nn.ParameterList(parameter for parameter in model.parameters() if id(parameter) not in inside)
+    rest = nn.ParameterList(
+        parameter for parameter in model.parameters() if id(parameter) not in inside
+    )
     for unit in [*model.units, rest]:
         if not _trained(unit):
             for parameter in unit.parameters():

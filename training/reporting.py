@@ -39,7 +39,9 @@ class Reporter:
 
 @contextmanager
 def reporter() -> Iterator[Reporter]:
-    """The reporter of this process. Only rank 0 may speak to the owner, although all ranks inherit its address."""
+    """The reporter of this process. Only rank 0 may speak to the owner, although all ranks inherit
+    its address.
+    """
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
         stream=sys.stdout,

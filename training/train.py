@@ -1,10 +1,11 @@
 """The torchrun entry: `torchrun ... -m training.train run.json`.
 
-Exit status 0: finished. 2: the configuration cannot work, trying again cannot help. 75: asked to stop, a checkpoint
-was written, the same command continues. 1: anything else; the same command continues from the newest checkpoint.
+Exit status 0: finished. 2: the configuration cannot work, trying again cannot help. 75: asked to
+stop, a checkpoint was written, the same command continues. 1: anything else; the same command
+continues from the newest checkpoint.
 
-torch is imported only after this process has tied its life to its parent's: until then a parent that is killed would
-leave it behind.
+torch is imported only after this process has tied its life to its parent's: until then a parent
+that is killed would leave it behind.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from training.config import load_run
-from training.launch import CONFIGURATION, FAILED, OK, PREEMPTED, die_with_parent, report_failure
+from training.run_config import load_run
+from training.supervise import CONFIGURATION, FAILED, OK, PREEMPTED, die_with_parent, report_failure
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
     with reporter() as speaker:
         try:
             run = load_run(Path(arguments[0]))
-            from training.data import build_loader
+            from training.data.loader import build_loader
             from training.loop import Preempted, train
             from training.parallel import join_ranks, leave_ranks
 
@@ -62,5 +63,6 @@ if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: threads that wait for ranks which are gone must not keep a failed rank, and its GPU, alive.
+    # Not sys.exit: threads that wait for ranks which are gone must not keep a failed rank, and its
+    # GPU, alive.
     os._exit(status)

@@ -1,25 +1,42 @@
-"""Checkpoints: the starting point, the three stages, and the vision encoder that features are made with."""
+"""Checkpoints: the starting point, the three stages, and the vision encoder that features are made
+with.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.automation import BY_HAND, NIGHTLY_IF_NEW_DATA, RETRY_NETWORK, TRAINING
 from assets.checkpoints.launcher import Torchrun
-from assets.checkpoints.runs import MIXTURE, previous_checkpoint, publish_results, shard_products, stage_run
-from assets.launch import StageLaunch
-from assets.lineage import Lineage, input_versions, product
-from assets.partitions import (
+from assets.checkpoints.runs import (
+    MIXTURE,
+    previous_checkpoint,
+    publish_results,
+    shard_products,
+    stage_run,
+)
+from assets.deployment.automation import BY_HAND, NIGHTLY_IF_NEW_DATA, RETRY_NETWORK, TRAINING
+from assets.deployment.launchpad import StageLaunch
+from assets.deployment.partitions import (
     all_partitions,
     part_partitions,
     same_partition,
     same_variant,
     variant_partitions,
 )
-from assets.reporting import CODE_VERSION, OWNERS, Published, check_spec, errors_for_people, picture, publish, table
-from assets.resources import Deployment
-from training.config import RunConfig
-from training.stages import stage_inputs
+from assets.deployment.resources import Deployment
+from assets.records.lineage import Lineage, input_versions, product
+from assets.records.reporting import (
+    CODE_VERSION,
+    OWNERS,
+    Published,
+    check_spec,
+    errors_for_people,
+    picture,
+    publish,
+    table,
+)
+from training.recipes import stage_inputs
+from training.run_config import RunConfig
 
 if TYPE_CHECKING:
     from assets.checkpoints.results import Results
@@ -36,16 +53,19 @@ GROUP = "checkpoints"
     pool="download",
     retry_policy=RETRY_NETWORK,
     code_version=CODE_VERSION,
-    description="""Where stage 1 starts: LLaVA-OneVision single-image weights with a newly initialised MemAug.
+    description="""Where stage 1 starts: LLaVA-OneVision single-image weights with a newly
+    initialised MemAug.
 
-For `3b` and `7b` the published weights are fetched from the hub and converted; `tiny` is built by the project from a
-seed, for demonstrations and tests.""",
+For `3b` and `7b` the published weights are fetched from the hub and converted; `tiny` is built by
+the project from a seed, for demonstrations and tests.""",
 )
 def base_model(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.checkpoints.base import prepare_base
 
     with errors_for_people():
-        report = prepare_base(deployment.storage(), deployment.settings(), context.partition_key, context.log.info)
+        report = prepare_base(
+            deployment.storage(), deployment.settings(), context.partition_key, context.log.info
+        )
     yield from publish(
         context,
         deployment,
@@ -57,7 +77,9 @@ def base_model(context: dg.AssetExecutionContext, deployment: Deployment) -> Pub
     )
 
 
-def make_stage(stage: int, title: str, previous: dg.AssetsDefinition, deps: list[dg.AssetDep]) -> dg.AssetsDefinition:
+def make_stage(
+    stage: int, title: str, previous: dg.AssetsDefinition, deps: list[dg.AssetDep]
+) -> dg.AssetsDefinition:
     """The asset of one training stage, a partition a variant."""
 
     @dg.asset(
@@ -75,7 +97,10 @@ def make_stage(stage: int, title: str, previous: dg.AssetsDefinition, deps: list
             check_spec(
                 "loss",
                 f"stage{stage}",
-                "The loss of every stream is finite and has not risen, by the means of its first and last tenth.",
+                (
+                    "The loss of every stream is finite and has not risen, by the means of its first "
+                    "and last tenth."
+                ),
                 variant_partitions,
             ),
             check_spec(
@@ -88,7 +113,10 @@ def make_stage(stage: int, title: str, previous: dg.AssetsDefinition, deps: list
             check_spec(
                 "export_loads",
                 f"stage{stage}",
-                "The exported checkpoint loads with `from_pretrained`, whole and finite, in a process of its own.",
+                (
+                    "The exported checkpoint loads with `from_pretrained`, whole and finite, in a "
+                    "process of its own."
+                ),
                 variant_partitions,
             ),
         ],
@@ -96,10 +124,12 @@ def make_stage(stage: int, title: str, previous: dg.AssetsDefinition, deps: list
 
 Runs under torchrun as its own processes and reports loss and rate while it runs. A run that is stopped or killed goes
 on from its newest complete checkpoint when it is materialized again; changed inputs start a new run beside the old one.
-The recipe is in training/stages.py; for one run, the launchpad takes deviations from it (`overrides`) and the number of
+The recipe is in training/recipes.py; for one run, the launchpad takes deviations from it (`overrides`) and the number of
 ranks.""",
     )
-    def train(context: dg.AssetExecutionContext, deployment: Deployment, config: StageLaunch) -> Published:
+    def train(
+        context: dg.AssetExecutionContext, deployment: Deployment, config: StageLaunch
+    ) -> Published:
         from assets.checkpoints.checks import stage_checks
         from assets.checkpoints.results import read_results
 
@@ -146,7 +176,9 @@ def stage_metadata(run: RunConfig, results: "Results") -> dict[str, Any]:
         "hours": round(results.seconds / 3600, 3),
         "loss curve": picture(loss_curve(run), f"loss of stage {run.stage}"),
         "throughput": table(results.throughput),
-        "left out": table([{"reason": reason, "samples": count} for reason, count in results.dropped.items()]),
+        "left out": table(
+            [{"reason": reason, "samples": count} for reason, count in results.dropped.items()]
+        ),
         "learning rates": table(rates),
     }
 
@@ -158,12 +190,16 @@ def shard_deps(stage: int) -> list[dg.AssetDep]:
         for item in stream:
             parts.setdefault(item.kind, []).append(f"part{item.part}")
     return [
-        dg.AssetDep(kind, partition_mapping=dg.SpecificPartitionsPartitionMapping(keys)) for kind, keys in parts.items()
+        dg.AssetDep(kind, partition_mapping=dg.SpecificPartitionsPartitionMapping(keys))
+        for kind, keys in parts.items()
     ]
 
 
 stage1 = make_stage(
-    1, "Stage 1, image-language pretraining: MemAug learns on single images.", base_model, shard_deps(1)
+    1,
+    "Stage 1, image-language pretraining: MemAug learns on single images.",
+    base_model,
+    shard_deps(1),
 )
 stage2 = make_stage(
     2,
@@ -205,7 +241,10 @@ def vision_encoder(context: dg.AssetExecutionContext, deployment: Deployment) ->
 
 stage3 = make_stage(
     3,
-    "Stage 3, video instruction tuning: projector, MemAug and LLM learn on hour-long videos through their features.",
+    (
+        "Stage 3, video instruction tuning: projector, MemAug and LLM learn on hour-long videos "
+        "through their features."
+    ),
     stage2,
     [
         dg.AssetDep(MIXTURE, partition_mapping=all_partitions),

@@ -1,4 +1,6 @@
-"""Where stage 1 starts: published LLaVA-OneVision weights, converted, or the project's own tiny model."""
+"""Where stage 1 starts: published LLaVA-OneVision weights, converted, or the project's own tiny
+model.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from assets.checkpoints.results import read_weights
-from assets.settings import Settings
-from assets.sources.hub import Hub
+from assets.deployment.settings import Settings
+from assets.fetching.hub import Hub
 from model.config import PRESETS
-from training.storage import Storage
+from training.formats.storage import Storage
 
-PUBLISHED = {"3b": "jylins/llava-onevision-qwen25-3b-si", "7b": "lmms-lab/llava-onevision-qwen2-7b-si"}
+PUBLISHED = {
+    "3b": "jylins/llava-onevision-qwen25-3b-si",
+    "7b": "lmms-lab/llava-onevision-qwen2-7b-si",
+}
 FILES = ("*.safetensors", "*.json", "merges.txt")
 
 
@@ -28,7 +33,9 @@ class BaseReport:
     parameters: int
 
 
-def prepare_base(storage: Storage, settings: Settings, variant: str, log: Callable[[str], None]) -> BaseReport:
+def prepare_base(
+    storage: Storage, settings: Settings, variant: str, log: Callable[[str], None]
+) -> BaseReport:
     """Make ``checkpoints/<variant>/base/export``, a checkpoint that ``from_pretrained`` loads.
 
     Raises:
@@ -36,11 +43,11 @@ def prepare_base(storage: Storage, settings: Settings, variant: str, log: Callab
         OperatorError: the hub does not have them, or asks for a token.
     """
     if variant == "tiny":
-        from model.tiny import build_tiny
+        from model.weights.tiny import build_tiny
 
-        return _publish(storage, variant, {"model/tiny.py": "tiny"}, build_tiny)
+        return _publish(storage, variant, {"model/weights/tiny.py": "tiny"}, build_tiny)
 
-    from model.convert import convert_onevision
+    from model.weights.convert import convert_onevision
 
     chosen = settings.base_models.get(variant, PUBLISHED[variant])
     if Path(chosen).is_dir():
@@ -48,14 +55,19 @@ def prepare_base(storage: Storage, settings: Settings, variant: str, log: Callab
     else:
         source, origins = _download(settings, chosen, log)
     report = _publish(
-        storage, variant, origins, lambda export: convert_onevision(source, export, PRESETS[variant], seed=variant)
+        storage,
+        variant,
+        origins,
+        lambda export: convert_onevision(source, export, PRESETS[variant], seed=variant),
     )
     if not Path(chosen).is_dir():
         shutil.rmtree(source)
     return report
 
 
-def _publish(storage: Storage, variant: str, origins: dict[str, str], make: Callable[[Path], None]) -> BaseReport:
+def _publish(
+    storage: Storage, variant: str, origins: dict[str, str], make: Callable[[Path], None]
+) -> BaseReport:
     folder = f"checkpoints/{variant}/base"
     with storage.writing_dir(folder) as temporary:
         make(temporary / "export")
@@ -63,8 +75,12 @@ def _publish(storage: Storage, variant: str, origins: dict[str, str], make: Call
     return BaseReport(weights.version, folder, origins, weights.tensors, weights.parameters)
 
 
-def _download(settings: Settings, chosen: str, log: Callable[[str], None]) -> tuple[Path, dict[str, str]]:
-    """Fetch a model repository, ``namespace/name`` or ``namespace/name@revision``, verified and resumable."""
+def _download(
+    settings: Settings, chosen: str, log: Callable[[str], None]
+) -> tuple[Path, dict[str, str]]:
+    """Fetch a model repository, ``namespace/name`` or ``namespace/name@revision``, verified and
+    resumable.
+    """
     name, _, revision = chosen.partition("@")
     repo = Hub(settings, log).repo(name, revision or "main", kind="model")
     target = settings.training.scratch / "downloads" / f"{name.replace('/', '--')}@{repo.commit}"

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from assets.verdict import Verdict
-from training.config import RunConfig
+from assets.records.verdict import Verdict
 from training.metrics import METRICS_NAME, read_metrics
+from training.run_config import RunConfig
 
 LOSS, FALLS, EXPORT = "loss", "loss_falls", "export_loads"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,10 +29,11 @@ def stage_checks(run: RunConfig) -> list[Verdict]:
 
 
 def loss(records: Sequence[dict[str, Any]]) -> list[Verdict]:
-    """Whether the loss of every stream is finite and has not risen, and whether it fell, with few steps skipped.
+    """Whether the loss of every stream is finite and has not risen, and whether it fell, with few
+    steps skipped.
 
-    Means of the first and the last tenth are compared. The first verdict stops the next stage; the second is for a
-    person to judge.
+    Means of the first and the last tenth are compared. The first verdict stops the next stage; the
+    second is for a person to judge.
 
     Args:
         records: of a finished run, see ``training.metrics``.
@@ -46,43 +47,74 @@ def loss(records: Sequence[dict[str, Any]]) -> list[Verdict]:
     for name, losses in sorted(streams.items()):
         tenth = max(1, len(losses) // TENTH)
         first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
-        table.append({"stream": name, "steps": len(losses), "first": round(first, 4), "last": round(last, 4)})
+        table.append(
+            {"stream": name, "steps": len(losses), "first": round(first, 4), "last": round(last, 4)}
+        )
     facts = {"streams": table, "skipped steps": skipped}
     told = "; ".join(f"{row['stream']}: {row['first']:.3f} -> {row['last']:.3f}" for row in table)
     if not table or records[-1]["loss"] is None:
-        sound = Verdict(LOSS, "the run ended without a finite loss; look at the learning rate", False, facts=facts)
+        sound = Verdict(
+            LOSS,
+            "the run ended without a finite loss; look at the learning rate",
+            False,
+            facts=facts,
+        )
     elif any(row["last"] > RISEN * row["first"] for row in table):
-        sound = Verdict(LOSS, f"the loss rose: {told}; look at the learning rate and the data", False, facts=facts)
+        sound = Verdict(
+            LOSS,
+            f"the loss rose: {told}; look at the learning rate and the data",
+            False,
+            facts=facts,
+        )
     else:
         sound = Verdict(LOSS, told, facts=facts)
     if not table or any(row["last"] >= row["first"] for row in table):
         learned = Verdict(FALLS, f"the loss did not fall: {told or 'no step'}", False, severe=False)
     elif skipped > SKIPPED * len(records):
-        learned = Verdict(FALLS, f"{skipped:,} of {len(records):,} steps were skipped", False, severe=False)
+        learned = Verdict(
+            FALLS, f"{skipped:,} of {len(records):,} steps were skipped", False, severe=False
+        )
     else:
         learned = Verdict(FALLS, told, severe=False)
     return [sound, learned]
 
 
 def export_loads(export: Path) -> Verdict:
-    """The files are as long as their headers say, and ``from_pretrained`` loads them in a process of its own."""
+    """The files are as long as their headers say, and ``from_pretrained`` loads them in a process
+    of its own.
+    """
     faults = [fault for path in sorted(export.glob("*.safetensors")) if (fault := _cut_short(path))]
     facts: dict[str, Any] = {"folder": str(export)}
     if not faults:
         command = [sys.executable, "-m", "assets.checkpoints.loads", str(export)]
         child = subprocess.run(
-            command, cwd=REPOSITORY, capture_output=True, text=True, timeout=LOAD_TIMEOUT_S, check=False
+            command,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=LOAD_TIMEOUT_S,
+            check=False,
         )
         if child.returncode == 0:
             found = json.loads(child.stdout.splitlines()[-1])
             faults, facts["tensors"] = found["faults"], found["tensors"]
         elif child.returncode < 0:
-            faults = [f"loading was ended by signal {-child.returncode}; signal 9 as a rule means too little memory"]
+            faults = [
+                f"loading was ended by signal {-child.returncode}; signal 9 as a rule means too little memory"
+            ]
         else:
-            faults = child.stderr.strip().splitlines()[-1:] or [f"loading ended with status {child.returncode}"]
+            faults = child.stderr.strip().splitlines()[-1:] or [
+                f"loading ended with status {child.returncode}"
+            ]
     if faults:
-        return Verdict(EXPORT, f"{export} cannot be used: {'; '.join(faults)}", passed=False, facts=facts)
-    return Verdict(EXPORT, f"{facts['tensors']:,} tensors, loaded with from_pretrained, all finite", facts=facts)
+        return Verdict(
+            EXPORT, f"{export} cannot be used: {'; '.join(faults)}", passed=False, facts=facts
+        )
+    return Verdict(
+        EXPORT,
+        f"{facts['tensors']:,} tensors, loaded with from_pretrained, all finite",
+        facts=facts,
+    )
 
 
 def _cut_short(path: Path) -> str | None:
@@ -93,5 +125,13 @@ def _cut_short(path: Path) -> str | None:
         if length > size:
             return f"{path.name} is cut short"
         header = json.loads(file.read(length))
-    promised = 8 + length + max((e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"), default=0)
-    return None if size == promised else f"{path.name} has {size:,} bytes, its header promises {promised:,}"
+    promised = (
+        8
+        + length
+        + max((e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"), default=0)
+    )
+    return (
+        None
+        if size == promised
+        else f"{path.name} has {size:,} bytes, its header promises {promised:,}"
+    )

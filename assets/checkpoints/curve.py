@@ -6,14 +6,15 @@ import io
 from pathlib import Path
 from typing import Any
 
-from training.config import RunConfig
 from training.metrics import METRICS_NAME, read_metrics
+from training.run_config import RunConfig
 
 MOST_POINTS = 2000
 
 
 def loss_curve(run: RunConfig) -> bytes:
-    """PNG of the loss over the steps, with its running mean: about 20 kB, since it is kept in the event log.
+    """PNG of the loss over the steps, with its running mean: about 20 kB, since it is kept in the
+    event log.
 
     Raises:
         ValueError: the run has recorded no step.
@@ -25,7 +26,9 @@ def loss_curve(run: RunConfig) -> bytes:
 
 
 def draw(records: list[dict[str, Any]], title: str) -> bytes:
-    """PNG of the ``loss`` of ``records`` over their ``step``; streams in their own colours, skipped steps marked."""
+    """PNG of the ``loss`` of ``records`` over their ``step``; streams in their own colours, skipped
+    steps marked.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,9 +38,21 @@ def draw(records: list[dict[str, Any]], title: str) -> bytes:
     axes = figure.add_subplot()
     for stream in sorted({record.get("stream", "") for record in thinned}):
         points = [r for r in thinned if r.get("stream", "") == stream and r["loss"] is not None]
-        axes.plot([r["step"] for r in points], [r["loss"] for r in points], ".", markersize=4, alpha=0.5, label=stream)
+        axes.plot(
+            [r["step"] for r in points],
+            [r["loss"] for r in points],
+            ".",
+            markersize=4,
+            alpha=0.5,
+            label=stream,
+        )
     good = [record for record in thinned if record["loss"] is not None]
-    axes.plot([r["step"] for r in good], _running_mean([r["loss"] for r in good]), color="black", linewidth=1.2)
+    axes.plot(
+        [r["step"] for r in good],
+        _running_mean([r["loss"] for r in good]),
+        color="black",
+        linewidth=1.2,
+    )
     for record in thinned:
         if record["loss"] is None:
             axes.axvline(record["step"], color="red", linewidth=0.8)

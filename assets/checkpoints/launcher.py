@@ -1,8 +1,9 @@
 """Run a training stage under torchrun inside a Dagster step, so that neither can outlive the other.
 
-The stock subprocess client leaves ranks alive when a child ignores signals or when the step is killed. Here the command
-is `training.launch`, which ends all of its descendants and dies with the step; this side passes on what people should
-see while it runs, stops it in three steps of growing force, and turns its exit status into the right kind of failure.
+The stock subprocess client leaves ranks alive when a child ignores signals or when the step is
+killed. Here the command is `training.supervise`, which ends all of its descendants and dies with
+the step; this side passes on what people should see while it runs, stops it in three steps of
+growing force, and turns its exit status into the right kind of failure.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from typing import Any
 
 import dagster as dg
 
-from assets.settings import Training
-from training.config import RunConfig
-from training.launch import CONFIGURATION, CONTROL_VARIABLE, PREEMPTED, read_failure
+from assets.deployment.settings import Training
 from training.metrics import METRICS_NAME
-from training.stages import MODULES
+from training.recipes import MODULES
+from training.run_config import RunConfig
+from training.supervise import CONFIGURATION, CONTROL_VARIABLE, PREEMPTED, read_failure
 
 POLL_S = 0.5
-OBSERVE_EVERY_S = 60.0  # an observation is an event in the database, and there may be many steps a minute
+OBSERVE_EVERY_S = (
+    60.0  # an observation is an event in the database, and there may be many steps a minute
+)
 RESULT_NAME = "result.json"
 
 MODULE = "training.train"
@@ -39,8 +42,8 @@ class Torchrun:
 
     Attributes:
         settings: processes, nodes, rendezvous, threads.
-        grace_s: how long the training may take to write a checkpoint and leave after it was asked to; after that it is
-            told, and killed when that does not help within ``force_s``.
+        grace_s: how long the training may take to write a checkpoint and leave after it was asked
+            to; after that it is told, and killed when that does not help within ``force_s``.
         module: the module that the ranks run; it takes the run's JSON file.
         arguments: what it takes besides.
     """
@@ -58,7 +61,8 @@ class Torchrun:
         """Train, report while it runs, and return what ``result.json`` holds.
 
         Raises:
-            dg.Failure: the training ended otherwise than well; it says why, and whether trying again makes sense.
+            dg.Failure: the training ended otherwise than well; it says why, and whether trying
+                again makes sense.
         """
         out = Path(run.out)
         path = out / "run.json"
@@ -88,7 +92,9 @@ class Torchrun:
                     time.sleep(POLL_S)
                     self._observe(context, metrics)
                     if os.getppid() != owner:
-                        raise RuntimeError("the process that owns this step died; the training is stopped")
+                        raise RuntimeError(
+                            "the process that owns this step died; the training is stopped"
+                        )
             finally:
                 self._stop(context, process)
             self._observe(context, metrics, at_once=True)
@@ -98,7 +104,8 @@ class Torchrun:
         return dict(json.loads((out / RESULT_NAME).read_text()))
 
     def command(self, path: Path) -> list[str]:
-        """The command line; the other machines of a run over several start the same one with the same rendezvous.
+        """The command line; the other machines of a run over several start the same one with the
+        same rendezvous.
 
         Raises:
             ValueError: several nodes without a place to meet.
@@ -107,14 +114,28 @@ class Torchrun:
         if settings.nodes == 1:
             meeting = ["--standalone"]
         elif settings.rendezvous is None:
-            raise ValueError("training.nodes is above 1: set training.rendezvous to host:port of the first node")
+            raise ValueError(
+                "training.nodes is above 1: set training.rendezvous to host:port of the first node"
+            )
         else:
-            meeting = [f"--nnodes={settings.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={settings.rendezvous}"]
+            meeting = [
+                f"--nnodes={settings.nodes}",
+                "--rdzv-backend=c10d",
+                f"--rdzv-endpoint={settings.rendezvous}",
+            ]
         torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting]
-        ranks = [f"--nproc-per-node={settings.processes}", "-m", self.module, str(path), *self.arguments]
-        return [sys.executable, "-m", "training.launch", *torchrun, *ranks]
+        ranks = [
+            f"--nproc-per-node={settings.processes}",
+            "-m",
+            self.module,
+            str(path),
+            *self.arguments,
+        ]
+        return [sys.executable, "-m", "training.supervise", *torchrun, *ranks]
 
-    def _observe(self, context: dg.AssetExecutionContext, metrics: Path, at_once: bool = False) -> None:
+    def _observe(
+        self, context: dg.AssetExecutionContext, metrics: Path, at_once: bool = False
+    ) -> None:
         """Report the newest record as an observation of the asset, now and then."""
         if not at_once and time.monotonic() - self._observed < self.observe_every_s:
             return
@@ -138,7 +159,11 @@ class Torchrun:
 
     def _stop(self, context: dg.AssetExecutionContext, process: subprocess.Popen[bytes]) -> None:
         """End the training if it still runs: ask for a checkpoint, then tell it, then kill it."""
-        for number, patience in ((signal.SIGINT, self.grace_s), (signal.SIGTERM, self.force_s), (signal.SIGKILL, 10.0)):
+        for number, patience in (
+            (signal.SIGINT, self.grace_s),
+            (signal.SIGTERM, self.force_s),
+            (signal.SIGKILL, 10.0),
+        ):
             if process.poll() is not None:
                 return
             context.log.warning("stopping the training (pid %d) with %s", process.pid, number.name)
@@ -150,7 +175,11 @@ class Torchrun:
 
 
 def _failure(status: int, failure: dict[str, Any] | None, out: Path) -> dg.Failure:
-    message = str(failure["message"]) if failure else f"the training ended with status {status} and left no word"
+    message = (
+        str(failure["message"])
+        if failure
+        else f"the training ended with status {status} and left no word"
+    )
     if status == PREEMPTED:
         message += "; materialize again to continue"
     elif status != CONFIGURATION:
@@ -166,4 +195,7 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     """Names and numbers of a metrics record, with its learning rates one by one."""
     rates = record.get("rates", {})
     flat = {f"rate/{module}": rates[module] for module in MODULES if module in rates}
-    return {**{key: value for key, value in record.items() if isinstance(value, int | float | str)}, **flat}
+    return {
+        **{key: value for key, value in record.items() if isinstance(value, int | float | str)},
+        **flat,
+    }

@@ -1,9 +1,10 @@
-"""Loads an exported checkpoint as any user would and says what it found, as one JSON object on its last line.
+"""Loads an exported checkpoint as any user would and says what it found, as one JSON object on its
+last line.
 
     python -m assets.checkpoints.loads EXPORT_FOLDER
 
-A process of its own: what loads a checkpoint imports torch and takes the checkpoint's size in memory, and when that is
-not there, the system ends it and not the step that asks.
+A process of its own: what loads a checkpoint imports torch and takes the checkpoint's size in
+memory, and when that is not there, the system ends it and not the step that asks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from training.launch import die_with_parent
+from training.supervise import die_with_parent
 
 
 def load(export: Path) -> dict[str, list[str] | int]:
@@ -27,15 +28,23 @@ def load(export: Path) -> dict[str, list[str] | int]:
 
     from model.hf import HourLlavaForCausalLM
 
-    model, info = HourLlavaForCausalLM.from_pretrained(export, dtype="auto", output_loading_info=True)
+    model, info = HourLlavaForCausalLM.from_pretrained(
+        export, dtype="auto", output_loading_info=True
+    )
     faults = [
         f"{what.replace('_', ' ')}: {', '.join(sorted(map(str, info[what]))[:5])}"
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if info[what]
     ]
     tensors = dict(model.state_dict())
-    faults += [f"{name} is not finite" for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-    ids = AutoTokenizer.from_pretrained(export)("What happens in the video?", return_tensors="pt").input_ids
+    faults += [
+        f"{name} is not finite"
+        for name, tensor in tensors.items()
+        if not bool(torch.isfinite(tensor).all())
+    ]
+    ids = AutoTokenizer.from_pretrained(export)(
+        "What happens in the video?", return_tensors="pt"
+    ).input_ids
     with torch.inference_mode():
         logits = model.eval()(input_ids=ids).logits
     if not bool(torch.isfinite(logits).all()):

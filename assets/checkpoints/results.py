@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assets.lineage import data_version, hash_file
-from training.config import RunConfig
+from training.formats.hashing import data_version, hash_file
+from training.formats.storage import Storage
 from training.metrics import METRICS_NAME, read_metrics
-from training.storage import Storage
+from training.run_config import RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """How a stage ended; losses are means over supervised tokens, ``dropped`` samples that could not be used.
+    """How a stage ended; losses are means over supervised tokens, ``dropped`` samples that could
+    not be used.
 
     ``throughput`` tells of the steps as rows ``{"what", "value"}``, the first ones left out.
     """
@@ -61,7 +62,9 @@ def read_weights(folder: Path) -> Weights:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"{folder}: no safetensors file; the checkpoint is not complete, materialize it again")
+        raise FileNotFoundError(
+            f"{folder}: no safetensors file; the checkpoint is not complete, materialize it again"
+        )
     tensors = parameters = 0
     for path in files:
         with open(path, "rb") as file:
@@ -81,10 +84,14 @@ def read_results(run: RunConfig) -> Results:
     """
     out = Path(run.out)
     if not (out / "result.json").exists():
-        raise FileNotFoundError(f"{out}: no result.json; the stage is not finished, materialize it again to go on")
+        raise FileNotFoundError(
+            f"{out}: no result.json; the stage is not finished, materialize it again to go on"
+        )
     result = json.loads((out / "result.json").read_text())
     weights = read_weights(out / "export")
-    counts = {name: result[name] for name in ("steps", "samples", "tokens", "supervised", "skipped_steps")}
+    counts = {
+        name: result[name] for name in ("steps", "samples", "tokens", "supervised", "skipped_steps")
+    }
     return Results(
         weights.version,
         counts | {"parameters": weights.parameters},
@@ -113,7 +120,9 @@ def _throughput(records: list[dict[str, Any]], ranks: int) -> list[dict[str, str
 
 
 def publish_vision_encoder(storage: Storage, stage_folder: str, variant: str) -> EncoderReport:
-    """Export the vision encoder of a stage's checkpoint to ``checkpoints/<variant>/vision_encoder``."""
+    """Export the vision encoder of a stage's checkpoint to
+    ``checkpoints/<variant>/vision_encoder``.
+    """
     from training.export import export_vision_encoder
 
     folder = f"checkpoints/{variant}/vision_encoder"

@@ -1,4 +1,6 @@
-"""What a stage is run on: which checkpoint it starts from, which shards feed it, where its results go."""
+"""What a stage is run on: which checkpoint it starts from, which shards feed it, where its results
+go.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from assets.lineage import Lineage, data_version, product
-from assets.settings import Settings
-from training.config import RunConfig, StreamConfig, parse_run
-from training.stages import ShardInput, stage_inputs
-from training.storage import Storage
+from assets.deployment.settings import Settings
+from assets.records.lineage import Lineage, product
+from training.formats.hashing import data_version
+from training.formats.storage import Storage
+from training.recipes import ShardInput, stage_inputs
+from training.run_config import RunConfig, StreamConfig, parse_run
 
 SHARDING = "VideoMarathon/sharding"
 MIXTURE = "hourllava_s3"
@@ -38,8 +41,9 @@ def stage_run(
 ) -> tuple[RunConfig, str]:
     """The run of a stage, and its folder below the storage root.
 
-    The folder's name holds a hash of the inputs and of what this deployment overrides: the same inputs continue the
-    same run, changed inputs start a new one and leave the old checkpoint where it is.
+    The folder's name holds a hash of the inputs and of what this deployment overrides: the same
+    inputs continue the same run, changed inputs start a new one and leave the old checkpoint where
+    it is.
 
     Args:
         inputs: versions of the input products, by name.
@@ -54,7 +58,9 @@ def stage_run(
         ]
         if stage == 3
         else [
-            StreamConfig("images" if stage == 1 else "mixed", storage.path(SHARDING), _indexes(stream))
+            StreamConfig(
+                "images" if stage == 1 else "mixed", storage.path(SHARDING), _indexes(stream)
+            )
             for stream in stage_inputs(stage, long_parts=())
         ]
     )
@@ -79,7 +85,9 @@ def run_folder(settings: Settings, storage: Storage, folder: str) -> Path:
 
 
 def publish_results(settings: Settings, storage: Storage, folder: str) -> None:
-    """Upload what a finished stage made to a remote root; the resumable state stays on this machine."""
+    """Upload what a finished stage made to a remote root; the resumable state stays on this
+    machine.
+    """
     if storage.is_local:
         return
     out = run_folder(settings, storage, folder)

@@ -2,10 +2,13 @@
 
 import dagster as dg
 
-from assets.automation import DATA, FOLLOW_CONTENT, fill_and_follow_except
-from assets.lineage import data_version, input_versions, product
-from assets.partitions import all_partitions, part_partitions, same_part
-from assets.reporting import (
+from assets.annotations.assets import annotations
+from assets.deployment.automation import DATA, FOLLOW_CONTENT, fill_and_follow_except
+from assets.deployment.partitions import all_partitions, part_partitions, same_part
+from assets.deployment.parts import part_index
+from assets.deployment.resources import Deployment
+from assets.records.lineage import input_versions, product
+from assets.records.reporting import (
     CODE_VERSION,
     OWNERS,
     Published,
@@ -16,10 +19,8 @@ from assets.reporting import (
     publish,
     samples,
 )
-from assets.resources import Deployment
-from assets.sources.assets import annotations
-from assets.split import part_index
 from assets.videos.assets import videos
+from training.formats.hashing import data_version
 
 
 @dg.asset(
@@ -36,25 +37,32 @@ from assets.videos.assets import videos
         check_spec(
             "sound",
             "conversations",
-            "Every sample has a name of its own and a video that is there, and every question in it an answer.",
+            (
+                "Every sample has a name of its own and a video that is there, and every question in "
+                "it an answer."
+            ),
             part_partitions,
         )
     ],
     description="""Up to five question-answer pairs of one video become one multi-turn sample.
 
-Which pairs come together is decided by a seeded hash, so the order of the rows never matters. Only videos that are
-there are used; rows without one, without an answer, and duplicates are counted by reason.""",
+Which pairs come together is decided by a seeded hash, so the order of the rows never matters. Only
+videos that are there are used; rows without one, without an answer, and duplicates are counted by
+reason.""",
 )
 def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
-    from assets.columns import CONVERSATIONS
     from assets.conversations.checks import sound
     from assets.conversations.grouping import SCHEMA, group_part
+    from assets.records.columns import CONVERSATIONS
 
     settings, part = deployment.settings(), context.partition_key
     with errors_for_people():
         inputs = input_versions(
             deployment.storage(),
-            ["annotations", *(product("videos", f"{part}|{source}") for source in sorted(settings.sources))],
+            [
+                "annotations",
+                *(product("videos", f"{part}|{source}") for source in sorted(settings.sources)),
+            ],
         )
         report = group_part(deployment.storage(), settings, part_index(part), context.log.info)
         verdict = sound(deployment.storage(), settings, part_index(part))
@@ -85,7 +93,8 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
     automation_condition=FOLLOW_CONTENT,
     pool="cpu",
     code_version=CODE_VERSION,
-    description="""All grouped conversations in one file in LLaVA's format, for people and for other tools.
+    description="""All grouped conversations in one file in LLaVA's format, for people and for other
+    tools.
 
 The pipeline itself reads the Parquet files of the parts.""",
 )
@@ -93,7 +102,9 @@ def videomarathon_json(context: dg.AssetExecutionContext, deployment: Deployment
     from assets.conversations.export import export_llava_json
 
     storage = deployment.storage()
-    parts = sorted(context.instance.get_dynamic_partitions(str(part_partitions.name)), key=part_index)
+    parts = sorted(
+        context.instance.get_dynamic_partitions(str(part_partitions.name)), key=part_index
+    )
     with errors_for_people():
         inputs = input_versions(storage, [product("conversations", part) for part in parts])
         samples = export_llava_json(storage, [part_index(part) for part in parts], context.log.info)

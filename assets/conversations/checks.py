@@ -7,19 +7,21 @@ from collections import Counter
 import orjson
 import pyarrow.parquet as pq
 
+from assets.annotations.catalogue import present_videos
 from assets.conversations.grouping import conversations_name
-from assets.settings import Settings
-from assets.split import part_name
-from assets.verdict import Verdict
-from assets.videos.catalogue import present_videos
-from training.storage import Storage
+from assets.deployment.parts import part_name
+from assets.deployment.settings import Settings
+from assets.records.verdict import Verdict
+from training.formats.storage import Storage
 
 SOUND = "sound"
 NAMED = 10
 
 
 def sound(storage: Storage, settings: Settings, part: int) -> Verdict:
-    """Every sample has a name of its own and a video that is there, and every question in it an answer."""
+    """Every sample has a name of its own and a video that is there, and every question in it an
+    answer.
+    """
     there = {video.video for video in present_videos(storage, settings, part_name(part))}
     ids: Counter[str] = Counter()
     faults: list[str] = []
@@ -37,7 +39,12 @@ def sound(storage: Storage, settings: Settings, part: int) -> Verdict:
                     faults.append(f"{row['id']}: a question or an answer is missing")
     faults += [f"{name} stands there {times} times" for name, times in ids.items() if times > 1]
     hours = round(sum(seconds.values()) / 3600, 3)
-    facts = {"samples": len(ids), "question-answer pairs": pairs, "videos": len(seconds), "hours": hours}
+    facts = {
+        "samples": len(ids),
+        "question-answer pairs": pairs,
+        "videos": len(seconds),
+        "hours": hours,
+    }
     if not faults:
         return Verdict(SOUND, f"{len(ids):,} samples with {pairs:,} answers", facts=facts)
     says = f"{len(faults):,} faults: {'; '.join(faults[:NAMED])}. Materialize this part again"

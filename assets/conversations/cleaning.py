@@ -1,7 +1,7 @@
 """Which question-answer rows can be used, each pair of a video once, and in which order they stand.
 
-Text is looked at by Arrow kernels, a column at a time; the order is that of a hash of the text, so that neither the
-order of the rows nor their number in a file decides anything.
+Text is looked at by Arrow kernels, a column at a time; the order is that of a hash of the text, so
+that neither the order of the rows nor their number in a file decides anything.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from training.samples import STRAY_TOKENS
+from training.formats.sample import STRAY_TOKENS
 
-REJECTED_SCHEMA = pa.schema([("video", pa.string()), ("question_id", pa.string()), ("reason", pa.string())])
+REJECTED_SCHEMA = pa.schema(
+    [("video", pa.string()), ("question_id", pa.string()), ("reason", pa.string())]
+)
 
 # Rows of other tools open or close with a placeholder; samples get theirs when they are grouped.
 OUTER_PLACEHOLDER = r"^(?:(?:<image>|<video>)\s*)+|(?:\s*(?:<image>|<video>))+$"
@@ -29,7 +31,8 @@ class CleanRows:
     Attributes:
         codes: int64 [n], the row's video as its place among the part's videos.
         order: int64 [m], rows by video and then by hash; those that repeat others are left out.
-        sample_ids, turns: the sample that a row came in, and its place there; None where it came alone.
+        sample_ids, turns: the sample that a row came in, and its place there; None where it came
+            alone.
     """
 
     codes: np.ndarray
@@ -41,18 +44,23 @@ class CleanRows:
     turns: list[int | None]
 
 
-def clean(table: pa.Table, durations: Mapping[str, float], names: list[str], seed: str) -> tuple[CleanRows, pa.Table]:
-    """Usable rows, and a table of ``REJECTED_SCHEMA`` of the others, with the first reason that applies to each.
+def clean(
+    table: pa.Table, durations: Mapping[str, float], names: list[str], seed: str
+) -> tuple[CleanRows, pa.Table]:
+    """Usable rows, and a table of ``REJECTED_SCHEMA`` of the others, with the first reason that
+    applies to each.
 
     Args:
-        table: columns ``code`` (place in ``names``), ``question_id``, ``question``, ``answer``, and where the rows have
-            them ``sample_id`` and ``turn``.
+        table: columns ``code`` (place in ``names``), ``question_id``, ``question``, ``answer``, and
+            where the rows have them ``sample_id`` and ``turn``.
         durations: the videos that are there.
     """
     table = table.combine_chunks()
     codes = table["code"].to_numpy()
     there = np.array([name in durations for name in names], bool)[codes]
-    question = _trimmed(pc.replace_substring_regex(_trimmed(table["question"]), OUTER_PLACEHOLDER, ""))
+    question = _trimmed(
+        pc.replace_substring_regex(_trimmed(table["question"]), OUTER_PLACEHOLDER, "")
+    )
     answer = _trimmed(table["answer"])
     reason = np.full(len(table), "", object)
     for text, mask in (
@@ -78,7 +86,10 @@ def clean(table: pa.Table, durations: Mapping[str, float], names: list[str], see
     refused = np.flatnonzero(reason != "")
     rejected = {
         "video": [names[code] for code in (*codes[refused], *rows.codes[duplicates])],
-        "question_id": [*question_ids.take(refused).to_pylist(), *(rows.question_ids[row] for row in duplicates)],
+        "question_id": [
+            *question_ids.take(refused).to_pylist(),
+            *(rows.question_ids[row] for row in duplicates),
+        ],
         "reason": [*reason[refused], *["duplicate"] * len(duplicates)],
     }
     by = [("video", "ascending"), ("question_id", "ascending"), ("reason", "ascending")]
@@ -94,13 +105,19 @@ def _mask(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _optional(table: pa.Table, name: str, usable: pa.Array) -> list:
-    return table[name].filter(usable).to_pylist() if name in table.column_names else [None] * usable.true_count
+    return (
+        table[name].filter(usable).to_pylist()
+        if name in table.column_names
+        else [None] * usable.true_count
+    )
 
 
 def _without_duplicates(rows: CleanRows, seed: str) -> tuple[np.ndarray, np.ndarray]:
-    """(rows by video and then by hash of seed, question and answer, each pair of a video once; the rows left out).
+    """(rows by video and then by hash of seed, question and answer, each pair of a video once; the
+    rows left out).
 
-    Of equal pairs the one that already belongs to a sample stays, then the one with the smallest id.
+    Of equal pairs the one that already belongs to a sample stays, then the one with the smallest
+    id.
     """
     prefix, digest = seed.encode(), xxhash.xxh3_128_digest
     digests = [
@@ -112,13 +129,18 @@ def _without_duplicates(rows: CleanRows, seed: str) -> tuple[np.ndarray, np.ndar
     # Text only breaks ties, so it is ranked once instead of being compared in the sort.
     id_rank, sample_rank = _rank(rows.question_ids), _rank([name or "" for name in rows.sample_ids])
     turn = np.array([place or 0 for place in rows.turns], np.int64)
-    order = np.lexsort((id_rank, turn, sample_rank, ~grouped, hashes[:, 1], hashes[:, 0], rows.codes))
+    order = np.lexsort(
+        (id_rank, turn, sample_rank, ~grouped, hashes[:, 1], hashes[:, 0], rows.codes)
+    )
     same = np.zeros(len(order), bool)
     if len(order) > 1:
         one, two = order[:-1], order[1:]
         same[1:] = (rows.codes[one] == rows.codes[two]) & (hashes[one] == hashes[two]).all(axis=1)
-        # Two samples may share a pair; only a pair that repeats within its own sample, or ungrouped, is a duplicate.
-        same[1:] &= ~grouped[two] | ((sample_rank[one] == sample_rank[two]) & (turn[one] == turn[two]))
+        # Two samples may share a pair; only a pair that repeats within its own sample, or
+        # ungrouped, is a duplicate.
+        same[1:] &= ~grouped[two] | (
+            (sample_rank[one] == sample_rank[two]) & (turn[one] == turn[two])
+        )
     return order[~same], order[same]
 
 

@@ -8,17 +8,20 @@ import orjson
 import pyarrow.parquet as pq
 
 from assets.conversations.grouping import conversations_name
-from training.samples import LONG_VIDEO_KIND
-from training.storage import Storage
+from training.formats.sample import LONG_VIDEO_KIND
+from training.formats.storage import Storage
 
 JSON_NAME = "VideoMarathon/jsons/videomarathon.json"
 
 
-def export_llava_json(storage: Storage, parts: Sequence[int], log: Callable[[str], None] = print) -> int:
-    """Write all samples of ``parts`` to ``VideoMarathon/jsons/videomarathon.json``; returns how many.
+def export_llava_json(
+    storage: Storage, parts: Sequence[int], log: Callable[[str], None] = print
+) -> int:
+    """Write all samples of ``parts`` to ``VideoMarathon/jsons/videomarathon.json``; returns how
+    many.
 
-    One sample a line inside one JSON array, so that it can be read both whole and line by line. Parts come in the order
-    of their numbers.
+    One sample a line inside one JSON array, so that it can be read both whole and line by line.
+    Parts come in the order of their numbers.
     """
     written = 0
     with storage.writing(JSON_NAME) as path, open(path, "wb") as file:

@@ -1,8 +1,10 @@
-"""Question-answer rows -> multi-turn samples: which pairs come together is decided by a hash, never by row order.
+"""Question-answer rows -> multi-turn samples: which pairs come together is decided by a hash, never
+by row order.
 
-A part's rows are read in two passes over the annotation Parquet, so that 3.3 million rows need neither to fit into
-memory nor to become Python objects at once: the first pass counts, the second deals the rows into buckets of whole
-videos, and each bucket is cleaned with Arrow kernels, sorted by hash and written before the next one is touched.
+A part's rows are read in two passes over the annotation Parquet, so that 3.3 million rows need
+neither to fit into memory nor to become Python objects at once: the first pass counts, the second
+deals the rows into buckets of whole videos, and each bucket is cleaned with Arrow kernels, sorted
+by hash and written before the next one is touched.
 """
 
 from __future__ import annotations
@@ -22,19 +24,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from assets.annotations.catalogue import present_videos
+from assets.annotations.collect import ANNOTATIONS
 from assets.conversations.cleaning import REJECTED_SCHEMA, CleanRows, clean
-from assets.lineage import hash_file
-from assets.progress import Progress
-from assets.settings import Settings
-from assets.sources.annotations import ANNOTATIONS
-from assets.split import part_name, stable_hash
-from assets.videos.catalogue import present_videos
-from training.samples import IMAGE_TOKEN, ROLES
-from training.storage import Storage
+from assets.deployment.parts import part_name
+from assets.deployment.settings import Settings
+from training.formats.hashing import hash_file, stable_hash
+from training.formats.sample import IMAGE_TOKEN, ROLES
+from training.formats.storage import Storage
+from training.progress import Progress
 
 FOLDER = "VideoMarathon/conversations"
 
-BUCKET_ROWS = 100_000  # rows cleaned and sorted at once; bounds memory to a few hundred MB whatever the part's size
+# Rows cleaned and sorted at once; bounds memory to a few hundred MB whatever the part's size.
+BUCKET_ROWS = 100_000
 BATCH_ROWS = 32_768
 ROW_GROUP = 1024  # samples in one Parquet row group: what a shard task has to read at least
 EXAMPLES = 5
@@ -60,7 +63,8 @@ class GroupingReport:
 
     Attributes:
         version: content hash of the Parquet file.
-        counts: ``rows_in``, ``rows_grouped``, ``samples``, ``videos``, and rows dropped by reason (``dropped: ...``).
+        counts: ``rows_in``, ``rows_grouped``, ``samples``, ``videos``, and rows dropped by reason
+            (``dropped: ...``).
         examples: a few samples, as a person would read them.
     """
 
@@ -79,16 +83,28 @@ def rejected_name(part: int) -> str:
     return f"{FOLDER}/{part_name(part)}.rejected.parquet"
 
 
-def group_part(storage: Storage, settings: Settings, part: int, log: Callable[[str], None]) -> GroupingReport:
+def group_part(
+    storage: Storage, settings: Settings, part: int, log: Callable[[str], None]
+) -> GroupingReport:
     """Group one part's rows about videos that are there into ``conversations/part<i>.parquet``.
 
     Raises:
         FileNotFoundError: the part is not catalogued, or there are no annotations.
         ValueError: the annotation file has other columns than expected.
     """
-    durations = {found.video: found.duration for found in present_videos(storage, settings, part_name(part))}
+    durations = {
+        found.video: found.duration for found in present_videos(storage, settings, part_name(part))
+    }
     shards = settings.shards
-    return group_rows(storage, ANNOTATIONS, part, durations, seed=shards.seed, turns=shards.turns_per_sample, log=log)
+    return group_rows(
+        storage,
+        ANNOTATIONS,
+        part,
+        durations,
+        seed=shards.seed,
+        turns=shards.turns_per_sample,
+        log=log,
+    )
 
 
 def group_rows(
@@ -103,9 +119,9 @@ def group_rows(
 ) -> GroupingReport:
     """Group the rows of a part and publish its samples, and its unused rows beside them.
 
-    Up to ``turns`` question-answer pairs of one video become one sample; n pairs make ceil(n / turns) samples of even
-    size. Rows that carry a ``sample_id`` stay together as that sample, in the order of ``turn``. Videos stand in a
-    seeded order, the samples of one video together.
+    Up to ``turns`` question-answer pairs of one video become one sample; n pairs make ceil(n /
+    turns) samples of even size. Rows that carry a ``sample_id`` stay together as that sample, in
+    the order of ``turn``. Videos stand in a seeded order, the samples of one video together.
 
     Args:
         annotations: Parquet file below the storage root with at least the columns ``REQUIRED``.
@@ -115,7 +131,9 @@ def group_rows(
     with pq.ParquetFile(path) as source, ExitStack() as stack:
         present = source.schema_arrow.names
         if missing := [name for name in REQUIRED if name not in present]:
-            raise ValueError(f"{path}: columns {', '.join(missing)} are missing; it has {', '.join(present)}")
+            raise ValueError(
+                f"{path}: columns {', '.join(missing)} are missing; it has {', '.join(present)}"
+            )
         rows_in, names = _count(source, part)
         order = np.array([stable_hash("video order", seed, name) for name in names], np.uint64)
         bucket = _Buckets(names, order, max(1, -(-rows_in // BUCKET_ROWS)))
@@ -123,7 +141,9 @@ def group_rows(
         output = stack.enter_context(storage.writing(conversations_name(part)))
         refused = stack.enter_context(storage.writing(rejected_name(part)))
         writer = stack.enter_context(pq.ParquetWriter(output, SCHEMA, compression="zstd"))
-        rejects = stack.enter_context(pq.ParquetWriter(refused, REJECTED_SCHEMA, compression="zstd"))
+        rejects = stack.enter_context(
+            pq.ParquetWriter(refused, REJECTED_SCHEMA, compression="zstd")
+        )
         counts: Counter[str] = Counter()
         examples: list[dict[str, Any]] = []
         progress = Progress(log, rows_in, "rows")
@@ -139,18 +159,27 @@ def group_rows(
         writer.close()
         rejects.close()
         version = hash_file(output)[:32]
-    totals = {"rows_in": rows_in, **{name: counts[name] for name in ("rows_grouped", "samples", "videos")}}
+    totals = {
+        "rows_in": rows_in,
+        **{name: counts[name] for name in ("rows_grouped", "samples", "videos")},
+    }
     dropped = {name: counts[name] for name in sorted(counts) if name.startswith("dropped: ")}
     return GroupingReport(version, totals | dropped, examples)
 
 
 def _groups_of(source: pq.ParquetFile, part: int) -> list[int]:
-    """Row groups that can hold rows of the part, by their statistics; parts are written one after another."""
+    """Row groups that can hold rows of the part, by their statistics; parts are written one after
+    another.
+    """
     column = source.schema_arrow.names.index("part")
     groups = []
     for number in range(source.num_row_groups):
         statistics = source.metadata.row_group(number).column(column).statistics
-        if statistics is None or not statistics.has_min_max or statistics.min <= part <= statistics.max:
+        if (
+            statistics is None
+            or not statistics.has_min_max
+            or statistics.min <= part <= statistics.max
+        ):
             groups.append(number)
     return groups
 
@@ -158,8 +187,12 @@ def _groups_of(source: pq.ParquetFile, part: int) -> list[int]:
 def _count(source: pq.ParquetFile, part: int) -> tuple[int, list[str]]:
     """Pass one: how many rows the part has, and the names of its videos, sorted."""
     rows, names = 0, set[str]()
-    for batch in source.iter_batches(BATCH_ROWS, row_groups=_groups_of(source, part), columns=["part", "video"]):
-        videos = pc.fill_null(batch.column("video"), "").filter(pc.equal(batch.column("part"), part))
+    for batch in source.iter_batches(
+        BATCH_ROWS, row_groups=_groups_of(source, part), columns=["part", "video"]
+    ):
+        videos = pc.fill_null(batch.column("video"), "").filter(
+            pc.equal(batch.column("part"), part)
+        )
         rows += len(videos)
         names.update(pc.unique(videos).to_pylist())
     return rows, sorted(names)
@@ -167,7 +200,8 @@ def _count(source: pq.ParquetFile, part: int) -> tuple[int, list[str]]:
 
 @dataclass(slots=True)
 class _Buckets:
-    """Pass two: the part's rows in buckets of whole videos, which follow each other in the order of the videos.
+    """Pass two: the part's rows in buckets of whole videos, which follow each other in the order of
+    the videos.
 
     Attributes:
         names, order: the part's videos and the hashes that order them.
@@ -181,16 +215,26 @@ class _Buckets:
     def tables(self, source: pq.ParquetFile, part: int) -> Iterator[pa.Table]:
         columns = [name for name in (*REQUIRED, *GROUPED) if name in source.schema_arrow.names]
         schema = pa.schema([("code", pa.int64()), *((name, _type(name)) for name in columns[2:])])
-        bucket_of = (self.order.astype(np.float64) / 2.0**64 * self.number).astype(np.int64).clip(max=self.number - 1)
+        bucket_of = (
+            (self.order.astype(np.float64) / 2.0**64 * self.number)
+            .astype(np.int64)
+            .clip(max=self.number - 1)
+        )
         codes_of = {name: code for code, name in enumerate(self.names)}
         held: list[pa.RecordBatch] = []
         with tempfile.TemporaryDirectory(prefix="hourllava-grouping-") as folder:
             paths = [str(Path(folder) / f"{number}.arrow") for number in range(self.number)]
             writers = [pa.ipc.new_file(path, schema) for path in paths] if self.number > 1 else []
-            for batch in source.iter_batches(BATCH_ROWS, row_groups=_groups_of(source, part), columns=columns):
+            for batch in source.iter_batches(
+                BATCH_ROWS, row_groups=_groups_of(source, part), columns=columns
+            ):
                 batch = batch.filter(pc.equal(batch.column("part"), part))
                 codes = _codes(pc.fill_null(batch.column("video"), ""), codes_of)
-                arrays = [batch.column(field.name).cast(field.type) for field in schema if field.name != "code"]
+                arrays = [
+                    batch.column(field.name).cast(field.type)
+                    for field in schema
+                    if field.name != "code"
+                ]
                 rows = pa.RecordBatch.from_arrays([pa.array(codes), *arrays], schema=schema)
                 if not writers:
                     held.append(rows)
@@ -229,10 +273,18 @@ def _samples(
     turns: int,
     counts: Counter[str],
 ) -> pa.Table:
-    """Samples of one bucket: videos in seeded order; of each video its ready-made samples, then the chunks."""
+    """Samples of one bucket: videos in seeded order; of each video its ready-made samples, then the
+    chunks.
+    """
     codes = rows.codes[rows.order]
-    bounds = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1], True]) if len(codes) else np.zeros(1, np.int64)
-    spans = sorted((int(order[codes[a]]), names[codes[a]], int(a), int(b)) for a, b in pairwise(bounds))
+    bounds = (
+        np.flatnonzero(np.r_[True, codes[1:] != codes[:-1], True])
+        if len(codes)
+        else np.zeros(1, np.int64)
+    )
+    spans = sorted(
+        (int(order[codes[a]]), names[codes[a]], int(a), int(b)) for a, b in pairwise(bounds)
+    )
     places = rows.order.tolist()
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for _, video, start, end in spans:
@@ -243,7 +295,10 @@ def _samples(
                 loose.append(row)
             else:
                 ready.setdefault(rows.sample_ids[row], []).append(row)
-        groups = [(name, sorted(ready[name], key=lambda row: rows.turns[row] or 0)) for name in sorted(ready)]
+        groups = [
+            (name, sorted(ready[name], key=lambda row: rows.turns[row] or 0))
+            for name in sorted(ready)
+        ]
         numbers = (f"{video}#{part}-{number}" for number in range(len(loose) + len(ready)))
         free = (name for name in numbers if name not in ready)
         groups += [(next(free), chunk) for chunk in even_chunks(loose, turns)]
@@ -252,7 +307,9 @@ def _samples(
             columns["video"].append(video)
             columns["source"].append(video.partition("/")[0])
             columns["duration"].append(durations[video])
-            columns["conversations"].append(_conversation([(rows.questions[row], rows.answers[row]) for row in group]))
+            columns["conversations"].append(
+                _conversation([(rows.questions[row], rows.answers[row]) for row in group])
+            )
             columns["question_ids"].append([rows.question_ids[row] for row in group])
         counts["rows_grouped"] += end - start
         counts["samples"] += len(groups)
@@ -261,7 +318,9 @@ def _samples(
 
 
 def even_chunks(rows: list[int], most: int) -> list[list[int]]:
-    """``rows`` in ceil(n / most) consecutive chunks whose sizes differ by at most one, larger ones first."""
+    """``rows`` in ceil(n / most) consecutive chunks whose sizes differ by at most one, larger ones
+    first.
+    """
     number = -(-len(rows) // most)
     chunks, start = [], 0
     for index in range(number):
@@ -274,7 +333,9 @@ def even_chunks(rows: list[int], most: int) -> list[list[int]]:
 def _conversation(pairs: list[tuple[str, str]]) -> str:
     turns = []
     for index, (question, answer) in enumerate(pairs):
-        turns.append({"from": ROLES[0], "value": question if index else f"{IMAGE_TOKEN}\n{question}"})
+        turns.append(
+            {"from": ROLES[0], "value": question if index else f"{IMAGE_TOKEN}\n{question}"}
+        )
         turns.append({"from": ROLES[1], "value": answer})
     return orjson.dumps(turns).decode()
 

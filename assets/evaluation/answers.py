@@ -1,4 +1,6 @@
-"""Which option a free text chose: strict enough not to be fooled, lenient enough to follow how models answer."""
+"""Which option a free text chose: strict enough not to be fooled, lenient enough to follow how
+models answer.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ DENIAL_REACH = 40  # characters before a sign in which a "not" turns it round
 
 _OPEN = r"[\s\(\[\{\"'*`#>_$\\-]*"
 _LEADING = re.compile(rf"^{_OPEN}(?P<letter>[A-Z])(?![A-Za-z'’])")
-# Openings after which a letter is the answer rather than a word: "the answer is B", "Option: (C)", "I choose D",
-# {"answer": "B"}, <answer>B</answer>.
+# Openings after which a letter is the answer rather than a word: "the answer is B", "Option: (C)",
+# "I choose D", {"answer": "B"}, <answer>B</answer>.
 _ANNOUNCED = re.compile(
     r"\b(?:answer|option|choice|i (?:would )?(?:choose|pick|select)|i'd (?:choose|pick|select))"
     r"(?: (?:is|would be|should be|must be|option|letter|choice|the|to))*[\"'>*]{0,3}\s{0,2}[:=]?\s{0,3}"
@@ -32,20 +34,27 @@ _DENIED = re.compile(
 
 
 def chosen_option(text: str, options: Sequence[str]) -> int | None:
-    """The index of the option that ``text`` settles on, or None when it settles on none or on several.
+    """The index of the option that ``text`` settles on, or None when it settles on none or on
+    several.
 
-    In this order: a letter that stands alone or opens the answer; the last letter that is announced as the answer; a
-    single letter in brackets or bold; an option's own words. What follows "not" does not count, nor what stands before
-    the end of a <think> block, nor the options where they are repeated, and an answer that names two options by the
-    same kind of sign is no answer.
+    In this order: a letter that stands alone or opens the answer; the last letter that is announced
+    as the answer; a single letter in brackets or bold; an option's own words. What follows "not"
+    does not count, nor what stands before the end of a <think> block, nor the options where they
+    are repeated, and an answer that names two options by the same kind of sign is no answer.
     """
     letters = LETTERS[: len(options)]
     text = " ".join(unicodedata.normalize("NFKC", _ends(text)).split(" ")).strip()
-    text = "".join(sign for sign in text if unicodedata.category(sign) != "Cf")  # marks without a look of their own
+    text = "".join(
+        sign for sign in text if unicodedata.category(sign) != "Cf"
+    )  # marks without a look of their own
     alone = text.strip(" \t\n.()[]{}*\"'`:").upper()
     if len(alone) == 1 and alone in letters:
         return letters.index(alone)
-    for signs in (_opening(text, options, letters), _announced(text, letters), _marked(text, letters)):
+    for signs in (
+        _opening(text, options, letters),
+        _announced(text, letters),
+        _marked(text, letters),
+    ):
         if signs:
             return signs.pop() if len(signs) == 1 else None
     quoted = _quoted(text, options)
@@ -53,7 +62,9 @@ def chosen_option(text: str, options: Sequence[str]) -> int | None:
 
 
 def same_answer(text: str, answer: str) -> bool:
-    """Whether an open answer equals the right one, apart from case, punctuation, articles and spacing."""
+    """Whether an open answer equals the right one, apart from case, punctuation, articles and
+    spacing.
+    """
     return plain(_ends(text)) == plain(answer) != ""
 
 
@@ -69,7 +80,9 @@ def _ends(text: str) -> str:
 
 
 def _opening(text: str, options: Sequence[str], letters: str) -> set[int]:
-    """The letter at the very start ("B. red", "(C) because"). "A dog" and "I think" open with words, not letters."""
+    """The letter at the very start ("B. red", "(C) because"). "A dog" and "I think" open with
+    words, not letters.
+    """
     match = _LEADING.match(text)
     if match is None or match["letter"] not in letters:
         return set()
@@ -87,11 +100,15 @@ def _opening(text: str, options: Sequence[str], letters: str) -> set[int]:
 
 
 def _announced(text: str, letters: str) -> set[int]:
-    """The last announced letter that is not denied. A lower-case "a", and "A" before a word, are articles."""
+    """The last announced letter that is not denied. A lower-case "a", and "A" before a word, are
+    articles.
+    """
     last: set[int] = set()
     for match in _ANNOUNCED.finditer(text):
         letter, rest = match["letter"], text[match.end() : match.end() + DENIAL_REACH]
-        article = letter == "a" or (letter in "AI" and re.match(r" [a-z]", rest) and not _SEVERAL.match(rest))
+        article = letter == "a" or (
+            letter in "AI" and re.match(r" [a-z]", rest) and not _SEVERAL.match(rest)
+        )
         if article or letter.upper() not in letters or _denied(text, match.start("letter")):
             continue
         last = {letters.index(letter.upper())}

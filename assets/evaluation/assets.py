@@ -2,12 +2,13 @@
 
 import dagster as dg
 
-from assets.automation import FILL_AND_FOLLOW, TRAINING
 from assets.checkpoints.assets import base_model, stage1, stage2, stage3
-from assets.launch import EvaluationLaunch
-from assets.lineage import input_versions, product
-from assets.partitions import same_partition, variant_partitions
-from assets.reporting import (
+from assets.deployment.automation import FILL_AND_FOLLOW, TRAINING
+from assets.deployment.launchpad import EvaluationLaunch
+from assets.deployment.partitions import same_partition, variant_partitions
+from assets.deployment.resources import Deployment
+from assets.records.lineage import input_versions, product
+from assets.records.reporting import (
     CODE_VERSION,
     OWNERS,
     Published,
@@ -17,11 +18,13 @@ from assets.reporting import (
     publish,
     table,
 )
-from assets.resources import Deployment
 
 
 @dg.asset(
-    deps=[dg.AssetDep(stage, partition_mapping=same_partition) for stage in (base_model, stage1, stage2, stage3)],
+    deps=[
+        dg.AssetDep(stage, partition_mapping=same_partition)
+        for stage in (base_model, stage1, stage2, stage3)
+    ],
     partitions_def=variant_partitions,
     group_name="evaluation",
     kinds={"parquet"},
@@ -34,24 +37,34 @@ from assets.resources import Deployment
         check_spec(
             "above_blind",
             "evaluation",
-            "Stage 3 answers better with the videos than with grey pictures, by more than chance. It only warns.",
+            (
+                "Stage 3 answers better with the videos than with grey pictures, by more than "
+                "chance. It only warns."
+            ),
             variant_partitions,
             blocking=False,
         )
     ],
-    description="""Held-out questions answered by the starting point and by each stage, side by side.
+    description="""Held-out questions answered by the starting point and by each stage, side by
+    side.
 
-Accuracy by question type and by duration, with and without the visuals, against the stage-3 checkpoint before this one,
-and every answer with its prompt in a Parquet file. The questions are those that the settings name
-(`evaluation.questions`).""",
+Accuracy by question type and by duration, with and without the visuals, against the stage-3
+checkpoint before this one, and every answer with its prompt in a Parquet file. The questions are
+those that the settings name (`evaluation.questions`).""",
 )
-def evaluation(context: dg.AssetExecutionContext, deployment: Deployment, config: EvaluationLaunch) -> Published:
-    from assets.columns import ANSWERS
+def evaluation(
+    context: dg.AssetExecutionContext, deployment: Deployment, config: EvaluationLaunch
+) -> Published:
     from assets.evaluation.checks import above_blind
     from assets.evaluation.compare import CHECKPOINTS, compare_checkpoints
     from assets.evaluation.record import SCHEMA
+    from assets.records.columns import ANSWERS
 
-    settings, storage, variant = config.applied(deployment.settings()), deployment.storage(), context.partition_key
+    settings, storage, variant = (
+        config.applied(deployment.settings()),
+        deployment.storage(),
+        context.partition_key,
+    )
     with errors_for_people():
         inputs = input_versions(storage, [product(name, variant) for name in CHECKPOINTS])
         report = compare_checkpoints(storage, settings, variant, context.log.info)

@@ -8,9 +8,9 @@
 | mlvu           | ``1_plotQA.json`` .. ``7_topic_reasoning.json``       | ``<stem of the file>/<video>``   |
 | tempcompass    | ``multi-choice``, ``yes_no``, ``caption_matching``    | ``<video id>.mp4``               |
 
-The files and the videos are the user's: nothing is downloaded here. Questions that need a judge model (free
-descriptions, summaries) are left out, and counted. For the pipeline, write them in the neutral form beside the videos
-and name that file in the setting ``evaluation.questions``:
+The files and the videos are the user's: nothing is downloaded here. Questions that need a judge
+model (free descriptions, summaries) are left out, and counted. For the pipeline, write them in the
+neutral form beside the videos and name that file in the setting ``evaluation.questions``:
 
     python -m assets.evaluation.benchmarks lvbench video_info.meta.jsonl --videos videos/lvbench
 """
@@ -31,7 +31,8 @@ import pyarrow.parquet as pq
 from assets.evaluation.questions import LETTERS, Question, write_questions
 
 YES_NO_REQUEST = "Please answer yes or no:"
-# A line that opens an option inside a question: "A. red", "(B) blue", "C) green", "Caption A: ...", "Option 2: ...".
+# A line that opens an option inside a question: "A. red", "(B) blue", "C) green", "Caption A: ...",
+# "Option 2: ...".
 _OPTION = re.compile(
     r"^\s*(?:\(?(?P<letter>[A-Z])[.):]|(?:Caption|Option)\s+(?P<label>[A-Z0-9])\s*:)\s*(?P<text>.+?)\s*$"
 )
@@ -56,7 +57,9 @@ def load_benchmark(name: str, path: Path) -> Loaded:
     try:
         rows = BENCHMARKS[name]
     except KeyError:
-        raise ValueError(f"unknown benchmark {name!r} (known: {', '.join(sorted(BENCHMARKS))})") from None
+        raise ValueError(
+            f"unknown benchmark {name!r} (known: {', '.join(sorted(BENCHMARKS))})"
+        ) from None
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     loaded = Loaded()
     for file in files:
@@ -68,11 +71,17 @@ def load_benchmark(name: str, path: Path) -> Loaded:
                 try:
                     loaded.questions.append(Question(media="video", **fields))
                 except ValueError as error:
-                    loaded.left_out[re.sub(r"'[^']*'", "...", str(error).partition(":")[2] or str(error)).strip()] += 1
+                    loaded.left_out[
+                        re.sub(
+                            r"'[^']*'", "...", str(error).partition(":")[2] or str(error)
+                        ).strip()
+                    ] += 1
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise ValueError(f"{file}: not an annotation file of {name}: {error!r}") from error
     if not loaded.questions:
-        raise ValueError(f"{path}: no questions of {name} (left out: {dict(loaded.left_out) or 'nothing'})")
+        raise ValueError(
+            f"{path}: no questions of {name} (left out: {dict(loaded.left_out) or 'nothing'})"
+        )
     return loaded
 
 
@@ -153,7 +162,10 @@ def _tempcompass(path: Path) -> Iterator[dict[str, Any] | str]:
                 fields = {"id": f"{path.stem}/{video}/{dimension}/{number}", "path": f"{video}.mp4"}
                 answer = str(row["answer"]).strip()
                 if answer.lower() in ("yes", "no"):
-                    fields |= {"question": f"{row['question']}\n{YES_NO_REQUEST}", "answer": answer.lower()}
+                    fields |= {
+                        "question": f"{row['question']}\n{YES_NO_REQUEST}",
+                        "answer": answer.lower(),
+                    }
                     yield fields | {"candidates": ("yes", "no"), "task": f"yes or no: {dimension}"}
                     continue
                 text, options = split_options(row["question"])
@@ -202,9 +214,15 @@ def _rows(path: Path) -> Iterable[dict[str, Any]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write a benchmark's questions as ``<videos>/<name>.jsonl``; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m assets.evaluation.benchmarks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m assets.evaluation.benchmarks", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("name", choices=sorted(BENCHMARKS))
-    parser.add_argument("annotations", type=Path, help="the file as its authors publish it, or a folder of such files")
+    parser.add_argument(
+        "annotations",
+        type=Path,
+        help="the file as its authors publish it, or a folder of such files",
+    )
     parser.add_argument("--videos", type=Path, required=True, help="folder that the videos lie in")
     chosen = parser.parse_args(arguments)
     try:
@@ -215,10 +233,16 @@ def main(arguments: list[str] | None = None) -> int:
     out = chosen.videos / f"{chosen.name}.jsonl"
     there = [question for question in loaded.questions if (chosen.videos / question.path).is_file()]
     if not there:
-        print(f"not written: none of the videos is below {chosen.videos}; the first is {loaded.questions[0].path}")
+        print(
+            f"not written: none of the videos is below {chosen.videos}; the first is "
+            f"{loaded.questions[0].path}"
+        )
         return 2
     write_questions(out, there)
-    print(f"{out}: {len(there)} questions; {len(loaded.questions) - len(there)} about videos that are not there")
+    print(
+        f"{out}: {len(there)} questions; {len(loaded.questions) - len(there)} about videos that "
+        "are not there"
+    )
     for reason, count in loaded.left_out.items():
         print(f"left out: {count}, {reason}")
     return 0

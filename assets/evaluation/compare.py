@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from assets.deployment.settings import Settings
 from assets.evaluation.earlier import Scores, as_json, comparison, earlier_scores, previous
 from assets.evaluation.questions import read_questions
 from assets.evaluation.report import Answer, EvaluationReport
 from assets.evaluation.score import score_checkpoint
-from assets.lineage import Lineage, data_version, hash_file, product
-from assets.settings import Settings
-from training.storage import Storage
+from assets.records.lineage import Lineage, product
+from training.formats.hashing import data_version, hash_file
+from training.formats.storage import Storage
 
 CHECKPOINTS = ("base_model", "stage1", "stage2", "stage3")
 
@@ -28,7 +29,8 @@ class Comparison:
         table: accuracies, a row for each checkpoint and kind of question.
         example: one question with the last checkpoint's own words, as Markdown.
         accuracy: checkpoint -> share answered right; ``<checkpoint> blind`` with nothing shown.
-        previous: the last checkpoint against the one before it, on the same questions; empty where there is none.
+        previous: the last checkpoint against the one before it, on the same questions; empty where
+            there is none.
     """
 
     version: str
@@ -41,10 +43,14 @@ class Comparison:
     previous: list[dict[str, Any]] = field(default_factory=list)
 
 
-def compare_checkpoints(storage: Storage, settings: Settings, variant: str, log: Callable[[str], None]) -> Comparison:
-    """Ask all checkpoints of a variant the held-out questions, and the last one also with nothing to see.
+def compare_checkpoints(
+    storage: Storage, settings: Settings, variant: str, log: Callable[[str], None]
+) -> Comparison:
+    """Ask all checkpoints of a variant the held-out questions, and the last one also with nothing
+    to see.
 
-    Answers go to ``evaluation/<variant>/<checkpoint>[_blind].parquet``, accuracies to ``summary.json`` beside them.
+    Answers go to ``evaluation/<variant>/<checkpoint>[_blind].parquet``, accuracies to
+    ``summary.json`` beside them.
 
     Raises:
         ValueError: the settings name no questions, or the file is not one.
@@ -52,14 +58,21 @@ def compare_checkpoints(storage: Storage, settings: Settings, variant: str, log:
     """
     path = settings.evaluation.questions
     if path is None:
-        raise ValueError("the settings name no questions; set evaluation.questions to a questions file")
+        raise ValueError(
+            "the settings name no questions; set evaluation.questions to a questions file"
+        )
     questions = read_questions(path)[: settings.evaluation.limit]
     folder = f"evaluation/{variant}"
     seen: list[EvaluationReport] = []
     blind: list[EvaluationReport] = []
     for name in CHECKPOINTS:
-        export = storage.local_folder(f"{Lineage.read(storage, product(name, variant)).folder}/export")
-        for visuals, reports in ((True, seen), *([(False, blind)] if name == CHECKPOINTS[-1] else [])):
+        export = storage.local_folder(
+            f"{Lineage.read(storage, product(name, variant)).folder}/export"
+        )
+        for visuals, reports in (
+            (True, seen),
+            *([(False, blind)] if name == CHECKPOINTS[-1] else []),
+        ):
             rel = f"{folder}/{name}{'' if visuals else '_blind'}.parquet"
             file = Path(storage.path(rel)) if storage.is_local else settings.training.scratch / rel
             report = score_checkpoint(
@@ -77,7 +90,8 @@ def compare_checkpoints(storage: Storage, settings: Settings, variant: str, log:
                 storage.write_bytes(rel, file.read_bytes())
             reports.append(report)
             log(
-                f"{name}{'' if visuals else ', nothing shown'}: {report.accuracy:.1%} right, chance {report.chance:.1%}"
+                f"{name}{'' if visuals else ', nothing shown'}: {report.accuracy:.1%} right, "
+                f"chance {report.chance:.1%}"
             )
     rows = table(seen, blind[-1])
     version = data_version([report.version for report in (*seen, *blind)])
@@ -97,7 +111,11 @@ def compare_checkpoints(storage: Storage, settings: Settings, variant: str, log:
         version=version,
         folder=folder,
         origins={str(path): hash_file(path)},
-        counts={"questions": len(questions), "asked": len(asked), "not askable": len(questions) - len(asked)},
+        counts={
+            "questions": len(questions),
+            "asked": len(asked),
+            "not askable": len(questions) - len(asked),
+        },
         table=rows,
         example=shown,
         accuracy={report.name: report.accuracy for report in seen}
@@ -107,12 +125,16 @@ def compare_checkpoints(storage: Storage, settings: Settings, variant: str, log:
 
 
 def table(seen: Sequence[EvaluationReport], blind: EvaluationReport) -> list[dict[str, Any]]:
-    """A row for each kind of question and each duration, and one for all; a column for each checkpoint.
+    """A row for each kind of question and each duration, and one for all; a column for each
+    checkpoint.
 
-    ``nothing shown`` is the last checkpoint without its visuals, ``gain`` the last one's lead over the first.
+    ``nothing shown`` is the last checkpoint without its visuals, ``gain`` the last one's lead over
+    the first.
     """
 
-    def row(what: str, parts: Sequence[EvaluationReport], unseeing: EvaluationReport) -> dict[str, Any]:
+    def row(
+        what: str, parts: Sequence[EvaluationReport], unseeing: EvaluationReport
+    ) -> dict[str, Any]:
         return {
             "questions": what,
             "gain": round(parts[-1].accuracy - parts[0].accuracy, 3),
@@ -127,7 +149,9 @@ def table(seen: Sequence[EvaluationReport], blind: EvaluationReport) -> list[dic
     for split in (EvaluationReport.by_task, EvaluationReport.by_duration):
         groups = [split(report) for report in seen]
         unseeing = split(blind)
-        rows += [row(name, [group[name] for group in groups], unseeing[name]) for name in groups[-1]]
+        rows += [
+            row(name, [group[name] for group in groups], unseeing[name]) for name in groups[-1]
+        ]
     return rows
 
 
@@ -137,9 +161,20 @@ def example(answers: Sequence[Answer]) -> str:
     if not videos:
         return "No question could be asked."
     shown = next((answer for answer in videos if answer.written_correct), videos[0])
-    lines = [f"**{shown.id}** ({shown.task})", "", "```", shown.prompt, "```", "", f"answers: {shown.generated!r}"]
+    lines = [
+        f"**{shown.id}** ({shown.task})",
+        "",
+        "```",
+        shown.prompt,
+        "```",
+        "",
+        f"answers: {shown.generated!r}",
+    ]
     if shown.scores:
         ranked = sorted(zip(shown.scores, shown.choices, strict=True), reverse=True)
-        lines += ["", "likeliest: " + ", ".join(f"{choice} ({score:.1f})" for score, choice in ranked[:3])]
+        lines += [
+            "",
+            "likeliest: " + ", ".join(f"{choice} ({score:.1f})" for score, choice in ranked[:3]),
+        ]
     lines += ["", f"right answer: {shown.expected}"]
     return "\n".join(lines)

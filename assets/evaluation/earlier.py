@@ -1,4 +1,6 @@
-"""What earlier checkpoints of the last stage scored, and how the newest one compares with the one before it."""
+"""What earlier checkpoints of the last stage scored, and how the newest one compares with the one
+before it.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def earlier_scores(summary: Mapping[str, Any] | None, now: Scores) -> list[Score
     if summary is None or "scores" not in summary:
         return []
     told = [Scores(**entry) for entry in (*summary["earlier"], summary["scores"])]
-    return [s for s in told if (s.checkpoint, s.questions) != (now.checkpoint, now.questions)][-KEPT:]
+    return [s for s in told if (s.checkpoint, s.questions) != (now.checkpoint, now.questions)][
+        -KEPT:
+    ]
 
 
 def previous(earlier: Sequence[Scores], now: Scores) -> Scores | None:

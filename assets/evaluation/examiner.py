@@ -1,4 +1,6 @@
-"""A checkpoint that is asked questions: loads it, turns questions into prompts, reads and answers them."""
+"""A checkpoint that is asked questions: loads it, turns questions into prompts, reads and answers
+them.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from assets.evaluation.checkpoint import load_checkpoint
-from assets.evaluation.likelihood import Reading, end_token
 from assets.evaluation.questions import LETTERS, Question
+from assets.inference.checkpoint import load_checkpoint
+from assets.inference.likelihood import Reading, end_token
 
 if TYPE_CHECKING:
     from model.inputs import SampleInputs
     from model.processor import StoredFeatures
 
-LONGEST_ANSWER = {"options": 32, "candidates": 16, "open": 64}  # tokens that are generated, by the form of the question
+LONGEST_ANSWER = {
+    "options": 32,
+    "candidates": 16,
+    "open": 64,
+}  # tokens that are generated, by the form of the question
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model made of one question; ``scores`` are log-probabilities of its choices, in their order.
+    """What the model made of one question; ``scores`` are log-probabilities of its choices, in
+    their order.
 
     ``duration`` is that of the video as it was found, in seconds.
     """
@@ -40,13 +47,18 @@ class Examiner:
         visuals: False shows grey pictures of the same number and size instead of the real ones.
     """
 
-    def __init__(self, export: Path, media: Path, *, visuals: bool = True, device: str = "auto") -> None:
+    def __init__(
+        self, export: Path, media: Path, *, visuals: bool = True, device: str = "auto"
+    ) -> None:
         self.model, self.processor = load_checkpoint(export, device)
         self.media, self.visuals = media, visuals
-        self._video: tuple[str, StoredFeatures] | None = None  # the last one: questions come ordered by medium
+        self._video: tuple[str, StoredFeatures] | None = (
+            None  # the last one: questions come ordered by medium
+        )
 
     def ask(self, questions: Sequence[Question], write: bool = True) -> list[Reply]:
-        """Answers in the order of the questions. A medium that cannot be read is a problem of its questions only.
+        """Answers in the order of the questions. A medium that cannot be read is a problem of its
+        questions only.
 
         Args:
             write: let the model also write an answer of its own; open questions have no other.
@@ -68,8 +80,12 @@ class Examiner:
             writing = [question for question in asked if write or question.form == "open"]
             longest = max((LONGEST_ANSWER[question.form] for question in writing), default=0)
             texts = self._texts(reading.generate(longest)) if writing else [""] * len(asked)
-            # An open question has no choices: its one stand-in keeps the batch in shape and is dropped again.
-            ids = [[self._ids(choice) for choice in answers_of(question)] or [[reading.end]] for question in asked]
+            # An open question has no choices: its one stand-in keeps the batch in shape and is
+            # dropped again.
+            ids = [
+                [self._ids(choice) for choice in answers_of(question)] or [[reading.end]]
+                for question in asked
+            ]
             for number, text, scores in zip(samples, texts, reading.scores(ids), strict=True):
                 question = questions[number]
                 written = text if question in writing else ""
@@ -78,7 +94,9 @@ class Examiner:
         return [replies[number] for number in range(len(questions))]
 
     def sample(self, question: Question) -> SampleInputs:
-        """The question as model input, ending where the answer begins. Raises ValueError for media without use."""
+        """The question as model input, ending where the answer begins. Raises ValueError for media
+        without use.
+        """
         import torch
 
         from model.inputs import Visual
@@ -97,10 +115,12 @@ class Examiner:
                 grey = torch.full_like(shown.pixels, 128)
                 sample.visuals = [Visual(shown.kind, pixels=grey, image_size=shown.image_size)]
             return sample
-        return self.processor.video(self._encoded(question.path), [turn], id=question.id, add_generation_prompt=True)
+        return self.processor.video(
+            self._encoded(question.path), [turn], id=question.id, add_generation_prompt=True
+        )
 
     def _encoded(self, path: str) -> StoredFeatures:
-        from assets.evaluation.videos import encode_video, grey_video
+        from assets.inference.videos import encode_video, grey_video
 
         if self._video is None or self._video[0] != path:
             video = encode_video(self.model.model, self.media / path)
@@ -112,7 +132,10 @@ class Examiner:
         return [*ids, end_token(self.model)]
 
     def _texts(self, answers: Sequence[list[int]]) -> list[str]:
-        return [self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+        return [
+            self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            for ids in answers
+        ]
 
     def _prompt(self, sample: SampleInputs) -> str:
         """The prompt as text, with ``<image>`` where the visual stands."""
@@ -128,7 +151,9 @@ class Examiner:
 
 
 def answers_of(question: Question) -> list[str]:
-    """The answers that stand for election: letters where options are shown, else the candidates themselves."""
+    """The answers that stand for election: letters where options are shown, else the candidates
+    themselves.
+    """
     if question.options:
         return list(LETTERS[: len(question.options)])
     return list(question.candidates)

@@ -12,7 +12,8 @@ A file of questions is JSON Lines, one object a line:
     task        what kind of question it is, for the table; optional
     duration    seconds, for the table; optional
 
-With neither options nor candidates the question is open: the generated answer must equal the right one.
+With neither options nor candidates the question is open: the generated answer must equal the right
+one.
 """
 
 from __future__ import annotations
@@ -45,18 +46,28 @@ class Question:
 
     def __post_init__(self) -> None:
         if self.media not in MEDIA:
-            raise ValueError(f"question {self.id!r}: unknown media {self.media!r} (known: {', '.join(MEDIA)})")
+            raise ValueError(
+                f"question {self.id!r}: unknown media {self.media!r} (known: {', '.join(MEDIA)})"
+            )
         if (self.media == "text") != (not self.path):
             raise ValueError(f"question {self.id!r}: media {self.media!r} with path {self.path!r}")
         if not self.question.strip() or not self.answer:
             raise ValueError(f"question {self.id!r} has no question or no answer")
         if self.options and self.candidates:
-            raise ValueError(f"question {self.id!r} has both options and candidates; give one of them")
+            raise ValueError(
+                f"question {self.id!r} has both options and candidates; give one of them"
+            )
         if len(self.options) > len(LETTERS):
-            raise ValueError(f"question {self.id!r} has {len(self.options)} options; letters end at {len(LETTERS)}")
+            raise ValueError(
+                f"question {self.id!r} has {len(self.options)} options; letters end at "
+                f"{len(LETTERS)}"
+            )
         choices = self.choices
         if choices and (self.answer not in choices or len(set(choices)) != len(choices)):
-            raise ValueError(f"question {self.id!r}: the answer {self.answer!r} must be one of distinct {choices}")
+            raise ValueError(
+                f"question {self.id!r}: the answer {self.answer!r} must be one of distinct "
+                f"{choices}"
+            )
 
     @property
     def form(self) -> Form:
@@ -68,10 +79,14 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """The human turn, without ``<image>``: the question and, where they are shown, its lettered options."""
+        """The human turn, without ``<image>``: the question and, where they are shown, its lettered
+        options.
+        """
         if not self.options:
             return self.question
-        lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=False)]
+        lines = [
+            f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=False)
+        ]
         return "\n".join([self.question, *lines, OPTIONS_REQUEST])
 
 
@@ -79,7 +94,8 @@ def read_questions(path: Path) -> list[Question]:
     """Read a questions file.
 
     Raises:
-        ValueError: a line that is not a question, a key that is not known, an id that occurs twice; it names the line.
+        ValueError: a line that is not a question, a key that is not known, an id that occurs twice;
+            it names the line.
     """
     questions = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -113,5 +129,8 @@ def parse_question(values: Any) -> Question:
 
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
     """Write a questions file that `read_questions` reads back."""
-    lines = (json.dumps({k: v for k, v in asdict(q).items() if v not in ("", (), None)}) for q in questions)
+    lines = (
+        json.dumps({k: v for k, v in asdict(q).items() if v not in ("", (), None)})
+        for q in questions
+    )
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

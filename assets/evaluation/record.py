@@ -49,7 +49,9 @@ class Journal:
         self._file.write(json.dumps(value).encode() + b"\n")
 
     def _read(self) -> int:
-        """Take over an earlier journal of the same identity; the number of its bytes that are whole lines."""
+        """Take over an earlier journal of the same identity; the number of its bytes that are whole
+        lines.
+        """
         if not self.path.exists():
             return 0
         data = self.path.read_bytes()
@@ -63,7 +65,9 @@ class Journal:
 
 
 def _answer(values: dict[str, Any]) -> Answer:
-    return Answer(**{**values, "choices": tuple(values["choices"]), "scores": tuple(values["scores"])})
+    return Answer(
+        **{**values, "choices": tuple(values["choices"]), "scores": tuple(values["scores"])}
+    )
 
 
 SCHEMA = pa.schema(
@@ -71,7 +75,11 @@ SCHEMA = pa.schema(
     + [("duration", pa.float64())]
     + [(name, pa.string()) for name in ("prompt", "expected", "chosen", "generated")]
     + [("correct", pa.bool_()), ("written_correct", pa.bool_())]
-    + [("choices", pa.list_(pa.string())), ("scores", pa.list_(pa.float64())), ("problem", pa.string())]
+    + [
+        ("choices", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float64())),
+        ("problem", pa.string()),
+    ]
 )
 
 

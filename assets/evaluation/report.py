@@ -6,7 +6,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-DURATIONS = ((60, "under 1 min"), (600, "1 to 10 min"), (1800, "10 to 30 min"), (float("inf"), "over 30 min"))
+DURATIONS = (
+    (60, "under 1 min"),
+    (600, "1 to 10 min"),
+    (1800, "10 to 30 min"),
+    (float("inf"), "over 30 min"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +23,8 @@ class Answer:
         chosen: the most likely choice, or the generated text of an open question.
         generated: what the model wrote by itself; its start where it is long.
         correct: whether ``chosen`` is right.
-        written_correct: whether what it wrote is the right answer, read by the rules of ``answers.py``.
+        written_correct: whether what it wrote is the right answer, read by the rules of
+            ``answers.py``.
         scores: log-probability of each choice; empty for open questions.
         problem: why the question could not be asked; it then counts neither way.
     """
@@ -62,7 +68,11 @@ class EvaluationReport:
     @property
     def chance(self) -> float:
         """Expected accuracy of guessing among the choices; an open question cannot be guessed."""
-        return statistics.fmean(1 / len(a.choices) if a.choices else 0.0 for a in self.asked) if self.asked else 0.0
+        return (
+            statistics.fmean(1 / len(a.choices) if a.choices else 0.0 for a in self.asked)
+            if self.asked
+            else 0.0
+        )
 
     def by_task(self) -> dict[str, EvaluationReport]:
         return self._split(lambda answer: answer.task or "all")
@@ -74,7 +84,10 @@ class EvaluationReport:
         groups: dict[str, list[Answer]] = {}
         for answer in self.answers:
             groups.setdefault(key(answer), []).append(answer)
-        return {name: EvaluationReport(self.name, self.visuals, group, "") for name, group in sorted(groups.items())}
+        return {
+            name: EvaluationReport(self.name, self.visuals, group, "")
+            for name, group in sorted(groups.items())
+        }
 
 
 def duration_class(seconds: float | None) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assets.evaluation.answers import chosen_option, same_answer
-from assets.evaluation.checkpoint import fingerprint
 from assets.evaluation.questions import Question
 from assets.evaluation.record import Journal, read_answers, write_answers
 from assets.evaluation.report import Answer, EvaluationReport
-from assets.lineage import data_version
-from assets.progress import Progress
+from assets.inference.checkpoint import fingerprint
+from training.formats.hashing import data_version
+from training.progress import Progress
 
 if TYPE_CHECKING:
     from assets.evaluation.examiner import Examiner
@@ -37,8 +37,8 @@ def score_checkpoint(
 ) -> EvaluationReport:
     """Ask a checkpoint every question and write the answers to a Parquet file.
 
-    What was answered before an interruption is kept in a journal beside the file and not asked again. A finished file
-    of the same checkpoint and questions is read back.
+    What was answered before an interruption is kept in a journal beside the file and not asked
+    again. A finished file of the same checkpoint and questions is read back.
 
     Args:
         export: an export folder, or a released checkpoint.
@@ -63,7 +63,10 @@ def score_checkpoint(
     with Journal(answers_file.with_suffix(".journal.jsonl"), identity) as journal:
         open_questions = [question for question in questions if question.id not in journal.answers]
         if journal.answers:
-            log(f"{label}: {len(journal.answers)} of {len(questions)} answers found from an interrupted run")
+            log(
+                f"{label}: {len(journal.answers)} of {len(questions)} answers found from an "
+                "interrupted run"
+            )
         if open_questions:
             examiner = Examiner(export, media, visuals=visuals, device=device)
             progress = Progress(log, len(open_questions), f"answers of {label}")

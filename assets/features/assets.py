@@ -5,16 +5,30 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.automation import DATA, FILL_AND_FOLLOW
 from assets.checkpoints.assets import vision_encoder
-from assets.launch import FeaturesLaunch
-from assets.lineage import input_versions, product
-from assets.partitions import dimensions, same_part_any_source, same_variant, variant_and_part
-from assets.reporting import CODE_VERSION, OWNERS, Published, check_spec, errors_for_people, picture, publish, table
-from assets.resources import Deployment
-from assets.settings import Settings
+from assets.deployment.automation import DATA, FILL_AND_FOLLOW
+from assets.deployment.launchpad import FeaturesLaunch
+from assets.deployment.partitions import (
+    dimensions,
+    same_part_any_source,
+    same_variant,
+    variant_and_part,
+)
+from assets.deployment.resources import Deployment
+from assets.deployment.settings import Settings
+from assets.records.lineage import input_versions, product
+from assets.records.reporting import (
+    CODE_VERSION,
+    OWNERS,
+    Published,
+    check_spec,
+    errors_for_people,
+    picture,
+    publish,
+    table,
+)
 from assets.videos.assets import videos
-from training.storage import Storage
+from training.formats.storage import Storage
 
 if TYPE_CHECKING:
     from assets.features.extract import FeatureReport
@@ -37,8 +51,9 @@ if TYPE_CHECKING:
         check_spec(
             "complete",
             "features",
-            "Every video of the part has a whole feature file, made from these bytes by this encoder, with frames that "
-            "fit its duration and finite numbers, or a record why not; and few have such a record.",
+            "Every video of the part has a whole feature file, made from these bytes by this "
+            "encoder, with frames that fit its duration and finite numbers, or a record why not; "
+            "and few have such a record.",
             variant_and_part,
         ),
         check_spec(
@@ -49,23 +64,33 @@ if TYPE_CHECKING:
             blocking=False,
         ),
     ],
-    description="""SigLIP features of every long video of one part, one safetensors file a video, at one frame a second.
+    description="""SigLIP features of every long video of one part, one safetensors file a video, at
+    one frame a second.
 
-The encoder is the one tuned in stage 2 of the same variant, unless the settings name another. Files whose video and
-encoder are unchanged are recognised by content and not made again. Videos that cannot be decoded are quarantined with
-their reason and cost nothing else; the launchpad has a switch to try them again.""",
+The encoder is the one tuned in stage 2 of the same variant, unless the settings name another. Files
+whose video and encoder are unchanged are recognised by content and not made again. Videos that
+cannot be decoded are quarantined with their reason and cost nothing else; the launchpad has a
+switch to try them again.""",
 )
-def features(context: dg.AssetExecutionContext, deployment: Deployment, config: FeaturesLaunch) -> Published:
+def features(
+    context: dg.AssetExecutionContext, deployment: Deployment, config: FeaturesLaunch
+) -> Published:
+    from assets.annotations.catalogue import present_videos
     from assets.features.checks import complete
     from assets.features.extract import extract_part
     from assets.features.quarantine import forget_records
-    from assets.videos.catalogue import present_videos
 
-    settings, storage, keys = config.applied(deployment.settings()), deployment.storage(), dimensions(context)
+    settings, storage, keys = (
+        config.applied(deployment.settings()),
+        deployment.storage(),
+        dimensions(context),
+    )
     variant, part = keys["variant"], keys["part"]
     with errors_for_people():
         encoder, origin = encoder_of(storage, settings, variant)
-        inputs = input_versions(storage, [product("videos", f"{part}|{source}") for source in sorted(settings.sources)])
+        inputs = input_versions(
+            storage, [product("videos", f"{part}|{source}") for source in sorted(settings.sources)]
+        )
         present = present_videos(storage, settings, part)
         if config.retry_quarantined:
             forget_records(storage, variant, [video.video for video in present])
@@ -85,7 +110,8 @@ def features(context: dg.AssetExecutionContext, deployment: Deployment, config: 
 
 
 def encoder_of(storage: Storage, settings: Settings, variant: str) -> tuple[Path, dict[str, str]]:
-    """Folder of the encoder that features of a variant are made with, and what it is with its version.
+    """Folder of the encoder that features of a variant are made with, and what it is with its
+    version.
 
     Raises:
         FileNotFoundError: stage 2 has exported none yet, and the settings name no other.
@@ -111,5 +137,7 @@ def features_metadata(report: "FeatureReport") -> dict[str, Any]:
         "outcomes": table([row for row in report.table if row["videos"]]),
         "throughput": table(report.throughput),
         "quarantined": table(report.quarantine),
-        "frame strip": picture(report.frame_strip, "what the encoder saw of a few videos, from first to last"),
+        "frame strip": picture(
+            report.frame_strip, "what the encoder saw of a few videos, from first to last"
+        ),
     }

@@ -1,7 +1,8 @@
 """Ways to decode a video in a child process, behind one small interface.
 
-A backend is a function ``open(path, **options)`` that returns a context manager whose value has ``frames``, ``facts``,
-``stats`` and iterates over ``(k, seconds, picture)`` for k = 0 .. frames-1: see :class:`Video`.
+A backend is a function ``open(path, **options)`` that returns a context manager whose value has
+``frames``, ``facts``, ``stats`` and iterates over ``(k, seconds, picture)`` for k = 0 .. frames-1:
+see :class:`Video`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 import av
 import numpy as np
 
-from model import decord_frames
-from model import frames as sampling
-from model.media import MediaError
+from model.media import decord_reader as decord_frames
+from model.media import reader as sampling
+from model.media.container import MediaError
 
 
 class Video:
@@ -25,7 +26,8 @@ class Video:
 
     Attributes:
         frames: number of pictures that will come, known before the first one does.
-        facts: what is known beforehand: duration, codec, container, dimensions, decoder and why it was chosen.
+        facts: what is known beforehand: duration, codec, container, dimensions, decoder and why it
+            was chosen.
         stats: what went wrong while decoding; complete after the last picture.
     """
 
@@ -38,7 +40,12 @@ class Video:
         why: str,
     ) -> None:
         self.frames = len(indices)
-        self._seconds, self._pictures, self._report, self._line = line.pts[indices], pictures, report, line
+        self._seconds, self._pictures, self._report, self._line = (
+            line.pts[indices],
+            pictures,
+            report,
+            line,
+        )
         self.facts: dict[str, Any] = {
             "frames": self.frames,
             "duration": line.duration,
@@ -67,8 +74,10 @@ class Video:
 
 
 @contextmanager
-def open_pyav(path: str, size: int, min_frames: int, max_frames: int, max_pixels: int) -> Iterator[Video]:
-    """The planned decoder of :mod:`model.frames`.
+def open_pyav(
+    path: str, size: int, min_frames: int, max_frames: int, max_pixels: int
+) -> Iterator[Video]:
+    """The planned decoder of :mod:`model.media.reader`.
 
     Raises:
         MediaError: the file cannot be used.
@@ -78,16 +87,22 @@ def open_pyav(path: str, size: int, min_frames: int, max_frames: int, max_pixels
     report = sampling.DecodeReport()
     pictures = sampling.decode(line, indices, size=size, max_pixels=max_pixels, report=report)
     report.decoder += f", ffmpeg {ffmpeg_version()}"
-    yield Video(line, indices, pictures, report, "exact on every kind of file and cheapest in CPU time")
+    yield Video(
+        line, indices, pictures, report, "exact on every kind of file and cheapest in CPU time"
+    )
 
 
 @contextmanager
-def open_decord(path: str, size: int, min_frames: int, max_frames: int, max_pixels: int) -> Iterator[Video]:
-    """decord where it can be trusted, else :func:`open_pyav`; see :mod:`model.decord_frames`."""
+def open_decord(
+    path: str, size: int, min_frames: int, max_frames: int, max_pixels: int
+) -> Iterator[Video]:
+    """decord where it can be trusted, else :func:`open_pyav`; see :mod:`model.media.decord_reader`."""
     line, indices = plan(path, min_frames, max_frames, max_pixels)
     report = sampling.DecodeReport()
     try:
-        pictures = decord_frames.decode(line, indices, size=size, max_pixels=max_pixels, report=report)
+        pictures = decord_frames.decode(
+            line, indices, size=size, max_pixels=max_pixels, report=report
+        )
         first = next(pictures)  # opens the file, compares timelines
     except MediaError as error:
         with open_pyav(path, size, min_frames, max_frames, max_pixels) as video:
@@ -102,7 +117,9 @@ class TooLong(ValueError):
     """A video with more frames to keep than a feature file may have."""
 
 
-def plan(path: str, min_frames: int, max_frames: int, max_pixels: int) -> tuple[sampling.Timeline, np.ndarray]:
+def plan(
+    path: str, min_frames: int, max_frames: int, max_pixels: int
+) -> tuple[sampling.Timeline, np.ndarray]:
     """The timeline of a file and the frames that its features hold."""
     line = sampling.timeline(path, max_pixels=max_pixels)
     indices = sampling.feature_frame_indices(line, min_frames=min_frames)

@@ -1,4 +1,6 @@
-"""Small JSON messages between the processes of one extraction, over Unix sockets that keep message borders."""
+"""Small JSON messages between the processes of one extraction, over Unix sockets that keep message
+borders.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class Channel:
     def receive_files(self) -> tuple[list[Any] | None, list[int]]:
         """Like :meth:`receive`, with the descriptors of files that came along."""
         try:
-            data, rights, _, _ = self.sock.recvmsg(LARGEST, socket.CMSG_SPACE(8 * 4), socket.MSG_CMSG_CLOEXEC)
+            data, rights, _, _ = self.sock.recvmsg(
+                LARGEST, socket.CMSG_SPACE(8 * 4), socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionResetError:
             return None, []
         files: array.array[int] = array.array("i")

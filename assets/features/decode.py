@@ -1,11 +1,13 @@
-"""What a decoding child does: open the video it is told to, and put one picture after the other into its slots.
+"""What a decoding child does: open the video it is told to, and put one picture after the other
+into its slots.
 
     coordinator -> child   ["job", job, path, options, cpu seconds]   ["slots", [slot, ...]]   ["quit"]
     child -> coordinator   ["start", job, facts]               the plan: frames, duration, decoder and why, codec
                            ["frames", job, [[k, slot, seconds], ...]]
                            ["end", job, stats, usage]   or   ["fail", job, reason, detail]
 
-A child holds slots that it was granted and no others; with none left it waits, which is the only back-pressure.
+A child holds slots that it was granted and no others; with none left it waits, which is the only
+back-pressure.
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ import numpy as np
 from assets.features.backends import TooLong
 from assets.features.channel import Channel
 from assets.features.ring import Ring
-from model.media import MediaError
+from model.media.container import MediaError
 
 DETAIL = 2000  # characters of an error that are kept
 FLUSH_S = 0.1  # pictures are announced together, but never later than this after the first
 
 
-def serve(channel: Channel, ring: Ring, open_video: Callable[..., Any], limits: dict[str, Any]) -> None:
+def serve(
+    channel: Channel, ring: Ring, open_video: Callable[..., Any], limits: dict[str, Any]
+) -> None:
     """Work off jobs until told to quit."""
     slots: list[int] = []
     while (message := channel.receive()) is not None and message[0] != "quit":
@@ -42,9 +46,13 @@ def serve(channel: Channel, ring: Ring, open_video: Callable[..., Any], limits: 
             except TooLong as error:
                 channel.send("fail", job, "too_long", str(error))
             except FileNotFoundError:
-                channel.send("fail", job, "missing", "the catalogue lists it, but the file is not there")
+                channel.send(
+                    "fail", job, "missing", "the catalogue lists it, but the file is not there"
+                )
             except MemoryError:
-                channel.send("fail", job, "oom", f"more than {limits['memory_bytes'] / 2**30:.1f} GiB needed")
+                channel.send(
+                    "fail", job, "oom", f"more than {limits['memory_bytes'] / 2**30:.1f} GiB needed"
+                )
 
 
 def _decode(
@@ -110,4 +118,6 @@ def _limit_cpu(seconds: float) -> None:
     """CPU time that this process may still use before the kernel ends it."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime + seconds) + 1, hard))
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime + seconds) + 1, hard)
+    )

@@ -1,7 +1,8 @@
-"""Supervision of the decoding processes: who runs, who owns which slot of the ring, who has stopped getting anywhere.
+"""Supervision of the decoding processes: who runs, who owns which slot of the ring, who has stopped
+getting anywhere.
 
-The only place that decides who owns a slot. A decoder that a file has hung is killed here; what becomes of its video is
-the pool's affair.
+The only place that decides who owns a slot. A decoder that a file has hung is killed here; what
+becomes of its video is the pool's affair.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from assets.deployment.settings import Limits
 from assets.features.jobs import Job, Video
 from assets.features.processes import Nursery, Worker
 from assets.features.ring import Ring
-from assets.settings import Limits
 
-GRANT = 16  # slots that a decoder is topped up to; enough for it not to wait for the coordinator's next turn
+# Slots that a decoder is topped up to; enough for it not to wait for the coordinator's next turn.
+GRANT = 16
 
 # How a worker decodes: module:function, looked up in the decoding process.
 PYAV = "assets.features.backends:open_pyav"
@@ -33,7 +35,9 @@ class Decoders:
         free: slots of the ring that belong to nobody.
     """
 
-    def __init__(self, nursery: Nursery, ring: Ring, selector: selectors.BaseSelector, limits: Limits) -> None:
+    def __init__(
+        self, nursery: Nursery, ring: Ring, selector: selectors.BaseSelector, limits: Limits
+    ) -> None:
         self._nursery, self._ring, self._selector, self._limits = nursery, ring, selector, limits
         self.workers: dict[int, Worker] = {}
         self.free: list[int] = list(range(ring.slots))
@@ -44,15 +48,20 @@ class Decoders:
         return any(worker.job for worker in self.workers.values())
 
     def fork(self, backend: str) -> None:
-        # CUDA reserves address space far beyond what it uses, so memory cannot be limited where the GPU decodes.
+        # CUDA reserves address space far beyond what it uses, so memory cannot be limited where the
+        # GPU decodes.
         memory = 0 if backend == NVDEC else self._limits.memory_bytes
         worker = self._nursery.fork(backend, self._ring, {"memory_bytes": memory})
         self.workers[worker.name] = worker
         self._selector.register(worker.channel, selectors.EVENT_READ, worker)
 
     def ready(self) -> list[Worker]:
-        """Those that could take a video. One that has done its share is let go; its exit brings the next one."""
-        idle = [worker for worker in self.workers.values() if worker.job is None and not worker.killed]
+        """Those that could take a video. One that has done its share is let go; its exit brings the
+        next one.
+        """
+        idle = [
+            worker for worker in self.workers.values() if worker.job is None and not worker.killed
+        ]
         for worker in idle:
             if worker.jobs >= self._limits.recycle_after:
                 worker.killed = "recycled"
@@ -69,11 +78,17 @@ class Decoders:
             "max_frames": self._limits.max_frames,
             "max_pixels": self._limits.max_pixels,
         }
-        self._tell(worker, "job", job.number, str(job.local), options, 2 * self._deadline(job.video))
+        self._tell(
+            worker, "job", job.number, str(job.local), options, 2 * self._deadline(job.video)
+        )
 
     def grant(self) -> None:
         """Top them up with slots, those that have fewest first."""
-        active = [worker for worker in self.workers.values() if worker.job is not None and not worker.killed]
+        active = [
+            worker
+            for worker in self.workers.values()
+            if worker.job is not None and not worker.killed
+        ]
         now = time.monotonic()
         for worker in sorted(active, key=lambda worker: len(worker.granted)):
             missing = GRANT - len(worker.granted)
@@ -96,7 +111,9 @@ class Decoders:
             job = jobs[worker.job]
             spent = now - worker.started - worker.waited
             if job.facts and now - worker.last > limits.stall_s:
-                self.kill(worker, f"no picture for {limits.stall_s:.0f} s, {spent:.0f} s into the video")
+                self.kill(
+                    worker, f"no picture for {limits.stall_s:.0f} s, {spent:.0f} s into the video"
+                )
             elif spent > self._deadline(job.video):
                 self.kill(worker, f"not done after {spent:.0f} s")
 
@@ -116,5 +133,7 @@ class Decoders:
 
     @staticmethod
     def _tell(worker: Worker, *message: Any) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # it just died; the nursery will tell us of what
+        with suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # it just died; the nursery will tell us of what
             worker.channel.send(*message)

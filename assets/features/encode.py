@@ -1,7 +1,9 @@
-"""The encoder's side: pictures from the ring through SigLIP into feature files. One process for each device.
+"""The encoder's side: pictures from the ring through SigLIP into feature files. One process for
+each device.
 
-Pictures of several videos share a batch of fixed size; a batch that cannot be filled is padded. On a GPU three things
-run at once: the copy of the next pictures, the tower on this batch, and the writing of the last batch's rows.
+Pictures of several videos share a batch of fixed size; a batch that cannot be filled is padded. On
+a GPU three things run at once: the copy of the next pictures, the tower on this batch, and the
+writing of the last batch's rows.
 
     coordinator -> encoder   ["ring", slots] with the ring's file
                              ["begin", job, frames, path]
@@ -34,7 +36,7 @@ import torch
 from assets.features.channel import Channel
 from assets.features.ring import Ring
 from assets.features.tower import Batch, Tower, load_encoder
-from training.features import FeatureWriter
+from training.formats.feature_file import FeatureWriter
 
 POLL_S = 0.002
 
@@ -56,11 +58,17 @@ class Encoder:
     tower: Tower
     ring: Ring | None = None
     jobs: dict[int, Job] = field(default_factory=dict)
-    rows: list[tuple[int, int]] = field(default_factory=list)  # (job, k) of each picture in the batch being filled
+    rows: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # (job, k) of each picture in the batch being filled
     batch: Batch | None = None
-    copies: deque[tuple[Any, list[int]]] = field(default_factory=deque)  # events and the slots they will free
+    copies: deque[tuple[Any, list[int]]] = field(
+        default_factory=deque
+    )  # events and the slots they will free
     finished: queue.Queue[tuple[Batch, list[tuple[int, int]]]] = field(default_factory=queue.Queue)
-    lock: threading.Lock = field(default_factory=threading.Lock)  # jobs are touched by the writing thread too
+    lock: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # jobs are touched by the writing thread too
     errors: list[BaseException] = field(default_factory=list)
 
     def run(self) -> None:
@@ -82,7 +90,9 @@ class Encoder:
     def _receive(self, inbox: queue.Queue[Any]) -> None:
         while True:
             message, files = self.channel.receive_files()
-            if message is None:  # the coordinator is done, or was killed: nobody is left to publish what we make
+            if (
+                message is None
+            ):  # the coordinator is done, or was killed: nobody is left to publish what we make
                 os._exit(0)
             inbox.put((message, files))
 
@@ -92,7 +102,9 @@ class Encoder:
                 self._take(frames)
             case ["begin", job, frames, path]:
                 with self.lock:
-                    self.jobs[job] = Job(FeatureWriter(Path(path), frames, self.tower.tokens, self.tower.width))
+                    self.jobs[job] = Job(
+                        FeatureWriter(Path(path), frames, self.tower.tokens, self.tower.width)
+                    )
             case ["end", job, metadata]:
                 with self.lock:
                     self.jobs[job].metadata = metadata
@@ -177,7 +189,9 @@ class Encoder:
             if job is None:
                 return
             if job.writer.written != k:
-                raise RuntimeError(f"{job.writer.path}: row {k} came after {job.writer.written} rows")
+                raise RuntimeError(
+                    f"{job.writer.path}: row {k} came after {job.writer.written} rows"
+                )
             job.writer.write(values)
             complete = job.metadata is not None and job.writer.written == job.writer.shape[0]
         if complete:

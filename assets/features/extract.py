@@ -18,14 +18,14 @@ from assets.features.jobs import Failure, Success, Usage, Video
 from assets.features.options import Options
 from assets.features.pool import Pool
 from assets.features.quarantine import Quarantined, read_record, record_path, write_record
-from assets.lineage import data_version, hash_file, hash_value
-from assets.progress import Progress
 from model.config import PRESETS
-from training.features import SUFFIX, FeatureHeader, feature_path, read_header
-from training.storage import TEMPORARY_PREFIX, Storage
+from training.formats.feature_file import SUFFIX, FeatureHeader, feature_path, read_header
+from training.formats.hashing import data_version, hash_file, hash_value
+from training.formats.storage import TEMPORARY_PREFIX, Storage
+from training.progress import Progress
 
 if TYPE_CHECKING:
-    from assets.settings import Settings
+    from assets.deployment.settings import Settings
 
 STALE_S = 60.0  # a temporary file is left alone for this long, however dead it looks
 
@@ -36,7 +36,8 @@ class FeatureReport:
 
     Attributes:
         version: content hash of the part's feature files.
-        counts: videos, done, already_done, quarantined, damaged; and ``quarantined <reason>`` for each reason.
+        counts: videos, done, already_done, quarantined, damaged; and ``quarantined <reason>`` for
+            each reason.
         hours, bytes, frames: of all features of the part, new and old.
         new_frames, seconds, frames_per_second: of this run's encoding.
         table: one row for each outcome.
@@ -72,7 +73,8 @@ def extract_part(
     """Make the feature files of the given videos that are not there yet, or are no longer right.
 
     Args:
-        settings: the deployment's; ``settings.features.encoder`` takes precedence over ``encoder_dir``.
+        settings: the deployment's; ``settings.features.encoder`` takes precedence over
+            ``encoder_dir``.
         variant: tiny, 3b or 7b.
         rows: ``(video "<source>/<id>", seconds, sha256, path of the file below the root)``.
         encoder_dir: folder with ``config.json`` and safetensors of the vision encoder.
@@ -85,7 +87,9 @@ def extract_part(
     if variant not in PRESETS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(PRESETS)}")
     options = Options.of(settings.features, variant)
-    return extract(storage, options, variant, rows, Path(settings.features.encoder or encoder_dir), log)
+    return extract(
+        storage, options, variant, rows, Path(settings.features.encoder or encoder_dir), log
+    )
 
 
 def extract(
@@ -108,15 +112,20 @@ def extract(
     }
     done, waiting, quarantined = _sort_out(storage, variant, options, videos, metadata)
     log(
-        f"{len(videos):,} videos: {len(done):,} have features, {len(quarantined):,} are quarantined, "
-        f"{len(waiting):,} to do ({sum(v.duration for v, _ in waiting) / 3600:.1f} hours)"
+        f"{len(videos):,} videos: {len(done):,} have features, {len(quarantined):,} are "
+        f"quarantined, {len(waiting):,} to do ({sum(v.duration for v, _ in waiting) / 3600:.1f} "
+        "hours)"
     )
     attempts = {video.video: record.attempts for video, record in waiting if record is not None}
     expected = sum(options.expected_frames(video.duration) for video, _ in waiting)
-    progress = cache(lambda: Progress(log, expected, "frames"))  # its clock starts with the first frame
+    progress = cache(
+        lambda: Progress(log, expected, "frames")
+    )  # its clock starts with the first frame
     made: list[Success] = []
     decoders = list(backends or _backends(options, log))
-    pool = Pool(storage, variant, options, encoder, metadata, decoders, log, lambda n: progress().advance(n))
+    pool = Pool(
+        storage, variant, options, encoder, metadata, decoders, log, lambda n: progress().advance(n)
+    )
     if waiting:
         for outcome in pool.run([video for video, _ in waiting]):
             if isinstance(outcome, Success):
@@ -136,7 +145,10 @@ def hash_encoder(folder: Path) -> str:
     """
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     if len(files) < 2 or not files[0].exists():
-        raise ValueError(f"{folder}: no vision encoder (config.json and *.safetensors); materialize vision_encoder")
+        raise ValueError(
+            f"{folder}: no vision encoder (config.json and *.safetensors); materialize "
+            "vision_encoder"
+        )
     return hash_value([[file.name, hash_file(file)] for file in files])
 
 
@@ -149,7 +161,9 @@ def is_current(header: FeatureHeader, video: Video, metadata: dict[str, str]) ->
 
 
 def sweep(storage: Storage, variant: str, sources: Iterable[str]) -> None:
-    """Remove temporary files that killed runs have left; those of living runs are locked by their writers."""
+    """Remove temporary files that killed runs have left; those of living runs are locked by their
+    writers.
+    """
     if not storage.is_local:
         return
     for source in sources:
@@ -165,10 +179,12 @@ def sweep(storage: Storage, variant: str, sources: Iterable[str]) -> None:
 
 
 def _backends(options: Options, log: Callable[[str], None]) -> list[str]:
-    """The decoder of each worker. Pixels are the same whichever it is, so a video may go to any of them.
+    """The decoder of each worker. Pixels are the same whichever it is, so a video may go to any of
+    them.
 
-    Planned PyAV is what "auto" means: it was right on every clip tried and is the cheapest on CPUs. There is no falling
-    back from it to decord, which needs PyAV's timeline and does not tell of damage.
+    Planned PyAV is what "auto" means: it was right on every clip tried and is the cheapest on CPUs.
+    There is no falling back from it to decord, which needs PyAV's timeline and does not tell of
+    damage.
     """
     workers = options.decode_workers
     if options.decoder == "decord":
@@ -177,14 +193,19 @@ def _backends(options: Options, log: Callable[[str], None]) -> list[str]:
         if find_spec("PyNvVideoCodec"):
             engines = max(1, workers // 3)  # the others keep the CPU's cores busy beside it
             return [NVDEC] * engines + [PYAV] * (workers - engines)
-        log("settings say features.decoder: nvdec, but PyNvVideoCodec is not installed; decoding with PyAV")
+        log(
+            "settings say features.decoder: nvdec, but PyNvVideoCodec is not installed; decoding "
+            "with PyAV"
+        )
     return [PYAV] * workers
 
 
 def _sort_out(
     storage: Storage, variant: str, options: Options, videos: list[Video], metadata: dict[str, str]
 ) -> tuple[dict[str, FeatureHeader], list[tuple[Video, Quarantined | None]], list[Quarantined]]:
-    """Videos that have features, those to do (with the record of an earlier failure), and those not worth a try."""
+    """Videos that have features, those to do (with the record of an earlier failure), and those not
+    worth a try.
+    """
 
     def look(video: Video) -> tuple[FeatureHeader | None, Quarantined | None]:
         return _existing(storage, variant, video), read_record(storage, variant, video.video)
@@ -283,7 +304,8 @@ def _report(
         table=table,
         throughput=_throughput(facts, pool),
         quarantine=[
-            {"video": r.video, "reason": r.reason, "detail": r.detail, "attempts": r.attempts} for r in quarantined
+            {"video": r.video, "reason": r.reason, "detail": r.detail, "attempts": r.attempts}
+            for r in quarantined
         ],
         frame_strip=pool.strip.png(),
         facts=facts,
@@ -315,7 +337,9 @@ def _facts(usage: Usage, pool: Pool, seconds: float) -> dict[str, float]:
         "decode_busy": usage.decode_busy_s / wall / len(pool.backends),
         "decode_cpu_ms": 1000 * usage.decode_cpu_s / usage.frames,
         "decode_fps_per_worker": usage.frames / usage.decode_busy_s if usage.decode_busy_s else 0.0,
-        "ring_filled": usage.ring_used / usage.ring_samples / pool.ring.slots if usage.ring_samples else 0.0,
+        "ring_filled": usage.ring_used / usage.ring_samples / pool.ring.slots
+        if usage.ring_samples
+        else 0.0,
         "worker_peak_bytes": usage.worker_bytes,
         "device_peak_bytes": max(stats["device_bytes"] for stats in usage.encoders),
         "batches": sum(stats["batches"] for stats in usage.encoders),

@@ -11,7 +11,9 @@ from assets.features.processes import EncoderProcess
 
 
 class Video(NamedTuple):
-    """One present video: ``<source>/<id>``, seconds, hash, and where its file is below the storage root."""
+    """One present video: ``<source>/<id>``, seconds, hash, and where its file is below the storage
+    root.
+    """
 
     video: str
     duration: float

@@ -1,8 +1,9 @@
 """The process that decoding children are forked from.
 
-It imports the decoding stack once, holds nothing secret and never opens a video itself, so that a child that a broken
-file has hung or crashed is replaced within milliseconds and none of them can see the deployment's credentials or reach
-the network. Run as ``python -m assets.features.nursery <descriptor>``; the coordinator talks to it through a socket:
+It imports the decoding stack once, holds nothing secret and never opens a video itself, so that a
+child that a broken file has hung or crashed is replaced within milliseconds and none of them can
+see the deployment's credentials or reach the network. Run as ``python -m assets.features.nursery
+<descriptor>``; the coordinator talks to it through a socket:
 
     coordinator -> nursery   ["fork", id, opener, side, slots, limits] with files (its channel, its stderr, the ring)
                              ["kill", id]
@@ -46,7 +47,9 @@ def main() -> None:
         for key, _ in selector.select():
             if key.fileobj is channel:
                 message, files = channel.receive_files()
-                if message is None:  # the coordinator is gone, and so is the reason for any child to live
+                if (
+                    message is None
+                ):  # the coordinator is gone, and so is the reason for any child to live
                     for pid in children.values():
                         os.kill(pid, signal.SIGKILL)
                     return
@@ -54,7 +57,15 @@ def main() -> None:
                     _, name, opener, side, slots, limits = message
                     pid = os.fork()
                     if pid == 0:
-                        _child(assets.features.decode.serve, files, opener, side, slots, limits, os.getppid())
+                        _child(
+                            assets.features.decode.serve,
+                            files,
+                            opener,
+                            side,
+                            slots,
+                            limits,
+                            os.getppid(),
+                        )
                     for descriptor in files:
                         os.close(descriptor)
                     children[name] = pid
@@ -72,7 +83,13 @@ def main() -> None:
 
 
 def _child(
-    serve: Any, files: list[int], opener: str, side: int, slots: int, limits: dict[str, Any], parent: int
+    serve: Any,
+    files: list[int],
+    opener: str,
+    side: int,
+    slots: int,
+    limits: dict[str, Any],
+    parent: int,
 ) -> NoReturn:
     """One decoding process, from fork to exit; never returns into the nursery's loop."""
     status = 1
@@ -112,12 +129,19 @@ def _child(
 
 
 def _leave_network() -> str:
-    """Move into a network namespace without interfaces, where the system lets us. Returns what came of it."""
+    """Move into a network namespace without interfaces, where the system lets us. Returns what came
+    of it.
+    """
     libc = _libc()
-    for flags in (CLONE_NEWNET, CLONE_NEWNET | CLONE_NEWUSER):  # the first needs privileges, the second none
+    for flags in (
+        CLONE_NEWNET,
+        CLONE_NEWNET | CLONE_NEWUSER,
+    ):  # the first needs privileges, the second none
         if libc.unshare(flags) == 0:
             return "decoding processes have no network"
-    return f"decoding processes keep the network: unshare failed ({os.strerror(ctypes.get_errno())})"
+    return (
+        f"decoding processes keep the network: unshare failed ({os.strerror(ctypes.get_errno())})"
+    )
 
 
 def _libc() -> Any:

@@ -1,9 +1,10 @@
 """Decoding on the GPU's video engine, for codecs that it knows, through PyNvVideoCodec.
 
-Only the decoding itself is other: the container is read, the frames are chosen, and the pictures are converted and
-resized by the same code as on the CPU, so that a container cannot trick another reader and pixels are the same bit for
-bit (H.264 and HEVC define every one of them). The engine decodes each frame, wanted or not, and says nothing of damage
-that it mends, so it is used where the settings ask for it.
+Only the decoding itself is other: the container is read, the frames are chosen, and the pictures
+are converted and resized by the same code as on the CPU, so that a container cannot trick another
+reader and pixels are the same bit for bit (H.264 and HEVC define every one of them). The engine
+decodes each frame, wanted or not, and says nothing of damage that it mends, so it is used where the
+settings ask for it.
 """
 
 from __future__ import annotations
@@ -20,16 +21,20 @@ from av.bitstream import BitStreamFilterContext
 from av.video.stream import VideoStream
 
 from assets.features.backends import Video, ffmpeg_version, open_pyav, plan
-from model import frames as sampling
-from model.media import Frames, MediaError, Packets, open_video
+from model.media import reader as sampling
+from model.media.container import Frames, MediaError, Packets, open_video
 
-# FFmpeg's name -> PyNvVideoCodec's, and the filter that turns a container's packets into what the engine reads.
+# FFmpeg's name -> PyNvVideoCodec's, and the filter that turns a container's packets into what the
+# engine reads.
 CODECS = {
     "h264": ("H264", "h264_mp4toannexb"),
     "hevc": ("HEVC", "hevc_mp4toannexb"),
     "vp9": ("VP9", "null"),
 }
-PIXEL_FORMATS = ("yuv420p", "yuvj420p")  # 8 bits, every second pixel with a colour: what an NV12 surface holds
+PIXEL_FORMATS = (
+    "yuv420p",
+    "yuvj420p",
+)  # 8 bits, every second pixel with a colour: what an NV12 surface holds
 
 
 def installed() -> bool:
@@ -37,8 +42,12 @@ def installed() -> bool:
 
 
 @contextmanager
-def open_nvdec(path: str, size: int, min_frames: int, max_frames: int, max_pixels: int) -> Iterator[Video]:
-    """Like :func:`assets.features.backends.open_pyav`, which takes over what the engine cannot decode."""
+def open_nvdec(
+    path: str, size: int, min_frames: int, max_frames: int, max_pixels: int
+) -> Iterator[Video]:
+    """Like :func:`assets.features.backends.open_pyav`, which takes over what the engine cannot
+    decode.
+    """
     line, indices = plan(path, min_frames, max_frames, max_pixels)
     first = _first_frame(line, max_pixels)
     if reason := _unsuitable(line, first):
@@ -50,9 +59,15 @@ def open_nvdec(path: str, size: int, min_frames: int, max_frames: int, max_pixel
 
     report = sampling.DecodeReport()
     source = partial(NvdecFrames, like=first)
-    pictures = sampling.decode(line, indices, size=size, max_pixels=max_pixels, report=report, frames=source)
-    report.decoder = f"nvdec {PyNvVideoCodec.__version__}, av {av.__version__}, ffmpeg {ffmpeg_version()}"
-    yield Video(line, indices, pictures, report, "NVDEC is asked for; damage that it mends is not counted")
+    pictures = sampling.decode(
+        line, indices, size=size, max_pixels=max_pixels, report=report, frames=source
+    )
+    report.decoder = (
+        f"nvdec {PyNvVideoCodec.__version__}, av {av.__version__}, ffmpeg {ffmpeg_version()}"
+    )
+    yield Video(
+        line, indices, pictures, report, "NVDEC is asked for; damage that it mends is not counted"
+    )
 
 
 def _first_frame(line: sampling.Timeline, max_pixels: int) -> av.VideoFrame:
@@ -88,7 +103,12 @@ class NvdecFrames(Frames):
     """
 
     def __init__(
-        self, packets: Iterable[av.Packet], stream: VideoStream, wanted: set[int], *, like: av.VideoFrame
+        self,
+        packets: Iterable[av.Packet],
+        stream: VideoStream,
+        wanted: set[int],
+        *,
+        like: av.VideoFrame,
     ) -> None:
         super().__init__(packets, stream)
         self._stream, self._wanted, self._like = stream, wanted, like
@@ -98,7 +118,11 @@ class NvdecFrames(Frames):
 
         name, filters = CODECS[self._stream.codec_context.name]
         decoder = nvc.CreateDecoder(
-            gpuid=0, codec=getattr(nvc.cudaVideoCodec, name), cudacontext=0, cudastream=0, usedevicememory=True
+            gpuid=0,
+            codec=getattr(nvc.cudaVideoCodec, name),
+            cudacontext=0,
+            cudastream=0,
+            usedevicememory=True,
         )
         converter = BitStreamFilterContext(filters, self._stream)
         for packet in self._packets:
@@ -108,12 +132,16 @@ class NvdecFrames(Frames):
                 for surface in decoder.Decode(data):
                     if surface.getPTS() in self._wanted:
                         yield self._picture(surface)
-        for surface in decoder.Decode(nvc.PacketData()):  # an empty packet: what the engine still holds back
+        for surface in decoder.Decode(
+            nvc.PacketData()
+        ):  # an empty packet: what the engine still holds back
             if surface.getPTS() in self._wanted:
                 yield self._picture(surface)
 
     def _picture(self, surface: Any) -> av.VideoFrame:
-        """A decoded surface (NV12 in GPU memory) as the picture that FFmpeg's own decoder would have given."""
+        """A decoded surface (NV12 in GPU memory) as the picture that FFmpeg's own decoder would
+        have given.
+        """
         import torch
 
         width, height = self._like.width, self._like.height

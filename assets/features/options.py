@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from assets.lineage import hash_value
-from assets.settings import Features, Limits
+from assets.deployment.settings import Features, Limits
 from model.config import PRESETS
-from training.features import FORMAT
+from training.formats.feature_file import FORMAT
+from training.formats.hashing import hash_value
 
 SAMPLING = "one frame a second, floor of linspace; by time where the rate varies"
 RESIZE = "uint8 antialiased bicubic, squashed to a square"
@@ -17,10 +17,12 @@ RESIZE = "uint8 antialiased bicubic, squashed to a square"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Everything that shapes one extraction; see :class:`assets.settings.Features` for the first four and the limits.
+    """Everything that shapes one extraction; see :class:`assets.deployment.settings.Features` for
+    the first four and the limits.
 
     Attributes:
-        devices: where encoders run, one on each ("cuda:0"); "auto" stands for every GPU there is, or else the CPU.
+        devices: where encoders run, one on each ("cuda:0"); "auto" stands for every GPU there is,
+            or else the CPU.
         pooled_side, min_frames: the variant's.
     """
 
@@ -53,7 +55,8 @@ class Options:
         return max(int(seconds), self.min_frames)
 
     def config_hash(self) -> str:
-        """Of what shapes a feature file besides encoder and video. Files with another one are made again.
+        """Of what shapes a feature file besides encoder and video. Files with another one are made
+        again.
 
         Batch size, devices and decoder are not in it: they decide how fast, not what.
         """
@@ -68,7 +71,13 @@ class Options:
         )
 
     def decode_hash(self, source_sha256: str) -> str:
-        """Of what decides whether a video can be decoded. A quarantined video with another one is tried again."""
+        """Of what decides whether a video can be decoded. A quarantined video with another one is
+        tried again.
+        """
         # What only costs time or memory in all does not count.
-        facts: dict[str, Any] = self.limits.model_dump(exclude={"attempts", "recycle_after", "ring_bytes"})
-        return hash_value({"limits": facts, "decoder": self.decoder, "av": version("av"), "source": source_sha256})
+        facts: dict[str, Any] = self.limits.model_dump(
+            exclude={"attempts", "recycle_after", "ring_bytes"}
+        )
+        return hash_value(
+            {"limits": facts, "decoder": self.decoder, "av": version("av"), "source": source_sha256}
+        )

@@ -1,7 +1,8 @@
-"""The coordinator: hands out videos to decoders, pictures to encoders, finished files to the storage.
+"""The coordinator: hands out videos to decoders, pictures to encoders, finished files to the
+storage.
 
-It computes nothing and imports no torch. `assets.features.decoders` looks after the decoding processes. One encoder for
-each device; whoever has least to do gets the next video.
+It computes nothing and imports no torch. `assets.features.decoders` looks after the decoding
+processes. One encoder for each device; whoever has least to do gets the next video.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from assets.features.options import Options
 from assets.features.processes import EncoderProcess, Nursery, Worker, describe_exit
 from assets.features.ring import Ring
 from assets.features.strip import FrameStrip
-from training.features import feature_path
-from training.storage import Storage
+from training.formats.feature_file import feature_path
+from training.formats.storage import Storage
 
 TICK_S = 0.2
 REPORT_S = 60.0
@@ -81,7 +82,8 @@ class Pool:
         with ExitStack() as stack:
             self._stack = stack
             self._selector = stack.enter_context(selectors.DefaultSelector())
-            # Uploads and fsync on one side, downloads of a remote root on the other: neither holds up the loop.
+            # Uploads and fsync on one side, downloads of a remote root on the other: neither holds
+            # up the loop.
             self._publisher = stack.enter_context(ThreadPoolExecutor(2, "publish"))
             self._fetcher = ThreadPoolExecutor(2, "fetch")
             stack.callback(self._fetcher.shutdown, cancel_futures=True)
@@ -93,10 +95,13 @@ class Pool:
                     yield self.outcomes.popleft()
             self._finish()
 
-    # --- Starting and ending ---------------------------------------------------------------------------------------
+    # --- Starting and ending
+    # ---------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Encoders and nursery load side by side; the ring is made once the pictures' size is known."""
+        """Encoders and nursery load side by side; the ring is made once the pictures' size is
+        known.
+        """
         self.nursery = Nursery()
         self._stack.callback(self.nursery.close)
         self.encoders = [self._encoder(device) for device in self.options.devices]
@@ -106,11 +111,17 @@ class Pool:
         for encoder in others:
             self._await_ready(encoder)
         self.encoders += others
-        message = self._receive_within(self.nursery.channel, START_S, self.nursery.error, "the nursery of decoders")
-        self.facts = {**self.encoders[0].facts, "devices": len(self.encoders), "isolation": message[1]}
+        message = self._receive_within(
+            self.nursery.channel, START_S, self.nursery.error, "the nursery of decoders"
+        )
+        self.facts = {
+            **self.encoders[0].facts,
+            "devices": len(self.encoders),
+            "isolation": message[1],
+        }
         self.log(
-            f"encoding on {len(self.encoders)} x {self.facts['device']} in {self.facts['precision']}, "
-            f"decoding in {len(self.backends)} processes; {message[1]}"
+            f"encoding on {len(self.encoders)} x {self.facts['device']} in "
+            f"{self.facts['precision']}, decoding in {len(self.backends)} processes; {message[1]}"
         )
         side, limits = int(self.facts["side"]), self.options.limits
         slots = 2 * GRANT * len(self.backends) + 2 * self.options.batch_size * len(self.encoders)
@@ -140,11 +151,15 @@ class Pool:
         return encoder
 
     def _await_ready(self, encoder: EncoderProcess) -> None:
-        message = self._receive_within(encoder.channel, START_S, encoder.error, f"the encoder on {encoder.device}")
+        message = self._receive_within(
+            encoder.channel, START_S, encoder.error, f"the encoder on {encoder.device}"
+        )
         encoder.facts = message[1]
 
     @staticmethod
-    def _receive_within(channel: Any, seconds: float, error: Callable[[], str], who: str) -> list[Any]:
+    def _receive_within(
+        channel: Any, seconds: float, error: Callable[[], str], who: str
+    ) -> list[Any]:
         channel.sock.settimeout(seconds)
         try:
             message = channel.receive()
@@ -160,7 +175,9 @@ class Pool:
         self.usage.finished = time.monotonic()
         for encoder in self.encoders:
             encoder.channel.send("report")
-            message = self._receive_within(encoder.channel, START_S, encoder.error, f"the encoder on {encoder.device}")
+            message = self._receive_within(
+                encoder.channel, START_S, encoder.error, f"the encoder on {encoder.device}"
+            )
             self.usage.encoders.append(message[1])
 
     def _abandon(self) -> None:
@@ -168,7 +185,8 @@ class Pool:
         for job in [*self._jobs.values(), *self._dropped.values()]:
             self._discard(job)
 
-    # --- The loop --------------------------------------------------------------------------------------------------
+    # --- The loop
+    # --------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
         self._prefetch()
@@ -209,7 +227,9 @@ class Pool:
             try:
                 local = future.result()
             except FileNotFoundError:
-                self.outcomes.append(Failure(video, "missing", "the catalogue lists it, but the file is not there"))
+                self.outcomes.append(
+                    Failure(video, "missing", "the catalogue lists it, but the file is not there")
+                )
                 continue
             self._numbers += 1
             job = Job(self._numbers, video, local)
@@ -223,7 +243,8 @@ class Pool:
             for encoder in self.encoders:
                 encoder.channel.send("flush")
 
-    # --- What decoders say -----------------------------------------------------------------------------------------
+    # --- What decoders say
+    # -----------------------------------------------------------------------------------------
 
     def _hear_worker(self, worker: Worker) -> None:
         message = worker.channel.receive()
@@ -255,7 +276,9 @@ class Pool:
         job.facts = facts
         job.encoder = min(self.encoders, key=lambda encoder: (encoder.jobs, encoder.pending))
         job.encoder.jobs += 1
-        path = job.publishing.enter_context(self.storage.writing(feature_path(self.variant, job.video.video)))
+        path = job.publishing.enter_context(
+            self.storage.writing(feature_path(self.variant, job.video.video))
+        )
         job.encoder.channel.send("begin", job.number, facts["frames"], str(path))
         self.strip.expect(job.number, job.video.video, facts["frames"])
 
@@ -287,13 +310,19 @@ class Pool:
     def _header(self, job: Job, stats: dict[str, float]) -> dict[str, str]:
         facts = {name: str(value) for name, value in job.facts.items() if name != "frames"}
         counts = {name: f"{count:g}" for name, count in stats.items()}
-        own = {"video": job.video.video, "source_sha256": job.video.sha256, "damaged": str(int(job.damaged))}
+        own = {
+            "video": job.video.video,
+            "source_sha256": job.video.sha256,
+            "damaged": str(int(job.damaged)),
+        }
         return {**self.metadata, **facts, **counts, **own}
 
     def _fail(self, job: Job, reason: str, detail: str, stderr: str = "") -> None:
         self.strip.forget(job.number)
         self._close(job)
-        if job.encoder is not None:  # it may be about to open the temporary file, so that one stays until it is not
+        if (
+            job.encoder is not None
+        ):  # it may be about to open the temporary file, so that one stays until it is not
             job.encoder.jobs -= 1
             job.encoder.channel.send("drop", job.number)
             self._dropped[job.number] = job
@@ -313,7 +342,8 @@ class Pool:
         if not self.storage.is_local:
             job.local.unlink(missing_ok=True)  # a copy that nobody needs again
 
-    # --- What the others say ---------------------------------------------------------------------------------------
+    # --- What the others say
+    # ---------------------------------------------------------------------------------------
 
     def _hear_nursery(self) -> None:
         message = self.nursery.channel.receive()
@@ -349,18 +379,25 @@ class Pool:
                 encoder.jobs -= 1
                 self._close(job)
                 facts = job.facts
-                success = Success(job.video, facts["frames"], facts["duration"], job.damaged, content, size, facts)
+                success = Success(
+                    job.video, facts["frames"], facts["duration"], job.damaged, content, size, facts
+                )
                 self._publishing[self._publisher.submit(job.publishing.close)] = success
 
     def _sample(self) -> None:
-        """Note how full the ring is; now and then say so, for it tells which side is the slower one."""
+        """Note how full the ring is; now and then say so, for it tells which side is the slower
+        one.
+        """
         self.usage.ring_used += sum(encoder.pending for encoder in self.encoders)
         self.usage.ring_samples += 1
         if (now := time.monotonic()) - self._reported > REPORT_S:
             self._reported = now
             share = sum(encoder.pending for encoder in self.encoders) / self.ring.slots
             slower = "encoding is the slower side" if share > 0.5 else "decoding is the slower side"
-            self.log(f"{len(self._jobs)} videos in work, ring {share:.0%} full of decoded frames: {slower}")
+            self.log(
+                f"{len(self._jobs)} videos in work, ring {share:.0%} full of decoded frames: "
+                f"{slower}"
+            )
 
     def _collect_published(self) -> None:
         for future in [future for future in self._publishing if future.done()]:

@@ -1,4 +1,6 @@
-"""The coordinator's handles on its child processes: the nursery with the decoders it forks, and the encoders."""
+"""The coordinator's handles on its child processes: the nursery with the decoders it forks, and the
+encoders.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ PROJECT = Path(__file__).parents[2]
 EXCERPT = 1500
 
 # What decoders may know of the environment. Everything else stays out: it may hold credentials.
-DECODER_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+DECODER_ENVIRONMENT = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 @dataclass(slots=True)
@@ -95,7 +104,9 @@ class EncoderProcess:
 
     def __init__(self, options: dict[str, Any]) -> None:
         environment = {**os.environ, "PYTHONPATH": python_path()}
-        self.process, self.channel, self._log = _start("assets.features.encode", [json.dumps(options)], environment)
+        self.process, self.channel, self._log = _start(
+            "assets.features.encode", [json.dumps(options)], environment
+        )
         self.device = options["device"]
         self.facts: dict[str, Any] = {}
         self.pending = 0  # pictures announced to it whose slots have not come back
@@ -128,7 +139,9 @@ def python_path() -> str:
     return os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _start(module: str, arguments: list[str], environment: dict[str, str]) -> tuple[Any, Channel, Any]:
+def _start(
+    module: str, arguments: list[str], environment: dict[str, str]
+) -> tuple[Any, Channel, Any]:
     ours, theirs = Channel.pair()
     log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
     descriptor = theirs.fileno()
@@ -153,7 +166,10 @@ def _excerpt(descriptor: int) -> str:
     size = os.fstat(descriptor).st_size
     if size <= 2 * EXCERPT:
         return os.pread(descriptor, size, 0).decode(errors="replace").strip()
-    ends = (os.pread(descriptor, EXCERPT, start).decode(errors="replace").strip() for start in (0, size - EXCERPT))
+    ends = (
+        os.pread(descriptor, EXCERPT, start).decode(errors="replace").strip()
+        for start in (0, size - EXCERPT)
+    )
     return "\n[...]\n".join(ends)
 
 

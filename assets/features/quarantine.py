@@ -1,11 +1,13 @@
-"""Videos that gave no features, and why: one small record beside the place where the feature file would be."""
+"""Videos that gave no features, and why: one small record beside the place where the feature file
+would be.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from training.storage import Storage
+from training.formats.storage import Storage
 
 SUFFIX = ".quarantine.json"
 
@@ -28,7 +30,7 @@ class Quarantined:
 
     Attributes:
         video: ``<source>/<id>``.
-        reason: a key of ``REASONS`` here or in :mod:`model.media`.
+        reason: a key of ``REASONS`` here or in :mod:`model.media.container`.
         detail: for a person.
         attempts: runs that ended this way.
         decoding: hash of the video and of the settings it was decoded under.

@@ -1,8 +1,10 @@
-"""The frames on their way from decoders to the encoder: slots of one size in memory that all processes share.
+"""The frames on their way from decoders to the encoder: slots of one size in memory that all
+processes share.
 
-The memory is anonymous (memfd): it is gone when the last process is, however that one died, and no /dev/shm limit
-applies. Which slot is whose is the coordinator's bookkeeping alone; nothing in the shared memory decides anything, so a
-decoder that is killed in mid-write can spoil its own slots only.
+The memory is anonymous (memfd): it is gone when the last process is, however that one died, and no
+/dev/shm limit applies. Which slot is whose is the coordinator's bookkeeping alone; nothing in the
+shared memory decides anything, so a decoder that is killed in mid-write can spoil its own slots
+only.
 """
 
 from __future__ import annotations

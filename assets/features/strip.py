@@ -1,4 +1,6 @@
-"""A small picture of what went into the encoder: one row for each of a few videos, frames from first to last."""
+"""A small picture of what went into the encoder: one row for each of a few videos, frames from
+first to last.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from assets.split import stable_hash
+from training.formats.hashing import stable_hash
 
 ROWS, COLUMNS, THUMBNAIL = 3, 8, 72
 
@@ -26,21 +28,27 @@ class FrameStrip:
             columns.setdefault((frames - 1) * column // max(1, COLUMNS - 1), []).append(column)
         self._rows[job] = (video, columns, [None] * COLUMNS)
         if len(self._rows) > ROWS:
-            del self._rows[max(self._rows, key=lambda job: stable_hash("strip", self._rows[job][0]))]
+            del self._rows[
+                max(self._rows, key=lambda job: stable_hash("strip", self._rows[job][0]))
+            ]
 
     def offer(self, job: int, k: int, picture: np.ndarray) -> None:
         """Frame ``k`` of a video passes by."""
         if job in self._rows:
             _, columns, row = self._rows[job]
             for column in columns.get(k, ()):
-                row[column] = Image.fromarray(picture).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+                row[column] = Image.fromarray(picture).resize(
+                    (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR
+                )
 
     def forget(self, job: int) -> None:
         self._rows.pop(job, None)
 
     def png(self) -> bytes:
         """The strip; empty when no video was decoded."""
-        rows = [row for _, _, row in sorted(self._rows.values(), key=lambda item: item[0]) if any(row)]
+        rows = [
+            row for _, _, row in sorted(self._rows.values(), key=lambda item: item[0]) if any(row)
+        ]
         if not rows:
             return b""
         sheet = Image.new("RGB", (COLUMNS * THUMBNAIL, len(rows) * THUMBNAIL))

@@ -1,8 +1,10 @@
-"""SigLIP as feature extraction runs it: uint8 pictures in, pooled bfloat16 rows out, in batches of one fixed size.
+"""SigLIP as feature extraction runs it: uint8 pictures in, pooled bfloat16 rows out, in batches of
+one fixed size.
 
-On a GPU the tower is compiled and computes in bfloat16, with pooling in float32; two batches are in flight. On a CPU it
-computes in float32 on one thread. Which other pictures share a batch does not change a picture's row (checked on every
-start), so that a file's bytes depend neither on the number of decoders nor on what happened to be decoded beside it.
+On a GPU the tower is compiled and computes in bfloat16, with pooling in float32; two batches are in
+flight. On a CPU it computes in float32 on one thread. Which other pictures share a batch does not
+change a picture's row (checked on every start), so that a file's bytes depend neither on the number
+of decoders nor on what happened to be decoded beside it.
 """
 
 from __future__ import annotations
@@ -54,15 +56,27 @@ class Tower:
         batch_size: pictures in one pass.
     """
 
-    def __init__(self, encoder: VisionEncoder, pooled_side: int, device: str, batch_size: int) -> None:
-        self.device, self.batch_size, self.pooled_side = torch.device(device), batch_size, pooled_side
+    def __init__(
+        self, encoder: VisionEncoder, pooled_side: int, device: str, batch_size: int
+    ) -> None:
+        self.device, self.batch_size, self.pooled_side = (
+            torch.device(device),
+            batch_size,
+            pooled_side,
+        )
         self.cuda = self.device.type == "cuda"
-        self.side, self.tokens, self.width = encoder.config.image_size, pooled_side**2, encoder.config.hidden_size
+        self.side, self.tokens, self.width = (
+            encoder.config.image_size,
+            pooled_side**2,
+            encoder.config.hidden_size,
+        )
         self._encoder: Any = FrameEncoder(encoder, pooled_side)
         if self.cuda:
             torch.cuda.set_device(self.device)
             self._copy_stream = torch.cuda.Stream(self.device)
-            self._encoder = torch.compile(self._encoder.to(self.device, torch.bfloat16), fullgraph=True, dynamic=False)
+            self._encoder = torch.compile(
+                self._encoder.to(self.device, torch.bfloat16), fullgraph=True, dynamic=False
+            )
         else:
             torch.set_num_threads(1)
             self._encoder = self._encoder.float()
@@ -70,8 +84,14 @@ class Tower:
         for _ in range(IN_FLIGHT):
             self.free.put(
                 Batch(
-                    torch.zeros((batch_size, self.side, self.side, 3), dtype=torch.uint8, device=self.device),
-                    torch.zeros((batch_size, self.tokens, self.width), dtype=torch.bfloat16, pin_memory=self.cuda),
+                    torch.zeros(
+                        (batch_size, self.side, self.side, 3), dtype=torch.uint8, device=self.device
+                    ),
+                    torch.zeros(
+                        (batch_size, self.tokens, self.width),
+                        dtype=torch.bfloat16,
+                        pin_memory=self.cuda,
+                    ),
                 )
             )
         self.alone = not self._independent()
@@ -80,15 +100,22 @@ class Tower:
         self.started = time.monotonic()
 
     def register(self, ring: Ring) -> None:
-        """Make the ring's memory known to the GPU, so that copies out of it run beside everything else."""
+        """Make the ring's memory known to the GPU, so that copies out of it run beside everything
+        else.
+        """
         if self.cuda:
             address = ring.pictures.__array_interface__["data"][0]
             code = torch.cuda.cudart().cudaHostRegister(address, ring.pictures.nbytes, 0)
             if int(code):
-                raise RuntimeError(f"cudaHostRegister of {ring.pictures.nbytes:,} bytes failed with code {int(code)}")
+                raise RuntimeError(
+                    f"cudaHostRegister of {ring.pictures.nbytes:,} bytes failed with code "
+                    f"{int(code)}"
+                )
 
     def load(self, batch: Batch, row: int, picture: np.ndarray) -> None:
-        """Put a picture into a batch. On a GPU the copy has been asked for, not done: see :meth:`copied`."""
+        """Put a picture into a batch. On a GPU the copy has been asked for, not done: see
+        :meth:`copied`.
+        """
         source = torch.from_numpy(picture)
         if not self.cuda:
             batch.pixels_BSS3[row].copy_(source)
@@ -99,7 +126,9 @@ class Tower:
             batch.pixels_BSS3[row].copy_(source, non_blocking=True)
 
     def copied(self) -> Any:
-        """An event that has passed once all pictures loaded so far are on the device; None if they are already."""
+        """An event that has passed once all pictures loaded so far are on the device; None if they
+        are already.
+        """
         return self._copy_stream.record_event() if self.cuda else None
 
     @torch.inference_mode()
@@ -146,11 +175,18 @@ class Tower:
 
     def stats(self) -> dict[str, float]:
         memory = torch.cuda.max_memory_allocated(self.device) if self.cuda else 0
-        return {"frames": self.frames, "batches": self.batches, "busy_s": self.busy_s, "device_bytes": memory}
+        return {
+            "frames": self.frames,
+            "batches": self.batches,
+            "busy_s": self.busy_s,
+            "device_bytes": memory,
+        }
 
     @torch.inference_mode()
     def _independent(self) -> bool:
-        """Whether a picture's row is bit for bit the same at another place of a batch, among other pictures."""
+        """Whether a picture's row is bit for bit the same at another place of a batch, among other
+        pictures.
+        """
         pixels = torch.randint(
             0,
             256,
@@ -165,13 +201,14 @@ class Tower:
 
 
 class FrameEncoder(nn.Module):
-    """``model.vision.encode_frames`` arranged for throughput: pictures as they come out of the ring, fewer and larger
-    matrix products, the same result up to rounding.
+    """``model.vision.encode_frames`` arranged for throughput: pictures as they come out of the
+    ring, fewer and larger matrix products, the same result up to rounding.
 
     Args:
         encoder: whose weights are taken, in their type.
         pooled_side: P = pooled_side**2.
-        fused_gelu: let the matrix product apply GELU to what it just computed, instead of another pass over memory.
+        fused_gelu: let the matrix product apply GELU to what it just computed, instead of another
+            pass over memory.
     """
 
     def __init__(
@@ -182,22 +219,42 @@ class FrameEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.pooled_side, self.fused_gelu = encoder.config, pooled_side, fused_gelu
-        self.patch_bias, self.positions = encoder.patch_embedding.bias, encoder.position_embedding.weight
+        self.patch_bias, self.positions = (
+            encoder.patch_embedding.bias,
+            encoder.position_embedding.weight,
+        )
         # A patch's pixels in the order row, column, colour, as they lie in the picture.
-        self.patch_weight = nn.Parameter(encoder.patch_embedding.weight.permute(0, 2, 3, 1).flatten(1).contiguous())
+        self.patch_weight = nn.Parameter(
+            encoder.patch_embedding.weight.permute(0, 2, 3, 1).flatten(1).contiguous()
+        )
         self.layers = encoder.layers
         layers = self._layers()
-        self.qkv_weights = nn.ParameterList(torch.cat([x.q.weight, x.k.weight, x.v.weight]) for x in layers)
-        self.qkv_biases = nn.ParameterList(torch.cat([x.q.bias, x.k.bias, x.v.bias]) for x in layers)
+        self.qkv_weights = nn.ParameterList(
+            torch.cat([x.q.weight, x.k.weight, x.v.weight]) for x in layers
+        )
+        self.qkv_biases = nn.ParameterList(
+            torch.cat([x.q.bias, x.k.bias, x.v.bias]) for x in layers
+        )
 
     def forward(self, pixels_BSS3: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] to pooled rows, bfloat16 [B, P, C]."""
         side, patch = self.config.patches_per_side, self.config.patch_size
-        pixels = pixels_BSS3[:, : side * patch, : side * patch].unflatten(2, (side, patch)).unflatten(1, (side, patch))
+        pixels = (
+            pixels_BSS3[:, : side * patch, : side * patch]
+            .unflatten(2, (side, patch))
+            .unflatten(1, (side, patch))
+        )
         patches_BNp = pixels.transpose(2, 3).flatten(1, 2).flatten(2).float() / 127.5 - 1
-        x_BNC = F.linear(patches_BNp.to(self.patch_weight.dtype), self.patch_weight, self.patch_bias) + self.positions
-        for layer, weight, bias in zip(self._layers(), self.qkv_weights, self.qkv_biases, strict=True):
-            qkv = F.linear(layer.attention_norm(x_BNC), weight, bias).unflatten(-1, (3, self.config.num_heads, -1))
+        x_BNC = (
+            F.linear(patches_BNp.to(self.patch_weight.dtype), self.patch_weight, self.patch_bias)
+            + self.positions
+        )
+        for layer, weight, bias in zip(
+            self._layers(), self.qkv_weights, self.qkv_biases, strict=True
+        ):
+            qkv = F.linear(layer.attention_norm(x_BNC), weight, bias).unflatten(
+                -1, (3, self.config.num_heads, -1)
+            )
             q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4)
             seen_BHND = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
             x_BNC = x_BNC + layer.out(seen_BHND.transpose(1, 2).flatten(2))
@@ -211,12 +268,15 @@ class FrameEncoder(nn.Module):
         if not (self.fused_gelu and x_BNC.is_cuda):
             return F.gelu(layer.up(x_BNC), approximate="tanh")
         # cuBLASLt's GELU epilogue is the tanh approximation, as SigLIP's is.
-        flat = torch._addmm_activation(layer.up.bias, x_BNC.flatten(0, 1), layer.up.weight.t(), use_gelu=True)
+        flat = torch._addmm_activation(
+            layer.up.bias, x_BNC.flatten(0, 1), layer.up.weight.t(), use_gelu=True
+        )
         return flat.unflatten(0, x_BNC.shape[:2])
 
 
 def load_encoder(folder: Path) -> VisionEncoder:
-    """A vision encoder of ours, or any SigLIP checkpoint: of a full one, the last layer and the heads are left out.
+    """A vision encoder of ours, or any SigLIP checkpoint: of a full one, the last layer and the
+    heads are left out.
 
     Raises:
         ValueError: the files are not SigLIP's.
@@ -244,7 +304,9 @@ def load_encoder(folder: Path) -> VisionEncoder:
     if missing := sorted(set(names.values()) - set(state)):
         raise ValueError(f"{folder}: not a SigLIP checkpoint, it lacks {', '.join(missing[:3])}")
     try:
-        encoder.load_state_dict({ours: state[theirs] for ours, theirs in names.items()}, assign=True)
+        encoder.load_state_dict(
+            {ours: state[theirs] for ours, theirs in names.items()}, assign=True
+        )
     except RuntimeError as error:
         raise ValueError(f"{folder}: its tensors do not fit its config.json: {error}") from error
     return encoder.eval()

@@ -1,7 +1,8 @@
-"""Rows of large annotation files by their place in the file: a JSON array in any layout, or one object a line.
+"""Rows of large annotation files by their place in the file: a JSON array in any layout, or one
+object a line.
 
-A file of a gigabyte is scanned once with numpy, in blocks, for where its rows begin and end; rows are then parsed one
-by one from their bytes, so memory does not grow with the file.
+A file of a gigabyte is scanned once with numpy, in blocks, for where its rows begin and end; rows
+are then parsed one by one from their bytes, so memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -35,26 +36,34 @@ def row_spans(path: Path, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
     """Where each row (a JSON object) begins and ends, as two int64 arrays of byte positions.
 
     Raises:
-        ValueError: the file is neither a JSON array of objects nor one object a line, or is cut short.
+        ValueError: the file is neither a JSON array of objects nor one object a line, or is cut
+            short.
     """
     with mapped(path) as data:
         first = bytes(data[:64]).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
         if not first:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         if first not in (b"[", b"{"):
-            raise ValueError(f"{path}: neither a JSON array of rows nor one JSON object a line; it begins {first!r}")
+            raise ValueError(
+                f"{path}: neither a JSON array of rows nor one JSON object a line; it begins "
+                f"{first!r}"
+            )
         depth_of_rows = 1 if first == b"[" else 0
         begins, ends = _scan(path, data, depth_of_rows, block)
         _check_between(path, data, begins, ends)
         return begins, ends
 
 
-def _scan(path: Path, data: mmap.mmap | bytes, depth_of_rows: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+def _scan(
+    path: Path, data: mmap.mmap | bytes, depth_of_rows: int, block: int
+) -> tuple[np.ndarray, np.ndarray]:
     begins, ends = [], []
     depth, in_string, position = 0, 0, 0
     while position < len(data):
         stop = min(position + block, len(data))
-        while stop < len(data) and data[stop - 1] == _BACKSLASH:  # never part a backslash from what it escapes
+        while (
+            stop < len(data) and data[stop - 1] == _BACKSLASH
+        ):  # never part a backslash from what it escapes
             stop += 1
         text = np.frombuffer(data[position:stop], np.uint8)
         quotes = _unescaped_quotes(text)
@@ -69,7 +78,10 @@ def _scan(path: Path, data: mmap.mmap | bytes, depth_of_rows: int, block: int) -
         in_string = (in_string + len(quotes)) % 2
         position = stop
     if depth or in_string:
-        raise ValueError(f"{path}: ends inside row {sum(map(len, ends)) + 1}; the file is cut short, fetch it again")
+        raise ValueError(
+            f"{path}: ends inside row {sum(map(len, ends)) + 1}; the file is cut short, fetch it "
+            "again"
+        )
     return np.concatenate(begins), np.concatenate(ends)
 
 
@@ -77,7 +89,8 @@ def _unescaped_quotes(text: np.ndarray) -> np.ndarray:
     """Positions of quotes that open or close a string: those behind an even number of backslashes."""
     quotes = np.flatnonzero(text == _QUOTE)
     escaped = np.zeros(len(quotes), bool)
-    # Runs of backslashes are short: each round looks one byte further back, at those quotes that are still undecided.
+    # Runs of backslashes are short: each round looks one byte further back, at those quotes that
+    # are still undecided.
     undecided, distance = np.arange(len(quotes)), 1
     while len(undecided):
         places = quotes[undecided] - distance
@@ -87,8 +100,12 @@ def _unescaped_quotes(text: np.ndarray) -> np.ndarray:
     return quotes[~escaped]
 
 
-def _check_between(path: Path, data: mmap.mmap | bytes, begins: np.ndarray, ends: np.ndarray) -> None:
-    """Raise ValueError when anything but separators stands between rows: it would be lost in silence."""
+def _check_between(
+    path: Path, data: mmap.mmap | bytes, begins: np.ndarray, ends: np.ndarray
+) -> None:
+    """Raise ValueError when anything but separators stands between rows: it would be lost in
+    silence.
+    """
     edges = zip([0, *ends.tolist()], [*begins.tolist(), len(data)], strict=True)
     for number, (end, begin) in enumerate(edges):
         if begin - end != 1 and (other := bytes(data[end:begin]).translate(None, _BETWEEN_ROWS)):

@@ -4,18 +4,21 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.automation import DATA, FILL_AND_FOLLOW, FOLLOW_CONTENT
+from assets.collections.assets import llava_onevision, llava_video
 from assets.conversations.assets import conversations
-from assets.launch import ShardsLaunch
-from assets.lineage import input_versions, product
-from assets.partitions import (
+from assets.deployment.automation import DATA, FILL_AND_FOLLOW, FOLLOW_CONTENT
+from assets.deployment.launchpad import ShardsLaunch
+from assets.deployment.partitions import (
     LLAVA_PARTS,
     all_partitions,
     llava_part_partitions,
     part_partitions,
     same_partition,
 )
-from assets.reporting import (
+from assets.deployment.parts import part_index, part_name
+from assets.deployment.resources import Deployment
+from assets.records.lineage import input_versions, product
+from assets.records.reporting import (
     CODE_VERSION,
     OWNERS,
     Published,
@@ -26,11 +29,8 @@ from assets.reporting import (
     samples,
     table,
 )
-from assets.resources import Deployment
-from assets.sources.assets import llava_onevision, llava_video
-from assets.split import part_index, part_name
-from training.samples import LLAVA_KINDS, LONG_VIDEO_KIND, SHORT_VIDEO_KIND
-from training.storage import Storage
+from training.formats.sample import LLAVA_KINDS, LONG_VIDEO_KIND, SHORT_VIDEO_KIND
+from training.formats.storage import Storage
 
 if TYPE_CHECKING:
     from assets.shards.writer import ShardReport
@@ -48,7 +48,10 @@ DESCRIPTIONS = {
 def whole_spec(kind: str, partitions: dg.PartitionsDefinition) -> dg.AssetCheckSpec:
     """The check that every shard asset makes of a part."""
     return check_spec(
-        "whole", kind, "Index, manifest and files agree: names, sizes, hashes and the number of samples.", partitions
+        "whole",
+        kind,
+        "Index, manifest and files agree: names, sizes, hashes and the number of samples.",
+        partitions,
     )
 
 
@@ -82,7 +85,9 @@ def shard_result(
             "hours of video": report.hours or None,
             **lengths,
             "text tokens (estimate)": report.tokens,
-            "dropped": table([{"reason": reason, "samples": samples} for reason, samples in report.drops.items()]),
+            "dropped": table(
+                [{"reason": reason, "samples": samples} for reason, samples in report.drops.items()]
+            ),
             "some that were dropped": report.named,
             "annotation files that are missing": report.missing,
             **samples(report.examples),
@@ -93,7 +98,7 @@ def shard_result(
 
 def short_videos(storage: Storage, folder: str) -> dict[str, Any]:
     """How long the short videos of a part are."""
-    from assets.histogram import duration_histogram
+    from assets.records.histogram import duration_histogram
     from assets.shards.lengths import short_video_lengths
 
     lengths = short_video_lengths(storage, folder)
@@ -101,7 +106,9 @@ def short_videos(storage: Storage, folder: str) -> dict[str, Any]:
     return {
         "hours of video": round(lengths.hours, 3) if lengths.seconds else None,
         "how long": lengths.told,
-        "durations": picture(duration_histogram(lengths.seconds, title) if lengths.seconds else None, title),
+        "durations": picture(
+            duration_histogram(lengths.seconds, title) if lengths.seconds else None, title
+        ),
     }
 
 
@@ -123,14 +130,20 @@ def make_llava_shards(kind: str) -> dg.AssetsDefinition:
         check_specs=[whole_spec(kind, llava_part_partitions)],
         description=f"{DESCRIPTIONS[kind]}\n\nMosaicML Streaming shards; the same inputs give the same bytes.",
     )
-    def shards(context: dg.AssetExecutionContext, deployment: Deployment, config: ShardsLaunch) -> Published:
+    def shards(
+        context: dg.AssetExecutionContext, deployment: Deployment, config: ShardsLaunch
+    ) -> Published:
         from assets.shards.writer import write_kind_part
 
         settings = config.applied(deployment.settings())
         with errors_for_people():
             inputs = input_versions(deployment.storage(), [collection.key.to_user_string()])
             report = write_kind_part(
-                deployment.storage(), settings, kind, part_index(context.partition_key), context.log.info
+                deployment.storage(),
+                settings,
+                kind,
+                part_index(context.partition_key),
+                context.log.info,
             )
         yield from shard_result(context, deployment, config, kind, inputs, report)
 
@@ -152,17 +165,23 @@ llava_shards = [make_llava_shards(kind) for kind in LLAVA_KINDS]
     pool="cpu",
     code_version=CODE_VERSION,
     check_specs=[whole_spec(LONG_VIDEO_KIND, part_partitions)],
-    description="""Long-video conversations for stage 3 (VideoMarathon); samples name their video, never embed features.
+    description="""Long-video conversations for stage 3 (VideoMarathon); samples name their video,
+    never embed features.
 
-MosaicML Streaming shards; the rows of one video stand together, so training reads each feature file about once.""",
+MosaicML Streaming shards; the rows of one video stand together, so training reads each feature file
+about once.""",
 )
-def videomarathon_video(context: dg.AssetExecutionContext, deployment: Deployment, config: ShardsLaunch) -> Published:
+def videomarathon_video(
+    context: dg.AssetExecutionContext, deployment: Deployment, config: ShardsLaunch
+) -> Published:
     from assets.shards.writer import write_long_video_part
 
     settings, part = config.applied(deployment.settings()), context.partition_key
     with errors_for_people():
         inputs = input_versions(deployment.storage(), [product("conversations", part)])
-        report = write_long_video_part(deployment.storage(), settings, part_index(part), context.log.info)
+        report = write_long_video_part(
+            deployment.storage(), settings, part_index(part), context.log.info
+        )
     yield from shard_result(context, deployment, config, LONG_VIDEO_KIND, inputs, report)
 
 
@@ -179,18 +198,22 @@ def videomarathon_video(context: dg.AssetExecutionContext, deployment: Deploymen
     code_version=CODE_VERSION,
     check_specs=[
         check_spec(
-            "one_place", "hourllava_s3", "No shard stands twice in the mixture, and no sample in two parts of a kind."
+            "one_place",
+            "hourllava_s3",
+            "No shard stands twice in the mixture, and no sample in two parts of a kind.",
         ),
         check_spec(
             "labels",
             "hourllava_s3",
-            "Samples of every kind, drawn from the mixture and tokenised as in training, have answers and supervised "
-            "tokens.",
+            "Samples of every kind, drawn from the mixture and tokenised as in training, have "
+            "answers and supervised tokens.",
         ),
     ],
-    description="""The stage-3 mixture: two streams of parts, one short and one long; every batch comes from one.
+    description="""The stage-3 mixture: two streams of parts, one short and one long; every batch
+    comes from one.
 
-Two index files over existing parts: nothing is copied or linked. A new part of long videos joins stream 1.""",
+Two index files over existing parts: nothing is copied or linked. A new part of long videos joins
+stream 1.""",
 )
 def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.shards.checks import one_place
@@ -198,12 +221,18 @@ def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> P
     from assets.shards.mixture_views import write_mixture
 
     storage = deployment.storage()
-    parts = sorted(context.instance.get_dynamic_partitions(str(part_partitions.name)), key=part_index)
+    parts = sorted(
+        context.instance.get_dynamic_partitions(str(part_partitions.name)), key=part_index
+    )
     with errors_for_people():
         inputs = input_versions(
             storage,
             [
-                *(product(kind, part_name(index)) for kind in LLAVA_KINDS[1:] for index in range(1, LLAVA_PARTS)),
+                *(
+                    product(kind, part_name(index))
+                    for kind in LLAVA_KINDS[1:]
+                    for index in range(1, LLAVA_PARTS)
+                ),
                 *(product(LONG_VIDEO_KIND, part) for part in parts),
             ],
         )

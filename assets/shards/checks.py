@@ -1,4 +1,5 @@
-"""Whether shards are what their index says, and whether what will be trained on is in one place only and is supervised.
+"""Whether shards are what their index says, and whether what will be trained on is in one place
+only and is supervised.
 
 Training verifies its shards again before it starts; here it is found out before a GPU waits.
 """
@@ -15,15 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assets.conversations.grouping import conversations_name
+from assets.deployment.parts import part_index
+from assets.records.verdict import Verdict
 from assets.shards.heads import read_column
 from assets.shards.mds import HASH
 from assets.shards.mixture_views import MIXTURE
 from assets.shards.writer import INDEX, LLAVA_PARTS, MANIFEST, part_folder
-from assets.split import part_index
-from assets.verdict import Verdict
-from training.file_cache import hash_file_xxh64
-from training.samples import LLAVA_KINDS, LONG_VIDEO_KIND
-from training.storage import Storage
+from training.formats.hashing import hash_file_xxh64
+from training.formats.sample import LLAVA_KINDS, LONG_VIDEO_KIND
+from training.formats.storage import Storage
 
 WHOLE, ONE_PLACE = "whole", "one_place"
 NAMED = 10  # faults that a verdict names; the rest is counted
@@ -36,10 +37,15 @@ def whole(storage: Storage, folder: str) -> Verdict:
     """
     faults = part_faults(storage, folder)
     index = storage.read_json(f"{folder}/{INDEX}")["shards"]
-    samples, size = sum(shard["samples"] for shard in index), sum(shard["raw_data"]["bytes"] for shard in index)
+    samples, size = (
+        sum(shard["samples"] for shard in index),
+        sum(shard["raw_data"]["bytes"] for shard in index),
+    )
     facts = {"samples": samples, "shards": len(index), "bytes": size, "hashed": storage.is_local}
     if not faults:
-        return Verdict(WHOLE, f"{len(index):,} shards, {samples:,} samples: all as the index says", facts=facts)
+        return Verdict(
+            WHOLE, f"{len(index):,} shards, {samples:,} samples: all as the index says", facts=facts
+        )
     says = f"{len(faults):,} faults: {'; '.join(faults[:NAMED])}. Materialize this part again"
     return Verdict(WHOLE, says, passed=False, facts=facts)
 
@@ -52,7 +58,10 @@ def part_faults(storage: Storage, folder: str) -> list[str]:
     faults = []
     if manifest["shards"] != {name: raw["hashes"][HASH] for name, raw in indexed.items()}:
         faults.append(f"{MANIFEST} and {INDEX} name different shards or hashes")
-    written, listed = manifest["report"]["counts"]["samples"], sum(shard["samples"] for shard in shards)
+    written, listed = (
+        manifest["report"]["counts"]["samples"],
+        sum(shard["samples"] for shard in shards),
+    )
     if written != listed:
         faults.append(f"{MANIFEST} counts {written:,} samples, {INDEX} {listed:,}")
     there = {name.rpartition("/")[2] for name in storage.list(folder, ".mds")}
@@ -76,12 +85,17 @@ def one_place(storage: Storage, parts: Sequence[str]) -> Verdict:
     """No shard stands twice in the mixture, and no sample in two parts of a kind.
 
     Args:
-        parts: the parts of long videos in the mixture. Of the other kinds, every part that is there is looked at: stage
-            2 is trained on the ones that the mixture leaves out. On a remote root their samples are not looked at.
+        parts: the parts of long videos in the mixture. Of the other kinds, every part that is there
+            is looked at: stage 2 is trained on the ones that the mixture leaves out. On a remote
+            root their samples are not looked at.
     """
     views = [storage.read_json(f"{MIXTURE}/{number}/{INDEX}")["shards"] for number in (0, 1)]
     names = Counter(shard["raw_data"]["basename"] for view in views for shard in view)
-    faults = [f"{name} stands {times} times in the mixture" for name, times in sorted(names.items()) if times > 1]
+    faults = [
+        f"{name} stands {times} times in the mixture"
+        for name, times in sorted(names.items())
+        if times > 1
+    ]
     ids = {LONG_VIDEO_KIND: [_long_ids(storage, part) for part in parts]}
     if storage.is_local:
         for kind in LLAVA_KINDS[1:]:
@@ -96,15 +110,19 @@ def one_place(storage: Storage, parts: Sequence[str]) -> Verdict:
         together = pa.chunked_array(of_parts, pa.string())
         counted = pc.value_counts(together)
         twice = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
-        faults += [f"{kind}: sample {name} stands in two places" for name in twice[:NAMED].to_pylist()]
-        counts.append({"kind": kind, "parts": len(of_parts), "samples": len(together), "twice": len(twice)})
+        faults += [
+            f"{kind}: sample {name} stands in two places" for name in twice[:NAMED].to_pylist()
+        ]
+        counts.append(
+            {"kind": kind, "parts": len(of_parts), "samples": len(together), "twice": len(twice)}
+        )
     facts = {"samples looked at": counts}
     if not faults:
         total = sum(row["samples"] for row in counts)
         return Verdict(ONE_PLACE, f"{total:,} samples, each in one place", facts=facts)
     says = (
-        f"{'; '.join(faults[:NAMED])}. Parts were written from different annotations, mixtures or seeds: materialize "
-        "all parts of these kinds again"
+        f"{'; '.join(faults[:NAMED])}. Parts were written from different annotations, mixtures or "
+        "seeds: materialize all parts of these kinds again"
     )
     return Verdict(ONE_PLACE, says, passed=False, facts=facts)
 

@@ -1,4 +1,6 @@
-"""A few samples as a person wants to see them: a table row each, and one small picture of their images."""
+"""A few samples as a person wants to see them: a table row each, and one small picture of their
+images.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from training.samples import Sample
+from training.formats.sample import Sample
 
 PICTURES = 8  # images on a contact sheet
 TILE = 144  # pixels; the sheet goes into the event log, so it has to stay small
@@ -38,7 +40,9 @@ def contact_sheet(images: Sequence[bytes]) -> bytes:
             except (OSError, SyntaxError, ValueError):
                 continue  # kept as it came and not decodable: the sheet shows a white square
         picture.thumbnail((TILE, TILE))
-        sheet.paste(picture, (TILE * index + (TILE - picture.width) // 2, (TILE - picture.height) // 2))
+        sheet.paste(
+            picture, (TILE * index + (TILE - picture.width) // 2, (TILE - picture.height) // 2)
+        )
     out = io.BytesIO()
     sheet.quantize(64).save(out, "PNG", optimize=True)
     return out.getvalue()

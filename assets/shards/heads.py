@@ -1,4 +1,6 @@
-"""One column of a part's samples, read from the heads of their rows: nothing of their images is touched."""
+"""One column of a part's samples, read from the heads of their rows: nothing of their images is
+touched.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from training.storage import Storage
+from training.formats.storage import Storage
 
 
 def read_column(storage: Storage, folder: str, column: str) -> Iterator[str]:
-    """The text column ``column`` of every sample of a part, in order. A remote part is fetched for it."""
+    """The text column ``column`` of every sample of a part, in order. A remote part is fetched for
+    it.
+    """
     for shard in storage.read_json(f"{folder}/index.json")["shards"]:
         data = np.memmap(storage.local(f"{folder}/{shard['raw_data']['basename']}"), np.uint8, "r")
         yield from _column(data, shard, column)
@@ -20,8 +24,9 @@ def read_column(storage: Storage, folder: str, column: str) -> Iterator[str]:
 def _column(data: np.ndarray, shard: dict[str, Any], column: str) -> Iterator[str]:
     """A column of the rows of one shard.
 
-    An MDS file begins with the number of its rows and where each of them begins and the last one ends; a row, with the
-    sizes of its columns of variable size. All of these are uint32. The columns follow, in the index's order.
+    An MDS file begins with the number of its rows and where each of them begins and the last one
+    ends; a row, with the sizes of its columns of variable size. All of these are uint32. The
+    columns follow, in the index's order.
     """
     sizes: list[int | None] = shard["column_sizes"]
     place = shard["column_names"].index(column)

@@ -1,11 +1,15 @@
 """What becomes of an image file on its way into a shard. Every case has one defined outcome.
 
-- JPEG, any colour space: its bytes, untouched. EXIF rotation stays in them and is applied by whoever decodes.
-- PNG of 8-bit grey or RGB without alpha, EXIF or animation: its bytes, untouched, checksums verified.
-- Everything else (palettes, alpha, CMYK, 16 bits, animations, GIF, WebP, BMP, TIFF, ...): decoded once by the very
-  function that training uses (`model.images.load_image`) and stored as PNG, losslessly, or as JPEG where configured. A
-  sample thus shows the model the same pixels through a shard as from the original file.
-- Missing, empty, cut short, unreadable, of a foreign format or above the pixel limit: refused, with that reason.
+- JPEG, any colour space: its bytes, untouched. EXIF rotation stays in them and is applied by
+  whoever decodes.
+- PNG of 8-bit grey or RGB without alpha, EXIF or animation: its bytes, untouched, checksums
+  verified.
+- Everything else (palettes, alpha, CMYK, 16 bits, animations, GIF, WebP, BMP, TIFF, ...): decoded
+  once by the very function that training uses (`model.images.load_image`) and stored as PNG,
+  losslessly, or as JPEG where configured. A sample thus shows the model the same pixels through a
+  shard as from the original file.
+- Missing, empty, cut short, unreadable, of a foreign format or above the pixel limit: refused, with
+  that reason.
 """
 
 from __future__ import annotations
@@ -21,7 +25,14 @@ from PIL import Image, UnidentifiedImageError
 _PNG_END = b"IEND\xaeB`\x82"
 _PNG_DEPTH = 24  # where a PNG's header says how many bits a channel has
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif")  # it may turn the picture
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error)  # what Pillow's readers raise
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    struct.error,
+)  # what Pillow's readers raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,9 @@ def stored_image(data: bytes, policy: ImagePolicy = DEFAULT_POLICY) -> bytes:
         raise RefusedImage("image empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above the limit it is refused below
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # above the limit it is refused below
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise RefusedImage("image of unknown format", repr(data[:8])) from error
@@ -86,7 +99,9 @@ def stored_image(data: bytes, policy: ImagePolicy = DEFAULT_POLICY) -> bytes:
 
 
 def _complete_jpeg(data: bytes) -> bool:
-    """Whether a JPEG reaches its end marker; segments are walked up to the scan, to pass by that of a thumbnail."""
+    """Whether a JPEG reaches its end marker; segments are walked up to the scan, to pass by that of
+    a thumbnail.
+    """
     position = 2
     while position + 4 <= len(data):
         if data[position] != 0xFF:
@@ -105,7 +120,11 @@ def _complete_jpeg(data: bytes) -> bool:
 
 def _plain_png(image: Image.Image, data: bytes) -> bool:
     """Whether a PNG can be kept: nothing in it would be read differently by different readers."""
-    if image.mode not in ("L", "RGB") or "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
+    if (
+        image.mode not in ("L", "RGB")
+        or "transparency" in image.info
+        or getattr(image, "n_frames", 1) > 1
+    ):
         return False
     # Not through Pillow's getexif(): for a PNG it decodes the whole picture.
     if data[_PNG_DEPTH] != 8 or any(mark in data for mark in _PNG_EXIF):
@@ -113,7 +132,9 @@ def _plain_png(image: Image.Image, data: bytes) -> bool:
     if _PNG_END not in data[-64:]:
         raise RefusedImage("image cut short", "no end chunk")
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as fresh:  # verify() wants a file that nothing has read yet
+        with Image.open(
+            io.BytesIO(data), formats=("PNG",)
+        ) as fresh:  # verify() wants a file that nothing has read yet
             fresh.verify()
     except _BROKEN as error:
         raise RefusedImage("image unreadable", str(error)) from error

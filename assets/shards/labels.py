@@ -1,4 +1,6 @@
-"""Whether the model would learn anything from the mixture: a few samples of each kind, tokenised as training does."""
+"""Whether the model would learn anything from the mixture: a few samples of each kind, tokenised as
+training does.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +11,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assets.lineage import Lineage, product, record_name
-from assets.settings import Settings
+from assets.deployment.settings import Settings
+from assets.records.lineage import Lineage, product, record_name
+from assets.records.verdict import Verdict
 from assets.shards.mixture_views import MIXTURE
 from assets.shards.writer import FOLDER, INDEX
-from assets.split import stable_hash
-from assets.verdict import Verdict
-from training.samples import Sample, decode
-from training.storage import Storage
+from training.formats.hashing import stable_hash
+from training.formats.sample import Sample, decode
+from training.formats.storage import Storage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LABELS = "labels"
-SHARDS, ROWS = 4, 8  # of each kind, and of each shard: what is drawn is bounded, and always the same
+SHARDS, ROWS = (
+    4,
+    8,
+)  # of each kind, and of each shard: what is drawn is bounded, and always the same
 NAMED = 10
 
 
@@ -45,7 +50,11 @@ def labels(storage: Storage, settings: Settings) -> Verdict:
     ]
     if not faults:
         looked = sum(row["samples"] for row in table)
-        how = "all of them supervised" if tokenizer else "all with answers; not tokenised, for want of a base_model"
+        how = (
+            "all of them supervised"
+            if tokenizer
+            else "all with answers; not tokenised, for want of a base_model"
+        )
         return Verdict(LABELS, f"{looked} samples drawn, {how}", facts={"drawn": table})
     says = f"{len(faults)} samples cannot be learned from: {'; '.join(faults[:NAMED])}. Materialize their parts again"
     return Verdict(LABELS, says, passed=False, facts={"drawn": table})
@@ -73,7 +82,10 @@ def _counted(sample: Sample, tokenizer: PreTrainedTokenizerBase | None) -> tuple
     from model.conversation import tokenize
 
     for number, turn in enumerate(sample.conversations):
-        if turn["from"] == "gpt" and not tokenizer(turn["value"].strip(), add_special_tokens=False).input_ids:
+        if (
+            turn["from"] == "gpt"
+            and not tokenizer(turn["value"].strip(), add_special_tokens=False).input_ids
+        ):
             raise ValueError(f"turn {number}, an answer, has no token")
     ids, marks = tokenize(sample.conversations, tokenizer)
     supervised = int((marks[1:] >= 0).sum())
@@ -96,7 +108,9 @@ def _drawn(storage: Storage) -> Iterator[Sample]:
         for shard in shards[:SHARDS]:
             path = storage.local(f"{FOLDER}/{shard['raw_data']['basename']}")
             reader = reader_from_json(
-                str(path.parent), "", {**shard, "raw_data": {**shard["raw_data"], "basename": path.name}}
+                str(path.parent),
+                "",
+                {**shard, "raw_data": {**shard["raw_data"], "basename": path.name}},
             )
             many = shard["samples"]
             for row in sorted({place * many // ROWS for place in range(ROWS)}):

@@ -1,15 +1,17 @@
-"""How long the short videos of a part are. Their annotations do not say, so some of the files are looked into."""
+"""How long the short videos of a part are. Their annotations do not say, so some of the files are
+looked into.
+"""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from assets.fetching.probe import InvalidVideo, Prober
 from assets.shards.heads import read_column
 from assets.shards.tasks import VIDEOS
-from assets.split import stable_hash
-from assets.videos.probe import InvalidVideo, Prober
-from training.storage import Storage
+from training.formats.hashing import stable_hash
+from training.formats.storage import Storage
 
 LOOKED_AT = 100
 CHILDREN = 2
@@ -31,7 +33,9 @@ class Lengths:
 
     @property
     def hours(self) -> float:
-        """Of all videos of the part, if those that were looked into are like the rest; 0 where none was."""
+        """Of all videos of the part, if those that were looked into are like the rest; 0 where none
+        was.
+        """
         mean = sum(self.seconds) / len(self.seconds) if self.seconds else 0.0
         return self.videos * mean / 3600
 
@@ -40,13 +44,21 @@ class Lengths:
         """The hours in words that say how they are known."""
         if not self.seconds:
             return f"not known: none of {self.videos:,} videos was looked into"
-        how = "measured" if len(self.seconds) == self.videos else f"estimated from {len(self.seconds):,}"
+        how = (
+            "measured"
+            if len(self.seconds) == self.videos
+            else f"estimated from {len(self.seconds):,}"
+        )
         return f"{self.hours:,.2f} h in {self.videos:,} videos, {how}"
 
 
 def short_video_lengths(storage: Storage, folder: str) -> Lengths:
-    """Look into at most ``LOOKED_AT`` videos of a part, in processes of their own; on a remote root into none."""
-    videos = sorted(set(read_column(storage, folder, "video")), key=lambda name: stable_hash("length", name))
+    """Look into at most ``LOOKED_AT`` videos of a part, in processes of their own; on a remote root
+    into none.
+    """
+    videos = sorted(
+        set(read_column(storage, folder, "video")), key=lambda name: stable_hash("length", name)
+    )
     lengths = Lengths(len(videos))
     if not storage.is_local:
         return lengths

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from training.samples import (
+from training.formats.sample import (
     IMAGE_KIND,
     IMAGE_TOKEN,
     ROLES,
@@ -21,7 +21,9 @@ from training.samples import (
 
 ROLE_OF = {"human": ROLES[0], "user": ROLES[0], "gpt": ROLES[1], "assistant": ROLES[1]}
 IMAGE_PLACEHOLDER = re.compile(IMAGE_TOKEN)
-VIDEO_PLACEHOLDER = re.compile(rf"{IMAGE_TOKEN}|<video>")  # elsewhere `<video>` is text, an HTML tag as a rule
+VIDEO_PLACEHOLDER = re.compile(
+    rf"{IMAGE_TOKEN}|<video>"
+)  # elsewhere `<video>` is text, an HTML tag as a rule
 STRAY = re.compile(STRAY_TOKENS)
 
 NOT_AN_IMAGE_ROW = "text row in an image-only kind"
@@ -79,7 +81,15 @@ def to_sample(
         raise Dropped("row without a video")
     if images and video:
         raise Dropped("row with images and a video")
-    modality: Modality = "video" if video else "text" if not images else "image" if len(images) == 1 else "multi_image"
+    modality: Modality = (
+        "video"
+        if video
+        else "text"
+        if not images
+        else "image"
+        if len(images) == 1
+        else "multi_image"
+    )
     placeholder = VIDEO_PLACEHOLDER if video else IMAGE_PLACEHOLDER
     conversations = _with_placeholders(
         _turns(row.get("conversations"), placeholder), placeholder, modality, len(images)
@@ -90,7 +100,15 @@ def to_sample(
     duration = video_duration(video) if video else 0.0
     if duration is None:
         raise Dropped("video missing", video)
-    sample = Sample(sample_id, kind, modality, conversations, [read_image(name) for name in images], video, duration)
+    sample = Sample(
+        sample_id,
+        kind,
+        modality,
+        conversations,
+        [read_image(name) for name in images],
+        video,
+        duration,
+    )
     if broken := broken_rule(sample):
         raise Dropped("row breaks the sample schema", broken)
     return sample
@@ -115,7 +133,11 @@ def _turns(value: Any, placeholder: re.Pattern[str]) -> list[dict[str, str]]:
         turns.append({"from": role, "value": text.strip()})
     if turns[0]["from"] == ROLES[1]:
         turns = turns[1:]  # an answer before any question is nothing to learn from
-    if not turns or len(turns) % 2 or any(turn["from"] != ROLES[i % 2] for i, turn in enumerate(turns)):
+    if (
+        not turns
+        or len(turns) % 2
+        or any(turn["from"] != ROLES[i % 2] for i, turn in enumerate(turns))
+    ):
         raise Dropped("turns do not alternate")
     for turn in turns:
         bare = placeholder.sub("", turn["value"]).strip()
@@ -132,7 +154,9 @@ def _turns(value: Any, placeholder: re.Pattern[str]) -> list[dict[str, str]]:
 def _with_placeholders(
     turns: list[dict[str, str]], placeholder: re.Pattern[str], modality: Modality, images: int
 ) -> list[dict[str, str]]:
-    """A video or an image gets one ``<image>``, opening the first question; several images where the row has them."""
+    """A video or an image gets one ``<image>``, opening the first question; several images where
+    the row has them.
+    """
     found = sum(len(placeholder.findall(turn["value"])) for turn in turns)
     if modality == "text":
         if found:

@@ -1,9 +1,9 @@
 """MDS shard files through the library's own writer, with its traps closed.
 
-``MDSWriter`` as a context manager publishes a valid-looking index when it is left by an exception, begins with a shard
-of no samples when the first one is large, waits whole seconds for uploads where nothing is uploaded, and imports torch.
-So it is used here for one handful of shards at a time, in a folder of its own, finished by hand, and imported only by
-the process that writes.
+``MDSWriter`` as a context manager publishes a valid-looking index when it is left by an exception,
+begins with a shard of no samples when the first one is large, waits whole seconds for uploads where
+nothing is uploaded, and imports torch. So it is used here for one handful of shards at a time, in a
+folder of its own, finished by hand, and imported only by the process that writes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from training.samples import COLUMNS
-from training.storage import fsync_file
+from training.formats.sample import COLUMNS
+from training.formats.storage import fsync_file
 
 HASH = "xxh64"
-SIZE_LIMIT = 1 << 26  # bytes of one shard; offsets in it are 32 bits wide, so far larger ones would wrap in silence
-ROW_LIMIT = 1 << 29  # bytes of one row; a larger one has a shard of its own, which has to stay below 4 GiB
+SIZE_LIMIT = (
+    1 << 26
+)  # bytes of one shard; offsets in it are 32 bits wide, so far larger ones would wrap in silence
+ROW_LIMIT = (
+    1 << 29
+)  # bytes of one row; a larger one has a shard of its own, which has to stay below 4 GiB
 
 
-def write_shards(folder: Path, prefix: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Write rows of ``COLUMNS`` as ``<prefix>.mds``, ``<prefix>.1.mds``, ... and return their ``index.json`` entries.
+def write_shards(
+    folder: Path, prefix: str, rows: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Write rows of ``COLUMNS`` as ``<prefix>.mds``, ``<prefix>.1.mds``, ... and return their
+    ``index.json`` entries.
 
     The files are on the disk when this returns. No rows give no file.
     """
@@ -33,7 +40,9 @@ def write_shards(folder: Path, prefix: str, rows: Iterable[Mapping[str, Any]]) -
 
     entries: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{prefix}-") as fresh:
-        writer = MDSWriter(columns=COLUMNS, out=f"{fresh}/mds", hashes=[HASH], size_limit=SIZE_LIMIT)
+        writer = MDSWriter(
+            columns=COLUMNS, out=f"{fresh}/mds", hashes=[HASH], size_limit=SIZE_LIMIT
+        )
         writer.executor = _AtOnce()
         try:
             for row in rows:
@@ -53,7 +62,9 @@ def write_shards(folder: Path, prefix: str, rows: Iterable[Mapping[str, Any]]) -
 
 
 class _AtOnce(ThreadPoolExecutor):
-    """Runs what it is given where it is given: the library's uploads, which do nothing for a local folder."""
+    """Runs what it is given where it is given: the library's uploads, which do nothing for a local
+    folder.
+    """
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()

@@ -1,7 +1,9 @@
-"""The stage-3 mixture: two index files over shard parts that already exist. Nothing is copied and nothing is linked.
+"""The stage-3 mixture: two index files over shard parts that already exist. Nothing is copied and
+nothing is linked.
 
-A view is an MDS index whose file names count from the ``sharding`` folder (``llavavideo_si_part1/shard.00000.mds``), so
-no name leaves that folder. A part that is added later joins when the views are written again.
+A view is an MDS index whose file names count from the ``sharding`` folder
+(``llavavideo_si_part1/shard.00000.mds``), so no name leaves that folder. A part that is added later
+joins when the views are written again.
 """
 
 from __future__ import annotations
@@ -11,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from assets.lineage import data_version
 from assets.shards.mds import HASH, index_json
 from assets.shards.writer import FOLDER, INDEX, LLAVA_PARTS, MANIFEST
-from training.samples import is_relative_name
-from training.stages import ShardInput, stage_inputs
-from training.storage import Storage
+from training.formats.hashing import data_version
+from training.formats.sample import is_relative_name
+from training.formats.storage import Storage
+from training.recipes import ShardInput, stage_inputs
 
 MIXTURE = f"{FOLDER}/hourllava_s3"
 
@@ -37,7 +39,8 @@ class MixtureReport:
 
 
 def write_mixture(storage: Storage, long_parts: Sequence[int]) -> MixtureReport:
-    """Write ``hourllava_s3/{0,1}/index.json`` over ten parts of the LLaVA kinds and ``long_parts`` of long videos.
+    """Write ``hourllava_s3/{0,1}/index.json`` over ten parts of the LLaVA kinds and ``long_parts``
+    of long videos.
 
     Raises:
         FileNotFoundError: a part is missing; all missing ones are named.
@@ -46,14 +49,20 @@ def write_mixture(storage: Storage, long_parts: Sequence[int]) -> MixtureReport:
     return write_views(storage, stage_inputs(3, LLAVA_PARTS, long_parts))
 
 
-def write_views(storage: Storage, streams: Sequence[Sequence[ShardInput]], folder: str = MIXTURE) -> MixtureReport:
+def write_views(
+    storage: Storage, streams: Sequence[Sequence[ShardInput]], folder: str = MIXTURE
+) -> MixtureReport:
     """Write one view for each stream, and a manifest, as one folder."""
     missing = [
-        entry.folder for stream in streams for entry in stream if not storage.exists(f"{FOLDER}/{entry.folder}/{INDEX}")
+        entry.folder
+        for stream in streams
+        for entry in stream
+        if not storage.exists(f"{FOLDER}/{entry.folder}/{INDEX}")
     ]
     if missing:
         raise FileNotFoundError(
-            f"{storage.path(FOLDER)}: parts are missing: {', '.join(sorted(set(missing)))}; materialize them first"
+            f"{storage.path(FOLDER)}: parts are missing: {', '.join(sorted(set(missing)))}; "
+            "materialize them first"
         )
     views: list[list[dict[str, Any]]] = []
     table: list[dict[str, Any]] = []
@@ -71,11 +80,16 @@ def write_views(storage: Storage, streams: Sequence[Sequence[ShardInput]], folde
                     "samples": sum(shard["samples"] for shard in shards),
                 }
             )
-    counts = {"samples": sum(row["samples"] for row in table), "shards": sum(row["shards"] for row in table)}
+    counts = {
+        "samples": sum(row["samples"] for row in table),
+        "shards": sum(row["shards"] for row in table),
+    }
     for number, view in enumerate(views):
         counts[f"stream {number}: samples"] = sum(shard["samples"] for shard in view)
         counts[f"stream {number}: shards"] = len(view)
-    version = data_version([[(s["raw_data"]["basename"], s["raw_data"]["hashes"][HASH]) for s in v] for v in views])
+    version = data_version(
+        [[(s["raw_data"]["basename"], s["raw_data"]["hashes"][HASH]) for s in v] for v in views]
+    )
     report = MixtureReport(version, counts, table)
     with storage.writing_dir(folder) as fresh:
         for number, view in enumerate(views):
@@ -87,7 +101,9 @@ def write_views(storage: Storage, streams: Sequence[Sequence[ShardInput]], folde
 
 
 def _shards(storage: Storage, entry: ShardInput) -> list[dict[str, Any]]:
-    """Index entries of a part, or of one half of it, with names that count from the ``sharding`` folder."""
+    """Index entries of a part, or of one half of it, with names that count from the ``sharding``
+    folder.
+    """
     shards = storage.read_json(f"{FOLDER}/{entry.folder}/{INDEX}")["shards"]
     if entry.half is not None:
         middle = storage.read_json(f"{FOLDER}/{entry.folder}/{MANIFEST}")["first_half"]["shards"]
@@ -95,6 +111,9 @@ def _shards(storage: Storage, entry: ShardInput) -> list[dict[str, Any]]:
     for shard in shards:
         name = shard["raw_data"]["basename"]
         if not is_relative_name(name) or "/" in name:
-            raise ValueError(f"{storage.path(FOLDER)}/{entry.folder}/{INDEX}: {name!r} is not a file of this part")
+            raise ValueError(
+                f"{storage.path(FOLDER)}/{entry.folder}/{INDEX}: {name!r} is not a file of this "
+                "part"
+            )
         shard["raw_data"]["basename"] = f"{entry.folder}/{name}"
     return shards

@@ -1,4 +1,6 @@
-"""Which rows make up one part of a kind, and in which order: a matter of hashes, so that every run plans the same."""
+"""Which rows make up one part of a kind, and in which order: a matter of hashes, so that every run
+plans the same.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from assets.collections.mixtures import MixtureEntry
+from assets.deployment.parts import part_of
 from assets.shards.annotation_rows import mapped, parse_row, row_spans
 from assets.shards.llava_rows import row_key
-from assets.shards.mixtures import MixtureEntry
 from assets.shards.tasks import LlavaRows
-from assets.split import part_of, stable_hash
-from training.samples import SHORT_VIDEO_KIND
-from training.storage import Storage
+from training.formats.hashing import stable_hash
+from training.formats.sample import SHORT_VIDEO_KIND
+from training.formats.storage import Storage
 
 POOL_FROM_BYTES = 32 << 20  # less is read in this process: starting workers would take longer
 
@@ -26,7 +29,8 @@ class PartPlan:
 
     Attributes:
         rows: their places.
-        files: annotation files that were read -> rows of each that this kind uses, all parts together.
+        files: annotation files that were read -> rows of each that this kind uses, all parts
+            together.
         missing: annotation files of the mixture that do not exist.
     """
 
@@ -52,7 +56,8 @@ def plan_part(
     found = list(run(_plan_file, *zip(*jobs, strict=True))) if jobs else []
     names = tuple(entry.name for entry in present)
     places = [
-        np.column_stack([np.full(len(places), index, np.int64), places]) for index, (_, places, _) in enumerate(found)
+        np.column_stack([np.full(len(places), index, np.int64), places])
+        for index, (_, places, _) in enumerate(found)
     ]
     keys = [keys for _, _, keys in found]
     all_places = np.concatenate(places) if places else np.zeros((0, 4), np.int64)
@@ -62,14 +67,20 @@ def plan_part(
     return PartPlan(LlavaRows(names, all_places[order]), files, missing)
 
 
-def _plan_file(path: Path, entry: MixtureEntry, part: int, parts: int, seed: str) -> tuple[int, np.ndarray, np.ndarray]:
-    """(rows used, int64 [n, 3] ordinal, begin, end of this part's rows, uint64 [n, 2] hashes that order them)."""
+def _plan_file(
+    path: Path, entry: MixtureEntry, part: int, parts: int, seed: str
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """(rows used, int64 [n, 3] ordinal, begin, end of this part's rows, uint64 [n, 2] hashes that
+    order them).
+    """
     begins, ends = row_spans(path)
     used = entry.rows(len(begins))
     places, keys = [], []
     by_video = entry.kind == SHORT_VIDEO_KIND
     with mapped(path) as data:
-        for ordinal, (begin, end) in enumerate(zip(begins[:used].tolist(), ends[:used].tolist(), strict=True)):
+        for ordinal, (begin, end) in enumerate(
+            zip(begins[:used].tolist(), ends[:used].tolist(), strict=True)
+        ):
             key = row_key(parse_row(data, begin, end), ordinal)
             if part_of(key, parts) != part:
                 continue

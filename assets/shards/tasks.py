@@ -1,7 +1,9 @@
-"""One shard's worth of work, done in a worker process: rows in, one or a few shard files and their counts out.
+"""One shard's worth of work, done in a worker process: rows in, one or a few shard files and their
+counts out.
 
-A task is fixed by its inputs alone, so the same inputs give the same files whichever process runs it and however often.
-Its record is written last: a task with a record is done, also after the process was killed.
+A task is fixed by its inputs alone, so the same inputs give the same files whichever process runs
+it and however often. Its record is written last: a task with a record is done, also after the
+process was killed.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from assets.shards.examples import PICTURES, contact_sheet, example_row
 from assets.shards.images import ImagePolicy, RefusedImage, stored_image
 from assets.shards.llava_rows import EXPECTED_DROPS, Dropped, to_sample
 from assets.shards.mds import ROW_LIMIT, write_shards
-from training.samples import LONG_VIDEO_KIND, Sample, broken_rule, encode
-from training.storage import Storage
+from training.formats.sample import LONG_VIDEO_KIND, Sample, broken_rule, encode
+from training.formats.storage import Storage
 
 IMAGES = "LLaVA-OneVision/images"
 VIDEOS = "LLaVA-Video-178K/videos"
@@ -117,16 +119,24 @@ def read_record(task: ShardTask) -> TaskResult | None:
 
 
 def run_task(task: ShardTask) -> TaskResult:
-    """Write the task's shards and then its record; the first task of a part also draws a picture of its images."""
+    """Write the task's shards and then its record; the first task of a part also draws a picture of
+    its images.
+    """
     result, drops = TaskResult(task.index), Counter[str]()
     pictures: list[bytes] = []
 
     def rows() -> Iterator[dict[str, Any]]:
-        found = _llava_samples(task, task.rows) if isinstance(task.rows, LlavaRows) else _long_samples(task, task.rows)
+        found = (
+            _llava_samples(task, task.rows)
+            if isinstance(task.rows, LlavaRows)
+            else _long_samples(task, task.rows)
+        )
         for name, sample in found:
             result.rows += 1
             if isinstance(sample, Sample) and sum(map(len, sample.images)) > ROW_LIMIT:
-                sample = Dropped("row too large", f"{sum(map(len, sample.images)):,} bytes of images")
+                sample = Dropped(
+                    "row too large", f"{sum(map(len, sample.images)):,} bytes of images"
+                )
             if not isinstance(sample, Sample):
                 drops[sample.reason] += 1
                 if len(result.named) < NAMED_DROPS and sample.reason not in EXPECTED_DROPS:
@@ -151,7 +161,9 @@ def run_task(task: ShardTask) -> TaskResult:
     return result
 
 
-def _llava_samples(task: ShardTask, rows: LlavaRows) -> Iterator[tuple[str, Sample | Dropped | RefusedImage]]:
+def _llava_samples(
+    task: ShardTask, rows: LlavaRows
+) -> Iterator[tuple[str, Sample | Dropped | RefusedImage]]:
     storage = task.storage
     present: dict[str, float | None] = {}
 
@@ -176,15 +188,24 @@ def _llava_samples(task: ShardTask, rows: LlavaRows) -> Iterator[tuple[str, Samp
         }
         for index, ordinal, begin, end in rows.places.tolist():
             row = parse_row(data[index], begin, end)
-            stem = rows.names[index].partition("/annotations/")[2].removesuffix(".json").removesuffix(".jsonl")
-            name = f"{stem}#{ordinal}" + (f":{row['id']}" if row and row.get("id") not in (None, "") else "")
+            stem = (
+                rows.names[index]
+                .partition("/annotations/")[2]
+                .removesuffix(".json")
+                .removesuffix(".jsonl")
+            )
+            name = f"{stem}#{ordinal}" + (
+                f":{row['id']}" if row and row.get("id") not in (None, "") else ""
+            )
             try:
                 yield name, to_sample(row, task.kind, name, read_image, video_duration)
             except (Dropped, RefusedImage) as reason:
                 yield name, reason
 
 
-def _long_samples(task: ShardTask, rows: ConversationRows) -> Iterator[tuple[str, Sample | Dropped]]:
+def _long_samples(
+    task: ShardTask, rows: ConversationRows
+) -> Iterator[tuple[str, Sample | Dropped]]:
     with pq.ParquetFile(task.storage.local(rows.name)) as file:
         first = 0
         for group in range(file.metadata.num_row_groups):
@@ -204,4 +225,7 @@ def _long_samples(task: ShardTask, rows: ConversationRows) -> Iterator[tuple[str
                     duration=row["duration"],
                 )
                 broken = broken_rule(sample)
-                yield row["id"], Dropped("row breaks the sample schema", broken) if broken else sample
+                yield (
+                    row["id"],
+                    Dropped("row breaks the sample schema", broken) if broken else sample,
+                )

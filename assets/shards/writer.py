@@ -1,8 +1,10 @@
-"""Writes one part of one kind as MDS shards: in parallel, in bounded memory, resumable, the same bytes every time.
+"""Writes one part of one kind as MDS shards: in parallel, in bounded memory, resumable, the same
+bytes every time.
 
-A part is cut into tasks of ``rows_per_shard`` rows each. Finished tasks stay in a work folder beside the part, so a run
-that was killed is continued; when all are done the shards move into a fresh folder that is published by one rename. An
-``index.json`` therefore only ever describes a whole part.
+A part is cut into tasks of ``rows_per_shard`` rows each. Finished tasks stay in a work folder
+beside the part, so a run that was killed is continued; when all are done the shards move into a
+fresh folder that is published by one rename. An ``index.json`` therefore only ever describes a
+whole part.
 """
 
 from __future__ import annotations
@@ -24,20 +26,29 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from assets.collections.mixtures import read_mixture
 from assets.conversations.grouping import conversations_name
-from assets.lineage import Lineage, data_version, hash_file, record_name
-from assets.progress import Progress
-from assets.settings import Settings
-from assets.settings import Shards as ShardSettings
+from assets.deployment.parts import part_name
+from assets.deployment.settings import Settings
+from assets.deployment.settings import Shards as ShardSettings
+from assets.records.lineage import Lineage, record_name
 from assets.shards.images import ImagePolicy
 from assets.shards.llava_rows import EXPECTED_DROPS
 from assets.shards.mds import HASH, index_json
-from assets.shards.mixtures import read_mixture
 from assets.shards.planning import plan_part
-from assets.shards.tasks import PICTURE, ConversationRows, LlavaRows, ShardTask, TaskResult, read_record, run_task
-from assets.split import part_name
-from training.samples import LONG_VIDEO_KIND, SCHEMA_VERSION, SHORT_VIDEO_KIND
-from training.storage import TEMPORARY_PREFIX, Storage
+from assets.shards.tasks import (
+    PICTURE,
+    ConversationRows,
+    LlavaRows,
+    ShardTask,
+    TaskResult,
+    read_record,
+    run_task,
+)
+from training.formats.hashing import data_version, hash_file
+from training.formats.sample import LONG_VIDEO_KIND, SCHEMA_VERSION, SHORT_VIDEO_KIND
+from training.formats.storage import TEMPORARY_PREFIX, Storage
+from training.progress import Progress
 
 FOLDER = "VideoMarathon/sharding"
 INDEX = "index.json"
@@ -56,7 +67,8 @@ class ShardReport:
 
     Attributes:
         version: content hash: names, sizes and hashes of all shards.
-        counts: ``rows_in``, ``samples``, ``shards``, ``videos``, missing annotation files, rows dropped by reason.
+        counts: ``rows_in``, ``samples``, ``shards``, ``videos``, missing annotation files, rows
+            dropped by reason.
         config: the settings that decide the bytes.
         bytes: of all shards.
         hours: of distinct videos whose duration is known.
@@ -89,11 +101,12 @@ def part_folder(kind: str, part: int) -> str:
 def write_kind_part(
     storage: Storage, settings: Settings, kind: str, part: int, log: Callable[[str], None]
 ) -> ShardReport:
-    """Write one of the ten parts of one of the five LLaVA kinds, from the annotation files that the mixture names.
+    """Write one of the ten parts of one of the five LLaVA kinds, from the annotation files that the
+    mixture names.
 
     Raises:
-        ValueError: the mixture or an annotation file is broken, files are missing and ``require_all`` asks for them, or
-            more rows are unusable than ``max_drop_share`` allows.
+        ValueError: the mixture or an annotation file is broken, files are missing and
+            ``require_all`` asks for them, or more rows are unusable than ``max_drop_share`` allows.
     """
     collections, shards = settings.collections, settings.shards
     entries = [entry for entry in read_mixture(collections.mixtures) if entry.kind == kind]
@@ -103,18 +116,31 @@ def write_kind_part(
             listing = ", ".join(plan.missing[:10]) + (", ..." if len(plan.missing) > 10 else "")
             if collections.require_all:
                 raise ValueError(
-                    f"{kind}: {len(plan.missing)} of {len(entries)} annotation files are missing under {storage.root}: "
-                    f"{listing}; materialize the collection, change collections.mixtures, or unset require_all"
+                    f"{kind}: {len(plan.missing)} of {len(entries)} annotation files are missing "
+                    f"under {storage.root}: {listing}; materialize the collection, change "
+                    "collections.mixtures, or unset require_all"
                 )
-            log(f"{kind}: {len(plan.missing)} of {len(entries)} annotation files are not there: {listing}")
-        rows = halves(plan.rows.places, shards.rows_per_shard, lambda places: LlavaRows(plan.rows.names, places))
+            log(
+                f"{kind}: {len(plan.missing)} of {len(entries)} annotation files are not there: "
+                f"{listing}"
+            )
+        rows = halves(
+            plan.rows.places,
+            shards.rows_per_shard,
+            lambda places: LlavaRows(plan.rows.names, places),
+        )
         inputs = {name: hash_file(storage.local(name)) for name in plan.rows.names}
         inputs |= _collection_version(storage, kind)
-        return write_part(storage, kind, part, rows, inputs, shards, log, pool=pool, missing=plan.missing)
+        return write_part(
+            storage, kind, part, rows, inputs, shards, log, pool=pool, missing=plan.missing
+        )
 
 
-def write_long_video_part(storage: Storage, settings: Settings, part: int, log: Callable[[str], None]) -> ShardReport:
-    """Write one part of the long-video kind from its grouped conversations; the rows of one video stand together.
+def write_long_video_part(
+    storage: Storage, settings: Settings, part: int, log: Callable[[str], None]
+) -> ShardReport:
+    """Write one part of the long-video kind from its grouped conversations; the rows of one video
+    stand together.
 
     Raises:
         FileNotFoundError: the part's conversations were not made.
@@ -122,7 +148,9 @@ def write_long_video_part(storage: Storage, settings: Settings, part: int, log: 
     """
     name, shards = conversations_name(part), settings.shards
     if not storage.exists(name):
-        raise FileNotFoundError(f"{storage.path(name)} is not there; materialize conversations[{part_name(part)}]")
+        raise FileNotFoundError(
+            f"{storage.path(name)} is not there; materialize conversations[{part_name(part)}]"
+        )
     total = pq.read_metadata(storage.local(name)).num_rows
     rows = halves(
         np.arange(total),
@@ -146,14 +174,16 @@ def write_part(
     pool: Executor | None = None,
     missing: Sequence[str] = (),
 ) -> ShardReport:
-    """Write shards, ``index.json`` and ``manifest.json`` of one part, or continue where an earlier run was killed.
+    """Write shards, ``index.json`` and ``manifest.json`` of one part, or continue where an earlier
+    run was killed.
 
-    A part that was made from the same inputs with the same settings, and lost no row, is left as it is.
+    A part that was made from the same inputs with the same settings, and lost no row, is left as it
+    is.
 
     Args:
         rows: what each task of the first and of the second half of the part reads, in order.
-        inputs: name -> content hash of what the rows are read from; with the settings it decides whether the work of
-            an earlier run can be used.
+        inputs: name -> content hash of what the rows are read from; with the settings it decides
+            whether the work of an earlier run can be used.
         missing: annotation files that were asked for and are not there; reported.
     """
     folder = part_folder(kind, part)
@@ -167,7 +197,10 @@ def write_part(
     first, second = rows
     key = data_version({"config": config, "inputs": inputs, "tasks": [len(first), len(second)]})
     if found := _finished(storage, folder, key):
-        log(f"{kind} {part_name(part)}: inputs and settings have not changed, the part is left as it is")
+        log(
+            f"{kind} {part_name(part)}: inputs and settings have not changed, the part is left as "
+            "it is"
+        )
         return found
     with _work_folder(storage, folder, key) as work:
         tasks = [
@@ -193,7 +226,9 @@ Halves = tuple[list[LlavaRows] | list[ConversationRows], list[LlavaRows] | list[
 
 
 def halves(rows: np.ndarray, most: int, task_rows: Callable[[np.ndarray], Any]) -> Halves:
-    """Tasks of at most ``most`` rows, none of which reaches over the middle: halves can be addressed by shards."""
+    """Tasks of at most ``most`` rows, none of which reaches over the middle: halves can be
+    addressed by shards.
+    """
     middle = len(rows) // 2
     first, second = rows[:middle], rows[middle:]
     return (
@@ -204,9 +239,11 @@ def halves(rows: np.ndarray, most: int, task_rows: Callable[[np.ndarray], Any]) 
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[Executor | None]:
-    """Worker processes, started one by one as work arrives; None where everything is to run in this process.
+    """Worker processes, started one by one as work arrives; None where everything is to run in this
+    process.
 
-    They are forked from one process that has imported the library that writes: this takes 4 s, once.
+    They are forked from one process that has imported the library that writes: this takes 4 s,
+    once.
     """
     if workers == 1:
         yield None
@@ -221,7 +258,9 @@ def worker_pool(workers: int) -> Iterator[Executor | None]:
 
 
 def _follow_parent() -> None:
-    """Have this worker end with the run: a killed one leaves nobody who writes into its folder beside the next."""
+    """Have this worker end with the run: a killed one leaves nobody who writes into its folder
+    beside the next.
+    """
     parent = parent_process()
     assert parent is not None
 
@@ -234,10 +273,11 @@ def _follow_parent() -> None:
 
 @contextmanager
 def _work_folder(storage: Storage, folder: str, key: str) -> Iterator[Path]:
-    """The local folder that collects a part's finished tasks; it is emptied when it belongs to other inputs.
+    """The local folder that collects a part's finished tasks; it is emptied when it belongs to
+    other inputs.
 
-    It is locked while it is used, and removed when the part is published or its rows turn out unusable. A run that is
-    killed leaves it behind for the next one.
+    It is locked while it is used, and removed when the part is published or its rows turn out
+    unusable. A run that is killed leaves it behind for the next one.
     """
     parent = Path(storage.path(FOLDER)) if storage.is_local else storage.cache / "work"
     name = folder.rpartition("/")[2]
@@ -270,18 +310,26 @@ def _locked_folder(folder: Path) -> Iterator[None]:
         except (BlockingIOError, FileNotFoundError):
             ours = False  # locked, or published and removed by another run just now
         if not ours:
-            raise ValueError(f"{folder} is in use: another run is writing this part; wait for it or stop it")
+            raise ValueError(
+                f"{folder} is in use: another run is writing this part; wait for it or stop it"
+            )
         yield
     finally:
         os.close(descriptor)
 
 
 def _run(tasks: Sequence[ShardTask], pool: Executor | None, progress: Progress) -> list[TaskResult]:
-    """Results of all tasks, in order. What an earlier run wrote is kept unless it lost rows: files may be there now."""
+    """Results of all tasks, in order. What an earlier run wrote is kept unless it lost rows: files
+    may be there now.
+    """
     earlier = ((task, read_record(task)) for task in tasks)
-    results = {task.index: found for task, found in earlier if found and set(found.drops) <= EXPECTED_DROPS}
+    results = {
+        task.index: found for task, found in earlier if found and set(found.drops) <= EXPECTED_DROPS
+    }
     if results:
-        progress.note(f"{len(results)} of {len(tasks)} shards were written by an earlier run and are kept")
+        progress.note(
+            f"{len(results)} of {len(tasks)} shards were written by an earlier run and are kept"
+        )
         progress.advance(len(results))
     todo = [task for task in tasks if task.index not in results]
     if pool is None or sum(_row_count(task) for task in todo) < POOL_FROM_ROWS:
@@ -315,7 +363,9 @@ def _report(results: Sequence[TaskResult], config: dict[str, Any]) -> ShardRepor
         **{f"dropped: {reason}": number for reason, number in sorted(drops.items())},
     }
     return ShardReport(
-        version=data_version([(s["raw_data"]["basename"], s["samples"], s["raw_data"]["hashes"]) for s in shards]),
+        version=data_version(
+            [(s["raw_data"]["basename"], s["samples"], s["raw_data"]["hashes"]) for s in shards]
+        ),
         counts=counts,
         config=config,
         bytes=sum(shard["raw_data"]["bytes"] for shard in shards),
@@ -328,14 +378,17 @@ def _report(results: Sequence[TaskResult], config: dict[str, Any]) -> ShardRepor
 
 
 def _check_drops(kind: str, part: int, report: ShardReport, most: float) -> None:
-    """Raise ValueError when more rows are lost than allowed; rows that are left out by design do not count."""
+    """Raise ValueError when more rows are lost than allowed; rows that are left out by design do
+    not count.
+    """
     expected = sum(number for reason, number in report.drops.items() if reason in EXPECTED_DROPS)
     lost, rows = sum(report.drops.values()) - expected, report.counts["rows_in"] - expected
     if lost > most * rows:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in report.drops.items())
         raise ValueError(
-            f"{kind} {part_name(part)}: {lost:,} of {rows:,} rows cannot be used, more than shards.max_drop_share "
-            f"({most:g}) allows: {reasons}; for example {'; '.join(report.named[:3])}"
+            f"{kind} {part_name(part)}: {lost:,} of {rows:,} rows cannot be used, more than "
+            f"shards.max_drop_share ({most:g}) allows: {reasons}; for example "
+            f"{'; '.join(report.named[:3])}"
         )
 
 
@@ -348,7 +401,9 @@ def _publish(
     report: ShardReport,
     key: str,
 ) -> None:
-    """Move the finished shards into a fresh folder with index and manifest, which then gets its final name."""
+    """Move the finished shards into a fresh folder with index and manifest, which then gets its
+    final name.
+    """
     shards = [shard for result in results for shard in result.shards]
     half = [shard for result in results[:first_half] for shard in result.shards]
     manifest = {
@@ -356,7 +411,9 @@ def _publish(
         "key": key,
         "report": {name: value for name, value in asdict(report).items() if name != "picture"},
         "first_half": {"shards": len(half), "samples": sum(shard["samples"] for shard in half)},
-        "shards": {shard["raw_data"]["basename"]: shard["raw_data"]["hashes"][HASH] for shard in shards},
+        "shards": {
+            shard["raw_data"]["basename"]: shard["raw_data"]["hashes"][HASH] for shard in shards
+        },
     }
     with storage.writing_dir(folder) as fresh:
         for name in [shard["raw_data"]["basename"] for shard in shards]:
@@ -378,11 +435,15 @@ def _finished(storage: Storage, folder: str, key: str) -> ShardReport | None:
         name = f"{folder}/{shard['raw_data']['basename']}"
         if not storage.exists(name) or storage.size(name) != shard["raw_data"]["bytes"]:
             return None
-    picture = storage.read_bytes(f"{folder}/{PICTURE}") if storage.exists(f"{folder}/{PICTURE}") else None
+    picture = (
+        storage.read_bytes(f"{folder}/{PICTURE}") if storage.exists(f"{folder}/{PICTURE}") else None
+    )
     return ShardReport(**manifest["report"], picture=picture)
 
 
 def _collection_version(storage: Storage, kind: str) -> dict[str, str]:
-    """Version of the collection that a kind reads, where the pipeline made it: images and videos are inputs too."""
+    """Version of the collection that a kind reads, where the pipeline made it: images and videos
+    are inputs too.
+    """
     name = "llava_video" if kind == SHORT_VIDEO_KIND else "llava_onevision"
     return {name: Lineage.read(storage, name).version} if storage.exists(record_name(name)) else {}

@@ -1,299 +1,234 @@
-"""Repositories of the Hugging Face hub or a mirror: revisions, files, and bytes that are checked.
+"""Videos of a Hugging Face dataset: loose files, members of zip archives, members of tar archives.
 
-Everything goes through ``huggingface_hub``. Around it stands what it leaves to its caller: it does not compare the hash
-of what it fetched, does not try again after a 429 or a broken body, hides both behind "not found locally", and writes
-wherever a mirror's file names point.
+Of a zip only the wanted members travel: its directory is read first, then each member by range. A
+tar has no directory and is streamed through once; what any part of the source wants is set aside on
+the way, so that no part streams it again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
-import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import threading
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
 
-import requests
-from huggingface_hub import HfApi, HfFileSystem, get_token, hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars
+from assets.annotations.catalogue import FOLDER, PERMANENT, TRANSIENT, VideoRow
+from assets.annotations.rows import VIDEO_SUFFIXES
+from assets.deployment.settings import HubSource, Settings
+from assets.fetching.archives import ArchiveError, take_zip_member, zip_members
+from assets.fetching.disk import DiskGuard, scratch
+from assets.fetching.errors import OperatorError, TransferError
+from assets.fetching.hub import Hub, HubFile, HubRepo
+from assets.fetching.tar_members import RECORD, stage_tar
+from assets.sources.base import Fetched, Outcome, match_stems
+from training.formats.storage import Storage
 
-from assets.settings import Settings
-from assets.sources.errors import AccessError, OperatorError, TransferError
-from assets.sources.patience import patiently, raise_if_disk, retry_after
-
-Kind = Literal["dataset", "model"]
-
-BLOCK_BYTES = 8 << 20  # one range request while a file is read from front to back
-TRANSPORT_ERRORS: tuple[type[Exception], ...] = (requests.RequestException,)
-if find_spec("httpx"):  # what the client is built on from its version 1 on
-    import httpx
-
-    TRANSPORT_ERRORS = (*TRANSPORT_ERRORS, httpx.HTTPError)
-
-
-CLIENT_ERRORS: tuple[type[Exception], ...] = (HfHubHTTPError, HFValidationError, OSError, *TRANSPORT_ERRORS)
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+SUFFIXES = tuple(suffix for suffix in VIDEO_SUFFIXES if suffix not in ("", ".pt"))
 
 
 @dataclass(frozen=True, slots=True)
-class HubFile:
-    """A file of a repository: its size in bytes, and its sha256 (64 digits) or git blob id (40 digits)."""
+class Place:
+    """Where a video lies: a loose file, a member of a zip, or a member of a tar that was set aside."""
 
-    path: str
-    size: int
-    checksum: str
+    file: HubFile
+    member: zipfile.ZipInfo | None = None
+    staged: Path | None = None
 
     @property
-    def name(self) -> str:
-        return PurePosixPath(self.path).name
-
-    def new_digest(self) -> Any:
-        """A hash object that, fed with the content, gives ``checksum``."""
-        if len(self.checksum) == 64:
-            return hashlib.sha256()
-        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
-
-    def matches(self, path: Path) -> bool:
-        """Whether a local file has this content."""
-        if path.stat().st_size != self.size:
-            return False
-        digest = self.new_digest()
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        return digest.hexdigest() == self.checksum
+    def same(self) -> tuple[object, ...]:
+        """Equal for two copies of one video."""
+        if self.member is not None:
+            return ("zip", self.member.file_size, self.member.CRC)
+        return ("staged", self.staged) if self.staged else ("loose", self.file.checksum)
 
 
-class Hub:
-    """The hub that the settings name, patient with it.
-
-    The token is the one that the Hugging Face client finds: ``HF_TOKEN`` or a login on this machine.
-    """
-
-    def __init__(self, settings: Settings, log: Callable[[str], None]) -> None:
-        disable_progress_bars()
-        self.endpoint, self.token, self.log = settings.hub_endpoint, get_token(), log
-        self.tries, self.backoff_s = settings.download.attempts, settings.download.hub_backoff_s
-        self.api = HfApi(endpoint=self.endpoint, token=self.token)
-
-    def repo(self, repo: str, revision: str = "main", kind: Kind = "dataset") -> HubRepo:
-        """A repository with its revision made definite: one request.
-
-        Raises:
-            OperatorError: no such repository or revision.
-            AccessError: it is gated, and the token is missing or not accepted.
-            TransferError: the hub does not answer.
-        """
-        info = self.patiently(lambda: self.api.repo_info(repo, revision=revision, repo_type=kind), repo)
-        if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):
-            raise OperatorError(f"{self.api.endpoint}: gave no commit for {repo} at {revision!r}; is it a hub?")
-        return HubRepo(self, repo, str(info.sha), kind)
-
-    def patiently(self, action: Callable[[], Any], name: str, tries: int | None = None) -> Any:
-        def one() -> Any:
-            with hub_errors(name):
-                return action()
-
-        return patiently(one, name, tries=tries or self.tries, backoff_s=self.backoff_s, log=self.log)
-
-
-class HubRepo:
-    """One repository at one revision.
-
-    Attributes:
-        commit: the 40-digit revision.
-    """
-
-    def __init__(self, hub: Hub, repo: str, commit: str, kind: Kind = "dataset") -> None:
-        self.hub, self.repo, self.commit, self.kind = hub, repo, commit, kind
-
-    def __str__(self) -> str:
-        return f"{self.repo}@{self.commit}"
-
-    def files(self, patterns: Iterable[str] = ("*",)) -> list[HubFile]:
-        """All files whose path matches one of the patterns (``*`` also crosses folders), by path.
-
-        Raises:
-            OperatorError: the listing names a path outside of the repository.
-        """
-        wanted = list(patterns)
-
-        def listing() -> list[Any]:
-            return list(
-                self.hub.api.list_repo_tree(self.repo, recursive=True, revision=self.commit, repo_type=self.kind)
-            )
-
-        entries = [entry for entry in self.hub.patiently(listing, self.repo) if isinstance(entry, RepoFile)]
-        return sorted(
-            (
-                HubFile(safe_path(entry.path, self.repo), entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
-                for entry in entries
-                if any(fnmatchcase(entry.path, pattern) for pattern in wanted)
-            ),
-            key=lambda file: file.path,
-        )
-
-    def download(self, file: HubFile, target: Path, tries: int | None = None) -> Path:
-        """Fetch a file to ``target``, going on where an earlier call was interrupted. Its hash is compared.
-
-        A folder ``<target>.hub`` holds the part; it belongs to this download alone.
-
-        Raises:
-            TransferError, AccessError, DiskFullError.
-        """
-        private = target.with_name(f"{target.name}.hub")
-
-        def fetch() -> None:
-            path = Path(
-                hf_hub_download(
-                    self.repo,
-                    safe_path(file.path, self.repo),
-                    repo_type=self.kind,
-                    revision=self.commit,
-                    endpoint=self.hub.endpoint,
-                    token=self.hub.token,
-                    local_dir=private,
-                )
-            )
-            if not file.matches(path):
-                shutil.rmtree(private)
-                raise TransferError("transient", "hash_mismatch", f"{self}: {file.path} is not {file.checksum}")
-            os.replace(path, target)
-            shutil.rmtree(private)
-
-        self.hub.patiently(fetch, f"{self.repo}/{file.path}", tries)
-        return target
-
-    def open(self, file: HubFile) -> PatientFile:
-        """A file to read from, anywhere; only what is read travels."""
-        prefix = "datasets/" if self.kind == "dataset" else ""
-        filesystem = HfFileSystem(endpoint=self.hub.endpoint, token=self.hub.token, skip_instance_cache=True)
-        name = f"{prefix}{self.repo}@{self.commit}/{safe_path(file.path, self.repo)}"
-        return PatientFile(
-            lambda: filesystem.open(name, "rb", block_size=BLOCK_BYTES), file.size, self.hub, f"{self.repo}/{file.path}"
-        )
-
-
-class PatientFile(io.RawIOBase):
-    """A remote file whose reads are tried again, each time from a fresh start at the same place.
+class HubFetcher:
+    """Finds and fetches the videos of one dataset repository.
 
     Args:
-        opened: opens the file anew.
-        size: in bytes; a read that ends earlier than it should is a failed one.
+        wanted: all ids of the source, of every part.
     """
 
-    def __init__(self, opened: Callable[[], Any], size: int, hub: Hub, label: str) -> None:
-        super().__init__()
-        self.opened, self.size, self.hub, self.label = opened, size, hub, label
-        self._file: Any = None
-        self._at = 0
+    # Plain files of a service that is made for it; what it asks for in a 429 is still honoured.
+    min_interval_s = 0.0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max({io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence] + offset, 0)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        expected = min(len(buffer), self.size - self._at)
-        if expected <= 0:
-            return 0
-        data = self.hub.patiently(lambda: self._read(expected), self.label)
-        buffer[:expected] = data
-        self._at += expected
-        return expected
-
-    def close(self) -> None:
-        self._drop()
-        super().close()
-
-    def _read(self, count: int) -> bytes:
-        try:
-            if self._file is None:
-                self._file = self.opened()
-            self._file.seek(self._at)
-            data = self._file.read(count)
-        except BaseException:
-            self._drop()
-            raise
-        if len(data) != count:
-            self._drop()
-            raise TransferError("transient", "truncated", f"{self.label}: {len(data):,} of {count:,} bytes")
-        return data
-
-    def _drop(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._file = None
-
-
-def safe_path(path: str, where: str) -> str:
-    """``path`` if it stays inside the folder it is relative to.
-
-    Raises:
-        OperatorError: it does not; a listing that tries is not used at all.
-    """
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or not pure.parts:
-        raise OperatorError(f"{where}: the listing names {path!r}, a path outside of the repository; it is not trusted")
-    return path
-
-
-@contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """Turn the client's exceptions into ours; what it hides behind "not found locally" is looked up."""
-    try:
-        yield
-    except CLIENT_ERRORS as error:
-        cause: BaseException = error
-        while isinstance(cause, LocalEntryNotFoundError) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise _translated(cause, name) from error
-
-
-def _translated(error: BaseException, name: str) -> Exception:
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    text = f"{name}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"[:400]
-    if isinstance(error, GatedRepoError) or (status in (401, 403) and not isinstance(error, RevisionNotFoundError)):
-        return AccessError(
-            f"{text}. Access is restricted or the repository does not exist: check its name, accept the conditions on "
-            "its page, and set HF_TOKEN to a token of that account"
+    def __init__(
+        self,
+        storage: Storage,
+        settings: Settings,
+        name: str,
+        source: HubSource,
+        wanted: Callable[[], set[str]],
+        log: Callable[[str], None],
+    ) -> None:
+        self.storage, self.settings, self.name, self.source, self.wanted, self.log = (
+            storage,
+            settings,
+            name,
+            source,
+            wanted,
+            log,
         )
-    if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | HFValidationError):
-        return OperatorError(f"{text}. Check the repository and the revision in the settings")
-    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        return TransferError("permanent", "http_404", text)
-    if status is not None and response is not None:
-        wait = retry_after(response.headers.get("Retry-After"))
-        if status == 429:
-            return TransferError("transient", "rate_limited", text, wait)
-        if status >= 500 or status in (408, 416, 425):
-            return TransferError("transient", "server_error", text, wait)
-        return TransferError("permanent", f"http_{status}", text)
-    if isinstance(error, OSError) and not isinstance(error, TRANSPORT_ERRORS):
-        raise_if_disk(error)
-    return TransferError("transient", "connection", text)
+        self.hub = Hub(settings, log)
+        self.places: dict[str, Place] = {}
+        self.disk = DiskGuard(scratch(storage), settings.download.min_free_bytes)
+        self._local = threading.local()
+
+    def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
+        if not rows:
+            return {}
+        self.repo = self._resolve()
+        listed = self.repo.files([*self.source.files, *self.source.archives])
+        loose = [file for file in listed if file.name.lower().endswith(SUFFIXES)]
+        zips = [file for file in listed if file.name.lower().endswith(".zip")]
+        tars = [file for file in listed if file.name.lower().endswith(TAR_SUFFIXES)]
+        if not (loose or zips or tars):
+            raise OperatorError(
+                f"{self.source.repo}@{self.repo.commit}: no video and no archive matches "
+                f"{', '.join([*self.source.files, *self.source.archives]) or '(nothing)'} "
+                f"(sources.{self.name})"
+            )
+        found: dict[str, list[Place]] = defaultdict(list)
+        problems: list[Outcome] = []
+        self._match(rows, {file.path: Place(file) for file in loose}, found)
+        for file in zips:
+            try:
+                members = zip_members(self._zip(file))
+            except ArchiveError as error:
+                problems.append(Outcome(PERMANENT, error.reason, f"{file.path}: {error}"))
+                continue
+            except zipfile.BadZipFile as error:
+                problems.append(Outcome(PERMANENT, "archive_damaged", f"{file.path}: {error}"))
+                continue
+            except TransferError as error:
+                problems.append(Outcome(error.status, error.reason, f"{file.path}: {error}"))
+                continue
+            self._match(
+                rows, {member.filename: Place(file, member=member) for member in members}, found
+            )
+        for file in tars:
+            missing = [row for row in rows if row.id not in found]
+            if not missing:
+                break
+            try:
+                staged = self._stage(file)
+            except TransferError as error:
+                problems.append(Outcome(error.status, error.reason, str(error)))
+                continue
+            self._match(
+                rows, {name: Place(file, staged=path) for name, path in staged.items()}, found
+            )
+        for problem in problems:
+            self.log(f"{self.source.repo}: archive left out, {problem.reason}: {problem.message}")
+        return self._settle(rows, found, problems)
+
+    def host(self, row: VideoRow) -> str:
+        return str(self.hub.api.endpoint)
+
+    def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
+        place = self.places[row.id]
+        target = folder / "file"
+        where = f"{self.source.repo}@{self.repo.commit}:{place.file.path}"
+        if place.staged is not None:
+            if place.staged.exists():
+                os.replace(place.staged, target)
+            elif not target.exists():
+                (place.staged.parent / RECORD).unlink(missing_ok=True)
+                raise TransferError(
+                    "transient",
+                    "staging_lost",
+                    f"{place.staged} is gone; the archive is read again",
+                )
+            return Fetched(target, f"{where}:{place.staged.name}", checked=True)
+        if place.member is None:
+            self.disk.check(place.file.size)
+            self.repo.download(place.file, target, tries=1)
+            known = place.file.checksum if len(place.file.checksum) == 64 else None
+            return Fetched(target, where, checked=True, sha256=known)
+        archive = self._zip(place.file)
+        try:
+            take_zip_member(archive, place.member, target)
+        except ArchiveError as error:
+            raise TransferError("permanent", error.reason, str(error)) from error
+        watch(place.member.file_size)
+        return Fetched(target, f"{where}:{place.member.filename}", checked=True)
+
+    def _resolve(self) -> HubRepo:
+        """The revision is resolved once for the source, so that all its parts come from the same
+        one.
+        """
+        name = f"{FOLDER}/{self.name}/revision.json"
+        asked = {"repo": self.source.repo, "revision": self.source.revision}
+        if self.storage.exists(name):
+            known = self.storage.read_json(name)
+            if {key: known.get(key) for key in asked} == asked:
+                return HubRepo(self.hub, self.source.repo, known["commit"])
+        repo = self.hub.repo(self.source.repo, self.source.revision)
+        self.storage.write_json(name, {**asked, "commit": repo.commit})
+        self.log(f"{self.source.repo}: {self.source.revision} is {repo.commit}")
+        return repo
+
+    def _match(
+        self, rows: list[VideoRow], places: dict[str, Place], found: dict[str, list[Place]]
+    ) -> None:
+        stems: dict[str, list[str]] = defaultdict(list)
+        for path in places:
+            name = PurePosixPath(path).name
+            if name.lower().endswith(SUFFIXES):
+                stems[name.rsplit(".", 1)[0]].append(path)
+        for identifier, paths in match_stems(rows, stems).items():
+            if paths:
+                found[identifier] += [places[path] for path in paths]
+
+    def _settle(
+        self, rows: list[VideoRow], found: dict[str, list[Place]], problems: list[Outcome]
+    ) -> dict[str, Outcome]:
+        """Remember where each row is found; a row that could be in an archive that was left out
+        shares its fate.
+        """
+        nowhere = Outcome(PERMANENT, "not_in_repo", str(self.repo))
+        if problems:
+            nowhere = next(
+                (problem for problem in problems if problem.status == TRANSIENT), problems[0]
+            )
+        outcomes = {}
+        for row in rows:
+            places = found.get(row.id, [])
+            if not places:
+                outcomes[row.id] = nowhere
+            elif len({place.same for place in places}) > 1:
+                names = ", ".join(p.member.filename if p.member else p.file.path for p in places)
+                outcomes[row.id] = Outcome(
+                    PERMANENT, "ambiguous", f"several files could be it: {names}"[:500]
+                )
+            else:
+                self.places[row.id] = places[0]
+        return outcomes
+
+    def _zip(self, file: HubFile) -> zipfile.ZipFile:
+        """A zip opened over ranges, one for each thread."""
+        opened = getattr(self._local, "zips", None)
+        if opened is None:
+            opened = self._local.zips = {}
+        if file.path not in opened:
+            opened[file.path] = zipfile.ZipFile(io.BufferedReader(self.repo.open(file), 1 << 20))
+        return opened[file.path]
+
+    def _stage(self, file: HubFile) -> dict[str, Path]:
+        """What any part of the source wants of a tar, set aside."""
+        wanted = self.wanted()
+
+        def is_wanted(name: str) -> bool:
+            path = PurePosixPath(name)
+            steps = path.with_suffix("").parts
+            return path.suffix.lower() in SUFFIXES and any(
+                "/".join(steps[i:]) in wanted for i in range(len(steps))
+            )
+
+        folder = scratch(self.storage, "staged", self.name, file.checksum)
+        return stage_tar(self.repo, file, folder, is_wanted, self.disk, self.log)

@@ -1,7 +1,9 @@
-"""One source's videos of one part: fetched, looked into, published, and every one of them accounted for.
+"""One source's videos of one part: fetched, looked into, published, and every one of them accounted
+for.
 
-A video goes through a folder of its own: fetch, examine, compare, hash, rename to its final name, then one line in the
-catalogue. A kill at any moment costs at most the part of a file that was not written yet.
+A video goes through a folder of its own: fetch, examine, compare, hash, rename to its final name,
+then one line in the catalogue. A kill at any moment costs at most the part of a file that was not
+written yet.
 """
 
 from __future__ import annotations
@@ -17,14 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from assets.lineage import hash_file
-from assets.progress import Progress
-from assets.settings import DropSource, HubSource, Settings, UrlSource, YoutubeSource
-from assets.sources.errors import CoverageError, DiskFullError, TransferError
-from assets.sources.patience import backoff, raise_if_disk
-from assets.sources.scratch import DiskGuard, clear, scratch
-from assets.split import part_name, stable_hash
-from assets.videos.catalogue import (
+from assets.annotations.catalogue import (
     EXHAUSTED,
     MANUAL_MISSING,
     NEEDS_OPERATOR,
@@ -37,13 +32,20 @@ from assets.videos.catalogue import (
     read_catalogue,
     snapshot_name,
 )
-from assets.videos.fetchers import Fetched, Fetcher, UrlFetcher, YoutubeFetcher
-from assets.videos.hub import HubFetcher
-from assets.videos.manual import DropFetcher
-from assets.videos.pace import Pace, Queue
-from assets.videos.probe import InvalidVideo, Prober, VideoFacts, check
+from assets.deployment.parts import part_name
+from assets.deployment.settings import DropSource, HubSource, Settings, UrlSource, YoutubeSource
+from assets.fetching.disk import DiskGuard, clear, scratch
+from assets.fetching.errors import CoverageError, DiskFullError, TransferError
+from assets.fetching.probe import InvalidVideo, Prober, VideoFacts, check
+from assets.fetching.retry import backoff, raise_if_disk
+from assets.sources.base import Fetched, Fetcher, UrlFetcher, YoutubeFetcher
+from assets.sources.drop import DropFetcher
+from assets.sources.hub import HubFetcher
+from assets.videos.pacing import Pace, Queue
 from assets.videos.report import AcquireReport, coverage_threshold, report_name, summarize, too_few
-from training.storage import Storage
+from training.formats.hashing import hash_file, stable_hash
+from training.formats.storage import Storage
+from training.progress import Progress
 
 VIDEOS = "VideoMarathon/videos"
 QUARANTINE = "VideoMarathon/quarantine"
@@ -57,17 +59,21 @@ def acquire_part(
 ) -> AcquireReport:
     """Get all videos of one source and part that can be had.
 
-    What a single video suffers is a row in the catalogue. Rows that failed in passing are tried again by the next
-    call; finished ones are never fetched again. The report is also written beside the catalogue.
+    What a single video suffers is a row in the catalogue. Rows that failed in passing are tried
+    again by the next call; finished ones are never fetched again. The report is also written beside
+    the catalogue.
 
     Raises:
-        OperatorError: the disk is full, a tool, a token or a decision is missing, another process does the same, or
-            (CoverageError) fewer videos are present than the settings ask for.
+        OperatorError: the disk is full, a tool, a token or a decision is missing, another process
+            does the same, or (CoverageError) fewer videos are present than the settings ask for.
         FileNotFoundError: the source and part are not catalogued.
         ValueError: the settings have no such source.
     """
     if source not in settings.sources:
-        raise ValueError(f"there is no source {source!r} in the settings; they have {', '.join(settings.sources)}")
+        raise ValueError(
+            f"there is no source {source!r} in the settings; they have "
+            f"{', '.join(settings.sources)}"
+        )
     read_catalogue(storage, source, part)
     with Catalogue(storage, source, part) as catalogue, Prober() as prober:
         work = _Acquisition(storage, settings, catalogue, prober, log)
@@ -76,8 +82,9 @@ def acquire_part(
         report = work.report()
     storage.write_json(report_name(source, part), asdict(report))
     log(
-        f"{source}, {part}: {report.counts.get(OK, 0):,} of {report.counts['expected']:,} videos, {report.hours:.1f} h,"
-        f" {report.bytes / 1e9:.2f} GB; {report.lost_rows:,} question-answer pairs lost"
+        f"{source}, {part}: {report.counts.get(OK, 0):,} of {report.counts['expected']:,} videos, "
+        f"{report.hours:.1f} h, {report.bytes / 1e9:.2f} GB; {report.lost_rows:,} question-answer "
+        "pairs lost"
     )
     for note in report.notes:
         log(note)
@@ -86,7 +93,9 @@ def acquire_part(
     return report
 
 
-def make_fetcher(storage: Storage, settings: Settings, source: str, part: str, log: Callable[[str], None]) -> Fetcher:
+def make_fetcher(
+    storage: Storage, settings: Settings, source: str, part: str, log: Callable[[str], None]
+) -> Fetcher:
     """The way of getting videos that the settings give a source."""
     chosen = settings.sources[source]
     if isinstance(chosen, HubSource):
@@ -177,17 +186,25 @@ class _Acquisition:
         )
 
     def _due(self, row: VideoRow) -> bool:
-        return row.status in TRIED_AGAIN or (row.status == PERMANENT and row.reason in self.limits.retry)
+        return row.status in TRIED_AGAIN or (
+            row.status == PERMANENT and row.reason in self.limits.retry
+        )
 
     def _adopt(self) -> None:
-        """Rows and files must agree: a finished file whose row was lost counts, a row whose file is gone does not."""
+        """Rows and files must agree: a finished file whose row was lost counts, a row whose file is
+        gone does not.
+        """
         folder = f"{VIDEOS}/{self.source}"
-        files = {name[len(folder) + 1 :].rsplit(".", 1)[0]: name for name in self.storage.list(folder)}
+        files = {
+            name[len(folder) + 1 :].rsplit(".", 1)[0]: name for name in self.storage.list(folder)
+        }
         for row in self.catalogue.rows():
             name = files.get(row.id)
             if row.status == OK and (name is None or name != row.path or self._size_differs(row)):
                 self.log(f"{row.video}: {row.path} is gone or changed; it is fetched again")
-                self.catalogue.update(row.id, status=PENDING, reason="file_gone", message=None, path=None)
+                self.catalogue.update(
+                    row.id, status=PENDING, reason="file_gone", message=None, path=None
+                )
                 if name is not None and name == row.path:
                     self.storage.remove(name)
             elif row.status != OK and name is not None:
@@ -196,7 +213,9 @@ class _Acquisition:
                     facts = self.prober.examine(path)
                     check(facts, self.limits, row.expected_duration)
                 except InvalidVideo as error:
-                    self.log(f"{row.video}: {name} is there, but {error.reason}: {error}; it is replaced")
+                    self.log(
+                        f"{row.video}: {name} is there, but {error.reason}: {error}; it is replaced"
+                    )
                     self.storage.remove(name)
                     continue
                 self.adopted += 1
@@ -204,10 +223,14 @@ class _Acquisition:
                 self._record(row, name, path.stat().st_size, hash_file(path), facts, found)
 
     def _size_differs(self, row: VideoRow) -> bool:
-        return self.storage.is_local and os.path.getsize(self.storage.path(row.path or "")) != row.size
+        return (
+            self.storage.is_local and os.path.getsize(self.storage.path(row.path or "")) != row.size
+        )
 
     def _work(self) -> None:
-        """Fetch rows as they come due; whoever is free looks into the files, so that no connection waits for that."""
+        """Fetch rows as they come due; whoever is free looks into the files, so that no connection
+        waits for that.
+        """
         while (row := self.queue.take()) is not None:
             fetched = None
             with self._ending_on_failure():
@@ -219,7 +242,9 @@ class _Acquisition:
                 self._examiners.submit(self._finish, row, fetched)
 
     def _fetch(self, row: VideoRow) -> Fetched | None:
-        """One try to fetch one video; None when it failed, which the catalogue then says, or when the run ends."""
+        """One try to fetch one video; None when it failed, which the catalogue then says, or when
+        the run ends.
+        """
         host = self.fetcher.host(row)
         self.pace.wait(host, self.queue.stopped)
         if self.queue.stopped.is_set():
@@ -249,7 +274,9 @@ class _Acquisition:
 
     @contextmanager
     def _ending_on_failure(self) -> Iterator[None]:
-        """What is not one video's affair, a full disk or a defect of ours, ends the run, and the run shows it."""
+        """What is not one video's affair, a full disk or a defect of ours, ends the run, and the
+        run shows it.
+        """
         try:
             yield
         except _StoppedError:
@@ -287,7 +314,9 @@ class _Acquisition:
             if last:
                 self._set_aside(row, fetched.path, error)
             shutil.rmtree(fetched.path.parent, ignore_errors=True)
-            raise TransferError("transient" if hopeful else "permanent", error.reason, str(error)) from error
+            raise TransferError(
+                "transient" if hopeful else "permanent", error.reason, str(error)
+            ) from error
         sha256, size = fetched.sha256 or hash_file(fetched.path), fetched.path.stat().st_size
         name = f"{VIDEOS}/{self.source}/{row.id}{facts.suffix}"
         self.storage.remove_unfinished(name)  # a part is one process's at a time
@@ -299,7 +328,9 @@ class _Acquisition:
             self.fetched_bytes += size
         self.storage.remove(f"{QUARANTINE}/{self.source}/{row.id}.bin")
 
-    def _record(self, row: VideoRow, name: str, size: int, sha256: str, facts: VideoFacts, fetched: Fetched) -> None:
+    def _record(
+        self, row: VideoRow, name: str, size: int, sha256: str, facts: VideoFacts, fetched: Fetched
+    ) -> None:
         self.catalogue.update(
             row.id,
             status=OK,
@@ -337,8 +368,9 @@ class _Acquisition:
             self.log(f"{host}: {error.reason}; nobody asks it for {pause:.0f} s")
             if error.reason == "bot_check" and self.pace.refused(host):
                 self.notes.append(
-                    f"{host} refused {self.limits.breaker} times in a row ({error}). The rest was not tried: set "
-                    "YTDLP_COOKIES or HTTPS_PROXY, raise download.min_interval_s, or wait, and run again"
+                    f"{host} refused {self.limits.breaker} times in a row ({error}). The rest was "
+                    "not tried: set YTDLP_COOKIES or HTTPS_PROXY, raise download.min_interval_s, "
+                    "or wait, and run again"
                 )
                 self.queue.stop()
         else:
@@ -365,7 +397,9 @@ class _Acquisition:
 
 
 class _StoppedError(BaseException):
-    """Ends a transfer because the run ends; not an Exception, so that no downloader takes it for a failure."""
+    """Ends a transfer because the run ends; not an Exception, so that no downloader takes it for a
+    failure.
+    """
 
 
 def _all_ids(storage: Storage, source: str) -> set[str]:

@@ -4,14 +4,23 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.automation import DATA, FILL, RETRY_NETWORK
-from assets.launch import VideosLaunch
-from assets.lineage import input_versions
-from assets.partitions import dimensions, source_and_part
-from assets.reporting import CODE_VERSION, OWNERS, Published, check_spec, errors_for_people, picture, publish, table
-from assets.resources import Deployment
-from assets.sources.assets import catalogue
-from assets.sources.errors import CoverageError
+from assets.annotations.assets import catalogue
+from assets.deployment.automation import DATA, FILL, RETRY_NETWORK
+from assets.deployment.launchpad import VideosLaunch
+from assets.deployment.partitions import dimensions, source_and_part
+from assets.deployment.resources import Deployment
+from assets.fetching.errors import CoverageError
+from assets.records.lineage import input_versions
+from assets.records.reporting import (
+    CODE_VERSION,
+    OWNERS,
+    Published,
+    check_spec,
+    errors_for_people,
+    picture,
+    publish,
+    table,
+)
 
 if TYPE_CHECKING:
     from assets.videos.report import AcquireReport
@@ -32,7 +41,10 @@ if TYPE_CHECKING:
         check_spec(
             "coverage",
             "videos",
-            "At least the share of the expected videos that the settings ask for is there (`coverage_threshold`).",
+            (
+                "At least the share of the expected videos that the settings ask for is there "
+                "(`coverage_threshold`)."
+            ),
             source_and_part,
         ),
         check_spec(
@@ -43,16 +55,20 @@ if TYPE_CHECKING:
             blocking=False,
         ),
     ],
-    description="""Long videos of one source and one part, each verified before it gets its final name.
+    description="""Long videos of one source and one part, each verified before it gets its final
+    name.
 
-YouTube and other URLs go through yt-dlp, hub files and archive members through the Hugging Face client, licensed sets
-are adopted from a drop folder. What could not be had is a row with its reason in the catalogue, never a failed run;
-the run fails when the disk is full, a tool is missing, or fewer videos are present than `download.coverage_threshold`
-asks for. Run it again to retry what failed in passing; finished files are never fetched again. For one run, the
-launchpad takes reasons to retry, another threshold, and the number of downloads at a time. `hourllava why SOURCE/ID`
-tells what became of one video.""",
+YouTube and other URLs go through yt-dlp, hub files and archive members through the Hugging Face
+client, licensed sets are adopted from a drop folder. What could not be had is a row with its reason
+in the catalogue, never a failed run; the run fails when the disk is full, a tool is missing, or
+fewer videos are present than `download.coverage_threshold` asks for. Run it again to retry what
+failed in passing; finished files are never fetched again. For one run, the launchpad takes reasons
+to retry, another threshold, and the number of downloads at a time. `hourllava why SOURCE/ID` tells
+what became of one video.""",
 )
-def videos(context: dg.AssetExecutionContext, deployment: Deployment, config: VideosLaunch) -> Published:
+def videos(
+    context: dg.AssetExecutionContext, deployment: Deployment, config: VideosLaunch
+) -> Published:
     from assets.videos.acquire import acquire_part
     from assets.videos.checks import coverage
     from assets.videos.report import durations_picture, read_report

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from assets.settings import Settings
-from assets.verdict import Verdict
+from assets.annotations.catalogue import OK
+from assets.deployment.settings import Settings
+from assets.records.verdict import Verdict
 from assets.videos.acquire import TRIED_AGAIN
-from assets.videos.catalogue import OK
 from assets.videos.report import AcquireReport, coverage_threshold, too_few
 
 COVERAGE, NOTHING_MORE = "coverage", "nothing_more_to_get"
@@ -23,5 +23,10 @@ def coverage(report: AcquireReport, settings: Settings) -> list[Verdict]:
     more = f"{hopeful:,} more may still be had: materialize again to retry. {' '.join(report.notes)}".strip()
     return [
         Verdict(COVERAGE, there if enough else too_few(report, threshold), enough, facts=facts),
-        Verdict(NOTHING_MORE, more if hopeful else f"{gone:,} videos cannot be had", not hopeful, severe=False),
+        Verdict(
+            NOTHING_MORE,
+            more if hopeful else f"{gone:,} videos cannot be had",
+            not hopeful,
+            severe=False,
+        ),
     ]

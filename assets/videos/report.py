@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from assets.histogram import duration_histogram
-from assets.lineage import data_version
-from assets.settings import Settings
-from assets.videos.catalogue import FOLDER, OK, Catalogue, read_catalogue
-from training.storage import Storage
+from assets.annotations.catalogue import FOLDER, OK, Catalogue, read_catalogue
+from assets.deployment.settings import Settings
+from assets.records.histogram import duration_histogram
+from training.formats.hashing import data_version
+from training.formats.storage import Storage
 
 
 @dataclass(slots=True)
@@ -59,7 +59,13 @@ class AcquireReport:
 
 
 def summarize(
-    catalogue: Catalogue, *, fetched: int, adopted: int, fetched_bytes: int, seconds: float, notes: list[str]
+    catalogue: Catalogue,
+    *,
+    fetched: int,
+    adopted: int,
+    fetched_bytes: int,
+    seconds: float,
+    notes: list[str],
 ) -> AcquireReport:
     """The report of a run over ``catalogue``, in one walk over its rows."""
     groups: dict[tuple[str, str], list[int]] = {}
@@ -88,7 +94,12 @@ def summarize(
         hours=hours,
         bytes=size,
         table=[
-            {"status": status, "reason": reason, "videos": videos, "question-answer pairs": questions}
+            {
+                "status": status,
+                "reason": reason,
+                "videos": videos,
+                "question-answer pairs": questions,
+            }
             for (status, reason), (videos, questions) in sorted(groups.items())
         ],
         lost_rows=lost,
@@ -111,10 +122,16 @@ def read_report(storage: Storage, source: str, part: str) -> AcquireReport:
 
 
 def durations_picture(storage: Storage, source: str, part: str) -> bytes | None:
-    """How long the videos of a source and part are that are there, as a PNG; None where there is none."""
+    """How long the videos of a source and part are that are there, as a PNG; None where there is
+    none.
+    """
     table = read_catalogue(storage, source, part)
     seconds = table.filter(pc.equal(table["status"], OK))["duration"].drop_null().to_pylist()
-    return duration_histogram(seconds, f"{len(seconds):,} videos of {source}, {part}") if seconds else None
+    return (
+        duration_histogram(seconds, f"{len(seconds):,} videos of {source}, {part}")
+        if seconds
+        else None
+    )
 
 
 def coverage_threshold(settings: Settings, source: str) -> float:
@@ -131,8 +148,9 @@ def too_few(report: AcquireReport, threshold: float) -> str:
         if row["status"] != OK
     )
     return (
-        f"{report.source}, {report.part}: {report.counts[OK]:,} of {report.counts['expected']:,} videos are there "
-        f"({report.coverage:.0%}), coverage_threshold asks for {threshold:.0%}. Missing: {reasons}. "
-        f"{report.lost_rows:,} question-answer pairs are lost with them. {' '.join(report.notes)} Run this asset again "
-        "to retry, or lower coverage_threshold (of the source, or of download) in the settings"
+        f"{report.source}, {report.part}: {report.counts[OK]:,} of {report.counts['expected']:,} "
+        f"videos are there ({report.coverage:.0%}), coverage_threshold asks for {threshold:.0%}. "
+        f"Missing: {reasons}. {report.lost_rows:,} question-answer pairs are lost with them. "
+        f"{' '.join(report.notes)} Run this asset again to retry, or lower coverage_threshold (of "
+        "the source, or of download) in the settings"
     )

@@ -1,4 +1,6 @@
-"""Why a video is, or is not, in the shards: its way through the pipeline, step by step, up to where it ends."""
+"""Why a video is, or is not, in the shards: its way through the pipeline, step by step, up to where
+it ends.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from assets.settings import Settings
-from assets.sources.annotations import ANNOTATIONS, REJECTED, Ledger
-from assets.videos.catalogue import MANUAL_MISSING, OK, PENDING, PERMANENT, VideoRow, read_catalogue
-from assets.videos.catalogue import SCHEMA as CATALOGUE_SCHEMA
-from training.storage import Storage
+from assets.annotations.catalogue import (
+    MANUAL_MISSING,
+    OK,
+    PENDING,
+    PERMANENT,
+    VideoRow,
+    read_catalogue,
+)
+from assets.annotations.catalogue import SCHEMA as CATALOGUE_SCHEMA
+from assets.annotations.collect import ANNOTATIONS, REJECTED, Ledger
+from assets.deployment.settings import Settings
+from training.formats.storage import Storage
 
 ADVICE = {
     "private": "its owner made it private; nothing can be done",
@@ -64,7 +73,9 @@ def _rows(storage: Storage, source: str, part: str, video: str) -> list[VideoRow
     except FileNotFoundError:
         return []
     wanted = pc.or_(pc.equal(table["video"], video), pc.equal(table["id"], video))
-    return [VideoRow(**raw) for raw in table.filter(wanted).select(CATALOGUE_SCHEMA.names).to_pylist()]
+    return [
+        VideoRow(**raw) for raw in table.filter(wanted).select(CATALOGUE_SCHEMA.names).to_pylist()
+    ]
 
 
 def _acquired(storage: Storage, settings: Settings, row: VideoRow) -> list[str]:
@@ -72,8 +83,9 @@ def _acquired(storage: Storage, settings: Settings, row: VideoRow) -> list[str]:
         there = "" if storage.exists(row.path or "") else ", but the file is gone: run videos again"
         damage = ", damaged in one place" if row.damaged else ""
         return [
-            f"  video: {row.path}, {(row.duration or 0) / 60:.1f} min, {row.codec} {row.width}x{row.height}, "
-            f"{(row.size or 0) / 1e6:.1f} MB{damage}, from {row.location}{there}"
+            f"  video: {row.path}, {(row.duration or 0) / 60:.1f} min, {row.codec} "
+            f"{row.width}x{row.height}, {(row.size or 0) / 1e6:.1f} MB{damage}, from "
+            f"{row.location}{there}"
         ]
     text = f"  video: {row.status}"
     if row.reason:
@@ -86,7 +98,9 @@ def _acquired(storage: Storage, settings: Settings, row: VideoRow) -> list[str]:
     elif row.status == MANUAL_MISSING:
         advice = "put the file into the source's folder, and run videos again"
     elif row.status == PERMANENT:
-        advice = ADVICE.get(row.reason or "", f"it is not tried again unless download.retry lists {row.reason}")
+        advice = ADVICE.get(
+            row.reason or "", f"it is not tried again unless download.retry lists {row.reason}"
+        )
     else:
         advice = ADVICE.get(row.reason or "", "it is tried again by the next run of videos")
     return [*lines, f"  {advice}"]
@@ -96,10 +110,14 @@ def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[st
     lines: list[str] = []
     with pq.ParquetFile(storage.local(ANNOTATIONS)) as file:
         found = _count(
-            file, ["video", "id"], lambda batch: pc.or_(pc.equal(batch["video"], video), pc.equal(batch["id"], video))
+            file,
+            ["video", "id"],
+            lambda batch: pc.or_(pc.equal(batch["video"], video), pc.equal(batch["id"], video)),
         )
     if found:
-        return [f"{video}: {found:,} question-answer pairs, but it is not catalogued: materialize catalogue"]
+        return [
+            f"{video}: {found:,} question-answer pairs, but it is not catalogued: materialize catalogue"
+        ]
     name = video.rsplit("/", 1)[-1]
     reasons: dict[str, int] = {}
     if storage.exists(REJECTED):
@@ -111,11 +129,17 @@ def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[st
                         lines.append(f"  {raw['file']}, row {raw['row']:,}: {raw['reason']}")
     if reasons:
         total = sum(reasons.values())
-        lines.insert(0, f"{video}: no usable annotation; {total:,} rows that mention it were set aside")
+        lines.insert(
+            0, f"{video}: no usable annotation; {total:,} rows that mention it were set aside"
+        )
         if "unknown_source" in reasons:
-            lines.append(f"  its source is not configured; sources are {', '.join(sorted(settings.sources))}")
+            lines.append(
+                f"  its source is not configured; sources are {', '.join(sorted(settings.sources))}"
+            )
         return lines
-    return [f"{video}: no annotation file asks for it ({', '.join(sorted(o.name for o in _origins(storage)))})"]
+    return [
+        f"{video}: no annotation file asks for it ({', '.join(sorted(o.name for o in _origins(storage)))})"
+    ]
 
 
 def _origins(storage: Storage) -> list[Any]:
@@ -130,8 +154,14 @@ def _after(storage: Storage, settings: Settings, part: str, row: VideoRow) -> li
         return ["  conversations: not made yet: materialize conversations for this part"]
     with pq.ParquetFile(storage.local(samples)) as file:
         count = _count(file, ["video"], lambda batch: pc.equal(batch["video"], row.video))
-    lines = [f"  conversations: {count:,} samples" + ("" if count else f"; {_rejections(storage, part, row.video)}")]
-    lines += [f"  features for {variant}: {_features(storage, variant, row.video)}" for variant in settings.variants]
+    lines = [
+        f"  conversations: {count:,} samples"
+        + ("" if count else f"; {_rejections(storage, part, row.video)}")
+    ]
+    lines += [
+        f"  features for {variant}: {_features(storage, variant, row.video)}"
+        for variant in settings.variants
+    ]
     return [*lines, *_shards(storage, part, row.video, count)]
 
 
@@ -151,7 +181,8 @@ def _shards(storage: Storage, part: str, video: str, wanted: int) -> list[str]:
     if not storage.exists(f"{folder}/index.json"):
         return ["  shards: not written yet: materialize videomarathon_video for this part"]
     found = sum(
-        _samples_in(storage, folder, shard, video) for shard in storage.read_json(f"{folder}/index.json")["shards"]
+        _samples_in(storage, folder, shard, video)
+        for shard in storage.read_json(f"{folder}/index.json")["shards"]
     )
     lines = [f"  shards: {found:,} of its {wanted:,} samples are in {folder}"]
     if found < wanted:
@@ -160,15 +191,19 @@ def _shards(storage: Storage, part: str, video: str, wanted: int) -> list[str]:
         named = [line for line in report.get("named", []) if video in line]
         lines += [f"    dropped: {line}" for line in named[:5]]
         if not named:
-            lines.append("    they were written from earlier conversations: materialize videomarathon_video again")
+            lines.append(
+                "    they were written from earlier conversations: materialize "
+                "videomarathon_video again"
+            )
     return lines
 
 
 def _samples_in(storage: Storage, folder: str, shard: dict[str, Any], video: str) -> int:
-    """Samples about ``video`` in one MDS file, read without the library, which takes ten seconds to import.
+    """Samples about ``video`` in one MDS file, read without the library, which takes ten seconds to
+    import.
 
-    The file: the number of samples, their offsets, then each sample as the sizes of its variable columns and the
-    columns themselves; all numbers are little-endian and 32 bits wide.
+    The file: the number of samples, their offsets, then each sample as the sizes of its variable
+    columns and the columns themselves; all numbers are little-endian and 32 bits wide.
     """
     data = storage.read_bytes(f"{folder}/{shard['raw_data']['basename']}")
     if video.encode() not in data:
@@ -195,12 +230,13 @@ def _rejections(storage: Storage, part: str, video: str) -> str:
         return "run conversations again"
     table = pq.read_table(storage.local(name), columns=["video", "reason"])
     reasons = table.filter(pc.equal(table["video"], video))["reason"].value_counts().to_pylist()
-    return ", ".join(f"{entry['counts']:,} rows dropped: {entry['values']}" for entry in reasons) or (
-        "it arrived after the conversations were made: run conversations again"
-    )
+    return ", ".join(
+        f"{entry['counts']:,} rows dropped: {entry['values']}" for entry in reasons
+    ) or ("it arrived after the conversations were made: run conversations again")
 
 
 def _count(file: pq.ParquetFile, columns: list[str], matches: Any) -> int:
     return sum(
-        pc.sum(matches(pa.Table.from_batches([batch]))).as_py() or 0 for batch in file.iter_batches(columns=columns)
+        pc.sum(matches(pa.Table.from_batches([batch]))).as_py() or 0
+        for batch in file.iter_batches(columns=columns)
     )

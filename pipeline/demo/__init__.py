@@ -1,1 +1,3 @@
-"""The demo: a small corpus with known answers, local servers that stand in for the internet, and the run over both."""
+"""The demo: a small corpus with known answers, local servers that stand in for the internet, and
+the run over both.
+"""

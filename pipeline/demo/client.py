@@ -82,8 +82,9 @@ class DagsterClient:
         while time.monotonic() < deadline:
             try:
                 data = self.query(
-                    "{ workspaceOrError { ... on Workspace { locationEntries { name locationOrLoadError {"
-                    " __typename ... on PythonError { message causes { message } } } } } } }"
+                    "{ workspaceOrError { ... on Workspace { locationEntries { name "
+                    "locationOrLoadError { __typename ... on PythonError { message causes { "
+                    "message } } } } } } }"
                 )
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.3)
@@ -92,23 +93,31 @@ class DagsterClient:
                 state = entry["locationOrLoadError"]
                 if state and state["__typename"] == "PythonError":
                     messages = [state["message"], *(cause["message"] for cause in state["causes"])]
-                    raise DagsterError(f"code location {entry['name']} failed to load: {' '.join(messages)}")
+                    raise DagsterError(
+                        f"code location {entry['name']} failed to load: {' '.join(messages)}"
+                    )
                 if state and entry["name"] == LOCATION:
                     return
             time.sleep(0.3)
         raise DagsterError(f"{self.url}: the code location was not loaded within {timeout_s:.0f} s")
 
-    def launch(self, job: str, assets: Sequence[str] = (), partition: Mapping[str, str] | None = None) -> str:
+    def launch(
+        self, job: str, assets: Sequence[str] = (), partition: Mapping[str, str] | None = None
+    ) -> str:
         """Launch a job, or some of its assets, for one partition; returns the run's id.
 
         Args:
-            partition: dimension -> key; the dimension's name does not matter where there is only one.
+            partition: dimension -> key; the dimension's name does not matter where there is only
+                one.
         """
         tags: list[dict[str, str]] = []
         if partition:
             tags.append({"key": "dagster/partition", "value": partition_key(partition)})
         if partition and len(partition) > 1:
-            tags += [{"key": f"dagster/partition/{name}", "value": key} for name, key in partition.items()]
+            tags += [
+                {"key": f"dagster/partition/{name}", "value": key}
+                for name, key in partition.items()
+            ]
         parameters = {
             "selector": {
                 "repositoryLocationName": LOCATION,
@@ -122,7 +131,9 @@ class DagsterClient:
         }
         answer = self.query(LAUNCH, params=parameters)["launchPipelineExecution"]
         if answer["__typename"] != "LaunchRunSuccess":
-            raise DagsterError(f"{job} {list(assets)} [{partition}] was not launched: {json.dumps(answer)}")
+            raise DagsterError(
+                f"{job} {list(assets)} [{partition}] was not launched: {json.dumps(answer)}"
+            )
         return str(answer["run"]["runId"])
 
     def runs(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -139,7 +150,9 @@ class DagsterClient:
                 described = (event["failureMetadata"] or {}).get("description")
                 error = event["error"]["cause"] or event["error"]
                 lines.append(f"{event['stepKey']}: {described or error['message'].strip()}")
-        return "\n".join(lines) or "\n".join(e["message"] for e in events if e["__typename"] == "RunFailureEvent")
+        return "\n".join(lines) or "\n".join(
+            e["message"] for e in events if e["__typename"] == "RunFailureEvent"
+        )
 
     def set_pool_limit(self, pool: str, limit: int) -> None:
         """How many steps of a pool may run side by side; kept by the instance."""
@@ -151,10 +164,13 @@ class DagsterClient:
         )
 
     def states(self, asset: str, partitions: Sequence[Mapping[str, str]]) -> list[str]:
-        """FRESH, STALE or MISSING for each partition of an asset, as the UI shows it; `{}` where there are none."""
+        """FRESH, STALE or MISSING for each partition of an asset, as the UI shows it; `{}` where
+        there are none.
+        """
         keys = [json.dumps(partition_key(partition)) for partition in partitions]
         fields = " ".join(
-            f"p{i}: staleStatus" + (f"(partition: {key})" if partitions[i] else "") for i, key in enumerate(keys)
+            f"p{i}: staleStatus" + (f"(partition: {key})" if partitions[i] else "")
+            for i, key in enumerate(keys)
         )
         nodes = self.query(STALE % fields, keys=[{"path": [asset]}])["assetNodes"]
         if not nodes:

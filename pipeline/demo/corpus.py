@@ -1,4 +1,5 @@
-"""The demo's corpus: real media files with known content, laid out as the hubs and hosts lay theirs out.
+"""The demo's corpus: real media files with known content, laid out as the hubs and hosts lay theirs
+out.
 
 ``build_corpus`` writes, below one folder:
 
@@ -11,8 +12,8 @@
     corpus/held_out/    questions.jsonl with media of its own, never trained on
     corpus/corpus.json  what was built, and by which code
 
-and four things that are wrong on purpose: a URL that is 404, a video cut in half, a question without an answer, and
-a question about a source that nobody configured.
+and four things that are wrong on purpose: a URL that is 404, a video cut in half, a question
+without an answer, and a question about a source that nobody configured.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ class Corpus:
             media = MediaServer(self.folder / "corpus" / "media", self.media_port)
         except OSError as error:
             raise RuntimeError(
-                f"the demo in {self.folder} serves on ports {self.hub_port} and {self.media_port}, and one is in use "
-                f"({error}); stop the other program (perhaps another demo), or remove the folder to choose new ports"
+                f"the demo in {self.folder} serves on ports {self.hub_port} and {self.media_port}, "
+                f"and one is in use ({error}); stop the other program (perhaps another demo), or "
+                "remove the folder to choose new ports"
             ) from error
         for repo in sorted((self.folder / "corpus" / "hub").glob("*/*")):
             hub.publish(f"{repo.parent.name}/{repo.name}", repo)
@@ -84,7 +86,8 @@ class Corpus:
 def build_corpus(folder: Path, seed: str = "demo") -> Corpus:
     """Build the corpus below ``folder``, or find that it is already there.
 
-    The same seed and ports give the same bytes. A corpus that other code or another seed built is replaced.
+    The same seed and ports give the same bytes. A corpus that other code or another seed built is
+    replaced.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,11 +107,15 @@ def _build(folder: Path, seed: str, identity: dict[str, Any]) -> dict[str, int]:
     """Draw everything into a temporary folder that becomes ``corpus`` when it is complete."""
     building = folder / ".tmp-corpus"
     shutil.rmtree(building, ignore_errors=True)
-    counts = marathon.write_videomarathon(building, seed, f"http://127.0.0.1:{identity['media_port']}")
+    counts = marathon.write_videomarathon(
+        building, seed, f"http://127.0.0.1:{identity['media_port']}"
+    )
     counts |= llava_sets.write_onevision(building / "hub", seed)
     counts |= llava_sets.write_llava_video(building / "hub", seed)
     counts |= held_out.write_held_out(building / "held_out", seed)
-    (building / "corpus.json").write_text(json.dumps(identity | {"counts": counts}, indent=1) + "\n")
+    (building / "corpus.json").write_text(
+        json.dumps(identity | {"counts": counts}, indent=1) + "\n"
+    )
     final = folder / "corpus"
     if final.exists():
         shutil.rmtree(final)
@@ -126,14 +133,24 @@ def _deployment(hub_port: int, media_port: int) -> str:
         "annotations": {"repo": marathon.ANNOTATIONS_REPO},
         "sources": {
             "panda": {"kind": "url", "hosts": [f"127.0.0.1:{media_port}"]},
-            "youcook2": {"kind": "hub", "repo": marathon.YOUCOOK_REPO, "archives": [marathon.YOUCOOK_ARCHIVE]},
+            "youcook2": {
+                "kind": "hub",
+                "repo": marathon.YOUCOOK_REPO,
+                "archives": [marathon.YOUCOOK_ARCHIVE],
+            },
             "ego4d": {
                 "kind": "drop",
                 "folder": "corpus/drop/ego4d",
                 "instructions": "The demo puts its own films here; the real set needs a licence.",
             },
         },
-        "download": {"workers": 4, "min_interval_s": 0.02, "attempts": 2, "backoff_s": 0.2, "min_free_bytes": 1 << 29},
+        "download": {
+            "workers": 4,
+            "min_interval_s": 0.02,
+            "attempts": 2,
+            "backoff_s": 0.2,
+            "min_free_bytes": 1 << 29,
+        },
         "collections": {
             "onevision_repo": llava_sets.ONEVISION_REPO,
             "video_repo": llava_sets.VIDEO_REPO,
@@ -153,7 +170,9 @@ def _ports(path: Path) -> dict[str, int]:
     """The ports that this demo folder uses: two free ones at first, the same ever after."""
     if not path.exists():
         with HubServer() as hub, MediaServer(path.parent) as media:
-            _write_if_changed(path, json.dumps({"hub_port": hub.port, "media_port": media.port}) + "\n")
+            _write_if_changed(
+                path, json.dumps({"hub_port": hub.port, "media_port": media.port}) + "\n"
+            )
     return {name: int(port) for name, port in json.loads(path.read_text()).items()}
 
 

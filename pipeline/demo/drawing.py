@@ -1,7 +1,7 @@
 """Pictures and films whose content is known: a figure of one colour on a background of another.
 
-In a film the figure is a square that drifts about and changes its colour at known seconds. Everything follows from a
-name, so the same names give the same pixels.
+In a film the figure is a square that drifts about and changes its colour at known seconds.
+Everything follows from a name, so the same names give the same pixels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ FILM_WIDTH, FILM_HEIGHT = 160, 120
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A still: one figure on a background. ``shade`` is added to the pure colours, ``centre`` is relative."""
+    """A still: one figure on a background. ``shade`` is added to the pure colours, ``centre`` is
+    relative.
+    """
 
     background: str
     figure: str
@@ -48,7 +50,8 @@ class Film:
 
     Attributes:
         background: its colour.
-        changes: (second, colour) in order, the first at second 0: the square has that colour from then on.
+        changes: (second, colour) in order, the first at second 0: the square has that colour from
+            then on.
         duration: seconds; ``duration * fps`` frames.
         side: the square's side in pixels.
         drift: periods in seconds and phases of the square's path, horizontally and vertically.
@@ -73,7 +76,9 @@ class Film:
 def invent_picture(name: str) -> Picture:
     dice = random.Random(f"picture/{name}")
     background, colour = dice.sample(list(COLOURS), 2)
-    width, height = dice.choices([(112, 112), (128, 96), (96, 128), (224, 112)], weights=[12, 2, 2, 1])[0]
+    width, height = dice.choices(
+        [(112, 112), (128, 96), (96, 128), (224, 112)], weights=[12, 2, 2, 1]
+    )[0]
     return Picture(
         background=background,
         figure=dice.choice(FIGURES),
@@ -87,7 +92,9 @@ def invent_picture(name: str) -> Picture:
 
 
 def invent_film(name: str, duration: int, fps: int, colours: int) -> Film:
-    """A film of ``duration`` seconds whose square has ``colours`` different colours, each for a good while."""
+    """A film of ``duration`` seconds whose square has ``colours`` different colours, each for a
+    good while.
+    """
     dice = random.Random(f"film/{name}")
     background, *square = dice.sample(list(COLOURS), colours + 1)
     length = duration / colours
@@ -98,14 +105,21 @@ def invent_film(name: str, duration: int, fps: int, colours: int) -> Film:
         duration=duration,
         fps=fps,
         side=dice.randrange(46, 62, 2),
-        drift=(dice.uniform(7, 19), dice.uniform(7, 19), dice.uniform(0, 6.3), dice.uniform(0, 6.3)),
+        drift=(
+            dice.uniform(7, 19),
+            dice.uniform(7, 19),
+            dice.uniform(0, 6.3),
+            dice.uniform(0, 6.3),
+        ),
         shade=_shade(dice),
     )
 
 
 def jpeg(picture: Picture) -> bytes:
     """The picture as a JPEG file."""
-    image = Image.new("RGB", (picture.width, picture.height), _rgb(picture.background, picture.shade))
+    image = Image.new(
+        "RGB", (picture.width, picture.height), _rgb(picture.background, picture.shade)
+    )
     reach = picture.reach * min(picture.width, picture.height)
     x, y = picture.centre[0] * picture.width, picture.centre[1] * picture.height
     draw, fill = ImageDraw.Draw(image), _rgb(picture.colour, picture.shade)
@@ -124,8 +138,12 @@ def jpeg(picture: Picture) -> bytes:
 def write_film(path: Path, film: Film) -> None:
     """Encode the film as H.264 in an MP4 whose index comes first, as hosts serve it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=film.fps, options={"preset": "superfast", "crf": "23"})
+    with av.open(
+        str(path), "w", options={"movflags": "+faststart", "fflags": "+bitexact"}
+    ) as container:
+        stream = container.add_stream(
+            "libx264", rate=film.fps, options={"preset": "superfast", "crf": "23"}
+        )
         stream.width, stream.height, stream.pix_fmt = FILM_WIDTH, FILM_HEIGHT, "yuv420p"
         stream.codec_context.thread_count = 1  # one thread gives the same bytes everywhere
         stream.codec_context.gop_size = film.fps * 5
@@ -155,5 +173,7 @@ def _shade(dice: random.Random) -> tuple[int, int, int]:
 
 
 def _rgb(colour: str, shade: tuple[int, int, int]) -> tuple[int, int, int]:
-    red, green, blue = (min(max(c + s, 0), 255) for c, s in zip(COLOURS[colour], shade, strict=True))
+    red, green, blue = (
+        min(max(c + s, 0), 255) for c, s in zip(COLOURS[colour], shade, strict=True)
+    )
     return red, green, blue

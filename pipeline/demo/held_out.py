@@ -16,21 +16,34 @@ MOMENTS = 2
 
 
 def write_held_out(folder: Path, seed: str) -> dict[str, int]:
-    """Write ``questions.jsonl`` and the media it names, relative to it; returns the number of questions."""
+    """Write ``questions.jsonl`` and the media it names, relative to it; returns the number of
+    questions.
+    """
     rows: list[dict[str, Any]] = []
     (folder / "images").mkdir(parents=True)
     for number in range(PICTURES):
         name = f"picture-{number:02d}"
         picture = invent_picture(f"{seed}/held out/{name}")
         (folder / "images" / f"{name}.jpg").write_bytes(jpeg(picture))
-        rows += _rows(about_picture(picture), name, {"media": "image", "path": f"images/{name}.jpg"})
-    for kind, count, durations in (("short", SHORT_FILMS, range(12, 36)), ("long", LONG_FILMS, range(60, 150, 10))):
+        rows += _rows(
+            about_picture(picture), name, {"media": "image", "path": f"images/{name}.jpg"}
+        )
+    for kind, count, durations in (
+        ("short", SHORT_FILMS, range(12, 36)),
+        ("long", LONG_FILMS, range(60, 150, 10)),
+    ):
         for number in range(count):
             name = f"{kind}-{number:02d}"
             dice = random.Random(f"{seed}/held out/{name}")
-            film = invent_film(f"{seed}/held out/{name}", dice.choice(durations), 10, 2 if kind == "short" else 3)
+            film = invent_film(
+                f"{seed}/held out/{name}", dice.choice(durations), 10, 2 if kind == "short" else 3
+            )
             write_film(folder / "videos" / f"{name}.mp4", film)
-            where = {"media": "video", "path": f"videos/{name}.mp4", "duration": float(film.duration)}
+            where = {
+                "media": "video",
+                "path": f"videos/{name}.mp4",
+                "duration": float(film.duration),
+            }
             rows += _rows(about_film(film, f"{seed}/held out/{name}", MOMENTS), name, where)
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"held-out questions": len(rows)}

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from assets.settings import CONFIG_VARIABLE
+from assets.deployment.settings import CONFIG_VARIABLE
 from pipeline.demo.client import DagsterClient
-from training.launch import die_with_parent
+from training.supervise import die_with_parent
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STOP_TIMEOUT_S = 60
@@ -21,7 +21,8 @@ STOP_TIMEOUT_S = 60
 
 @contextmanager
 def dagster(config: Path, log: Path, home: Path = REPOSITORY) -> Iterator[DagsterClient]:
-    """The webserver, the daemon and this repository's code location, for the deployment of ``config``.
+    """The webserver, the daemon and this repository's code location, for the deployment of
+    ``config``.
 
     Args:
         log: file that takes what they print.
@@ -62,6 +63,8 @@ def dagster(config: Path, log: Path, home: Path = REPOSITORY) -> Iterator[Dagste
 
 
 def _obey() -> None:
-    """In the new process: end with the one that started it, and be interruptible, which a shell's background is not."""
+    """In the new process: end with the one that started it, and be interruptible, which a shell's
+    background is not.
+    """
     die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,6 @@
-"""The demo's stand-ins for LLaVA-OneVision-Data (images and text) and LLaVA-Video-178K (short videos)."""
+"""The demo's stand-ins for LLaVA-OneVision-Data (images and text) and LLaVA-Video-178K (short
+videos).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.demo.drawing import Film, Picture, invent_film, invent_picture, jpeg, write_film
-from pipeline.demo.questions import Question, about_film, about_picture, arithmetic, as_multiple_choice, caption
+from pipeline.demo.questions import (
+    Question,
+    about_film,
+    about_picture,
+    arithmetic,
+    as_multiple_choice,
+    caption,
+)
 
 ONEVISION_REPO = "lmms-lab/LLaVA-OneVision-Data"
 VIDEO_REPO = "lmms-lab/LLaVA-Video-178K"
@@ -30,7 +39,9 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def mixtures_csv() -> str:
-    """Which annotation files feed which kind of shard, in the form of ``assets/shards/mixtures.csv``."""
+    """Which annotation files feed which kind of shard, in the form of
+    ``assets/collections/mixtures.csv``.
+    """
     lines = ["kind,collection,annotation,fraction"]
     for kind, name, fraction in (
         ("llava_ov_si_onlyimg", SHAPES, 1),
@@ -46,16 +57,27 @@ def mixtures_csv() -> str:
 
 
 def write_onevision(hub: Path, seed: str) -> dict[str, int]:
-    """Three sets as Parquet files with the images inside: single pictures, text only, pairs of pictures."""
+    """Three sets as Parquet files with the images inside: single pictures, text only, pairs of
+    pictures.
+    """
     pictures = [_picture_row(seed, number) for number in range(PICTURES)]
     texts = [_text_row(number, question) for number, question in enumerate(arithmetic())]
     pairs = [_pair_row(seed, number) for number in range(PAIRS)]
     repo = hub / ONEVISION_REPO
     single = pa.schema(
-        [("id", pa.string()), ("image", IMAGE), ("conversations", pa.list_(TURN)), ("data_source", pa.string())]
+        [
+            ("id", pa.string()),
+            ("image", IMAGE),
+            ("conversations", pa.list_(TURN)),
+            ("data_source", pa.string()),
+        ]
     )
     several = single.set(1, pa.field("image", pa.list_(IMAGE)))
-    for name, rows, schema in ((SHAPES, pictures, single), (COUNTING, texts, single), (TWO_PICTURES, pairs, several)):
+    for name, rows, schema in (
+        (SHAPES, pictures, single),
+        (COUNTING, texts, single),
+        (TWO_PICTURES, pairs, several),
+    ):
         path = repo / name / "train-00000-of-00001.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows, schema), path, row_group_size=100)
@@ -71,19 +93,30 @@ def write_llava_video(hub: Path, seed: str) -> dict[str, int]:
         for number in range(count):
             name = f"{folder[:5].rstrip('_')}_{number:03d}"
             dice = random.Random(f"{seed}/short/{name}")
-            film = invent_film(f"{seed}/{name}", dice.randint(shortest, longest), 10, dice.choice((1, 2, 2)))
+            film = invent_film(
+                f"{seed}/{name}", dice.randint(shortest, longest), 10, dice.choice((1, 2, 2))
+            )
             films[f"liwei_youtube_videos/videos/youtube_video_2024/{name}.mp4"] = film
         for number, names in enumerate((sorted(films)[::2], sorted(films)[1::2]), start=1):
-            _write_tar(path / f"{folder}_videos_{number}.tar.gz", {name: films[name] for name in names}, path)
+            _write_tar(
+                path / f"{folder}_videos_{number}.tar.gz",
+                {name: films[name] for name in names},
+                path,
+            )
         stem = folder.removesuffix("_v0_1")
-        # A film has one caption and two open conversations; letters are hard for a tiny model, so few films have them.
+        # A film has one caption and two open conversations; letters are hard for a tiny model, so
+        # few films have them.
         for file, form, rounds, every in (
             (f"{folder}_cap", "cap", 1, 1),
             (f"{stem}_oe_v0_1_qa", "oe", 2, 1),
             (f"{stem}_mc_v0_1_qa", "mc", 1, 3),
         ):
             chosen = list(films.items())[::every]
-            rows = [_video_row(seed, name, film, form, number) for name, film in chosen for number in range(rounds)]
+            rows = [
+                _video_row(seed, name, film, form, number)
+                for name, film in chosen
+                for number in range(rounds)
+            ]
             (path / f"{file}_processed.json").write_text(json.dumps(rows, indent=1))
             rows_written += len(rows)
     return {"short videos": SHORT_FILMS, "short-video rows": rows_written}
@@ -91,7 +124,11 @@ def write_llava_video(hub: Path, seed: str) -> dict[str, int]:
 
 def _video_annotations() -> list[str]:
     stems = [folder.removesuffix("_v0_1") for folder in FOLDERS]
-    return [name for stem in stems for name in (f"{stem}_v0_1_cap", f"{stem}_oe_v0_1_qa", f"{stem}_mc_v0_1_qa")]
+    return [
+        name
+        for stem in stems
+        for name in (f"{stem}_v0_1_cap", f"{stem}_oe_v0_1_qa", f"{stem}_mc_v0_1_qa")
+    ]
 
 
 def _picture_row(seed: str, number: int) -> dict[str, Any]:
@@ -110,7 +147,12 @@ def _picture_row(seed: str, number: int) -> dict[str, Any]:
 
 
 def _text_row(number: int, question: Question) -> dict[str, Any]:
-    return {"id": f"counting_{number:03d}", "image": None, "conversations": _turns([question]), "data_source": COUNTING}
+    return {
+        "id": f"counting_{number:03d}",
+        "image": None,
+        "conversations": _turns([question]),
+        "data_source": COUNTING,
+    }
 
 
 def _pair_row(seed: str, number: int) -> dict[str, Any]:
@@ -140,7 +182,11 @@ def _video_row(seed: str, name: str, film: Film, form: str, number: int = 0) -> 
     else:
         background, *others = about_film(film, name, moments=2)
         dice.shuffle(others)
-        asked = [background, *others[:3]] if form == "oe" else [as_multiple_choice(dice.choice(others), name)]
+        asked = (
+            [background, *others[:3]]
+            if form == "oe"
+            else [as_multiple_choice(dice.choice(others), name)]
+        )
     return {
         "id": f"{stem}_{form}{number}",
         "conversations": _turns(asked, opening="<image>\n"),

@@ -1,4 +1,6 @@
-"""The demo's long videos and their question-answer rows, in the schema and the places of VideoMarathon's sources."""
+"""The demo's long videos and their question-answer rows, in the schema and the places of
+VideoMarathon's sources.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ YOUCOOK_ARCHIVE = "YouCookIIVideos.zip"
 VIDEOS = {"panda": 10, "youcook2": 8, "ego4d": 6}
 FRAME_RATES = (10, 10, 10, 10, 10, 12, 15, 30)
 MOMENTS = 9  # questions about single seconds, for each video
-MISSING, HALVED = "panda-gone", "panda-half"  # the server has no such file / has the first half of it
+MISSING, HALVED = (
+    "panda-gone",
+    "panda-half",
+)  # the server has no such file / has the first half of it
 UNKNOWN_SOURCE = "vimeo"
 COLUMNS = ("id", "video", "data_source", "URL", "question", "answer", "question_type")
 
@@ -39,16 +44,24 @@ def long_videos(seed: str) -> list[LongVideo]:
         for number in range(count):
             name = f"{source}-{number:02d}"
             dice = random.Random(f"{seed}/long/{name}")
-            duration = 240 if (source, number) == ("panda", 0) else dice.choice((20, 30, 40, 45, 60, 60, 75, 90, 120))
-            film = invent_film(f"{seed}/{name}", duration, dice.choice(FRAME_RATES), dice.choice((2, 3)))
+            duration = (
+                240
+                if (source, number) == ("panda", 0)
+                else dice.choice((20, 30, 40, 45, 60, 60, 75, 90, 120))
+            )
+            film = invent_film(
+                f"{seed}/{name}", duration, dice.choice(FRAME_RATES), dice.choice((2, 3))
+            )
             found.append(LongVideo(source, name, film))
     return found
 
 
 def write_videomarathon(folder: Path, seed: str, media_url: str) -> dict[str, int]:
-    """Write the annotation repository and the videos of the three sources; returns what was written.
+    """Write the annotation repository and the videos of the three sources; returns what was
+    written.
 
-    ``folder`` gets ``hub/`` (annotations, the zip of one source), ``media/panda/`` and ``drop/ego4d/``.
+    ``folder`` gets ``hub/`` (annotations, the zip of one source), ``media/panda/`` and
+    ``drop/ego4d/``.
     """
     videos = long_videos(seed)
     archived = []
@@ -73,11 +86,16 @@ def write_videomarathon(folder: Path, seed: str, media_url: str) -> dict[str, in
 
     rows = [row for video in [*videos, half, gone] for row in _rows(video, seed, media_url)]
     rows.append(rows[0] | {"id": "no-answer", "question": "Is there a sound?", "answer": ""})
-    rows.append(rows[0] | {"id": "who-is-it", "data_source": UNKNOWN_SOURCE, "video": "clip.mp4", "URL": None})
+    rows.append(
+        rows[0]
+        | {"id": "who-is-it", "data_source": UNKNOWN_SOURCE, "video": "clip.mp4", "URL": None}
+    )
     random.Random(f"{seed}/row order").shuffle(rows)
     parquet = folder / "hub" / ANNOTATIONS_REPO / "data" / "train-00000-of-00001.parquet"
     parquet.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in COLUMNS])), parquet)
+    pq.write_table(
+        pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in COLUMNS])), parquet
+    )
     return {"long videos": len(videos), "question-answer rows": len(rows)}
 
 
@@ -91,10 +109,14 @@ def _rows(video: LongVideo, seed: str, media_url: str) -> list[dict[str, str | N
     return [_row(video, number, question, media_url) for number, question in enumerate(asked)]
 
 
-def _row(video: LongVideo, number: int, question: Question, media_url: str) -> dict[str, str | None]:
+def _row(
+    video: LongVideo, number: int, question: Question, media_url: str
+) -> dict[str, str | None]:
     # The published rows name videos in more than one way; the sources here differ in the same ways.
     file = f"{video.id}.mp4"
-    named = {"panda": file, "youcook2": f"youcook2/{file}", "ego4d": f"videos/ego4d/{file}"}[video.source]
+    named = {"panda": file, "youcook2": f"youcook2/{file}", "ego4d": f"videos/ego4d/{file}"}[
+        video.source
+    ]
     return {
         "id": f"{video.id}_{number}",
         "video": named,
@@ -111,5 +133,7 @@ def _write_zip(path: Path, members: list[Path]) -> None:
     path.parent.mkdir(parents=True)
     with zipfile.ZipFile(path, "w") as archive:
         for member in members:
-            entry = zipfile.ZipInfo(f"YouCookIIVideos/training/{member.name}", (2020, 1, 1, 0, 0, 0))
+            entry = zipfile.ZipInfo(
+                f"YouCookIIVideos/training/{member.name}", (2020, 1, 1, 0, 0, 0)
+            )
             archive.writestr(entry, member.read_bytes())

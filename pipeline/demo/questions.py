@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pipeline.demo.drawing import COLOURS, FIGURES, Film, Picture
 
 LETTERS = "ABCD"
-CLEAR_OF_CHANGE_S = 2  # a question about a second keeps this far from the moments at which the colour changes
+CLEAR_OF_CHANGE_S = (
+    2  # a question about a second keeps this far from the moments at which the colour changes
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +19,10 @@ class Question:
 
     Attributes:
         task: what it asks for ("background", "colour at a second", ...).
-        choices: the answers that stand for election when candidates are compared; empty for a free description.
-        form: ``oe`` (open-ended) or ``mc`` (the options stand inside the question, the answer opens with a letter).
+        choices: the answers that stand for election when candidates are compared; empty for a free
+            description.
+        form: ``oe`` (open-ended) or ``mc`` (the options stand inside the question, the answer opens
+            with a letter).
     """
 
     task: str
@@ -31,23 +35,33 @@ class Question:
 def about_picture(picture: Picture) -> list[Question]:
     colours = tuple(COLOURS)
     return [
-        Question("background", "What is the colour of the background?", picture.background, colours),
+        Question(
+            "background", "What is the colour of the background?", picture.background, colours
+        ),
         Question("figure colour", f"What colour is the {picture.figure}?", picture.colour, colours),
         Question("figure", "Which figure is in the picture?", picture.figure, FIGURES),
     ]
 
 
 def about_film(film: Film, name: str, moments: int) -> list[Question]:
-    """Questions about the background, the first and the last colour, the order, and ``moments`` single seconds."""
+    """Questions about the background, the first and the last colour, the order, and ``moments``
+    single seconds.
+    """
     dice = random.Random(f"questions/{name}")
     colours = tuple(COLOURS)
     questions = [
         Question("background", "What is the colour of the background?", film.background, colours),
-        Question("first colour", "What colour is the square at the beginning?", film.colours[0], colours),
+        Question(
+            "first colour", "What colour is the square at the beginning?", film.colours[0], colours
+        ),
         Question("last colour", "What colour is the square at the end?", film.colours[-1], colours),
     ]
     for before, after in zip(film.colours, film.colours[1:], strict=False):
-        questions.append(Question("next colour", f"What colour does the square have after {before}?", after, colours))
+        questions.append(
+            Question(
+                "next colour", f"What colour does the square have after {before}?", after, colours
+            )
+        )
     clear = [
         second
         for second in range(film.duration)
@@ -67,7 +81,9 @@ def as_multiple_choice(question: Question, name: str) -> Question:
     dice.shuffle(options)
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     answer = next(line for line in lines if line[3:] == question.answer)
-    return Question(question.task, "\n".join([question.text, *lines]), answer, tuple(lines), form="mc")
+    return Question(
+        question.task, "\n".join([question.text, *lines]), answer, tuple(lines), form="mc"
+    )
 
 
 def caption(film: Film) -> Question:

@@ -1,7 +1,9 @@
-"""The demo: build the corpus, serve it, materialize every asset through a running Dagster, and tell what came out.
+"""The demo: build the corpus, serve it, materialize every asset through a running Dagster, and tell
+what came out.
 
-Every step is launched over the webserver's GraphQL, as the UI's buttons do, and runs through the run queue and the
-daemon. What is already materialized and up to date is left alone, so that a second demo is quick.
+Every step is launched over the webserver's GraphQL, as the UI's buttons do, and runs through the
+run queue and the daemon. What is already materialized and up to date is left alone, so that a
+second demo is quick.
 """
 
 from __future__ import annotations
@@ -11,15 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from assets.partitions import LLAVA_PARTS
-from assets.settings import Settings, load_settings
-from assets.split import part_name
+from assets.deployment.partitions import LLAVA_PARTS
+from assets.deployment.parts import part_name
+from assets.deployment.settings import Settings, load_settings
 from pipeline.demo.client import FINISHED, DagsterClient, DagsterError, partition_key
 from pipeline.demo.corpus import build_corpus
 from pipeline.demo.instance import REPOSITORY, dagster
 from pipeline.demo.summary import print_summary
-from training.samples import LLAVA_KINDS, LONG_VIDEO_KIND
-from training.storage import Storage
+from training.formats.sample import LLAVA_KINDS, LONG_VIDEO_KIND
+from training.formats.storage import Storage
 
 VARIANT = "tiny"
 RUN_TIMEOUT_S = 1800
@@ -27,11 +29,13 @@ RUN_TIMEOUT_S = 1800
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Assets of one job, launched once for each of some partitions; all runs of a step may run side by side.
+    """Assets of one job, launched once for each of some partitions; all runs of a step may run side
+    by side.
 
     Attributes:
         partitions: dimension -> key, for each run; `{}` for assets without partitions.
-        chained: whether each asset is made from the one before it, so that making one makes the later ones again.
+        chained: whether each asset is made from the one before it, so that making one makes the
+            later ones again.
     """
 
     title: str
@@ -53,7 +57,11 @@ def steps(settings: Settings) -> list[Step]:
             "videos",
             "acquire_videos",
             ("videos",),
-            tuple({"part": part, "source": source} for part in parts for source in sorted(settings.sources)),
+            tuple(
+                {"part": part, "source": source}
+                for part in parts
+                for source in sorted(settings.sources)
+            ),
         ),
         Step(
             "LLaVA shards",
@@ -70,7 +78,12 @@ def steps(settings: Settings) -> list[Step]:
         ),
         Step("annotations for people", "export_annotations", ("videomarathon_json",)),
         Step("stages 1 and 2", "train_to_stage2", to_stage2, (variant,)),
-        Step("features", "extract_features", ("features",), tuple({"part": part, **variant} for part in parts)),
+        Step(
+            "features",
+            "extract_features",
+            ("features",),
+            tuple({"part": part, **variant} for part in parts),
+        ),
         Step("mixture", "mix", ("hourllava_s3",)),
         Step("stage 3 and evaluation", "train_stage3", ("stage3", "evaluation"), (variant,)),
     ]

@@ -1,8 +1,9 @@
-"""Two local HTTP servers: one speaks the part of the Hugging Face hub's protocol that its client needs, one serves
-media files by range.
+"""Two local HTTP servers: one speaks the part of the Hugging Face hub's protocol that its client
+needs, one serves media files by range.
 
-The demo fetches its corpus from them through the same code that fetches from the internet, and the tests make them
-misbehave: a ``faults`` hook sees every request and may answer it with a :class:`Fault`. Both listen on 127.0.0.1 only.
+The demo fetches its corpus from them through the same code that fetches from the internet, and the
+tests make them misbehave: a ``faults`` hook sees every request and may answer it with a
+:class:`Fault`. Both listen on 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -18,11 +19,31 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, urlencode
 
-from pipeline.demo.wire import Content, Exchange, Fault, Faults, LocalServer, Reply, Request, in_turn
+from pipeline.demo.wire import (
+    Content,
+    Exchange,
+    Fault,
+    Faults,
+    LocalServer,
+    Reply,
+    Request,
+    in_turn,
+)
 
 __all__ = ["Exchange", "Fault", "Faults", "HubServer", "MediaServer", "Request", "in_turn"]
 
-LFS_SUFFIXES = (".parquet", ".zip", ".gz", ".tar", ".mp4", ".webm", ".mkv", ".safetensors", ".bin", ".arrow")
+LFS_SUFFIXES = (
+    ".parquet",
+    ".zip",
+    ".gz",
+    ".tar",
+    ".mp4",
+    ".webm",
+    ".mkv",
+    ".safetensors",
+    ".bin",
+    ".arrow",
+)
 LFS_BYTES = 10 << 20  # the hub keeps any larger file in LFS, whatever it is called
 TREE_PAGE = 1000
 
@@ -31,7 +52,8 @@ class MediaServer(LocalServer):
     """Serves the files below a folder, with ranges.
 
     Args:
-        folder: what is served; ``/a/b.mp4`` is ``folder/a/b.mp4``. Nothing outside of it is reachable.
+        folder: what is served; ``/a/b.mp4`` is ``folder/a/b.mp4``. Nothing outside of it is
+            reachable.
         port: 0 takes a free one.
     """
 
@@ -66,7 +88,10 @@ class HubFile:
     @staticmethod
     def of(name: str, data: bytes | Path) -> HubFile:
         content = Content.of(data)
-        sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % content.size, usedforsecurity=False)
+        sha256, sha1 = (
+            hashlib.sha256(),
+            hashlib.sha1(b"blob %d\0" % content.size, usedforsecurity=False),
+        )
         for chunk in content.chunks(0, content.size):
             sha256.update(chunk)
             sha1.update(chunk)
@@ -75,7 +100,12 @@ class HubFile:
 
     def entry(self, path: str) -> dict[str, Any]:
         """The file as the hub's tree listing shows it."""
-        entry: dict[str, Any] = {"type": "file", "path": path, "size": self.content.size, "oid": self.blob_id}
+        entry: dict[str, Any] = {
+            "type": "file",
+            "path": path,
+            "size": self.content.size,
+            "oid": self.blob_id,
+        }
         if self.lfs:
             entry["lfs"] = {"oid": self.sha256, "size": self.content.size, "pointerSize": 134}
         return entry
@@ -91,9 +121,10 @@ class HubRepo:
 class HubServer(LocalServer):
     """A Hugging Face hub with the repositories that were published into it.
 
-    Answers dataset and model information, file trees (paged, recursive or not), path information and resolved files
-    with ranges, by branch ``main`` or by revision; errors carry the hub's ``X-Error-Code``. Point a client at
-    ``server.url``, for example through ``HfApi(endpoint=server.url)``.
+    Answers dataset and model information, file trees (paged, recursive or not), path information
+    and resolved files with ranges, by branch ``main`` or by revision; errors carry the hub's
+    ``X-Error-Code``. Point a client at ``server.url``, for example through
+    ``HfApi(endpoint=server.url)``.
     """
 
     name = "hub"
@@ -116,12 +147,18 @@ class HubServer(LocalServer):
 
         Args:
             repo: ``namespace/name``.
-            files: path in the repository -> content, or a folder. Paths are taken as they are, hostile ones too.
-            token: when given, the repository is gated and answers only to ``Authorization: Bearer <token>``.
+            files: path in the repository -> content, or a folder. Paths are taken as they are,
+                hostile ones too.
+            token: when given, the repository is gated and answers only to ``Authorization: Bearer
+                <token>``.
         """
         if isinstance(files, Path):
             folder = files
-            files = {str(p.relative_to(folder).as_posix()): p for p in sorted(folder.rglob("*")) if p.is_file()}
+            files = {
+                str(p.relative_to(folder).as_posix()): p
+                for p in sorted(folder.rglob("*"))
+                if p.is_file()
+            }
         hashed = {name: HubFile.of(name, data) for name, data in sorted(files.items())}
         listing = json.dumps({name: file.sha256 for name, file in hashed.items()}, sort_keys=True)
         revision = hashlib.sha1(listing.encode(), usedforsecurity=False).hexdigest()
@@ -131,22 +168,29 @@ class HubServer(LocalServer):
         return revision
 
     def rename(self, old: str, new: str, kind: Literal["datasets", "models"] = "datasets") -> None:
-        """Give a repository another name; the old one answers with a permanent redirect from now on."""
+        """Give a repository another name; the old one answers with a permanent redirect from now
+        on.
+        """
         self._repos[kind, new] = self._repos.pop((kind, old))
         self._renamed[kind, old] = new
 
     def reply(self, request: Request) -> Reply:
         if match := re.fullmatch(
-            r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", request.path
+            r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?",
+            request.path,
         ):
             kind, name, action, revision, rest = match.groups()
-            return self._api(request, kind, name, action or "revision", revision or "main", rest or "")
+            return self._api(
+                request, kind, name, action or "revision", revision or "main", rest or ""
+            )
         if match := re.fullmatch(r"(/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", request.path):
             kind = "datasets" if match[1] else "models"
             return self._resolve(request, kind, match[2], match[3], match[4])
         return Reply.json(404, {"error": f"no route {request.path}"})
 
-    def _api(self, request: Request, kind: str, name: str, action: str, revision: str, rest: str) -> Reply:
+    def _api(
+        self, request: Request, kind: str, name: str, action: str, revision: str, rest: str
+    ) -> Reply:
         found = self._find(request, kind, name, revision)
         if isinstance(found, Reply):
             return found
@@ -159,7 +203,15 @@ class HubServer(LocalServer):
         siblings = [{"rfilename": path} for path in files]
         return Reply.json(
             200,
-            {"_id": sha[:24], "id": name, "sha": sha, "private": False, "gated": False, "downloads": 0, "likes": 0}
+            {
+                "_id": sha[:24],
+                "id": name,
+                "sha": sha,
+                "private": False,
+                "gated": False,
+                "downloads": 0,
+                "likes": 0,
+            }
             | {"lastModified": "2025-01-01T00:00:00.000Z", "tags": [], "siblings": siblings},
         )
 
@@ -193,7 +245,9 @@ class HubServer(LocalServer):
             return found
         sha, files = found
         if path not in files:
-            return _hub_error(404, "EntryNotFound", f"{path} is not in {name}", {"X-Repo-Commit": sha})
+            return _hub_error(
+                404, "EntryNotFound", f"{path} is not in {name}", {"X-Repo-Commit": sha}
+            )
         file = files[path]
         headers = {
             "Content-Type": "application/octet-stream",
@@ -201,10 +255,15 @@ class HubServer(LocalServer):
             "ETag": f'"{file.sha256 if file.lfs else file.blob_id}"',
         }
         if file.lfs:
-            headers |= {"X-Linked-ETag": f'"{file.sha256}"', "X-Linked-Size": str(file.content.size)}
+            headers |= {
+                "X-Linked-ETag": f'"{file.sha256}"',
+                "X-Linked-Size": str(file.content.size),
+            }
         return Reply(200, file.content, headers, ranges=True)
 
-    def _find(self, request: Request, kind: str, name: str, revision: str) -> tuple[str, dict[str, HubFile]] | Reply:
+    def _find(
+        self, request: Request, kind: str, name: str, revision: str
+    ) -> tuple[str, dict[str, HubFile]] | Reply:
         if (kind, name) in self._renamed:
             moved = quote(request.path.replace(name, self._renamed[kind, name], 1))
             query = f"?{urlencode(request.query)}" if request.query else ""
@@ -212,16 +271,27 @@ class HubServer(LocalServer):
         repo = self._repos.get((kind, name))
         if repo is None:
             return _hub_error(404, "RepoNotFound", "Repository not found")
-        if repo.token is not None and request.headers.get("Authorization") != f"Bearer {repo.token}":
-            return _hub_error(401, "GatedRepo", f"Access to {name} is restricted; you must be authenticated")
+        if (
+            repo.token is not None
+            and request.headers.get("Authorization") != f"Bearer {repo.token}"
+        ):
+            return _hub_error(
+                401, "GatedRepo", f"Access to {name} is restricted; you must be authenticated"
+            )
         sha = repo.main if revision == "main" else revision
         if sha not in repo.revisions:
             return _hub_error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return sha, repo.revisions[sha]
 
 
-def _hub_error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Reply:
-    return Reply.json(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})
+def _hub_error(
+    status: int, code: str, message: str, headers: dict[str, str] | None = None
+) -> Reply:
+    return Reply.json(
+        status,
+        {"error": message},
+        {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})},
+    )
 
 
 def _paths_of(request: Request) -> Sequence[str]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from assets.lineage import Lineage, all_records
-from assets.sources.annotations import REJECTED
-from assets.videos.catalogue import OK, read_catalogue
+from assets.annotations.catalogue import OK, read_catalogue
+from assets.annotations.collect import REJECTED
+from assets.records.lineage import Lineage, all_records
 from pipeline.demo.client import DagsterClient
-from training.storage import Storage
+from training.formats.storage import Storage
 
 # Which of an asset's counts are its rows in and its rows out.
 ROWS = {
@@ -37,7 +37,17 @@ ROWS = {
 }
 
 
-ACCURACY = ("questions", "asked", "chance", "base_model", "stage1", "stage2", "stage3", "nothing shown", "gain")
+ACCURACY = (
+    "questions",
+    "asked",
+    "chance",
+    "base_model",
+    "stage1",
+    "stage2",
+    "stage3",
+    "nothing shown",
+    "gain",
+)
 
 
 def print_summary(client: DagsterClient, storage: Storage) -> None:
@@ -45,7 +55,9 @@ def print_summary(client: DagsterClient, storage: Storage) -> None:
     by_asset: dict[str, list[Lineage]] = {}
     for record in all_records(storage):
         by_asset.setdefault(record.product.partition("[")[0], []).append(record)
-    runs = client.runs(sorted({record.run_id for records in by_asset.values() for record in records}))
+    runs = client.runs(
+        sorted({record.run_id for records in by_asset.values() for record in records})
+    )
     rows = []
     for asset, records in by_asset.items():
         counts: dict[str, int] = {}
@@ -61,14 +73,19 @@ def print_summary(client: DagsterClient, storage: Storage) -> None:
                 "out": counts.get(went_out, ""),
                 "seconds": round(sum(_seconds(asset, record, runs) for record in records), 1),
                 "what": ", ".join(
-                    f"{what} {count:,}" for what, count in counts.items() if count and what not in (came_in, went_out)
+                    f"{what} {count:,}"
+                    for what, count in counts.items()
+                    if count and what not in (came_in, went_out)
                 ),
             }
         )
     print(f"\n{text_table(rows)}")
     for title, part in (
         ("what is missing, and why", _missing(storage)),
-        ("losses, mean of the first and of the last tenth of the steps", _losses(storage, by_asset)),
+        (
+            "losses, mean of the first and of the last tenth of the steps",
+            _losses(storage, by_asset),
+        ),
     ):
         if part:
             print(f"\n{title}\n{text_table(part)}")
@@ -83,13 +100,23 @@ def print_summary(client: DagsterClient, storage: Storage) -> None:
 def _missing(storage: Storage) -> list[dict[str, Any]]:
     """Every question-answer row and every video that could not be used."""
     found = []
-    for row in pq.read_table(storage.local(REJECTED)).to_pylist() if storage.exists(REJECTED) else []:
-        found.append({"what": f"row {row['row']} of {row['file']}", "reason": row["reason"], "detail": row["content"]})
+    for row in (
+        pq.read_table(storage.local(REJECTED)).to_pylist() if storage.exists(REJECTED) else []
+    ):
+        found.append(
+            {
+                "what": f"row {row['row']} of {row['file']}",
+                "reason": row["reason"],
+                "detail": row["content"],
+            }
+        )
     for name in storage.list("VideoMarathon/catalogue", ".parquet"):
         source, part = name.removesuffix(".parquet").split("/")[-2:]
         for row in read_catalogue(storage, source, part).to_pylist():
             if row["status"] != OK:
-                found.append({"what": row["video"], "reason": row["reason"], "detail": row["message"]})
+                found.append(
+                    {"what": row["video"], "reason": row["reason"], "detail": row["message"]}
+                )
     return found
 
 
@@ -114,13 +141,21 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as aligned columns, numbers to the right; long cells are cut."""
     if not rows:
         return "(nothing)"
-    cells = [[str(name) for name in rows[0]], *([f"{value}"[:90] for value in row.values()] for row in rows)]
+    cells = [
+        [str(name) for name in rows[0]],
+        *([f"{value}"[:90] for value in row.values()] for row in rows),
+    ]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    right = [all(isinstance(row[name], int | float) or row[name] == "" for row in rows) for name in rows[0]]
+    right = [
+        all(isinstance(row[name], int | float) or row[name] == "" for row in rows)
+        for name in rows[0]
+    ]
     lines = []
     for line in cells:
         columns = zip(line, widths, right, strict=True)
-        lines.append("  ".join(c.rjust(w) if to_right else c.ljust(w) for c, w, to_right in columns).rstrip())
+        lines.append(
+            "  ".join(c.rjust(w) if to_right else c.ljust(w) for c, w, to_right in columns).rstrip()
+        )
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 

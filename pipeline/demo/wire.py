@@ -1,4 +1,6 @@
-"""A local HTTP server whose answers can go wrong on demand: stalls, resets, truncation, false lengths, redirects."""
+"""A local HTTP server whose answers can go wrong on demand: stalls, resets, truncation, false
+lengths, redirects.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ CHUNK_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as a ``faults`` hook and a server's log see it. ``path`` is unquoted and without its query."""
+    """A request as a ``faults`` hook and a server's log see it. ``path`` is unquoted and without
+    its query.
+    """
 
     server: Literal["hub", "media"]
     method: str
@@ -40,10 +44,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """How a request goes wrong. Use the constructors below; ``headers`` are added to the answer, and a header whose
-    value is None is left out of it."""
+    """How a request goes wrong. Use the constructors below; ``headers`` are added to the answer,
+    and a header whose value is None is left out of it."""
 
-    kind: Literal["status", "stall", "reset", "truncate", "lie", "throttle", "ignore_range", "headers"]
+    kind: Literal[
+        "status", "stall", "reset", "truncate", "lie", "throttle", "ignore_range", "headers"
+    ]
     status: int = 500
     headers: Mapping[str, str | None] = field(default_factory=dict)
     body: bytes = b""
@@ -53,8 +59,12 @@ class Fault:
     bytes_per_s: float = 0.0
 
     @staticmethod
-    def answer(status: int, body: bytes = b"", headers: Mapping[str, str | None] | None = None) -> Fault:
-        """This status, body and headers instead of the file (429 with Retry-After, HTML with 200, ...)."""
+    def answer(
+        status: int, body: bytes = b"", headers: Mapping[str, str | None] | None = None
+    ) -> Fault:
+        """This status, body and headers instead of the file (429 with Retry-After, HTML with 200,
+        ...).
+        """
         return Fault("status", status=status, body=body, headers=headers or {})
 
     @staticmethod
@@ -73,12 +83,16 @@ class Fault:
 
     @staticmethod
     def truncate(after_bytes: int) -> Fault:
-        """Promise the whole body, send ``after_bytes`` of it, and close the connection in an orderly way."""
+        """Promise the whole body, send ``after_bytes`` of it, and close the connection in an
+        orderly way.
+        """
         return Fault("truncate", after_bytes=after_bytes)
 
     @staticmethod
     def lie(extra_bytes: int) -> Fault:
-        """State a Content-Length that is off by ``extra_bytes`` (negative: the client sees too little)."""
+        """State a Content-Length that is off by ``extra_bytes`` (negative: the client sees too
+        little).
+        """
         return Fault("lie", extra_bytes=extra_bytes)
 
     @staticmethod
@@ -100,10 +114,12 @@ Faults = Callable[[Request], Fault | None]
 
 
 def in_turn(script: Mapping[str, Iterable[Fault | None]]) -> Faults:
-    """A hook that gives each matching request the next fault of its list, and none once the list is used up.
+    """A hook that gives each matching request the next fault of its list, and none once the list is
+    used up.
 
     Args:
-        script: regular expression, searched in ``"METHOD path"`` -> faults in order. The first match counts.
+        script: regular expression, searched in ``"METHOD path"`` -> faults in order. The first
+            match counts.
     """
     lock = threading.Lock()
     pending = [(re.compile(pattern), iter(faults)) for pattern, faults in script.items()]
@@ -120,8 +136,9 @@ def in_turn(script: Mapping[str, Iterable[Fault | None]]) -> Faults:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request in a server's log. ``sent_bytes`` counts the body as it goes out, also when it breaks off;
-    ``status`` is 0 while no answer has begun, and stays 0 where the connection was reset before one."""
+    """One request in a server's log. ``sent_bytes`` counts the body as it goes out, also when it
+    breaks off; ``status`` is 0 while no answer has begun, and stays 0 where the connection was
+    reset before one."""
 
     request: Request
     status: int = 0
@@ -163,13 +180,16 @@ class Reply:
     @staticmethod
     def json(status: int, value: Any, headers: dict[str, str] | None = None) -> Reply:
         body = json.dumps(value).encode()
-        return Reply(status, Content.of(body), {"Content-Type": "application/json", **(headers or {})})
+        return Reply(
+            status, Content.of(body), {"Content-Type": "application/json", **(headers or {})}
+        )
 
 
 class LocalServer(ABC):
     """A threaded HTTP/1.1 server on 127.0.0.1 that a subclass gives its answers.
 
-    A context manager; also ``start()`` and ``stop()``. Stopping cuts open connections and ends stalls.
+    A context manager; also ``start()`` and ``stop()``. Stopping cuts open connections and ends
+    stalls.
 
     Attributes:
         faults: the hook; may be exchanged while the server runs.
@@ -241,7 +261,9 @@ class _HttpServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is its own affair; anything else is a defect of the server and is shown."""
+        """A client that hangs up is its own affair; anything else is a defect of the server and is
+        shown.
+        """
         if not isinstance(sys.exc_info()[1], OSError | ValueError):
             super().handle_error(request, client_address)
 
@@ -304,7 +326,9 @@ class _Handler(BaseHTTPRequestHandler):
         stated = length + (fault.extra_bytes if fault and kind == "lie" else 0)
         headers["Content-Length"] = str(max(stated, 0))
         for name, value in (fault.headers if fault else {}).items():
-            headers = {known: given for known, given in headers.items() if known.lower() != name.lower()}
+            headers = {
+                known: given for known, given in headers.items() if known.lower() != name.lower()
+            }
             if value is not None:
                 headers[name] = value
         if kind == "reset" and fault and fault.after_bytes == 0:
@@ -320,7 +344,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self._send_body(reply.content, start, min(length, max(stated, 0)), fault, exchange)
 
-    def _send_body(self, content: Content, start: int, length: int, fault: Fault | None, exchange: Exchange) -> None:
+    def _send_body(
+        self, content: Content, start: int, length: int, fault: Fault | None, exchange: Exchange
+    ) -> None:
         kind = fault.kind if fault else None
         stop_at = fault.after_bytes if fault and kind in ("stall", "reset", "truncate") else None
         if fault and stop_at is not None and stop_at < length:
@@ -335,7 +361,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send_plain(content, start, length, fault, exchange)
 
-    def _send_plain(self, content: Content, start: int, length: int, fault: Fault | None, exchange: Exchange) -> None:
+    def _send_plain(
+        self, content: Content, start: int, length: int, fault: Fault | None, exchange: Exchange
+    ) -> None:
         for chunk in content.chunks(start, length):
             exchange.sent_bytes += len(chunk)
             self.wfile.write(chunk)
@@ -343,7 +371,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.owner._stopping.wait(len(chunk) / fault.bytes_per_s)
 
     def _reset(self) -> None:
-        """Close with a reset: linger of zero seconds discards what is unsent and skips the orderly goodbye."""
+        """Close with a reset: linger of zero seconds discards what is unsent and skips the orderly
+        goodbye.
+        """
         time.sleep(0.02)  # lets the client take what was sent before the reset overtakes it
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
@@ -352,8 +382,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
 
-def _parse_range(header: str | None, size: int) -> tuple[int, int] | Literal["unsatisfiable"] | None:
-    """First and last byte of a single ``bytes=`` range; None where there is none that is understood."""
+def _parse_range(
+    header: str | None, size: int
+) -> tuple[int, int] | Literal["unsatisfiable"] | None:
+    """First and last byte of a single ``bytes=`` range; None where there is none that is
+    understood.
+    """
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", (header or "").strip())
     if match is None or match.groups() == ("", ""):
         return None

@@ -1,4 +1,6 @@
-"""From a drop folder to a part of long-video shards, as the UI materializes it: what each asset shows and refuses."""
+"""From a drop folder to a part of long-video shards, as the UI materializes it: what each asset
+shows and refuses.
+"""
 
 import base64
 import io
@@ -9,8 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from assets.resources import Deployment
-from tests.model import clips
+from assets.deployment.resources import Deployment
+from tests.model.media import clips
 
 VIDEOS = ("a", "b", "c")
 
@@ -45,7 +47,9 @@ class World:
         for name in names:
             clips.encode(self.folder / "drop" / f"{name}.mp4", 30, rate=10)
 
-    def make(self, asset: str, partition=None, config: dict | None = None) -> dg.ExecuteInProcessResult:
+    def make(
+        self, asset: str, partition=None, config: dict | None = None
+    ) -> dg.ExecuteInProcessResult:
         return dg.materialize(
             self.assets,
             selection=dg.AssetSelection.assets(asset),
@@ -62,10 +66,14 @@ PART_OF_SOURCE = dg.MultiPartitionKey({"part": "part0", "source": "ego4d"})
 
 def shown(result: dg.ExecuteInProcessResult, asset: str) -> dict:
     """Metadata of what was made: values, and the rows of tables."""
-    assert result.success, [event.event_specific_data for event in result.all_events if event.is_step_failure]
+    assert result.success, [
+        event.event_specific_data for event in result.all_events if event.is_step_failure
+    ]
     (made,) = result.asset_materializations_for_node(asset)
     return {
-        name: [record.data for record in value.records] if isinstance(value, dg.TableMetadataValue) else value.value
+        name: [record.data for record in value.records]
+        if isinstance(value, dg.TableMetadataValue)
+        else value.value
         for name, value in made.metadata.items()
         if name != "dagster/column_schema"
     }
@@ -80,7 +88,9 @@ def refused(result: dg.ExecuteInProcessResult) -> str:
 def world(tmp_path_factory):
     with dg.instance_for_test() as instance:
         world = World(tmp_path_factory.mktemp("world"), instance)
-        assert shown(world.make("annotations"), "annotations")["rejected"] == [{"reason": "no_answer", "rows": 1}]
+        assert shown(world.make("annotations"), "annotations")["rejected"] == [
+            {"reason": "no_answer", "rows": 1}
+        ]
         assert shown(world.make("catalogue"), "catalogue")["parts"] == ["part0"]
         yield world
 
@@ -91,7 +101,10 @@ def test_a_part_makes_its_way_from_the_drop_folder_to_its_shards(world):
     few = world.make("videos", PART_OF_SOURCE)
     coverage = {check.check_name: check for check in few.get_asset_check_evaluations()}["coverage"]
     assert (coverage.passed, coverage.partition) == (False, "part0|ego4d")
-    assert "coverage: ego4d, part0: 1 of 3 videos are there (33%), coverage_threshold asks for 50%" in refused(few)
+    assert (
+        "coverage: ego4d, part0: 1 of 3 videos are there (33%), coverage_threshold asks for 50%"
+        in refused(few)
+    )
     assert "videos[part0|ego4d] (coverage: " in refused(world.make("conversations", "part0"))
 
     lenient = shown(world.make("videos", PART_OF_SOURCE, {"coverage_threshold": 0.2}), "videos")

@@ -1,4 +1,6 @@
-"""The long-video set asks 22 kinds of questions, and what it calls their answers can be seen in its pictures."""
+"""The long-video set asks 22 kinds of questions, and what it calls their answers can be seen in its
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,16 @@ import torch
 
 from benchmarks.longvideo import FEW, few_frames, labels_of, markdown, rows_of
 from benchmarks.longvideo_corpus import Held, Sizes, write_corpus
-from benchmarks.longvideo_world import FLASH_S, WIDTH, about_long_film, draw, invent_long_film, tasks
+from benchmarks.longvideo_world import (
+    FLASH_S,
+    WIDTH,
+    about_long_film,
+    draw,
+    invent_long_film,
+    tasks,
+)
 from pipeline.demo.drawing import COLOURS
-from training.features import open_features, write_features
+from training.formats.feature_file import open_features, write_features
 
 FILMS = [invent_long_film(f"test/{number}", 180 + 31 * number) for number in range(16)]
 
@@ -22,13 +31,19 @@ def colour_of(pixel: tuple[int, ...]) -> str:
 
 
 def seen(film, second: int) -> dict[str, str]:
-    """What a picture shows, found in its pixels: the background in a corner, the figure in its column, or a flash."""
+    """What a picture shows, found in its pixels: the background in a corner, the figure in its
+    column, or a flash.
+    """
     picture = np.asarray(draw(film, second))
     background = colour_of(tuple(picture[0, 0]))
     for side, x in (("left", 0.27), ("right", 0.73)):
         column = picture[:, round(WIDTH * x)]
         if (other := (column != picture[0, 0]).any(-1)).any():
-            return {"background": background, "side": side, "colour": colour_of(tuple(column[other][0]))}
+            return {
+                "background": background,
+                "side": side,
+                "colour": colour_of(tuple(column[other][0])),
+            }
     return {"flash": background}
 
 
@@ -38,7 +53,14 @@ def one(film, task):
 
 def test_there_are_22_kinds_of_questions_in_six_groups():
     assert len(tasks()) == 22
-    assert {task.partition(":")[0] for task in tasks()} == {"scene", "object", "space", "action", "event", "time"}
+    assert {task.partition(":")[0] for task in tasks()} == {
+        "scene",
+        "object",
+        "space",
+        "action",
+        "event",
+        "time",
+    }
 
 
 def test_every_answer_is_one_of_its_distinct_choices():
@@ -57,11 +79,17 @@ def test_what_a_question_about_a_moment_answers_is_in_the_picture_of_that_moment
 
 def test_what_a_question_about_a_stretch_answers_is_in_all_of_its_pictures_but_flashes():
     for film in FILMS:
-        for task, what in (("scene: first", "background"), ("scene: last", "background"), ("object: colour", "colour")):
+        for task, what in (
+            ("scene: first", "background"),
+            ("scene: last", "background"),
+            ("object: colour", "colour"),
+        ):
             question = one(film, task)
             start, end = map(int, question.evidence)
             shown = [seen(film, second) for second in range(start, end, 7)]
-            assert {picture[what] for picture in shown if "flash" not in picture} == {question.answer}
+            assert {picture[what] for picture in shown if "flash" not in picture} == {
+                question.answer
+            }
 
 
 def test_a_flash_fills_the_picture_for_its_seconds_and_for_no_other():
@@ -90,7 +118,9 @@ def test_counts_and_orders_are_those_of_the_pictures():
 def test_evidence_is_sorted_by_where_it_is_and_by_who_could_see_it():
     for film in FILMS[:10]:
         held = Held(film, about_long_film(film))
-        kept = set(np.linspace(0, film.duration - 1, min(512, film.duration // 4)).astype(int).tolist())
+        kept = set(
+            np.linspace(0, film.duration - 1, min(512, film.duration // 4)).astype(int).tolist()
+        )
         few = set(np.linspace(0, film.duration - 1, FEW).astype(int).tolist())
         for number, question in enumerate(held.questions):
             labels = labels_of(held, number)
@@ -99,26 +129,35 @@ def test_evidence_is_sorted_by_where_it_is_and_by_who_could_see_it():
                 assert "evidence: the whole film" in labels
             elif question.evidence[1] - question.evidence[0] <= 10:
                 seconds = set(range(*map(int, question.evidence)))
-                assert ("brief evidence: not in the frames that forgetting keeps" in labels) == (not seconds & kept)
+                assert ("brief evidence: not in the frames that forgetting keeps" in labels) == (
+                    not seconds & kept
+                )
                 assert (f"brief evidence: not in the {FEW} frames" in labels) == (not seconds & few)
 
 
 def test_rows_add_up_to_the_shares_of_right_answers():
     held = [Held(film, about_long_film(film)) for film in FILMS[:3]]
     names = [f"{one.film.name}/{number}" for one in held for number in range(len(one.questions))]
-    right = {"some": {name: index % 2 == 0 for index, name in enumerate(names)}, "none": dict.fromkeys(names, False)}
+    right = {
+        "some": {name: index % 2 == 0 for index, name in enumerate(names)},
+        "none": dict.fromkeys(names, False),
+    }
     rows = rows_of(held, right)
     assert rows[0]["asked"] == len(names)
     assert rows[0]["some"] == pytest.approx(0.5, abs=0.02)
     for kind in ("length", "group", "task"):
-        assert sum(row["asked"] for row in rows if row["questions"].startswith(f"{kind}:")) == len(names)
+        assert sum(row["asked"] for row in rows if row["questions"].startswith(f"{kind}:")) == len(
+            names
+        )
     assert all(row["none"] == 0 for row in rows)
     assert len(markdown(rows).splitlines()) == len(rows) + 2
 
 
 def test_few_frames_are_spread_over_the_whole_film_and_keep_its_duration(tmp_path):
     features = torch.arange(300.0).view(300, 1, 1).expand(300, 16, 64)
-    write_features(tmp_path / "a.safetensors", features, np.arange(300, dtype=np.float32), {"duration": "300"})
+    write_features(
+        tmp_path / "a.safetensors", features, np.arange(300, dtype=np.float32), {"duration": "300"}
+    )
     few_frames(tmp_path / "a.safetensors", tmp_path / "few" / "a.safetensors")
     few = open_features(tmp_path / "few" / "a.safetensors")
     assert (few.frames, few.duration) == (FEW, 300.0)
@@ -130,8 +169,12 @@ def test_no_held_out_film_is_among_those_of_training_and_another_size_is_refused
     sizes = Sizes(train=((2, 180, 185),), held_out=((2, 180, 185),), pictures=2, clips=1, texts=2)
     held = write_corpus(tmp_path, sizes, lambda _: None)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert {one.film.name for one in held}.isdisjoint(row["video"].removesuffix(".mp4") for row in rows)
+    assert {one.film.name for one in held}.isdisjoint(
+        row["video"].removesuffix(".mp4") for row in rows
+    )
     assert len(list((tmp_path / "drop").glob("*.mp4"))) == 2
-    assert [one.film for one in write_corpus(tmp_path, sizes, lambda _: None)] == [one.film for one in held]
+    assert [one.film for one in write_corpus(tmp_path, sizes, lambda _: None)] == [
+        one.film for one in held
+    ]
     with pytest.raises(ValueError, match="corpus of other sizes"):
         write_corpus(tmp_path, Sizes(sizes.train, sizes.held_out, 3, 1, 2), lambda _: None)

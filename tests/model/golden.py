@@ -1,6 +1,7 @@
 """Golden data: numbers recorded from the published system.
 
-The repository holds a selection. `HOUR_LLAVA_GOLDEN=<folder>` runs the same tests on another one of the same form.
+The repository holds a selection. `HOUR_LLAVA_GOLDEN=<folder>` runs the same tests on another one of
+the same form.
 """
 
 import json
@@ -15,7 +16,7 @@ from torch import Tensor
 from model.config import HourLlavaConfig, LLMConfig, MemoryConfig, VisionConfig
 from model.hour_llava import HourLlava
 from model.inputs import SampleInputs, Visual
-from model.names import published_name, shapes
+from model.weights.names import published_name, shapes
 
 ROOT = Path(os.environ.get("HOUR_LLAVA_GOLDEN", Path(__file__).parents[1] / "golden"))
 
@@ -80,13 +81,20 @@ def model_of(case: str) -> HourLlava:
 def samples_of(case: str, seed: int | None = None) -> list[SampleInputs]:
     """The recorded batch as samples: padding cut off, images grouped by the sample that shows them."""
     recorded, data = facts(f"full_model/{case}"), tensors(f"full_model/{case}")
-    kinds = {"video_pixels": "frames", "video_features": "features", "anyres": "anyres", "pad": "images"}
+    kinds = {
+        "video_pixels": "frames",
+        "video_features": "features",
+        "anyres": "anyres",
+        "pad": "images",
+    }
     images = iter(enumerate(recorded["images"]))
     samples = []
     for row, attended in enumerate(data["attention_mask"]):
         ids = data["input_ids"][row][attended]
         visuals = []
-        for _ in range(max(1, int((ids == -200).sum()))):  # text samples carry a dummy image, which is not ours
+        for _ in range(
+            max(1, int((ids == -200).sum()))
+        ):  # text samples carry a dummy image, which is not ours
             number, image = next(images)
             if image["kind"] == "text_dummy":
                 continue
@@ -94,8 +102,16 @@ def samples_of(case: str, seed: int | None = None) -> list[SampleInputs]:
             if image["kind"] == "video_features":
                 visuals.append(Visual("features", features=tensor.flatten(1, 2)))
             elif image["kind"] == "anyres":
-                visuals.append(Visual("anyres", pixels=tensor, image_size=tuple(image["image_size"])))
+                visuals.append(
+                    Visual("anyres", pixels=tensor, image_size=tuple(image["image_size"]))
+                )
             else:
-                visuals.append(Visual(kinds[image["kind"]], pixels=tensor if tensor.ndim == 4 else tensor[None]))
-        samples.append(SampleInputs(f"{case}/{row}", ids, data["labels"][row][attended], visuals, seed))
+                visuals.append(
+                    Visual(
+                        kinds[image["kind"]], pixels=tensor if tensor.ndim == 4 else tensor[None]
+                    )
+                )
+        samples.append(
+            SampleInputs(f"{case}/{row}", ids, data["labels"][row][attended], visuals, seed)
+        )
     return samples

@@ -9,13 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from model.anyres import arrange_map, base_positions, choose_grid, memory_order, paste_box, plan_anyres, query_order
+from model.anyres import (
+    arrange_map,
+    base_positions,
+    choose_grid,
+    memory_order,
+    paste_box,
+    plan_anyres,
+    query_order,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "anyres"
 ROWS = json.loads((GOLDEN / "anyres.json").read_text())["rows"]
 TENSORS_FOR = json.loads((GOLDEN / "anyres.json").read_text())["tensors_for"]
 TILE, SIDE = 384, 27
-PROMPT = 3  # text tokens before the image in the golden samples: they shift query positions, not memory positions
+# Text tokens before the image in the golden samples: they shift query positions, not memory
+# positions.
+PROMPT = 3
 
 
 def plan(size):
@@ -31,10 +41,14 @@ def drawn(count):
 
 
 def tile_row_col(layout):
-    """[base | tiles] tokens whose three channels say where they come from, as the golden pictures do."""
+    """[base | tiles] tokens whose three channels say where they come from, as the golden pictures
+    do.
+    """
     row, column = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
     cells = torch.stack([row.flatten(), column.flatten()], -1).float()
-    return torch.stack([torch.cat([torch.full((SIDE**2, 1), float(t)), cells], 1) for t in range(layout.tiles + 1)])
+    return torch.stack(
+        [torch.cat([torch.full((SIDE**2, 1), float(t)), cells], 1) for t in range(layout.tiles + 1)]
+    )
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "x".join(map(str, row["image_size"])))
@@ -58,7 +72,9 @@ def test_token_counts_and_positions_are_the_published_ones(row):
     assert (base[:, 0] // layout.width).tolist() == row["base_position_rows"]
     assert base[0].tolist() == row["base_position_cols"]
 
-    source, position = query_order(layout, every_second(SIDE, SIDE), every_second(layout.height, layout.width))
+    source, position = query_order(
+        layout, every_second(SIDE, SIDE), every_second(layout.height, layout.width)
+    )
     assert len(source) == row["q_tokens_uniform"]
     assert int((source == layout.newline_row).sum()) == row["q_newlines_uniform"]
     assert int(position.max()) + PROMPT == row["q_position_max"]
@@ -71,7 +87,9 @@ def test_token_counts_and_positions_are_the_published_ones(row):
     assert int((source == layout.newline_row).sum()) == row["q_newlines_random"]
 
 
-@pytest.mark.parametrize("entry", TENSORS_FOR, ids=lambda entry: "x".join(map(str, entry["image_size"])))
+@pytest.mark.parametrize(
+    "entry", TENSORS_FOR, ids=lambda entry: "x".join(map(str, entry["image_size"]))
+)
 def test_every_token_comes_from_the_published_place(entry):
     golden = {
         name.split(".", 1)[1]: tensor
@@ -80,14 +98,18 @@ def test_every_token_comes_from_the_published_place(entry):
     }
     layout = plan(entry["image_size"])
     tokens = tile_row_col(layout)
-    rows = torch.cat([tokens[0], arrange_map(tokens[1:], layout).flatten(0, 1), torch.full((1, 3), -1.0)])
+    rows = torch.cat(
+        [tokens[0], arrange_map(tokens[1:], layout).flatten(0, 1), torch.full((1, 3), -1.0)]
+    )
 
     source, position = memory_order(layout)
     torch.testing.assert_close(rows[source], golden["kv_tile_row_col"], atol=1e-4, rtol=0)
     assert torch.equal(position, golden["k_position_ids"].long())
 
     visual = ~golden["q_is_text"]
-    source, position = query_order(layout, every_second(SIDE, SIDE), every_second(layout.height, layout.width))
+    source, position = query_order(
+        layout, every_second(SIDE, SIDE), every_second(layout.height, layout.width)
+    )
     torch.testing.assert_close(rows[source], golden["q_tile_row_col"][visual], atol=1e-4, rtol=0)
     assert torch.equal(position + PROMPT, golden["q_position_ids"][visual].long())
     assert torch.equal(source == layout.newline_row, golden["q_is_newline"][visual])
@@ -131,7 +153,9 @@ def test_no_grid_shows_more_of_an_image_or_wastes_less(size):
 
     best = shown(columns, rows)
     for other in [(c, r) for c in range(1, 7) for r in range(1, 7)]:
-        assert shown(*other) < best or (shown(*other) == best and other[0] * other[1] >= columns * rows)
+        assert shown(*other) < best or (
+            shown(*other) == best and other[0] * other[1] >= columns * rows
+        )
 
 
 def test_an_image_without_pixels_is_refused():

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from model.attention import LONG_SEQUENCE_SCORES, Packing, attention, llm_attention, packed_attention
+from model.attention import (
+    LONG_SEQUENCE_SCORES,
+    Packing,
+    attention,
+    llm_attention,
+    packed_attention,
+)
 from model.config import LLMConfig
 from model.hour_llava import qwen2_config
 
@@ -32,14 +38,18 @@ def plain(q, k, v, causal=False, mask=None):
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_grouped_heads_share_their_keys(kv_heads, causal):
     q, k, v = draw(2, 9, 4, 8), draw(2, 9, kv_heads, 8, seed=1), draw(2, 9, kv_heads, 8, seed=2)
-    torch.testing.assert_close(attention(q, k, v, causal=causal).double(), plain(q, k, v, causal), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        attention(q, k, v, causal=causal).double(), plain(q, k, v, causal), atol=1e-6, rtol=0
+    )
 
 
 def test_a_mask_hides_keys():
     q, k, v = draw(2, 5, 4, 8), draw(2, 7, 2, 8, seed=1), draw(2, 7, 2, 8, seed=2)
     mask = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(3)) < 0.7
     mask[..., 0] = True
-    torch.testing.assert_close(attention(q, k, v, mask=mask).double(), plain(q, k, v, mask=mask), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        attention(q, k, v, mask=mask).double(), plain(q, k, v, mask=mask), atol=1e-6, rtol=0
+    )
 
 
 def test_packed_sequences_attend_within_themselves():
@@ -60,7 +70,10 @@ def test_packs_that_do_not_pair_up_are_refused():
 def test_a_cache_gives_token_by_token_what_causal_attention_gives_at_once():
     q, k, v = draw(1, 4, 6, 8), draw(1, 2, 6, 8, seed=1), draw(1, 2, 6, 8, seed=2)
     whole, _ = llm_attention(None, q, k, v, None)
-    steps = [llm_attention(None, q[:, :, t : t + 1], k[:, :, : t + 1], v[:, :, : t + 1], None)[0] for t in range(6)]
+    steps = [
+        llm_attention(None, q[:, :, t : t + 1], k[:, :, : t + 1], v[:, :, : t + 1], None)[0]
+        for t in range(6)
+    ]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-6, rtol=0)
 
 
@@ -86,7 +99,9 @@ def test_the_language_model_gives_for_a_pack_what_transformers_own_attention_giv
         use_cache=False,
     ).last_hidden_state[0]
     model.set_attn_implementation("eager")
-    theirs = torch.cat([model.model(part[None]).last_hidden_state[0] for part in ids.split(lengths)])
+    theirs = torch.cat(
+        [model.model(part[None]).last_hidden_state[0] for part in ids.split(lengths)]
+    )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
@@ -96,7 +111,9 @@ def test_the_language_model_gives_for_a_pack_what_transformers_own_attention_giv
 @pytest.mark.parametrize("lengths", [[700], [40, 300, 5, 90]], ids=["one", "many short"])
 def test_gpu_kernels_give_the_same_output_and_gradients(dtype, causal, lengths):
     total = sum(lengths)
-    q, k, v = (draw(total, heads, 64, dtype=dtype, device="cuda", seed=heads) for heads in (8, 2, 3))
+    q, k, v = (
+        draw(total, heads, 64, dtype=dtype, device="cuda", seed=heads) for heads in (8, 2, 3)
+    )
     v = draw(total, 2, 64, dtype=dtype, device="cuda", seed=9)
     weight = draw(total, 8, 64, device="cuda", seed=4).detach()
     packing = Packing.of(lengths, "cuda")
@@ -110,12 +127,17 @@ def test_gpu_kernels_give_the_same_output_and_gradients(dtype, causal, lengths):
     tolerance = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 2e-3}[dtype]
     torch.testing.assert_close(output.double(), expected, atol=tolerance, rtol=tolerance)
     for ours, theirs in zip((q, k, v), exact, strict=True):
-        assert (ours.grad.double() - theirs.grad).abs().max() <= 2 * tolerance * theirs.grad.abs().max()
+        assert (
+            ours.grad.double() - theirs.grad
+        ).abs().max() <= 2 * tolerance * theirs.grad.abs().max()
 
 
 def _differentiable(q, k, v, causal):
     groups = q.shape[1] // k.shape[1]
-    q, k, v = q.transpose(0, 1), *(x.transpose(0, 1).repeat_interleave(groups, dim=0) for x in (k, v))
+    q, k, v = (
+        q.transpose(0, 1),
+        *(x.transpose(0, 1).repeat_interleave(groups, dim=0) for x in (k, v)),
+    )
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     if causal:
         scores = scores.masked_fill(
@@ -128,9 +150,14 @@ def _differentiable(q, k, v, causal):
 def test_long_and_short_sequences_take_different_kernels_with_the_same_result():
     side = int(LONG_SEQUENCE_SCORES**0.5) + 64
     lengths = [side, side]
-    q, k, v = (draw(2 * side, heads, 64, dtype=torch.bfloat16, device="cuda", seed=heads) for heads in (4, 2, 1))
+    q, k, v = (
+        draw(2 * side, heads, 64, dtype=torch.bfloat16, device="cuda", seed=heads)
+        for heads in (4, 2, 1)
+    )
     v = draw(2 * side, 2, 64, dtype=torch.bfloat16, device="cuda", seed=9)
-    together = packed_attention(q, k, v, Packing.of(lengths, "cuda"), Packing.of(lengths, "cuda"), causal=True)
+    together = packed_attention(
+        q, k, v, Packing.of(lengths, "cuda"), Packing.of(lengths, "cuda"), causal=True
+    )
     one = Packing.of([side], "cuda")
     alone = [
         packed_attention(*parts, one, one, causal=True)

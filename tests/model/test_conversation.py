@@ -50,7 +50,9 @@ def test_a_video_prompt_is_the_published_one(name, tokenizer, tensors):
 
 def test_a_generation_prompt_is_the_training_prompt_cut_before_the_answer(tokenizer):
     question = [{"from": "human", "value": "<image>\nWhat is shown?"}]
-    whole_ids, whole_labels = tokenize([*question, {"from": "gpt", "value": "A red car."}], tokenizer)
+    whole_ids, whole_labels = tokenize(
+        [*question, {"from": "gpt", "value": "A red car."}], tokenizer
+    )
     ids, labels = tokenize(question, tokenizer, add_generation_prompt=True)
     assert torch.equal(ids, whole_ids[: len(ids)])
     assert torch.equal(labels, whole_labels[: len(ids)])
@@ -91,7 +93,10 @@ def test_images_are_counted_as_tokenize_places_them(tokenizer):
         ([{"from": "gpt", "value": "Hello"}], "no human turn"),
         ([{"from": "robot", "value": "Hello"}], "turn 0 .*from='robot'"),
         ([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": None}], "turn 1 .*NoneType"),
-        ([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "see <image>"}], "answer holds <image>"),
+        (
+            [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "see <image>"}],
+            "answer holds <image>",
+        ),
     ],
 )
 def test_a_malformed_conversation_is_refused_with_its_turn(turns, message, tokenizer):

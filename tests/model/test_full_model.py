@@ -1,11 +1,14 @@
-"""The whole model, against embeddings, positions, logits, loss and gradients recorded from the published system.
+"""The whole model, against embeddings, positions, logits, loss and gradients recorded from the
+published system.
 
-How cases are compared. Ours packs samples instead of padding them, so every comparison is over the rows that are not
-padding; those must match in full. Where the published system counts positions from left padding or is handed
-`position_ids`, ours counts 0 .. L-1 in each sample: the same model output, as rotary attention only sees differences.
-With left padding its loss also has a padding row predict each shorter sample's first token; that row is left out and
-the loss is taken from the recorded logits. Where it cuts sequences that are too long, ours refuses them, so nothing but
-the samples that fit is compared. Its text samples carry a dummy image, whose MemAug call ours does not make.
+How cases are compared. Ours packs samples instead of padding them, so every comparison is over the
+rows that are not padding; those must match in full. Where the published system counts positions
+from left padding or is handed `position_ids`, ours counts 0 .. L-1 in each sample: the same model
+output, as rotary attention only sees differences. With left padding its loss also has a padding row
+predict each shorter sample's first token; that row is left out and the loss is taken from the
+recorded logits. Where it cuts sequences that are too long, ours refuses them, so nothing but the
+samples that fit is compared. Its text samples carry a dummy image, whose MemAug call ours does not
+make.
 """
 
 import pytest
@@ -13,7 +16,7 @@ import torch
 import torch._dynamo
 import torch.nn.functional as F
 
-from model import fusion
+from model import packing as fusion
 from model.inputs import IGNORE_INDEX, SampleInputs, Visual
 from tests.model import golden
 
@@ -24,11 +27,15 @@ class Case:
     """A recorded batch, and what ours makes of it."""
 
     def __init__(self, name, monkeypatch):
-        self.data, self.facts = golden.tensors(f"full_model/{name}"), golden.facts(f"full_model/{name}")
+        self.data, self.facts = (
+            golden.tensors(f"full_model/{name}"),
+            golden.facts(f"full_model/{name}"),
+        )
         self.model, self.samples = golden.model_of(name), golden.samples_of(name, seed=0)
         self.mask = self.data["out.attention_mask"]
         self.forgetting = self.facts["config_overrides"].get("spatial_sampling_type", "uniform")
-        # The recording drew all samples' random numbers from one generator; ours has one for each sample.
+        # The recording drew all samples' random numbers from one generator; ours has one for each
+        # sample.
         self.generator = torch.Generator()
         monkeypatch.setattr(fusion, "forgetting_generator", lambda sample: self.generator)
         self.restart()
@@ -62,7 +69,10 @@ class Case:
 
 
 def truncated(name):
-    return golden.facts(f"full_model/{name}")["config_overrides"].get("tokenizer_model_max_length") is not None
+    return (
+        golden.facts(f"full_model/{name}")["config_overrides"].get("tokenizer_model_max_length")
+        is not None
+    )
 
 
 @pytest.fixture(params=[name for name in CASES if not truncated(name)])
@@ -74,7 +84,9 @@ def test_embeddings_labels_lengths_and_positions_are_the_recorded_ones(case):
     prepared = case.prepare()
     assert list(prepared.plan.lengths) == case.mask.sum(dim=1).tolist()
     assert torch.equal(prepared.plan.labels_S, case.data["out.labels"][case.mask])
-    torch.testing.assert_close(prepared.embeds_SD, case.data["out.inputs_embeds"][case.mask], atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        prepared.embeds_SD, case.data["out.inputs_embeds"][case.mask], atol=2e-4, rtol=0
+    )
 
 
 def test_memaug_sees_the_recorded_tokens_at_the_recorded_positions(case):
@@ -91,12 +103,16 @@ def test_memaug_sees_the_recorded_tokens_at_the_recorded_positions(case):
     case.model.memaug.register_forward_hook(note)
     case.prepare()
     recorded = [number for number, sample in enumerate(case.samples) if sample.visuals]
-    for number, (x_q, q_positions, output, x_kv, k_positions) in zip(recorded, seen.get("calls", ()), strict=True):
+    for number, (x_q, q_positions, output, x_kv, k_positions) in zip(
+        recorded, seen.get("calls", ()), strict=True
+    ):
         data = {k: v for k, v in case.data.items() if k.startswith(f"memaug_{number}.")}
         assert torch.equal(q_positions.int(), data[f"memaug_{number}.q_position_ids"])
         assert torch.equal(k_positions.int(), data[f"memaug_{number}.k_position_ids"])
         for name, tensor in (("x_q", x_q), ("x_kv", x_kv), ("out", output)):
-            torch.testing.assert_close(tensor.mean(-1), data[f"memaug_{number}.{name}_rowmean"], atol=5e-5, rtol=0)
+            torch.testing.assert_close(
+                tensor.mean(-1), data[f"memaug_{number}.{name}_rowmean"], atol=5e-5, rtol=0
+            )
 
 
 def test_logits_and_loss_are_the_recorded_ones(case):
@@ -117,10 +133,15 @@ def test_gradients_are_the_recorded_ones(case):
         pytest.skip("the recorded loss has rows of padding in it")
     output = case.forward()
     (output.loss_sum / output.supervised).backward()
-    ours = {golden.published_name(name): parameter.grad for name, parameter in case.model.named_parameters()}
+    ours = {
+        golden.published_name(name): parameter.grad
+        for name, parameter in case.model.named_parameters()
+    }
     for name, norm in case.facts["grad_norms"].items():
         if name not in ours or "k_proj.bias" in name or ".Wkv.bias" in name or "Wqkv.bias" in name:
-            continue  # the carried norm; and sums whose exact value is zero in part, so that only noise is recorded
+            # The carried norm; and sums whose exact value is zero in part, so that only noise is
+            # recorded.
+            continue
         value = 0.0 if ours[name] is None else ours[name].norm().item()
         assert value == pytest.approx(norm or 0.0, rel=1e-3, abs=1e-6), name
     for name, recorded in case.data.items():
@@ -142,18 +163,25 @@ def test_what_the_published_system_cuts_is_refused(name):
         if length < model.config.max_length:
             assert model.prepare([sample], forgetting="uniform").plan.lengths == (length,)
         else:
-            with pytest.raises(ValueError, match=f"sample '{sample.id}': .* more than the {model.config.max_length}"):
+            with pytest.raises(
+                ValueError,
+                match=f"sample '{sample.id}': .* more than the {model.config.max_length}",
+            ):
                 model.prepare([sample], forgetting="uniform")
 
 
 def mixed():
-    return golden.model_of("v9.r_random_sampling"), golden.samples_of("v9.r_random_sampling", seed=5)
+    return golden.model_of("v9.r_random_sampling"), golden.samples_of(
+        "v9.r_random_sampling", seed=5
+    )
 
 
 def test_a_pack_gives_each_sample_what_it_gets_alone():
     model, samples = mixed()
     packed = model.run_llm(model.prepare(samples, forgetting="random"))
-    alone = torch.cat([model.run_llm(model.prepare([sample], forgetting="random")) for sample in samples])
+    alone = torch.cat(
+        [model.run_llm(model.prepare([sample], forgetting="random")) for sample in samples]
+    )
     torch.testing.assert_close(packed, alone, atol=1e-4, rtol=0)
 
 
@@ -175,7 +203,9 @@ def test_every_unit_runs_exactly_once_in_lockstep():
     for batch in ([], samples, [samples[3]]):
         calls = dict.fromkeys(model.units, 0)
         hooks = [
-            unit.register_forward_hook(lambda module, *_, calls=calls: calls.__setitem__(module, calls[module] + 1))
+            unit.register_forward_hook(
+                lambda module, *_, calls=calls: calls.__setitem__(module, calls[module] + 1)
+            )
             for unit in model.units
         ]
         model(batch, forgetting="uniform", lockstep=True)
@@ -194,7 +224,9 @@ def test_recomputing_activations_changes_no_gradient():
     model(samples, forgetting="uniform").loss_sum.backward()
     assert list(model.state_dict()) == names
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, plain[name], rtol=0, atol=1e-6 * plain[name].abs().max().item())
+        torch.testing.assert_close(
+            parameter.grad, plain[name], rtol=0, atol=1e-6 * plain[name].abs().max().item()
+        )
 
 
 def packs_of_all_lengths():
@@ -210,14 +242,25 @@ def packs_of_all_lengths():
         labels = torch.where(torch.arange(text) < text // 2, IGNORE_INDEX, ids)
         return SampleInputs(f"{frames} frames, {text} ids", ids, labels, visuals)
 
-    shapes = [[(8, 9)], [(13, 12), (4, 5), (0, 7)], [(6, 8), (11, 10), (9, 5)], [], [(0, 11), (0, 3)], [(19, 6)]]
+    shapes = [
+        [(8, 9)],
+        [(13, 12), (4, 5), (0, 7)],
+        [(6, 8), (11, 10), (9, 5)],
+        [],
+        [(0, 11), (0, 3)],
+        [(19, 6)],
+    ]
     return [[sample(*shape) for shape in pack] for pack in shapes]
 
 
 def gradients(model, loss):
     model.zero_grad()
     loss.backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def compiled_twice_at_most():
@@ -228,7 +271,9 @@ def compiled_twice_at_most():
 
 
 def assert_close(left, right):
-    """Equal up to rounding, by the largest gradient: some, as of keys' biases, are zero but for rounding."""
+    """Equal up to rounding, by the largest gradient: some, as of keys' biases, are zero but for
+    rounding.
+    """
     assert left.keys() == right.keys()
     tolerance = 1e-5 * max((gradient.abs().max().item() for gradient in right.values()), default=0)
     for name, wanted in right.items():
@@ -258,7 +303,11 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_twice_for_packs_of_al
 def test_compiled_vision_layers_are_compiled_twice_for_any_number_of_pictures():
     def run(count):
         pixels = torch.randint(
-            0, 256, (count, 3, 19, 19), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+            0,
+            256,
+            (count, 3, 19, 19),
+            dtype=torch.uint8,
+            generator=torch.Generator().manual_seed(0),
         )
         return gradients(model.vision, model.vision(pixels).square().sum())
 
@@ -279,7 +328,9 @@ def test_long_videos_train_the_vision_encoder_only_if_asked():
     model, _ = mixed()
     ids = torch.tensor([1, -200, 2, 3])
     labels = torch.tensor([-100, -100, -100, 3])
-    pixels = torch.randint(0, 256, (5, 3, 19, 19), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (5, 3, 19, 19), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     sample = SampleInputs("v", ids, labels, [Visual("frames", pixels)])
     losses = []
     for limit, trained in ((5, True), (4, False), (None, True)):
@@ -294,10 +345,17 @@ def test_long_videos_train_the_vision_encoder_only_if_asked():
 
 def test_features_of_a_video_give_what_its_frames_give():
     model, _ = mixed()
-    pixels = torch.randint(0, 256, (6, 3, 19, 19), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (6, 3, 19, 19), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     ids, labels = torch.tensor([1, -200, 2, 3]), torch.tensor([-100, -100, -100, 3])
     features = model.encode_frames(pixels)
     assert features.shape == (6, 64, 32)
-    by_frames = model([SampleInputs("f", ids, labels, [Visual("frames", pixels)])], forgetting="uniform")
-    by_features = model([SampleInputs("f", ids, labels, [Visual("features", features=features)])], forgetting="uniform")
+    by_frames = model(
+        [SampleInputs("f", ids, labels, [Visual("frames", pixels)])], forgetting="uniform"
+    )
+    by_features = model(
+        [SampleInputs("f", ids, labels, [Visual("features", features=features)])],
+        forgetting="uniform",
+    )
     torch.testing.assert_close(by_frames.loss_sum, by_features.loss_sum, atol=1e-5, rtol=0)

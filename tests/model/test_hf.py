@@ -13,11 +13,13 @@ from model.config import PRESETS
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
 from model.initialise import initialise
 from model.inputs import IGNORE_INDEX
-from model.tiny import build_tiny
 from model.vision import VisionEncoder, load_vision_encoder, pool_frames, save_vision_encoder
+from model.weights.tiny import build_tiny
 from tests.model import golden
 
-SAVED_CONFIGS = sorted((golden.ROOT / "hf").glob("transformers-*")) if (golden.ROOT / "hf").exists() else []
+SAVED_CONFIGS = (
+    sorted((golden.ROOT / "hf").glob("transformers-*")) if (golden.ROOT / "hf").exists() else []
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +31,25 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recorded():
-    """The golden model, whose weights make varied text, behind the transformers interface; and prompts of all kinds."""
+    """The golden model, whose weights make varied text, behind the transformers interface; and
+    prompts of all kinds.
+    """
     inner = golden.model_of("v9.r_random_sampling")
-    model = HourLlavaForCausalLM(HourLlavaHFConfig.of(inner.config, eos_token_id=500, pad_token_id=501)).eval()
+    model = HourLlavaForCausalLM(
+        HourLlavaHFConfig.of(inner.config, eos_token_id=500, pad_token_id=501)
+    ).eval()
     model.model.load_state_dict(inner.state_dict())
-    return model, [prompt_of(sample) for sample in golden.samples_of("v9.r_random_sampling", seed=1)]
+    return model, [
+        prompt_of(sample) for sample in golden.samples_of("v9.r_random_sampling", seed=1)
+    ]
 
 
 def prompt_of(sample):
     """Cut a recorded sample off where its answer begins."""
     length = int((sample.labels != IGNORE_INDEX).nonzero()[-6])
-    return dataclasses.replace(sample, input_ids=sample.input_ids[:length], labels=sample.labels[:length])
+    return dataclasses.replace(
+        sample, input_ids=sample.input_ids[:length], labels=sample.labels[:length]
+    )
 
 
 def test_the_tiny_checkpoint_loads_through_the_auto_classes(tiny):
@@ -67,7 +77,9 @@ def test_the_same_seed_gives_the_same_bytes(tiny, tmp_path):
     build_tiny(tmp_path / "other", seed="other")
     for path in tiny.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
-    assert (tmp_path / "other/model.safetensors").read_bytes() != (tiny / "model.safetensors").read_bytes()
+    assert (tmp_path / "other/model.safetensors").read_bytes() != (
+        tiny / "model.safetensors"
+    ).read_bytes()
 
 
 def test_saving_and_loading_changes_nothing(recorded, tmp_path):
@@ -82,7 +94,9 @@ def test_loading_in_half_precision_keeps_the_rotary_frequencies(tiny):
     model = HourLlavaForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
     assert model.model.dtype == torch.bfloat16
     exact = HourLlavaForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    assert torch.equal(model.model.llm.model.rotary_emb.inv_freq, exact.model.llm.model.rotary_emb.inv_freq)
+    assert torch.equal(
+        model.model.llm.model.rotary_emb.inv_freq, exact.model.llm.model.rotary_emb.inv_freq
+    )
 
 
 @pytest.mark.parametrize("directory", SAVED_CONFIGS, ids=lambda path: path.name)
@@ -92,7 +106,9 @@ def test_a_configuration_saved_by_another_version_keeps_its_rotary_base(director
     inverse_frequencies = HourLlavaForCausalLM(config).model.llm.model.rotary_emb.inv_freq
     torch.testing.assert_close(inverse_frequencies, 500000.0 ** -(torch.arange(0, 32, 2) / 32))
     config.save_pretrained(tmp_path)
-    ours, theirs = (json.loads((path / "config.json").read_text()) for path in (tmp_path, directory))
+    ours, theirs = (
+        json.loads((path / "config.json").read_text()) for path in (tmp_path, directory)
+    )
     for written in (ours, theirs):
         assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 500000.0
         assert written["hour_llava"] == theirs["hour_llava"]
@@ -100,12 +116,19 @@ def test_a_configuration_saved_by_another_version_keeps_its_rotary_base(director
 
 def test_a_configuration_that_contradicts_itself_is_refused(tiny):
     written = json.loads((tiny / "config.json").read_text())
-    with pytest.raises(ValueError, match=r"rope_theta is 10000.0, but hour_llava.llm says 1000000.0"):
+    with pytest.raises(
+        ValueError, match=r"rope_theta is 10000.0, but hour_llava.llm says 1000000.0"
+    ):
         HourLlavaHFConfig(**{**written, "rope_theta": 10000.0})
     with pytest.raises(ValueError, match="hidden_size is 64"):
         HourLlavaHFConfig(**{**written, "hidden_size": 64})
     with pytest.raises(ValueError, match=r"unknown llm\.heads"):
-        HourLlavaHFConfig(hour_llava={**written["hour_llava"], "llm": {**written["hour_llava"]["llm"], "heads": 3}})
+        HourLlavaHFConfig(
+            hour_llava={
+                **written["hour_llava"],
+                "llm": {**written["hour_llava"]["llm"], "heads": 3},
+            }
+        )
 
 
 def token_by_token(model, sample, steps):
@@ -117,7 +140,9 @@ def token_by_token(model, sample, steps):
         ids.append(int(logits[-1].argmax()))
         more = torch.tensor(ids[-1:])
         sample = dataclasses.replace(
-            sample, input_ids=torch.cat([sample.input_ids, more]), labels=torch.cat([sample.labels, more])
+            sample,
+            input_ids=torch.cat([sample.input_ids, more]),
+            labels=torch.cat([sample.labels, more]),
         )
     return ids, torch.stack(logits)
 
@@ -126,13 +151,17 @@ def test_generation_with_a_cache_gives_what_the_whole_model_gives_token_by_token
     model, prompts = recorded
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
     for prompt in prompts:
-        generated = model.generate(samples=prompt, output_logits=True, return_dict_in_generate=True, **options)
+        generated = model.generate(
+            samples=prompt, output_logits=True, return_dict_in_generate=True, **options
+        )
         ids, logits = token_by_token(model, prompt, 5)
         assert generated.sequences.tolist() == [ids]
         torch.testing.assert_close(torch.cat(generated.logits), logits, atol=1e-4, rtol=0)
 
 
-def test_greedy_decoding_takes_the_tokens_that_transformers_takes_and_stops_where_it_stops(recorded):
+def test_greedy_decoding_takes_the_tokens_that_transformers_takes_and_stops_where_it_stops(
+    recorded,
+):
     model, prompts = recorded
     for prompt in prompts:
         options = {"samples": prompt, "max_new_tokens": 9, "do_sample": False}
@@ -140,7 +169,9 @@ def test_greedy_decoding_takes_the_tokens_that_transformers_takes_and_stops_wher
         assert free.tolist() == model.generate(**options, eos_token_id=None, num_beams=1).tolist()
         stop = free[0, 4].item()
         stopped = model.generate(**options, eos_token_id=stop)
-        assert stopped.tolist() == model.generate(**options, eos_token_id=stop, num_beams=1).tolist()
+        assert (
+            stopped.tolist() == model.generate(**options, eos_token_id=stop, num_beams=1).tolist()
+        )
         assert stopped[0].tolist() == free[0, : free[0].tolist().index(stop) + 1].tolist()
 
 
@@ -149,7 +180,12 @@ def test_on_a_gpu_a_recorded_step_decodes_what_transformers_decodes(recorded):
     model, prompts = recorded
     model = copy.deepcopy(model).cuda()
     for prompt in prompts:
-        options = {"samples": prompt, "max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+        options = {
+            "samples": prompt,
+            "max_new_tokens": 12,
+            "do_sample": False,
+            "eos_token_id": None,
+        }
         assert model.generate(**options).tolist() == model.generate(**options, num_beams=1).tolist()
 
 
@@ -174,7 +210,9 @@ def test_text_alone_goes_through_as_in_any_language_model(recorded):
     model, prompts = recorded
     text = prompts[3]
     with torch.no_grad():
-        torch.testing.assert_close(model(input_ids=text.input_ids[None]).logits, model(samples=[text]).logits)
+        torch.testing.assert_close(
+            model(input_ids=text.input_ids[None]).logits, model(samples=[text]).logits
+        )
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
     by_ids = model.generate(text.input_ids[None], **options)[0, len(text.input_ids) :]
     assert by_ids.tolist() == model.generate(samples=text, **options)[0].tolist()

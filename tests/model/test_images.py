@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 from model.anyres import plan_anyres
 from model.images import anyres, load_image, padded_square, squashed
-from tests.model.test_resize import siglip_processor
+from tests.model.media.test_resize import siglip_processor
 
-GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "image_preprocess" / "image_preprocess.safetensors")
+GOLDEN = load_file(
+    Path(__file__).parents[1] / "golden" / "image_preprocess" / "image_preprocess.safetensors"
+)
 
 
 def normalised(pixels):
@@ -40,15 +42,23 @@ def colours(width=8, height=6):
 def test_tiles_and_padded_squares_are_the_published_ones(index):
     image = Image.fromarray(GOLDEN[f"{index}.image"].numpy())
     layout = plan_anyres(image.size, tile=56, side=4)
-    torch.testing.assert_close(normalised(anyres(image, layout)), GOLDEN[f"{index}.anyres"], atol=1e-6, rtol=0)
-    torch.testing.assert_close(normalised(padded_square(image, 56)), GOLDEN[f"{index}.pad"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        normalised(anyres(image, layout)), GOLDEN[f"{index}.anyres"], atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        normalised(padded_square(image, 56)), GOLDEN[f"{index}.pad"], atol=1e-6, rtol=0
+    )
 
 
 def test_tiles_of_the_real_size_are_the_published_ones():
     image = Image.fromarray(GOLDEN["real384.image"].numpy())
     pixels = normalised(anyres(image, plan_anyres(image.size, tile=384, side=27)))
-    torch.testing.assert_close(pixels[:, :, ::7, ::7], GOLDEN["real384.anyres_every7"], atol=1e-6, rtol=0)
-    torch.testing.assert_close(pixels.mean((1, 2, 3)), GOLDEN["real384.tile_mean"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        pixels[:, :, ::7, ::7], GOLDEN["real384.anyres_every7"], atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        pixels.mean((1, 2, 3)), GOLDEN["real384.tile_mean"], atol=1e-6, rtol=0
+    )
 
 
 def test_squashing_is_what_the_siglip_processor_does():
@@ -82,7 +92,9 @@ def test_sixteen_bit_grey_is_scaled_rather_than_clipped():
     assert loaded.max() == 255
 
 
-@pytest.mark.parametrize("values", [np.full((2, 2), 70000, np.int32), np.full((2, 2), 0.5, np.float32)])
+@pytest.mark.parametrize(
+    "values", [np.full((2, 2), 70000, np.int32), np.full((2, 2), 0.5, np.float32)]
+)
 def test_grey_of_unknown_range_is_refused(values):
     with pytest.raises(ValueError, match="8 or 16 bits"):
         load_image(encoded(Image.fromarray(values), "TIFF"))
@@ -103,7 +115,9 @@ def test_a_camera_s_orientation_is_applied():
 def test_of_an_animation_the_first_frame_is_taken(form):
     shots = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     options = {"lossless": True} if form == "WEBP" else {}
-    moving = encoded(shots[0], form, save_all=True, append_images=shots[1:], duration=100, **options)
+    moving = encoded(
+        shots[0], form, save_all=True, append_images=shots[1:], duration=100, **options
+    )
     assert np.array_equal(load_image(moving), shots[0])
 
 
@@ -137,12 +151,17 @@ def test_a_decompression_bomb_is_refused_before_it_unfolds():
     assert len(small_file) < 100_000
     with pytest.raises(ValueError, match="decompression bomb"):
         load_image(small_file)
-    with pytest.raises(ValueError, match="at most 89,478,485"), pytest.warns(Image.DecompressionBombWarning):
+    with (
+        pytest.raises(ValueError, match="at most 89,478,485"),
+        pytest.warns(Image.DecompressionBombWarning),
+    ):
         load_image(png(Image.new("1", (10_000, 10_000))))
 
 
 def test_a_very_long_image_is_padded_without_a_gigantic_square():
-    square = padded_square(Image.new("RGB", (60_000, 40), "white"), 56)  # the square of 60,000 would need 10 GB
+    square = padded_square(
+        Image.new("RGB", (60_000, 40), "white"), 56
+    )  # the square of 60,000 would need 10 GB
     grey = (square == 127).float().mean()
     assert square.shape == (3, 56, 56)
     assert 0.9 < grey < 1

@@ -1,4 +1,6 @@
-"""Two processes that share one model, each shard held once, stay in step whatever each of them is given."""
+"""Two processes that share one model, each shard held once, stay in step whatever each of them is
+given.
+"""
 
 import os
 import socket
@@ -17,7 +19,9 @@ CASE, LONG_VIDEO = "v9.r_random_sampling", "v9.a_video_pixels_long"
 
 
 def batches():
-    """For each micro-step, what each rank gets. The long video gives the vision encoder no gradient."""
+    """For each micro-step, what each rank gets. The long video gives the vision encoder no
+    gradient.
+    """
     video, anyres, images, text = golden.samples_of(CASE)
     return [
         ([video], [text]),
@@ -29,7 +33,12 @@ def batches():
 
 
 def work(rank: int, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(RANKS)}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(RANKS),
+    }
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (RANKS,))
@@ -44,11 +53,15 @@ def work(rank: int, port: int) -> None:
         for samples in filter(None, given):
             whole(samples, forgetting="uniform").loss_sum.backward()
         model(given[rank], forgetting="uniform", lockstep=True).loss_sum.backward()
-        for (name, expected), parameter in zip(whole.named_parameters(), model.parameters(), strict=True):
+        for (name, expected), parameter in zip(
+            whole.named_parameters(), model.parameters(), strict=True
+        ):
             gradient = parameter.grad.full_tensor() * RANKS  # the default reduction averages
             exact = torch.zeros_like(gradient) if expected.grad is None else expected.grad
             tolerance = 1e-5 * exact.abs().max().item()
-            torch.testing.assert_close(gradient, exact, rtol=0, atol=tolerance, msg=f"micro-step {step}: {name}")
+            torch.testing.assert_close(
+                gradient, exact, rtol=0, atol=tolerance, msg=f"micro-step {step}: {name}"
+            )
     dist.destroy_process_group()
 
 

@@ -23,7 +23,9 @@ def test_chunks_sum_to_the_whole(rows):
     expected_grads = torch.autograd.grad(expected, [hidden, head.weight])
     loss = chunked_cross_entropy(hidden, targets, head, chunk=8)
     torch.testing.assert_close(loss, expected)
-    for ours, theirs in zip(torch.autograd.grad(loss, [hidden, head.weight]), expected_grads, strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, [hidden, head.weight]), expected_grads, strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
 
 

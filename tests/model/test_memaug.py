@@ -6,7 +6,7 @@ import torch
 from model.attention import Packing
 from model.config import LLMConfig
 from model.memaug import MemAug
-from model.names import published_name
+from model.weights.names import published_name
 from tests.model import golden
 
 CASES = golden.names("memaug")
@@ -57,11 +57,17 @@ def test_every_step_inside_the_first_block_is_the_recorded_one(case):
         "out": block,
     }
     for name, module in watched.items():
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: seen.__setitem__(name, output))
+        module.register_forward_hook(
+            lambda _module, _inputs, output, name=name: seen.__setitem__(name, output)
+        )
     run(memaug, data["x_q"], data["x_kv"], data["q_position_ids"], data["k_position_ids"])
     for name, value in seen.items():
         torch.testing.assert_close(
-            value, data[f"mid.block0_{name}"], atol=5e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
+            value,
+            data[f"mid.block0_{name}"],
+            atol=5e-5,
+            rtol=0,
+            msg=lambda m, name=name: f"{name}: {m}",
         )
 
 
@@ -69,10 +75,16 @@ def test_every_step_inside_the_first_block_is_the_recorded_one(case):
 def test_gradients_are_the_recorded_ones(case):
     memaug, data = build(case)
     x_q, x_kv = data["x_q"].clone().requires_grad_(), data["x_kv"].clone().requires_grad_()
-    (run(memaug, x_q, x_kv, data["q_position_ids"], data["k_position_ids"]) * data["fixed"]).sum().backward()
+    (
+        run(memaug, x_q, x_kv, data["q_position_ids"], data["k_position_ids"]) * data["fixed"]
+    ).sum().backward()
     ours = {f"w.{short(name)}": parameter.grad for name, parameter in memaug.named_parameters()}
     ours |= {"x_q": x_q.grad, "x_kv": x_kv.grad}
-    recorded = {name.removeprefix("grad."): value for name, value in data.items() if name.startswith("grad.")}
+    recorded = {
+        name.removeprefix("grad."): value
+        for name, value in data.items()
+        if name.startswith("grad.")
+    }
     assert len(recorded) >= 10
     for name, value in recorded.items():
         difference = (ours[name] - value).abs().max() / value.abs().max()

@@ -8,33 +8,46 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import HourLlavaConfig, LLMConfig, VisionConfig
-from model.fusion import plan_pack, plan_sample
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from model.memory import build_memory, lay_out, spread
+from model.packing import plan_pack, plan_sample
 from tests.model import golden
 
 CONFIG = HourLlavaConfig(
     variant="test",
-    vision=VisionConfig(image_size=18, patch_size=2, hidden_size=4, intermediate_size=4, num_layers=1, num_heads=1),
+    vision=VisionConfig(
+        image_size=18, patch_size=2, hidden_size=4, intermediate_size=4, num_layers=1, num_heads=1
+    ),
     llm=LLMConfig(8, 1, 1, 1, 8, vocab_size=16),
 )
 REAL_GRID = dataclasses.replace(CONFIG, vision=VisionConfig(384, 14, 4, 4, 1, 1))
 
 
 def video(frames, config=CONFIG):
-    return Visual("features", features=torch.zeros(frames, config.memory.frame_tokens, config.vision.hidden_size))
+    return Visual(
+        "features",
+        features=torch.zeros(frames, config.memory.frame_tokens, config.vision.hidden_size),
+    )
 
 
 def sample(ids, visuals, prompt=None, seed=0):
     ids = torch.tensor(ids)
-    labels = torch.where(ids < (prompt or 0), IGNORE_INDEX, ids) if prompt else torch.full_like(ids, IGNORE_INDEX)
-    return SampleInputs("s", ids, labels.where(ids != IMAGE_TOKEN_INDEX, IGNORE_INDEX), visuals, seed)
+    labels = (
+        torch.where(ids < (prompt or 0), IGNORE_INDEX, ids)
+        if prompt
+        else torch.full_like(ids, IGNORE_INDEX)
+    )
+    return SampleInputs(
+        "s", ids, labels.where(ids != IMAGE_TOKEN_INDEX, IGNORE_INDEX), visuals, seed
+    )
 
 
 @pytest.mark.parametrize("case", golden.names("forgetting"))
 def test_frames_patches_and_positions_are_the_recorded_ones(case):
     recorded, data = golden.facts(f"forgetting/{case}"), golden.tensors(f"forgetting/{case}")
-    before, after, answers = (recorded[k] for k in ("tokens_before_video", "question_tokens_after", "answer_tokens"))
+    before, after, answers = (
+        recorded[k] for k in ("tokens_before_video", "question_tokens_after", "answer_tokens")
+    )
     ids = torch.tensor([1] * before + [IMAGE_TOKEN_INDEX] + [1] * after + [2] * answers)
     labels = torch.where(ids == 2, 2, IGNORE_INDEX)
     inputs = SampleInputs(case, ids, labels, [video(recorded["T"])], recorded["seed"])
@@ -60,30 +73,46 @@ def test_frames_patches_and_positions_are_the_recorded_ones(case):
 
 
 @pytest.mark.parametrize(
-    "row", golden.facts("anyres/anyres")["rows"], ids=lambda row: "x".join(map(str, row["image_size"]))
+    "row",
+    golden.facts("anyres/anyres")["rows"],
+    ids=lambda row: "x".join(map(str, row["image_size"])),
 )
 def test_anyres_images_become_the_recorded_numbers_of_tokens(row):
-    visual = Visual("anyres", torch.empty(row["num_patches"], 0), image_size=tuple(row["image_size"]))
+    visual = Visual(
+        "anyres", torch.empty(row["num_patches"], 0), image_size=tuple(row["image_size"])
+    )
     layout = lay_out([visual], REAL_GRID, "uniform", None)
     assert len(layout.memory_positions_N) == row["kv_tokens"]
     assert len(layout.query_rows_Q) == row["q_tokens_uniform"]
-    drawn = lay_out([visual], REAL_GRID, "random", torch.Generator().manual_seed(row["random_seed"]))
+    drawn = lay_out(
+        [visual], REAL_GRID, "random", torch.Generator().manual_seed(row["random_seed"])
+    )
     assert len(drawn.query_rows_Q) == row["q_tokens_random"]
 
 
 @pytest.mark.parametrize(
-    "entry", golden.facts("anyres/anyres")["tensors_for"], ids=lambda e: "x".join(map(str, e["image_size"]))
+    "entry",
+    golden.facts("anyres/anyres")["tensors_for"],
+    ids=lambda e: "x".join(map(str, e["image_size"])),
 )
 def test_anyres_positions_are_the_recorded_ones(entry):
     data = {
-        k.partition(".")[2]: v for k, v in golden.tensors("anyres/anyres").items() if k.startswith(f"{entry['index']}.")
+        k.partition(".")[2]: v
+        for k, v in golden.tensors("anyres/anyres").items()
+        if k.startswith(f"{entry['index']}.")
     }
-    row = next(r for r in golden.facts("anyres/anyres")["rows"] if r["image_size"] == entry["image_size"])
+    row = next(
+        r for r in golden.facts("anyres/anyres")["rows"] if r["image_size"] == entry["image_size"]
+    )
     visual = Visual(
-        "anyres", torch.empty(row["num_patches"], 3, 384, 384, device="meta"), image_size=tuple(row["image_size"])
+        "anyres",
+        torch.empty(row["num_patches"], 3, 384, 384, device="meta"),
+        image_size=tuple(row["image_size"]),
     )
     ids = torch.tensor([1, 1, 1, IMAGE_TOKEN_INDEX, 1, 1, 2, 2])
-    inputs = SampleInputs("s", ids, torch.where(ids == 2, 2, IGNORE_INDEX), [visual], row["random_seed"])
+    inputs = SampleInputs(
+        "s", ids, torch.where(ids == 2, 2, IGNORE_INDEX), [visual], row["random_seed"]
+    )
     plan = plan_sample(inputs, REAL_GRID, "uniform")
     assert torch.equal(plan.layout.memory_positions_N.int(), data["k_position_ids"])
     assert torch.equal(plan.query_positions_M.int(), data["q_position_ids"])
@@ -99,7 +128,10 @@ def test_queries_are_rows_of_the_memory_that_stand_where_their_positions_say():
     layout = lay_out([visual], CONFIG, "random", torch.Generator().manual_seed(1))
     side = CONFIG.vision.patches_per_side
     tokens = torch.stack(
-        torch.meshgrid(torch.arange(pictures), torch.arange(side), torch.arange(side), indexing="ij"), dim=-1
+        torch.meshgrid(
+            torch.arange(pictures), torch.arange(side), torch.arange(side), indexing="ij"
+        ),
+        dim=-1,
     ).float()
     memory = build_memory(visual, tokens.flatten(1, 2), torch.full((3,), -1.0), CONFIG)
     query = memory[layout.query_rows_Q]
@@ -113,7 +145,9 @@ def test_queries_are_rows_of_the_memory_that_stand_where_their_positions_say():
 @settings(max_examples=40, deadline=None)
 def test_random_forgetting_keeps_the_frames_of_uniform_and_as_many_tokens(frames, seed):
     uniform = lay_out([video(frames)], CONFIG, "uniform", None).query_rows_Q.view(-1, 17)
-    drawn = lay_out([video(frames)], CONFIG, "random", torch.Generator().manual_seed(seed)).query_rows_Q.view(-1, 17)
+    drawn = lay_out(
+        [video(frames)], CONFIG, "random", torch.Generator().manual_seed(seed)
+    ).query_rows_Q.view(-1, 17)
     assert torch.equal(drawn[:, -1], uniform[:, -1])
     assert (drawn.diff(dim=1) > 0).all()
     assert len(drawn) == min(512, max(frames, 128) // 4)
@@ -133,7 +167,10 @@ def test_a_pack_is_its_samples_one_after_another():
     samples = [
         sample([1, IMAGE_TOKEN_INDEX, 3, 4], [video(130)], prompt=4),
         sample([5, 6, 7], []),
-        sample([1, IMAGE_TOKEN_INDEX, 2, IMAGE_TOKEN_INDEX], [Visual("images", torch.zeros(2, 3, 18, 18))]),
+        sample(
+            [1, IMAGE_TOKEN_INDEX, 2, IMAGE_TOKEN_INDEX],
+            [Visual("images", torch.zeros(2, 3, 18, 18))],
+        ),
     ]
     plans = [plan_sample(s, CONFIG, "uniform") for s in samples]
     pack = plan_pack(samples, CONFIG, "uniform")
@@ -141,7 +178,9 @@ def test_a_pack_is_its_samples_one_after_another():
     assert torch.equal(pack.labels_S, torch.cat([plan.labels_S for plan in plans]))
     assert pack.positions_S.tolist() == [i for plan in plans for i in range(plan.length)]
     queries = [plan for plan in plans if plan.layout]
-    assert torch.equal(pack.query_positions_M, torch.cat([plan.query_positions_M for plan in queries]))
+    assert torch.equal(
+        pack.query_positions_M, torch.cat([plan.query_positions_M for plan in queries])
+    )
     visual = sum(len(plan.layout.query_rows_Q) for plan in queries)
     used = pack.sources_S[pack.sources_S >= len(pack.ids_L)] - len(pack.ids_L)
     assert used.tolist() == list(range(visual))
@@ -171,14 +210,22 @@ BAD = {
         sample([IMAGE_TOKEN_INDEX], [Visual("frames", torch.zeros(3, 3, 20, 20))]),
         r"frames of shape \[3, 3, 20, 20\]",
     ),
-    "no frames": (sample([IMAGE_TOKEN_INDEX], [Visual("frames", torch.zeros(0, 3, 18, 18))]), "at least 1"),
+    "no frames": (
+        sample([IMAGE_TOKEN_INDEX], [Visual("frames", torch.zeros(0, 3, 18, 18))]),
+        "at least 1",
+    ),
     "ids of another vocabulary": (sample([1, 16], []), "tokenised for another variant"),
     "a sequence that is too long": (sample([1] * 40000, []), "40000 tokens .* more than the 32768"),
     "tiles that don't fit the image": (
-        sample([IMAGE_TOKEN_INDEX], [Visual("anyres", torch.zeros(3, 3, 18, 18), image_size=(18, 18))]),
+        sample(
+            [IMAGE_TOKEN_INDEX], [Visual("anyres", torch.zeros(3, 3, 18, 18), image_size=(18, 18))]
+        ),
         "must hold 2 pictures, not 3",
     ),
-    "random forgetting without a seed": (sample([IMAGE_TOKEN_INDEX], [video(3)], seed=None), "needs a seed"),
+    "random forgetting without a seed": (
+        sample([IMAGE_TOKEN_INDEX], [video(3)], seed=None),
+        "needs a seed",
+    ),
     "a video beside an image": (
         sample([IMAGE_TOKEN_INDEX] * 2, [video(3), Visual("images", torch.zeros(1, 3, 18, 18))]),
         "must all be of kind 'images'",

@@ -13,12 +13,12 @@ from transformers import AutoTokenizer
 from model.anyres import plan_anyres
 from model.config import PRESETS
 from model.conversation import tokenize, video_prompt
-from model.frames import read, timeline, training_frame_indices
 from model.images import anyres, padded_square
 from model.inputs import IMAGE_TOKEN_INDEX
-from model.media import MediaError
+from model.media.container import MediaError
+from model.media.reader import read, timeline, training_frame_indices
 from model.processor import Processor
-from tests.model import clips
+from tests.model.media import clips
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORD = json.loads((GOLDEN / "tokenize" / "tokenize.json").read_text())
@@ -29,7 +29,9 @@ ANSWERED = [*QUESTION, {"from": "gpt", "value": "A fight."}]
 
 
 class Stored:
-    """Features as an opened feature file gives them: numbered frames, and a record of what was read."""
+    """Features as an opened feature file gives them: numbered frames, and a record of what was
+    read.
+    """
 
     def __init__(self, frames, duration, channels=CONFIG.vision.hidden_size):
         self.frames, self.duration, self.channels = frames, duration, channels
@@ -37,7 +39,11 @@ class Stored:
 
     def read(self, indices):
         self.asked = indices.tolist()
-        return torch.tensor(self.asked).float()[:, None, None].expand(-1, CONFIG.memory.frame_tokens, self.channels)
+        return (
+            torch.tensor(self.asked)
+            .float()[:, None, None]
+            .expand(-1, CONFIG.memory.frame_tokens, self.channels)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +53,15 @@ def processor():
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return clips.encode(tmp_path_factory.mktemp("clip") / "clip.mp4", 90, rate=30, options={"bf": "3"})
+    return clips.encode(
+        tmp_path_factory.mktemp("clip") / "clip.mp4", 90, rate=30, options={"bf": "3"}
+    )
 
 
 def picture(width=50, height=30):
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def test_text_is_tokenised_and_nothing_more(processor):
@@ -63,7 +73,9 @@ def test_text_is_tokenised_and_nothing_more(processor):
     assert (sample.id, sample.seed, sample.visuals) == ("t1", 7, [])
 
 
-@pytest.mark.parametrize("name", [name for name in RECORD["time_cases"] if name.startswith("feature")])
+@pytest.mark.parametrize(
+    "name", [name for name in RECORD["time_cases"] if name.startswith("feature")]
+)
 def test_stored_features_are_read_and_prompted_as_published(name, processor):
     case = RECORD["time_cases"][name]
     stored = Stored(case["feature_frames"], case["duration"])
@@ -85,16 +97,24 @@ def test_a_video_file_gives_the_frames_of_the_training_rule_and_says_so(processo
     assert visual.kind == "frames"
     assert visual.pixels.dtype == torch.uint8
     assert visual.pixels.shape == (len(chosen), 3, SIZE, SIZE)
-    assert [clips.number(frame.permute(1, 2, 0).numpy()) for frame in visual.pixels] == chosen.tolist()
-    expected, _ = tokenize(video_prompt(ANSWERED, duration=3.0, frames=len(chosen)), processor.tokenizer)
+    assert [
+        clips.number(frame.permute(1, 2, 0).numpy()) for frame in visual.pixels
+    ] == chosen.tolist()
+    expected, _ = tokenize(
+        video_prompt(ANSWERED, duration=3.0, frames=len(chosen)), processor.tokenizer
+    )
     assert torch.equal(sample.input_ids, expected)
 
 
 def test_a_path_and_its_frames_give_the_same_inputs(processor, clip):
     line = timeline(clip)
-    decoded = read(line, training_frame_indices(line, min_frames=CONFIG.memory.min_frames), size=SIZE)
+    decoded = read(
+        line, training_frame_indices(line, min_frames=CONFIG.memory.min_frames), size=SIZE
+    )
     from_file = processor.video(str(clip), QUESTION, add_generation_prompt=True)
-    from_frames = processor.video(decoded.frames_THWC, QUESTION, duration=line.duration, add_generation_prompt=True)
+    from_frames = processor.video(
+        decoded.frames_THWC, QUESTION, duration=line.duration, add_generation_prompt=True
+    )
     assert torch.equal(from_file.input_ids, from_frames.input_ids)
     assert torch.equal(from_file.visuals[0].pixels, from_frames.visuals[0].pixels)
 
@@ -113,7 +133,9 @@ def test_several_images_become_padded_squares_in_order(processor):
     sample = processor.images([first, second], turns)
     [visual] = sample.visuals
     assert visual.kind == "images"
-    assert torch.equal(visual.pixels, torch.stack([padded_square(first, SIZE), padded_square(second, SIZE)]))
+    assert torch.equal(
+        visual.pixels, torch.stack([padded_square(first, SIZE), padded_square(second, SIZE)])
+    )
     assert int((sample.input_ids == IMAGE_TOKEN_INDEX).sum()) == 2
 
 
@@ -141,14 +163,29 @@ def test_generation_sees_what_training_saw_before_the_answer(processor, clip):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"conversations": [{"from": "human", "value": "<image> <image>"}], "images": [1]}, "2 <image>.*1 visual"),
-        ({"conversations": [{"from": "human", "value": "no placeholder"}], "images": [1]}, "0 <image>.*1 visual"),
+        (
+            {"conversations": [{"from": "human", "value": "<image> <image>"}], "images": [1]},
+            "2 <image>.*1 visual",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "no placeholder"}], "images": [1]},
+            "0 <image>.*1 visual",
+        ),
         ({"conversations": QUESTION}, "1 <image>.*0 visual"),
         ({"conversations": QUESTION, "images": [1], "video": "x.mp4"}, "a video and 1 images"),
-        ({"conversations": QUESTION, "video": np.zeros((2, 8, 8, 3), np.uint8)}, "give its duration"),
-        ({"conversations": QUESTION, "video": np.zeros((2, 3, 8, 8), np.uint8), "duration": 1.0}, r"\[2, 3, 8, 8\]"),
+        (
+            {"conversations": QUESTION, "video": np.zeros((2, 8, 8, 3), np.uint8)},
+            "give its duration",
+        ),
+        (
+            {"conversations": QUESTION, "video": np.zeros((2, 3, 8, 8), np.uint8), "duration": 1.0},
+            r"\[2, 3, 8, 8\]",
+        ),
         ({"conversations": QUESTION, "video": np.zeros((2, 8, 8, 3)), "duration": 1.0}, "float64"),
-        ({"conversations": ANSWERED, "images": [1], "add_generation_prompt": True}, "'bad'.*already is an answer"),
+        (
+            {"conversations": ANSWERED, "images": [1], "add_generation_prompt": True},
+            "'bad'.*already is an answer",
+        ),
         ({"conversations": QUESTION, "video": Stored(20, 20.0, channels=7)}, r"\[20, 16, 7\]"),
     ],
 )

@@ -1,4 +1,6 @@
-"""The Dagster UI in headless Chromium: what a user clicks and reads. The tests and docs/screenshots.py share it."""
+"""The Dagster UI in headless Chromium: what a user clicks and reads. The tests and
+docs/screenshots.py share it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Ui:
     """One browser window on a running Dagster.
 
     Attributes:
-        problems: what went wrong behind the pages: console errors, exceptions, answers that are errors.
+        problems: what went wrong behind the pages: console errors, exceptions, answers that are
+            errors.
     """
 
     page: Page
@@ -58,7 +61,8 @@ class Ui:
         self.page.get_by_text("Latest materialization").wait_for()
 
     def materialize(self) -> str:
-        """On an asset's page with a partition chosen: launch a run for it, and go to that run's page.
+        """On an asset's page with a partition chosen: launch a run for it, and go to that run's
+        page.
 
         Returns:
             The first eight characters of the run's id.
@@ -84,15 +88,23 @@ class Ui:
         return self.page.get_by_text("Metadata", exact=True).locator("xpath=following::table[1]")
 
     def metadata(self) -> dict[str, str]:
-        """On an asset's page with a partition chosen: each key of the metadata and its value, as text."""
+        """On an asset's page with a partition chosen: each key of the metadata and its value, as
+        text.
+        """
         rows = self.metadata_table().locator("xpath=./tbody/tr")
         rows.locator("td:nth-child(2)").first.wait_for()  # until then it says that there is none
-        cells = rows.evaluate_all("rows => rows.map(row => [...row.cells].map(cell => cell.innerText.trim()))")
+        cells = rows.evaluate_all(
+            "rows => rows.map(row => [...row.cells].map(cell => cell.innerText.trim()))"
+        )
         return {row[0]: row[1] for row in cells}
 
     def open_picture(self, key: str) -> Locator:
-        """On an asset's page with a partition chosen: the picture that is behind a key of the metadata."""
-        row = self.page.get_by_role("row").filter(has=self.page.get_by_role("cell", name=key, exact=True))
+        """On an asset's page with a partition chosen: the picture that is behind a key of the
+        metadata.
+        """
+        row = self.page.get_by_role("row").filter(
+            has=self.page.get_by_role("cell", name=key, exact=True)
+        )
         row.get_by_text("[Show Markdown]").click()
         picture = self.page.get_by_role("dialog").locator("img")
         picture.wait_for()
@@ -128,7 +140,9 @@ def browser(url: str, width: int = 1400, height: int = 900, scale: float = 1) ->
     with sync_playwright() as playwright:
         program = playwright.chromium.launch(
             executable_path=shutil.which(CHROMIUM),
-            args=["--no-sandbox"],  # as root, in a container, Chromium does not start with a sandbox
+            args=[
+                "--no-sandbox"
+            ],  # as root, in a container, Chromium does not start with a sandbox
         )
         context = program.new_context(
             viewport={"width": width, "height": height},
@@ -140,7 +154,10 @@ def browser(url: str, width: int = 1400, height: int = 900, scale: float = 1) ->
         context.set_default_timeout(TIMEOUT_MS)
         page = context.new_page()
         problems: list[str] = []
-        page.on("console", lambda said: problems.append(f"console: {said.text}") if said.type == "error" else None)
+        page.on(
+            "console",
+            lambda said: problems.append(f"console: {said.text}") if said.type == "error" else None,
+        )
         page.on("pageerror", lambda error: problems.append(f"exception: {error}"))
         page.on("response", lambda response: problems.extend(_problems_of(response)))
         try:

@@ -9,14 +9,15 @@ import pytest
 
 from pipeline.demo.instance import REPOSITORY
 from pipeline.demo.run import run_demo
-from training.storage import Storage
+from training.formats.storage import Storage
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
     """A folder with the demo's deployment and the history of the Dagster that made it.
 
-    Whoever materializes again in it leaves the same bytes behind and nothing out of date: other tests count on that.
+    Whoever materializes again in it leaves the same bytes behind and nothing out of date: other
+    tests count on that.
     """
     folder = tmp_path_factory.mktemp("demo")
     shutil.copy(REPOSITORY / "dagster.yaml", folder)

@@ -1,4 +1,6 @@
-"""The web UI as a person uses it: Chromium clicks on the demo's deployment and reads what the pages say."""
+"""The web UI as a person uses it: Chromium clicks on the demo's deployment and reads what the pages
+say.
+"""
 
 import json
 import shutil
@@ -49,7 +51,9 @@ def ui(window) -> Iterator[Ui]:
 def lost_part(storage, tmp_path) -> Iterator[tuple[Path, dict[str, bytes]]]:
     """One part of the long videos' shards, taken away; its folder, and the bytes that were in it."""
     folder = Path(storage.path(f"VideoMarathon/sharding/{SHARDS}_part0"))
-    content = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lineage.json"}
+    content = {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lineage.json"
+    }
     shutil.move(folder, tmp_path / folder.name)
     yield folder, content
     if not folder.exists():
@@ -64,13 +68,19 @@ def test_a_lost_part_comes_back_by_clicking_with_the_same_bytes_and_nothing_down
     ui.choose_partition("part0")
     run = ui.materialize()
     assert ui.end_of_run() == "Success"
-    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lineage.json"} == content
+    assert {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lineage.json"
+    } == content
     assert json.loads((folder / "lineage.json").read_text())["run_id"].startswith(run)
 
     ui.open_asset(SHARDS)
     ui.choose_partition("part0")
-    expect(ui.page.get_by_role("link", name=run)).to_be_visible()  # the run of the newest materialization
-    for asset, partition in zip(DOWNSTREAM, ({}, {"variant": "tiny"}, {"variant": "tiny"}), strict=True):
+    expect(
+        ui.page.get_by_role("link", name=run)
+    ).to_be_visible()  # the run of the newest materialization
+    for asset, partition in zip(
+        DOWNSTREAM, ({}, {"variant": "tiny"}, {"variant": "tiny"}), strict=True
+    ):
         assert client.states(asset, [partition]) == ["FRESH"], asset
 
 
@@ -100,7 +110,8 @@ def test_the_lineage_of_a_shard_shows_what_it_was_made_from_and_what_is_made_fro
     nodes = ui.graph_nodes().filter(has_text="Latest event")
     expect(nodes).to_have_count(3)
     left_to_right = sorted(
-        (node.bounding_box()["x"], node.text_content().split("Latest event")[0]) for node in nodes.all()
+        (node.bounding_box()["x"], node.text_content().split("Latest event")[0])
+        for node in nodes.all()
     )
     assert [name for _, name in left_to_right] == ["conversations", SHARDS, "hourllava_s3"]
 
@@ -114,7 +125,9 @@ def test_the_whole_graph_shows_every_group_and_every_asset(ui):
 
     ui.open_all_groups()
     expect(ui.small_nodes()).to_have_count(len(assets))
-    shown = [name.partition("…") for name in ui.small_nodes().all_text_contents()]  # long names are cut in the middle
+    shown = [
+        name.partition("…") for name in ui.small_nodes().all_text_contents()
+    ]  # long names are cut in the middle
     for name in (spec.key.to_user_string() for spec in assets):
         assert any(name.startswith(head) and name.endswith(tail) for head, _, tail in shown), name
 

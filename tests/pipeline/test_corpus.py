@@ -18,8 +18,8 @@ import pytest
 import requests
 from PIL import Image
 
-from assets.settings import load_settings
-from assets.split import part_of
+from assets.deployment.parts import part_of
+from assets.deployment.settings import load_settings
 from pipeline.demo import llava_sets, marathon
 from pipeline.demo.corpus import Corpus, build_corpus
 from pipeline.demo.drawing import COLOURS, invent_film, write_film
@@ -87,7 +87,9 @@ def test_the_held_out_pictures_show_what_is_asked(corpus):
     for row in asked:
         picture = np.asarray(Image.open(folder / row["path"]))
         (most, _), (next_most, _) = seen_colours(picture).most_common(2)
-        assert row["answer"] == (most if row["task"] == "image: background" else next_most), row["path"]
+        assert row["answer"] == (most if row["task"] == "image: background" else next_most), row[
+            "path"
+        ]
 
 
 def test_answers_stand_among_their_candidates_and_no_answer_is_common_enough_to_guess(corpus):
@@ -95,13 +97,20 @@ def test_answers_stand_among_their_candidates_and_no_answer_is_common_enough_to_
     for task in {row["task"] for row in rows}:
         answers = [row["answer"] for row in rows if row["task"] == task]
         assert max(Counter(answers).values()) / len(answers) < 0.6, task
-    assert all(row["answer"] in row["candidates"] and (corpus.questions.parent / row["path"]).exists() for row in rows)
+    assert all(
+        row["answer"] in row["candidates"] and (corpus.questions.parent / row["path"]).exists()
+        for row in rows
+    )
 
 
 def test_nothing_that_is_held_out_is_trained_on(corpus):
     held_out = {path.read_bytes() for path in (corpus.questions.parent / "videos").iterdir()}
-    trained = {path.read_bytes() for path in (corpus.folder / "corpus" / "media" / "panda").iterdir()}
-    trained |= {path.read_bytes() for path in (corpus.folder / "corpus" / "drop" / "ego4d").iterdir()}
+    trained = {
+        path.read_bytes() for path in (corpus.folder / "corpus" / "media" / "panda").iterdir()
+    }
+    trained |= {
+        path.read_bytes() for path in (corpus.folder / "corpus" / "drop" / "ego4d").iterdir()
+    }
     hub = corpus.folder / "corpus" / "hub"
     with zipfile.ZipFile(hub / marathon.YOUCOOK_REPO / marathon.YOUCOOK_ARCHIVE) as archive:
         trained |= {archive.read(name) for name in archive.namelist()}
@@ -123,7 +132,15 @@ def test_multiple_choice_answers_open_with_the_letter_of_the_right_option():
 
 def test_rows_have_the_schema_of_videomarathon_and_three_ways_to_name_a_video(corpus):
     rows = rows_of(corpus)
-    assert list(rows[0]) == ["id", "video", "data_source", "URL", "question", "answer", "question_type"]
+    assert list(rows[0]) == [
+        "id",
+        "video",
+        "data_source",
+        "URL",
+        "question",
+        "answer",
+        "question_type",
+    ]
     assert {row["question_type"].rsplit("/", 1)[1] for row in rows} == {"oe", "mc"}
     named = {row["data_source"]: row["video"] for row in rows}
     assert named["panda"].count("/") == 0
@@ -134,7 +151,9 @@ def test_rows_have_the_schema_of_videomarathon_and_three_ways_to_name_a_video(co
 
 def test_every_source_has_videos_in_every_part(corpus):
     parts = load_settings(corpus.settings).parts
-    videos = Counter((v.source, part_of(f"{v.source}/{v.id}", parts)) for v in marathon.long_videos("demo"))
+    videos = Counter(
+        (v.source, part_of(f"{v.source}/{v.id}", parts)) for v in marathon.long_videos("demo")
+    )
     assert len(videos) == len(marathon.VIDEOS) * parts
     assert min(videos.values()) >= 2
 
@@ -151,7 +170,9 @@ def test_what_is_wrong_on_purpose_is_wrong(corpus):
     with av.open(str(half)) as container:
         assert container.duration == 60_000_000
         seconds = [
-            float(packet.pts * packet.time_base) for packet in container.demux(video=0) if packet.pts is not None
+            float(packet.pts * packet.time_base)
+            for packet in container.demux(video=0)
+            if packet.pts is not None
         ]
     assert max(seconds) < 55
     assert [row["id"] for row in rows if not row["answer"]] == ["no-answer"]
@@ -166,11 +187,21 @@ def test_what_is_wrong_on_purpose_is_wrong(corpus):
 
 def test_images_lie_in_parquet_as_the_hub_has_them(corpus):
     repo = corpus.folder / "corpus" / "hub" / llava_sets.ONEVISION_REPO
-    for name, images in ((llava_sets.SHAPES, 1), (llava_sets.COUNTING, 0), (llava_sets.TWO_PICTURES, 2)):
+    for name, images in (
+        (llava_sets.SHAPES, 1),
+        (llava_sets.COUNTING, 0),
+        (llava_sets.TWO_PICTURES, 2),
+    ):
         rows = pq.read_table(repo / name / "train-00000-of-00001.parquet").to_pylist()
         assert min(Counter(part_of(row["id"], 10) for row in rows).values()) >= 10, name
         for row in rows:
-            found = row["image"] if isinstance(row["image"], list) else [row["image"]] if row["image"] else []
+            found = (
+                row["image"]
+                if isinstance(row["image"], list)
+                else [row["image"]]
+                if row["image"]
+                else []
+            )
             assert len(found) == images == row["conversations"][0]["value"].count("<image>")
             assert all(Image.open(io.BytesIO(image["bytes"])).format == "JPEG" for image in found)
 
@@ -187,7 +218,10 @@ def test_short_videos_stand_in_their_archives_under_the_names_of_their_rows(corp
     assert len(rows) == len({row["id"] for row in rows}) == 10 * llava_sets.SHORT_FILMS // 3
     assert min(Counter(part_of(row["id"], 10) for row in rows).values()) >= 12
     listed = llava_sets.mixtures_csv()
-    assert all(path.name.replace("_processed.json", ".json") in listed for path in repo.rglob("*_processed.json"))
+    assert all(
+        path.name.replace("_processed.json", ".json") in listed
+        for path in repo.rglob("*_processed.json")
+    )
 
 
 def test_building_again_changes_nothing(corpus):
@@ -218,7 +252,11 @@ def test_the_hub_serves_the_repositories_that_the_settings_name(corpus):
     settings = load_settings(corpus.settings)
     with corpus.serve() as (hub, _):
         assert settings.hub_endpoint == hub.url
-        repos = (settings.annotations.repo, settings.collections.onevision_repo, settings.collections.video_repo)
+        repos = (
+            settings.annotations.repo,
+            settings.collections.onevision_repo,
+            settings.collections.video_repo,
+        )
         for repo in (*repos, settings.sources["youcook2"].repo):
             assert requests.get(f"{hub.url}/api/datasets/{repo}", timeout=10).status_code == 200
         with pytest.raises(RuntimeError, match="in use"), corpus.serve():

@@ -60,8 +60,14 @@ def test_the_graph_is_the_one_of_the_design(graph):
 
 
 def test_stage_two_reads_only_the_parts_that_stage_three_does_not(graph):
-    """Stage 2 takes part 0 of the image kinds and parts 0 and 1 of the short videos, and nothing else."""
-    expected = {"llavavideo_text": ["part0"], "llavavideo_si": ["part0"], "llavavideo_mi": ["part0"]}
+    """Stage 2 takes part 0 of the image kinds and parts 0 and 1 of the short videos, and nothing
+    else.
+    """
+    expected = {
+        "llavavideo_text": ["part0"],
+        "llavavideo_si": ["part0"],
+        "llavavideo_mi": ["part0"],
+    }
     expected["llavavideo_video"] = ["part0", "part1"]
     mappings = graph.get(dg.AssetKey("stage2")).partition_mappings
     assert {
@@ -103,9 +109,15 @@ CHECKS = {
     "llava_video": {"all_there": False},
     "videos": {"coverage": True, "nothing_more_to_get": False},
     "conversations": {"sound": True},
-    **{kind: {"whole": True} for kind in (*ONEVISION_SHARDS, "llavavideo_video", "videomarathon_video")},
+    **{
+        kind: {"whole": True}
+        for kind in (*ONEVISION_SHARDS, "llavavideo_video", "videomarathon_video")
+    },
     "hourllava_s3": {"one_place": True, "labels": True},
-    **{f"stage{number}": {"loss": True, "loss_falls": False, "export_loads": True} for number in (1, 2, 3)},
+    **{
+        f"stage{number}": {"loss": True, "loss_falls": False, "export_loads": True}
+        for number in (1, 2, 3)
+    },
     "features": {"complete": True, "none_quarantined": False},
     "evaluation": {"above_blind": False},
 }
@@ -130,10 +142,12 @@ def test_every_check_says_what_it_looks_at(graph):
 def test_loading_the_code_location_imports_neither_torch_nor_its_friends():
     script = (
         "import json, sys; from pipeline.definitions import definitions; definitions();"
-        "print(json.dumps([m for m in ('torch', 'transformers', 'streaming', 'decord', 'torchvision')"
-        " if m in sys.modules]))"
+        "print(json.dumps([m for m in ('torch', 'transformers', 'streaming', 'decord', "
+        "'torchvision') if m in sys.modules]))"
     )
-    result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert json.loads(result.stdout) == []
 
 

@@ -1,4 +1,6 @@
-"""The whole graph, through a running Dagster, on real media: what ``make demo`` does, in a folder of its own."""
+"""The whole graph, through a running Dagster, on real media: what ``make demo`` does, in a folder
+of its own.
+"""
 
 import hashlib
 import json
@@ -9,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from assets.lineage import all_records
+from assets.records.lineage import all_records
 from pipeline.cli import main
 from pipeline.demo.run import run_demo
 
@@ -26,12 +28,29 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def test_every_asset_was_made(storage):
     made = {record.product.partition("[")[0] for record in all_records(storage)}
-    assert {"annotations", "catalogue", "videos", "conversations", "features", "hourllava_s3", "evaluation"} <= made
-    assert {"base_model", "stage1", "stage2", "stage3", "vision_encoder", "videomarathon_json"} <= made
+    assert {
+        "annotations",
+        "catalogue",
+        "videos",
+        "conversations",
+        "features",
+        "hourllava_s3",
+        "evaluation",
+    } <= made
+    assert {
+        "base_model",
+        "stage1",
+        "stage2",
+        "stage3",
+        "vision_encoder",
+        "videomarathon_json",
+    } <= made
 
 
 def test_what_was_broken_on_purpose_is_reported_with_its_reason(storage):
-    rejected = pq.read_table(storage.local("VideoMarathon/annotations.rejected.parquet")).to_pylist()
+    rejected = pq.read_table(
+        storage.local("VideoMarathon/annotations.rejected.parquet")
+    ).to_pylist()
     assert {row["reason"] for row in rejected} == {"no_answer", "unknown_source"}
     reasons = {}
     for name in storage.list("VideoMarathon/catalogue/panda", ".parquet"):

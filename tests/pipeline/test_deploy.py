@@ -1,4 +1,6 @@
-"""Larger deployments by configuration: what lies in ``deploy/`` is what Dagster and Kubernetes accept."""
+"""Larger deployments by configuration: what lies in ``deploy/`` is what Dagster and Kubernetes
+accept.
+"""
 
 import importlib
 import json
@@ -28,9 +30,11 @@ def manifests():
 
 
 def config_map(name):
-    return next(item for item in manifests() if item["kind"] == "ConfigMap" and item["metadata"]["name"] == name)[
-        "data"
-    ]
+    return next(
+        item
+        for item in manifests()
+        if item["kind"] == "ConfigMap" and item["metadata"]["name"] == name
+    )["data"]
 
 
 @pytest.fixture
@@ -42,7 +46,9 @@ def cluster_instance(tmp_path, monkeypatch):
 
 
 def validate_instance(folder):
-    """Check a dagster.yaml by Dagster's schema, and the section of each class that it names by that class's."""
+    """Check a dagster.yaml by Dagster's schema, and the section of each class that it names by that
+    class's.
+    """
     ref = InstanceRef.from_dir(str(folder))
     classes = [getattr(ref, name) for name in InstanceRef._fields if name.endswith("_data")]
     for data in filter(None, classes):
@@ -52,7 +58,9 @@ def validate_instance(folder):
     return ref
 
 
-@pytest.mark.parametrize("manifest", manifests(), ids=lambda item: f"{item['kind']} {item['metadata']['name']}")
+@pytest.mark.parametrize(
+    "manifest", manifests(), ids=lambda item: f"{item['kind']} {item['metadata']['name']}"
+)
 def test_every_manifest_is_valid_by_kubernetes_own_schema(manifest):
     kubernetes_validate.validate(manifest, VERSION, strict=True)
 
@@ -75,15 +83,26 @@ def test_what_the_manifests_refer_to_is_there():
         used |= {("ServiceAccount", pod[key]) for key in ("serviceAccountName",) if key in pod}
         for volume in pod.get("volumes", []):
             used |= {("ConfigMap", volume[key]["name"]) for key in ("configMap",) if key in volume}
-            used |= {("PersistentVolumeClaim", volume[key]["claimName"]) for key in volume if "Claim" in key}
+            used |= {
+                ("PersistentVolumeClaim", volume[key]["claimName"])
+                for key in volume
+                if "Claim" in key
+            }
         for variable in pod["containers"][0].get("env", []):
-            secrets |= {variable["valueFrom"]["secretKeyRef"]["name"] for key in variable if key == "valueFrom"}
+            secrets |= {
+                variable["valueFrom"]["secretKeyRef"]["name"]
+                for key in variable
+                if key == "valueFrom"
+            }
     instance = yaml.safe_load(config_map("hourllava-instance")["dagster.yaml"])
     workspace = yaml.safe_load(config_map("hourllava-instance")["workspace.yaml"])
     used.add(("Service", workspace["load_from"][0]["grpc_server"]["host"]))
     used.add(("Service", instance["storage"]["postgres"]["postgres_db"]["hostname"]))
     launcher = instance["run_launcher"]["config"]
-    used |= {("ServiceAccount", launcher["service_account_name"]), ("ConfigMap", launcher["instance_config_map"])}
+    used |= {
+        ("ServiceAccount", launcher["service_account_name"]),
+        ("ConfigMap", launcher["instance_config_map"]),
+    }
     assert used <= made
     assert secrets == {launcher["postgres_password_secret"]} == {"hourllava-secrets"}
 
@@ -101,7 +120,7 @@ def test_a_mistake_in_an_instance_would_be_noticed(cluster_instance):
 
 
 def test_the_settings_and_the_workspace_of_the_cluster_are_read(tmp_path):
-    from assets.settings import load_settings
+    from assets.deployment.settings import load_settings
 
     (tmp_path / "deployment.yaml").write_text(config_map("hourllava-settings")["deployment.yaml"])
     assert load_settings(tmp_path / "deployment.yaml").variants == ["3b"]
@@ -111,7 +130,8 @@ def test_with_postgres_an_instance_differs_only_in_where_its_history_is(tmp_path
     monkeypatch.setenv("DAGSTER_PG_URL", "postgresql+psycopg2://dagster:secret@127.0.0.1/dagster")
     validate_instance(REPOSITORY / "deploy/postgres")
     plain, postgres = (
-        yaml.safe_load((REPOSITORY / folder / "dagster.yaml").read_text()) for folder in (".", "deploy/postgres")
+        yaml.safe_load((REPOSITORY / folder / "dagster.yaml").read_text())
+        for folder in (".", "deploy/postgres")
     )
     assert plain.pop("storage") != postgres.pop("storage")
     assert plain == postgres
@@ -134,13 +154,19 @@ def rendered_step(instance_folder, user_defined):
     user = {"name": "u", "user": {}}
     context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
     kinds = {"apiVersion": "v1", "kind": "Config", "current-context": "c"}
-    kubeconfig.write_text(yaml.safe_dump({**kinds, "clusters": [cluster], "users": [user], "contexts": [context]}))
-    config = yaml.safe_load((instance_folder / "dagster.yaml").read_text())["run_launcher"]["config"]
+    kubeconfig.write_text(
+        yaml.safe_dump({**kinds, "clusters": [cluster], "users": [user], "contexts": [context]})
+    )
+    config = yaml.safe_load((instance_folder / "dagster.yaml").read_text())["run_launcher"][
+        "config"
+    ]
     processed = process_config(k8s.K8sRunLauncher.config_type(), config).value
     outside = {"load_incluster_config": False, "kubeconfig_file": str(kubeconfig)}
     launcher = k8s.K8sRunLauncher(**{**processed, **outside})
     given = K8sContainerContext(run_k8s_config=UserDefinedDagsterK8sConfig.from_dict(user_defined))
-    whole = K8sContainerContext.create_for_run(dg.DagsterRun("train"), launcher, include_run_tags=False).merge(given)
+    whole = K8sContainerContext.create_for_run(
+        dg.DagsterRun("train"), launcher, include_run_tags=False
+    ).merge(given)
     job = construct_dagster_k8s_job(
         whole.get_k8s_job_config("registry.example.org/hourllava:0.1.0", launcher),
         ["dagster", "api", "execute_step"],
@@ -161,7 +187,10 @@ def test_a_training_step_gets_a_gpu_pod_that_kubernetes_accepts(cluster_instance
     assert pod["terminationGracePeriodSeconds"] == 180
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounts == {"/data", "/dev/shm", "/opt/hourllava-settings"}
-    assert {"name": "HOURLLAVA_CONFIG", "value": "/opt/hourllava-settings/deployment.yaml"} in container["env"]
+    assert {
+        "name": "HOURLLAVA_CONFIG",
+        "value": "/opt/hourllava-settings/deployment.yaml",
+    } in container["env"]
 
 
 def test_a_download_step_holds_no_gpu(cluster_instance, pods):
@@ -177,21 +206,28 @@ def test_each_asset_gets_the_pod_of_its_pool(pods):
     assets = list(definitions().assets)
     executor = pod_steps(pods, assets)
     config = executor.apply_config_mapping({"config": {}}).value["config"]["per_step_k8s_config"]
-    assert {name for name, pod in config.items() if "limits" in pod["container_config"]["resources"]} == {
+    assert {
+        name for name, pod in config.items() if "limits" in pod["container_config"]["resources"]
+    } == {
         "stage1",
         "stage2",
         "stage3",
         "features",
         "evaluation",
     }
-    assert config["videos"]["container_config"]["resources"]["requests"] == {"cpu": "4", "memory": "8Gi"}
+    assert config["videos"]["container_config"]["resources"]["requests"] == {
+        "cpu": "4",
+        "memory": "8Gi",
+    }
 
 
 def test_a_pool_that_there_is_not_is_named(tmp_path):
     from pipeline.executors import pod_steps
 
     (tmp_path / "pods.yaml").write_text("gpus: {}")
-    with pytest.raises(ValueError, match=r"there is no pool gpus; the pools are gpu, download, cpu"):
+    with pytest.raises(
+        ValueError, match=r"there is no pool gpus; the pools are gpu, download, cpu"
+    ):
         pod_steps(tmp_path / "pods.yaml", [])
 
 
@@ -203,7 +239,9 @@ def test_on_a_cluster_every_job_starts_its_steps_as_pods(pods):
         print(json.dumps({job.name: job.executor_def.name for job in jobs if not job.name.startswith("_")}))
     """
     variables = {**os.environ, "HOURLLAVA_PODS": str(pods)}
-    said = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=variables, capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=variables, capture_output=True, text=True
+    )
     executors = json.loads(said.stdout)
     # Starting a backfill is one call of the database: the run's own pod does it.
     assert executors.pop("everything_for_variant") == "in_process"
@@ -231,7 +269,9 @@ def postgres():
 
         def run(program, *arguments):
             command = [*as_user, programs / program, *arguments]
-            done = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
             assert done.returncode == 0, done.stderr
 
         run("initdb", "-D", folder / "data", "-U", "dagster", "--auth=trust", "--no-sync")

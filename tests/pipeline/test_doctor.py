@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from dagster import DagsterInstance
 
-from assets.settings import load_settings
+from assets.deployment.settings import load_settings
 from pipeline.cli import main
 from pipeline.demo.instance import REPOSITORY
 from pipeline.doctor import Gpu, check_gpus, check_instance
@@ -62,7 +62,14 @@ def test_a_machine_that_can_do_what_is_asked_is_told_so(machine, capsys):
     code, rows, _ = doctor(machine, capsys)
     assert code == 0
     assert "missing" not in {state for state, _ in rows.values()}
-    assert {"python", "disk", "memory", "shared memory", "file descriptors", "decoder isolation"} <= rows.keys()
+    assert {
+        "python",
+        "disk",
+        "memory",
+        "shared memory",
+        "file descriptors",
+        "decoder isolation",
+    } <= rows.keys()
     assert rows["Dagster instance"][1].endswith("SqliteRunStorage with 0 runs")
     assert not (machine / "root").exists()
 
@@ -71,7 +78,9 @@ def test_a_disk_that_is_too_full_is_missing_and_says_how_full(machine, capsys):
     code, rows, todo = doctor(machine, capsys, ("min_free_bytes: 1", f"min_free_bytes: {1 << 60}"))
     state, found = rows["disk"]
     assert (code, state) == (1, "missing")
-    free = int(subprocess.check_output(["df", "--output=avail", "-B1", machine], text=True).split()[1])
+    free = int(
+        subprocess.check_output(["df", "--output=avail", "-B1", machine], text=True).split()[1]
+    )
     assert float(found.split()[0]) == pytest.approx(free / 2**30, rel=0.05)
     assert "missing: disk: free some space" in todo
 
@@ -138,7 +147,9 @@ def test_a_port_that_is_taken_is_noted(machine, capsys):
 
 def test_too_few_file_descriptors_are_noted(machine, capsys):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4000, hard))  # other tests of this process may hold hundreds
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (4000, hard)
+    )  # other tests of this process may hold hundreds
     try:
         state, found = doctor(machine, capsys)[1]["file descriptors"]
     finally:
@@ -166,7 +177,9 @@ def test_a_hundred_parts_are_noted_and_one_less_is_not(machine):
         instance.add_dynamic_partitions("part", [f"part{index}" for index in range(99)])
         assert [finding.what for finding in check_instance(machine)] == ["Dagster instance"]
         instance.add_dynamic_partitions("part", ["part99"])
-    assert [(finding.what, finding.state) for finding in check_instance(machine)][1:] == [("parts", "note")]
+    assert [(finding.what, finding.state) for finding in check_instance(machine)][1:] == [
+        ("parts", "note")
+    ]
 
 
 def test_a_mistake_in_the_settings_is_told_by_its_name(machine, capsys):
@@ -178,4 +191,7 @@ def test_a_mistake_in_the_settings_is_told_by_its_name(machine, capsys):
 def test_the_module_is_imported_without_torch():
     code = "import sys, pipeline.cli, pipeline.doctor; print('torch' in sys.modules)"
     variables = {**os.environ, "PYTHONPATH": str(Path(REPOSITORY))}
-    assert subprocess.check_output([sys.executable, "-c", code], env=variables, text=True).strip() == "False"
+    assert (
+        subprocess.check_output([sys.executable, "-c", code], env=variables, text=True).strip()
+        == "False"
+    )

@@ -1,13 +1,15 @@
-"""Named jobs: what each one makes, which pool and which retries its steps have, and everything for one variant."""
+"""Named jobs: what each one makes, which pool and which retries its steps have, and everything for
+one variant.
+"""
 
 import dagster as dg
 import pytest
 
-from assets.automation import RETRY_NETWORK
-from assets.partitions import llava_part_partitions, source_partitions
-from assets.reporting import errors_for_people
-from assets.sources.errors import AccessError
-from pipeline.everything import due_subsets, everything_for_variant
+from assets.deployment.automation import RETRY_NETWORK
+from assets.deployment.partitions import llava_part_partitions, source_partitions
+from assets.fetching.errors import AccessError
+from assets.records.reporting import errors_for_people
+from pipeline.backfill import due_subsets, everything_for_variant
 
 PARTS = ["part0", "part1"]
 LLAVA = llava_part_partitions.get_partition_keys()
@@ -31,7 +33,9 @@ def instance():
 def made(instance, *names):
     for name in names:
         asset, _, partition = name.partition("[")
-        instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=partition.rstrip("]") or None))
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(asset, partition=partition.rstrip("]") or None)
+        )
 
 
 def due(instance, defs, variant):
@@ -49,7 +53,13 @@ SHARED = {
     *(f"{name}[{part}]" for name in ("conversations", "videomarathon_video") for part in PARTS),
     *(
         f"{kind}[{part}]"
-        for kind in ("llava_ov_si_onlyimg", "llavavideo_text", "llavavideo_si", "llavavideo_mi", "llavavideo_video")
+        for kind in (
+            "llava_ov_si_onlyimg",
+            "llavavideo_text",
+            "llavavideo_si",
+            "llavavideo_mi",
+            "llavavideo_video",
+        )
         for part in LLAVA
     ),
     "hourllava_s3",
@@ -58,7 +68,10 @@ SHARED = {
 
 def of_variant(variant):
     names = ("base_model", "stage1", "stage2", "vision_encoder", "stage3", "evaluation")
-    return {*(f"{name}[{variant}]" for name in names), *(f"features[{part}|{variant}]" for part in PARTS)}
+    return {
+        *(f"{name}[{variant}]" for name in names),
+        *(f"features[{part}|{variant}]" for part in PARTS),
+    }
 
 
 def test_every_job_tells_a_stranger_what_it_does_and_can_be_found_by_its_step(defs):
@@ -66,15 +79,30 @@ def test_every_job_tells_a_stranger_what_it_does_and_can_be_found_by_its_step(de
     assert len(jobs) >= 12
     for job in jobs:
         assert len(job.description or "") > 40, job.name
-        assert job.tags["hourllava/step"] in {"data", "shards", "features", "training", "everything"}, job.name
+        assert job.tags["hourllava/step"] in {
+            "data",
+            "shards",
+            "features",
+            "training",
+            "everything",
+        }, job.name
 
 
 def test_every_step_that_is_heavy_on_something_is_in_a_pool(defs):
     """Light ones, which only list or name what others made, need none."""
-    pools = {item.node_def.name: item.node_def.pool for item in defs.assets if isinstance(item, dg.AssetsDefinition)}
+    pools = {
+        item.node_def.name: item.node_def.pool
+        for item in defs.assets
+        if isinstance(item, dg.AssetsDefinition)
+    }
     light = {name for name, pool in pools.items() if pool is None}
     assert light == {"catalogue", "hourllava_s3"}
-    assert {name for name, pool in pools.items() if pool == "gpu"} >= {"stage1", "stage2", "stage3", "features"}
+    assert {name for name, pool in pools.items() if pool == "gpu"} >= {
+        "stage1",
+        "stage2",
+        "stage3",
+        "features",
+    }
     assert set(pools.values()) <= {"gpu", "download", "cpu", None}
 
 
@@ -123,7 +151,9 @@ def test_a_missing_part_is_made_and_with_it_all_that_is_made_from_it(defs, insta
 
 def run_everything(instance, variant):
     config = {"ops": {"start_backfill": {"config": {"variant": variant}}}}
-    return everything_for_variant.execute_in_process(run_config=config, instance=instance, raise_on_error=False)
+    return everything_for_variant.execute_in_process(
+        run_config=config, instance=instance, raise_on_error=False
+    )
 
 
 def failure(result):
@@ -137,7 +167,9 @@ def test_the_job_starts_one_backfill_that_holds_all_of_it(instance):
     assert backfill.title == "everything for tiny"
     target = backfill.asset_backfill_data.target_subset
     pieces = {
-        f"{item.asset_key.to_user_string()}[{item.partition_key}]" if item.partition_key else item.asset_key.path[0]
+        f"{item.asset_key.to_user_string()}[{item.partition_key}]"
+        if item.partition_key
+        else item.asset_key.path[0]
         for item in target.iterate_asset_partitions()
     }
     assert pieces == SHARED | of_variant("tiny")
@@ -150,6 +182,8 @@ def test_when_everything_is_there_no_backfill_is_started(instance):
 
 
 def test_an_unknown_variant_and_a_missing_catalogue_say_what_to_do(instance):
-    assert "no variant '4b': the settings have tiny, 3b, 7b" in failure(run_everything(instance, "4b"))
+    assert "no variant '4b': the settings have tiny, 3b, 7b" in failure(
+        run_everything(instance, "4b")
+    )
     with dg.instance_for_test() as empty:
         assert "run the job collect_sources first" in failure(run_everything(empty, "tiny"))

@@ -1,6 +1,8 @@
-"""Whatever ends a training in a running Dagster: no process survives, its slot is freed, and the next run goes on.
+"""Whatever ends a training in a running Dagster: no process survives, its slot is freed, and the
+next run goes on.
 
-One real training of stage 1 runs through all of it: each case goes on where the case before it was ended.
+One real training of stage 1 runs through all of it: each case goes on where the case before it was
+ended.
 """
 
 import json
@@ -15,14 +17,14 @@ import pytest
 import yaml
 
 from assets.checkpoints.base import prepare_base
-from assets.lineage import Lineage
-from assets.settings import load_settings
+from assets.deployment.settings import load_settings
+from assets.records.lineage import Lineage
 from assets.shards.writer import write_kind_part
 from pipeline.demo.client import FINISHED
 from pipeline.demo.instance import REPOSITORY, dagster
 from tests.assets.shards.roots import MIXTURE, make_root, quiet
-from tests.training.test_launch import alive, gone_within
-from training.storage import Storage
+from tests.training.test_supervise import alive, gone_within
+from training.formats.storage import Storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -62,7 +64,10 @@ def processes():
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            found[int(folder.name)] = parent, (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            found[int(folder.name)] = (
+                parent,
+                (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(),
+            )
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
@@ -84,12 +89,17 @@ class Deployment:
         base = prepare_base(storage, settings, "tiny", quiet)
         Lineage("base_model[tiny]", base.version, base.folder).write(storage)
         instance = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
-        instance["run_monitoring"] |= {"poll_interval_seconds": 1, "free_slots_after_run_end_seconds": 1}
+        instance["run_monitoring"] |= {
+            "poll_interval_seconds": 1,
+            "free_slots_after_run_end_seconds": 1,
+        }
         (folder / "dagster.yaml").write_text(yaml.safe_dump(instance))
         self.run = ""
 
     def open(self) -> None:
-        opened = dagster(self.folder / "deployment.yaml", self.folder / "dagster.log", home=self.folder)
+        opened = dagster(
+            self.folder / "deployment.yaml", self.folder / "dagster.log", home=self.folder
+        )
         self.client = self.stack.enter_context(opened)
 
     def close(self) -> None:
@@ -112,9 +122,13 @@ class Deployment:
         return list(self.client.query(SLOTS)["instance"]["concurrencyLimit"]["claimedSlots"])
 
     def continued_from(self) -> int:
-        """The step that the run's training said it continues from; 0 when it said nothing of the kind."""
+        """The step that the run's training said it continues from; 0 when it said nothing of the
+        kind.
+        """
         events = self.client.query(LOG, id=self.run)["logsForRun"]["events"]
-        said = re.findall(r"continuing from step-(\d+)", "\n".join(event.get("message", "") for event in events))
+        said = re.findall(
+            r"continuing from step-(\d+)", "\n".join(event.get("message", "") for event in events)
+        )
         return int(said[0]) if said else 0
 
     def family(self) -> dict[str, int]:
@@ -123,12 +137,14 @@ class Deployment:
         mine = str(self.folder / "root/checkpoints")
         names = {}
         for pid, (parent, command) in found.items():
-            if mine in command and "-m training.launch" in command:
+            if mine in command and "-m training.supervise" in command:
                 names |= {pid: "launch", parent: "step"}
             elif mine in command:
                 names[pid] = "torchrun" if "-m torch.distributed.run" in command else "rank"
         worker = next(pid for pid, name in names.items() if name == "step")
-        while "spawn_main" not in found[worker][1]:  # the code server starts a run as such a process
+        while (
+            "spawn_main" not in found[worker][1]
+        ):  # the code server starts a run as such a process
             worker = found[worker][0]
         below = [worker]
         for pid in below:
@@ -168,7 +184,9 @@ ENDS = {
 
 
 @pytest.mark.parametrize("event", ENDS)
-def test_an_ended_training_leaves_nothing_behind_and_goes_on_from_its_newest_checkpoint(deployment, event):
+def test_an_ended_training_leaves_nothing_behind_and_goes_on_from_its_newest_checkpoint(
+    deployment, event
+):
     end, expected = ENDS[event]
     before = deployment.newest()
     deployment.start()
@@ -178,8 +196,13 @@ def test_an_ended_training_leaves_nothing_behind_and_goes_on_from_its_newest_che
 
     end(deployment, family)
 
-    assert until(lambda: (state := deployment.status()) in FINISHED and state, "the end of the run") == expected
-    assert gone_within(family.values(), 30), f"alive: {[name for name, pid in family.items() if alive(pid)]}"
+    assert (
+        until(lambda: (state := deployment.status()) in FINISHED and state, "the end of the run")
+        == expected
+    )
+    assert gone_within(family.values(), 30), (
+        f"alive: {[name for name, pid in family.items() if alive(pid)]}"
+    )
     assert deployment.newest() < STEPS, "the training went on to its end"
     until(lambda: not deployment.slots(), "a free slot")
     assert deployment.continued_from() == before
@@ -188,10 +211,18 @@ def test_an_ended_training_leaves_nothing_behind_and_goes_on_from_its_newest_che
 def test_after_all_of_that_every_step_was_taken_once_and_the_run_succeeds(deployment):
     before = deployment.newest()
     deployment.start()
-    assert until(lambda: (state := deployment.status()) in FINISHED and state, "the end of the training") == "SUCCESS"
+    assert (
+        until(
+            lambda: (state := deployment.status()) in FINISHED and state, "the end of the training"
+        )
+        == "SUCCESS"
+    )
     assert deployment.continued_from() == before
     (out,) = (deployment.folder / "root/checkpoints/tiny/stage1").glob("*")
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, STEPS + 1))
-    assert Lineage.read(Storage(str(deployment.folder / "root")), "stage1[tiny]").counts["steps"] == STEPS
+    assert (
+        Lineage.read(Storage(str(deployment.folder / "root")), "stage1[tiny]").counts["steps"]
+        == STEPS
+    )
     assert not list((deployment.folder / "root").rglob(".tmp-*"))

@@ -3,15 +3,17 @@
 import dagster as dg
 import pytest
 
-from assets.lineage import Lineage
-from assets.videos.catalogue import PARTS
+from assets.annotations.catalogue import PARTS
+from assets.records.lineage import Lineage
 from pipeline.recover import recover
-from training.storage import Storage
+from training.formats.storage import Storage
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A register as a deployment leaves it: without partitions, with one, with two, and one that did not pass."""
+    """A register as a deployment leaves it: without partitions, with one, with two, and one that
+    did not pass.
+    """
     storage = Storage(str(tmp_path))
     storage.write_json(PARTS, {"parts": [{"name": "part0"}, {"name": "part1"}]})
     Lineage("annotations", "a1", counts={"rows": 3}).write(storage)
@@ -23,7 +25,10 @@ def root(tmp_path):
 
 def version(instance, asset, partition=None):
     records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[partition] if partition else None), limit=9
+        dg.AssetRecordsFilter(
+            dg.AssetKey(asset), asset_partitions=[partition] if partition else None
+        ),
+        limit=9,
     ).records
     return [record.asset_materialization.tags["dagster/data_version"] for record in records]
 
@@ -36,7 +41,11 @@ def test_every_product_of_the_register_is_known_again_with_its_version(root):
         assert version(instance, "annotations") == ["a1"]
         assert version(instance, "features", "part0|tiny") == ["f1"]
         assert instance.get_materialized_partitions(dg.AssetKey("conversations")) == {"part0"}
-    assert [line.split()[0] for line in said] == ["annotations", "conversations[part0]", "features[part0|tiny]"]
+    assert [line.split()[0] for line in said] == [
+        "annotations",
+        "conversations[part0]",
+        "features[part0|tiny]",
+    ]
 
 
 def test_what_dagster_knows_is_left_alone(root):

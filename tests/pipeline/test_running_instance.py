@@ -10,7 +10,13 @@ import pytest
 from pipeline.demo.client import FINISHED
 from pipeline.demo.instance import REPOSITORY, dagster
 
-ROW = {"id": "v1", "video": "clips/v1.mp4", "data_source": "clips", "URL": None, "question_type": "scene/oe"}
+ROW = {
+    "id": "v1",
+    "video": "clips/v1.mp4",
+    "data_source": "clips",
+    "URL": None,
+    "question_type": "scene/oe",
+}
 
 
 def write_deployment(folder: Path, rows: list[dict]) -> Path:

@@ -8,11 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from assets.partitions import source_and_part
-from assets.resources import Deployment
-from assets.settings import load_settings
-from assets.sources.annotations import collect_annotations
-from assets.videos.catalogue import (
+from assets.annotations.catalogue import (
     EXHAUSTED,
     MANUAL_MISSING,
     OK,
@@ -22,11 +18,16 @@ from assets.videos.catalogue import (
     Catalogue,
     build_catalogue,
 )
+from assets.annotations.collect import collect_annotations
+from assets.deployment.partitions import source_and_part
+from assets.deployment.resources import Deployment
+from assets.deployment.settings import load_settings
 from pipeline.schedules import download_nightly
-from training.storage import Storage
+from training.formats.storage import Storage
 
 FIRST_NIGHT = dt.datetime(2026, 3, 2, 20, 0, tzinfo=dt.UTC)
-# The sources of tests/deployment.yaml, which the code location was loaded with: panda by URL, ego4d from a folder.
+# The sources of tests/deployment.yaml, which the code location was loaded with: panda by URL, ego4d
+# from a folder.
 SETTINGS = """
 root: root
 parts: 1
@@ -52,7 +53,10 @@ class Nights:
             }
             for source in ("panda", "youcook2", "ego4d")
         ]
-        lines = [json.dumps({**row, "question_type": "scene/oe", "question": "Who?", "answer": "Me."}) for row in rows]
+        lines = [
+            json.dumps({**row, "question_type": "scene/oe", "question": "Who?", "answer": "Me."})
+            for row in rows
+        ]
         (folder / "rows.jsonl").write_text("\n".join(lines))
         (folder / "drop").mkdir()
         (folder / "deployment.yaml").write_text(SETTINGS)
@@ -77,7 +81,9 @@ class Nights:
         context = dg.build_schedule_context(self.instance, scheduled_execution_time=self.night)
         asked = download_nightly(context, deployment=self.deployment)
         self.night += dt.timedelta(days=1)
-        return {str(request.partition_key) for request in asked} if isinstance(asked, list) else set()
+        return (
+            {str(request.partition_key) for request in asked} if isinstance(asked, list) else set()
+        )
 
 
 @pytest.fixture
@@ -151,7 +157,9 @@ def test_each_evening_asks_once_for_runs_that_the_job_accepts(nights):
     context = dg.build_schedule_context(nights.instance, scheduled_execution_time=FIRST_NIGHT)
     (request,) = download_nightly(context, deployment=nights.deployment)
     assert request.run_key == "2026-03-02:part0|panda"
-    assert request.partition_key in source_and_part.get_partition_keys(dynamic_partitions_store=nights.instance)
+    assert request.partition_key in source_and_part.get_partition_keys(
+        dynamic_partitions_store=nights.instance
+    )
 
 
 def test_it_runs_from_the_first_start_where_data_follows_by_itself():

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 import requests
 from huggingface_hub import HfApi, HfFileSystem, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from pipeline.demo import servers
 from pipeline.demo.servers import Fault, HubServer, MediaServer, in_turn
@@ -81,7 +85,9 @@ def test_one_connection_carries_many_requests(media):
 
 
 def test_a_status_fault_replaces_the_answer_and_runs_out(media):
-    media.faults = in_turn({r"GET /panda/": [Fault.answer(429, headers={"Retry-After": "7"}), None]})
+    media.faults = in_turn(
+        {r"GET /panda/": [Fault.answer(429, headers={"Retry-After": "7"}), None]}
+    )
     first, second, third = get(media), get(media), get(media)
     assert (first.status_code, first.headers["Retry-After"]) == (429, "7")
     assert second.content == third.content == BODY
@@ -147,7 +153,9 @@ def test_a_redirect_leads_where_it_says(media):
 
 
 def test_ranges_and_headers_can_be_taken_away(media):
-    media.faults = in_turn({"GET": [Fault.ignore_range(), Fault.with_headers({"etag": None, "X-New": "1"})]})
+    media.faults = in_turn(
+        {"GET": [Fault.ignore_range(), Fault.with_headers({"etag": None, "X-New": "1"})]}
+    )
     whole, bare = get(media, Range="bytes=5-9"), get(media)
     assert (whole.status_code, whole.content) == (200, BODY)
     assert "ETag" not in bare.headers
@@ -158,7 +166,8 @@ def test_a_throttled_body_arrives_slowly_and_whole(media):
     media.faults = lambda request: Fault.throttle(bytes_per_s=1e6)
     started = time.monotonic()
     assert get(media).content == BODY
-    # Half of the time that the rate asks for; without it, the body is there within a millisecond or two.
+    # Half of the time that the rate asks for; without it, the body is there within a millisecond or
+    # two.
     assert time.monotonic() - started > len(BODY) / 1e6 / 2
 
 
@@ -174,10 +183,18 @@ def test_a_port_that_was_used_can_be_used_again(tmp_path):
 def test_the_hub_client_downloads_a_pinned_file(hub, tmp_path):
     sha = hub.publish("org/data", {"data/train.parquet": BODY, "README.md": b"# hi"})
     info = HfApi(endpoint=hub.url).dataset_info("org/data")
-    assert (info.sha, [s.rfilename for s in info.siblings]) == (sha, ["README.md", "data/train.parquet"])
+    assert (info.sha, [s.rfilename for s in info.siblings]) == (
+        sha,
+        ["README.md", "data/train.parquet"],
+    )
     for name, content in {"data/train.parquet": BODY, "README.md": b"# hi"}.items():
         path = hf_hub_download(
-            "org/data", name, repo_type="dataset", revision=sha, endpoint=hub.url, local_dir=tmp_path
+            "org/data",
+            name,
+            repo_type="dataset",
+            revision=sha,
+            endpoint=hub.url,
+            local_dir=tmp_path,
         )
         assert Path(path).read_bytes() == content
 
@@ -187,11 +204,16 @@ def test_a_tree_tells_sizes_and_the_hashes_that_the_hub_would(hub):
     api = HfApi(endpoint=hub.url)
     top = api.list_repo_tree("org/data", repo_type="dataset")
     assert [entry.path for entry in top] == ["a", "top.txt"]
-    entries = {e.path: e for e in api.list_repo_tree("org/data", repo_type="dataset", recursive=True)}
+    entries = {
+        e.path: e for e in api.list_repo_tree("org/data", repo_type="dataset", recursive=True)
+    }
     assert set(entries) == {"a", "a/b", "a/b/train.parquet", "a/x.json", "top.txt"}
     assert entries["a/b/train.parquet"].lfs.sha256 == hashlib.sha256(BODY).hexdigest()
     # `printf hello | git hash-object --stdin`
-    assert (entries["top.txt"].blob_id, entries["top.txt"].lfs) == ("b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0", None)
+    assert (entries["top.txt"].blob_id, entries["top.txt"].lfs) == (
+        "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0",
+        None,
+    )
     [found] = api.get_paths_info("org/data", ["a/x.json", "nowhere"], repo_type="dataset")
     assert (found.path, found.size) == ("a/x.json", 2)
 
@@ -239,14 +261,19 @@ def test_a_gated_repository_asks_for_its_token(hub):
     url = f"{hub.url}/datasets/org/data/resolve/main/a.txt"
     refused = requests.get(url, timeout=10)
     assert (refused.status_code, refused.headers["X-Error-Code"]) == (401, "GatedRepo")
-    assert requests.get(url, headers={"Authorization": "Bearer hf_secret"}, timeout=10).text == "one"
+    assert (
+        requests.get(url, headers={"Authorization": "Bearer hf_secret"}, timeout=10).text == "one"
+    )
 
 
 def test_a_renamed_repository_is_still_found_under_its_old_name(hub):
     hub.publish("org/old", {"data/a b.txt": b"one"})
     hub.rename("org/old", "org/new")
     assert HfApi(endpoint=hub.url).dataset_info("org/old").id == "org/new"
-    assert requests.get(f"{hub.url}/datasets/org/old/resolve/main/data/a%20b.txt", timeout=10).text == "one"
+    assert (
+        requests.get(f"{hub.url}/datasets/org/old/resolve/main/data/a%20b.txt", timeout=10).text
+        == "one"
+    )
     assert hub.log[-2].status == 307
 
 
@@ -254,6 +281,9 @@ def test_the_hub_serves_folders_and_hostile_names_as_given(hub, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x.bin").write_bytes(BODY)
     hub.publish("org/folder", tmp_path)
-    assert requests.get(f"{hub.url}/datasets/org/folder/resolve/main/data/x.bin", timeout=10).content == BODY
+    assert (
+        requests.get(f"{hub.url}/datasets/org/folder/resolve/main/data/x.bin", timeout=10).content
+        == BODY
+    )
     hub.publish("org/evil", {"../out.txt": b"x"})
     assert HfApi(endpoint=hub.url).dataset_info("org/evil").siblings[0].rfilename == "../out.txt"

@@ -12,7 +12,11 @@ import numpy as np
 
 @functools.cache
 def clip(
-    seed: int = 0, seconds: float = 8.0, suffix: str = ".mp4", codec: str = "libx264", size: tuple[int, int] = (96, 64)
+    seed: int = 0,
+    seconds: float = 8.0,
+    suffix: str = ".mp4",
+    codec: str = "libx264",
+    size: tuple[int, int] = (96, 64),
 ) -> bytes:
     """A video whose content depends on ``seed``; the header of an mp4 stands at its front."""
     width, height = size
@@ -21,7 +25,12 @@ def clip(
         options = {"movflags": "faststart"} if suffix == ".mp4" else {}
         with av.open(str(path), "w", options=options) as file:
             stream = file.add_stream(codec, rate=10)
-            stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", 10
+            stream.width, stream.height, stream.pix_fmt, stream.gop_size = (
+                width,
+                height,
+                "yuv420p",
+                10,
+            )
             noise = np.random.default_rng(seed)
             for _ in range(round(seconds * 10)):
                 picture = noise.integers(0, 255, (height, width, 3), dtype=np.uint8)

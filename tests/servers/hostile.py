@@ -10,7 +10,13 @@ import tarfile
 import zipfile
 from collections.abc import Mapping
 
-ESCAPES = ("../escaped.mp4", "/escaped.mp4", "a/../../escaped.mp4", "..\\escaped.mp4", "C:\\escaped.mp4")
+ESCAPES = (
+    "../escaped.mp4",
+    "/escaped.mp4",
+    "a/../../escaped.mp4",
+    "..\\escaped.mp4",
+    "C:\\escaped.mp4",
+)
 
 
 def tar_gz(members: Mapping[str, bytes], *extra: tarfile.TarInfo) -> bytes:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from assets.settings import Settings
-from assets.sources.annotations import collect_annotations
+from assets.annotations.catalogue import Catalogue, VideoRow, build_catalogue
+from assets.annotations.collect import collect_annotations
+from assets.deployment.settings import Settings
 from assets.videos.acquire import AcquireReport, acquire_part
-from assets.videos.catalogue import Catalogue, VideoRow, build_catalogue
-from training.storage import Storage
+from training.formats.storage import Storage
 
 QUICK = {
     "workers": 4,
@@ -33,7 +33,9 @@ def quiet(_: str) -> None:
 def make_settings(
     folder: Path, sources: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (), **changes: Any
 ) -> Settings:
-    """Settings with one part and quick retries, and an annotation file with ``rows`` where they are given."""
+    """Settings with one part and quick retries, and an annotation file with ``rows`` where they are
+    given.
+    """
     rows = list(rows)
     file = folder / "qa.jsonl"
     if rows:
@@ -51,7 +53,14 @@ def make_settings(
 
 
 def question(video: str, source: str, url: str | None = None, **more: Any) -> dict[str, Any]:
-    return {"video": video, "data_source": source, "URL": url, "question": f"What is {video}?", "answer": "A", **more}
+    return {
+        "video": video,
+        "data_source": source,
+        "URL": url,
+        "question": f"What is {video}?",
+        "answer": "A",
+        **more,
+    }
 
 
 def catalogued(settings: Settings) -> Storage:
@@ -62,7 +71,9 @@ def catalogued(settings: Settings) -> Storage:
     return storage
 
 
-def acquire(storage: Storage, settings: Settings, source: str, part: str = "part0") -> AcquireReport:
+def acquire(
+    storage: Storage, settings: Settings, source: str, part: str = "part0"
+) -> AcquireReport:
     return acquire_part(storage, settings, source, part, quiet)
 
 

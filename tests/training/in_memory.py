@@ -1,6 +1,8 @@
-"""Training without shards: a loader over generated samples that can be told to misbehave, and runs on it.
+"""Training without shards: a loader over generated samples that can be told to misbehave, and runs
+on it.
 
-Run as a module it is `training.train` on that loader: `python -m tests.training.in_memory run.json '{"count": 64}'`.
+Run as a module it is `training.train` on that loader: `python -m tests.training.in_memory run.json
+'{"count": 64}'`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import torch
 
 from model.inputs import SampleInputs
 from model.processor import Processor
-from training.config import RunConfig, parse_run, seed_of
+from training.formats.hashing import seed_of
+from training.run_config import RunConfig, parse_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,12 @@ class MemoryLoader:
     """
 
     def __init__(
-        self, run: RunConfig, processor: Processor, rank: int, world: int, behaviour: Behaviour | None = None
+        self,
+        run: RunConfig,
+        processor: Processor,
+        rank: int,
+        world: int,
+        behaviour: Behaviour | None = None,
     ) -> None:
         self.processor, self.rank, self.world = processor, rank, world
         self.behaviour = behaviour or Behaviour()
@@ -95,11 +103,19 @@ class MemoryLoader:
         seed = seed_of(self.seed, self.epoch, name)
         config = self.processor.config
         if number % 2 == 0 and number not in self.behaviour.poison:
-            turns = [{"from": "human", "value": f"What is {number}?"}, {"from": "gpt", "value": "It is text."}]
+            turns = [
+                {"from": "human", "value": f"What is {number}?"},
+                {"from": "gpt", "value": "It is text."},
+            ]
             return self.processor.sample(turns, id=name, seed=seed)
-        turns = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "It is a video."}]
+        turns = [
+            {"from": "human", "value": "<image>\nWhat is this?"},
+            {"from": "gpt", "value": "It is a video."},
+        ]
         generator = torch.Generator().manual_seed(seed_of(name))
-        features = torch.randn(20, config.memory.frame_tokens, config.vision.hidden_size, generator=generator)
+        features = torch.randn(
+            20, config.memory.frame_tokens, config.vision.hidden_size, generator=generator
+        )
         if number in self.behaviour.poison:
             features[0, 0, 0] = math.inf
         stored = types.SimpleNamespace(
@@ -123,7 +139,7 @@ class MemoryLoader:
 @functools.cache
 def tiny_base() -> Path:
     """The tiny variant's starting point; made once a process, gone with it."""
-    from model.tiny import build_tiny
+    from model.weights.tiny import build_tiny
 
     folder = tempfile.TemporaryDirectory(prefix="tiny-base-")
     tiny_base.keep = folder  # type: ignore[attr-defined]
@@ -132,7 +148,9 @@ def tiny_base() -> Path:
 
 
 def make_run(folder: Path, **fields: Any) -> RunConfig:
-    """A run of tiny's stage 3 in ``folder``: 8 steps of 8 samples, a checkpoint every 4; the demo's tuning left out."""
+    """A run of tiny's stage 3 in ``folder``: 8 steps of 8 samples, a checkpoint every 4; the demo's
+    tuning left out.
+    """
     (folder / "index.json").write_text("{}")
     values = {
         "variant": "tiny",
@@ -145,7 +163,14 @@ def make_run(folder: Path, **fields: Any) -> RunConfig:
         "save_every": 4,
         "tensorboard": False,
     }
-    steps = {"global_batch": 8, "micro_batch": 8, "max_length": 4096, "epochs": 2, "warmup": 0.03, "clip": 1.0}
+    steps = {
+        "global_batch": 8,
+        "micro_batch": 8,
+        "max_length": 4096,
+        "epochs": 2,
+        "warmup": 0.03,
+        "clip": 1.0,
+    }
     run = parse_run({**values, **steps, **fields})
     return run if "rates" in fields else replace(run, rates=dict.fromkeys(run.recipe.rates, 2e-3))
 
@@ -181,7 +206,10 @@ def sample_ids(run: RunConfig) -> dict[int, set[str]]:
 
 
 def losses(run: RunConfig) -> list[float]:
-    return [json.loads(line)["loss"] for line in (Path(run.out) / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"]
+        for line in (Path(run.out) / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def main(path: str, options: str) -> int:
@@ -189,9 +217,9 @@ def main(path: str, options: str) -> int:
     from training import train
 
     behaviour = Behaviour(**json.loads(options))
-    loader = types.ModuleType("training.data")
+    loader = types.ModuleType("training.data.loader")
     loader.build_loader = lambda *given: MemoryLoader(*given, behaviour)  # type: ignore[attr-defined]
-    sys.modules["training.data"] = loader
+    sys.modules["training.data.loader"] = loader
     return train.main([path])
 
 

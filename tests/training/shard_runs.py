@@ -1,4 +1,6 @@
-"""Runs over small real shards: images, short clips that really decode, and long videos with stored features."""
+"""Runs over small real shards: images, short clips that really decode, and long videos with stored
+features.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from transformers import AutoTokenizer
 from assets.shards.writer import write_kind_part, write_long_video_part
 from model.config import PRESETS
 from model.processor import Processor
-from model.tiny import build_tiny
+from model.weights.tiny import build_tiny
 from tests.assets.shards.roots import make_conversations, make_root, quiet, settings_for
-from tests.model import clips
-from training.config import RunConfig, StreamConfig
-from training.features import write_features
+from tests.model.media import clips
+from training.formats.feature_file import write_features
+from training.run_config import RunConfig, StreamConfig
 
 CONFIG = PRESETS["tiny"]
 LONG_PARTS, VIDEOS, SAMPLES, FRAMES = 2, 8, 4, 20
@@ -28,7 +30,10 @@ class Blind(Processor):
     """Leaves the image out of an image sample, which makes it quick to prepare."""
 
     def image(self, image, conversations, **named):
-        return self.text([{**turn, "value": turn["value"].replace("<image>", "")} for turn in conversations], **named)
+        return self.text(
+            [{**turn, "value": turn["value"].replace("<image>", "")} for turn in conversations],
+            **named,
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,10 @@ class Corpus:
             "stage": 3,
             "start": "",
             "out": "",
-            "streams": (StreamConfig("images", sharding, images), StreamConfig("long", sharding, long)),
+            "streams": (
+                StreamConfig("images", sharding, images),
+                StreamConfig("long", sharding, long),
+            ),
             "features_root": str(self.root / "features"),
             "videos_root": str(self.root / "LLaVA-Video-178K/videos"),
             "global_batch": 4,
@@ -60,7 +68,10 @@ class Corpus:
     def short_run(self, parts: tuple[int, ...] = (0,), **changes) -> RunConfig:
         """A run over the short videos of some parts alone."""
         indexes = tuple(f"llavavideo_video_part{part}/index.json" for part in sorted(set(parts)))
-        return self.run(streams=(StreamConfig("clips", str(self.root / "VideoMarathon/sharding"), indexes),), **changes)
+        return self.run(
+            streams=(StreamConfig("clips", str(self.root / "VideoMarathon/sharding"), indexes),),
+            **changes,
+        )
 
 
 def make_corpus(root: Path) -> Corpus:
@@ -68,7 +79,9 @@ def make_corpus(root: Path) -> Corpus:
     settings = settings_for(root)
     clips.encode(root / "clip.mp4", 12)
     for number in range(CLIPS):
-        (root / f"LLaVA-Video-178K/videos/a/{number}.mp4").write_bytes((root / "clip.mp4").read_bytes())
+        (root / f"LLaVA-Video-178K/videos/a/{number}.mp4").write_bytes(
+            (root / "clip.mp4").read_bytes()
+        )
     for kind in ("llavavideo_si", "llavavideo_video"):
         for part in range(10):
             write_kind_part(storage, settings, kind, part, quiet)

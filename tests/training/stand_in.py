@@ -1,7 +1,8 @@
-"""`training.train` with the training itself left out: the real entry, guards and exit statuses, without torch.
+"""`training.train` with the training itself left out: the real entry, guards and exit statuses,
+without torch.
 
-`python -m tests.training.stand_in run.json '{"crash_rank": 1}'`, started as the real one is. Instead of training, each
-rank waits and records a step now and then.
+`python -m tests.training.stand_in run.json '{"crash_rank": 1}'`, started as the real one is.
+Instead of training, each rank waits and records a step now and then.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training.config import RunConfig
+from training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,15 +29,26 @@ def torchrun_command(
     """The command that a deployment runs, on generated samples; writes the run's file."""
     path = Path(run.out).with_suffix(".json")
     run.write(path)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+    ]
     given = [str(path), options or "{}"]
-    return [sys.executable, "-m", "training.launch", *torchrun, "-m", module, *given]
+    return [sys.executable, "-m", "training.supervise", *torchrun, "-m", module, *given]
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -71,7 +83,7 @@ def main(path: str, options: str) -> int:
         pass
 
     def train(run: Any, *_: Any) -> None:
-        from training.launch import stop_requested
+        from training.supervise import stop_requested
 
         if acting.pid_folder:
             (Path(acting.pid_folder) / f"rank-{rank}").write_text(str(os.getpid()))
@@ -87,7 +99,12 @@ def main(path: str, options: str) -> int:
             if stop_requested() and not acting.deaf:
                 raise Preempted(f"asked to stop after step {step}")
             if rank == 0:
-                record = {"step": step, "loss": 1 / step, "rates": {"llm": 0.1, "memaug": 0.2}, "stream": "x"}
+                record = {
+                    "step": step,
+                    "loss": 1 / step,
+                    "rates": {"llm": 0.1, "memaug": 0.2},
+                    "stream": "x",
+                }
                 with open(Path(run.out) / "metrics.jsonl", "a") as file:
                     file.write(json.dumps(record) + "\n")
         if rank == 0:
@@ -96,7 +113,7 @@ def main(path: str, options: str) -> int:
     modules: dict[str, dict[str, Any]] = {
         "training.loop": {"Preempted": Preempted, "train": train},
         "training.parallel": {"join_ranks": lambda device: None, "leave_ranks": lambda: None},
-        "training.data": {"build_loader": None},
+        "training.data.loader": {"build_loader": None},
     }
     for name, content in modules.items():
         sys.modules[name] = types.ModuleType(name)

@@ -16,9 +16,9 @@ from model.hf import HourLlavaForCausalLM
 from tests.training.in_memory import lone_rank, make_run, tiny_base, train_here
 from training.checkpoint import COMMITTED_NAME, Checkpoints, committed, read_state
 from training.loading import empty_model, load_weights
-from training.optim import build_optimizer, select
+from training.optimizer import build_optimizer, select
 from training.parallel import prepare
-from training.stages import RECIPES
+from training.recipes import RECIPES
 
 RECIPE = RECIPES["tiny", 3]
 
@@ -43,13 +43,21 @@ def take_step(model, optimizer, seed):
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.to_local().copy_(torch.randn(parameter.to_local().shape, generator=generator))
+            parameter.grad.to_local().copy_(
+                torch.randn(parameter.to_local().shape, generator=generator)
+            )
     optimizer.step()
 
 
 def values(model, optimizer):
-    parameters = {name: p.to_local().clone() for name, p in model.named_parameters() if p.requires_grad}
-    moments = [s[key].to_local().clone() for s in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    parameters = {
+        name: p.to_local().clone() for name, p in model.named_parameters() if p.requires_grad
+    }
+    moments = [
+        s[key].to_local().clone()
+        for s in optimizer.state.values()
+        for key in ("exp_avg", "exp_avg_sq")
+    ]
     return parameters, moments, [float(s["step"]) for s in optimizer.state.values()]
 
 
@@ -108,7 +116,11 @@ def test_the_newest_two_are_kept_in_the_order_of_their_steps(ranks, tmp_path):
         checkpoints.save(step, model, optimizer, {})
     checkpoints.settle(wait=True)
     assert [path.name for path in committed(tmp_path / "state")] == ["step-10", "step-100"]
-    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["latest", "step-10", "step-100"]
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
+        "latest",
+        "step-10",
+        "step-100",
+    ]
     assert read_state(checkpoints.newest())["step"] == 100
 
 
@@ -145,7 +157,9 @@ def test_a_full_disk_is_noticed_before_anything_is_written(ranks, tmp_path, monk
     checkpoints = Checkpoints(tmp_path / "state", 2, ranks)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
-    with pytest.raises(OSError, match=r"a checkpoint takes 0\.0 GiB and 0\.0 GiB are free; free space and start"):
+    with pytest.raises(
+        OSError, match=r"a checkpoint takes 0\.0 GiB and 0\.0 GiB are free; free space and start"
+    ):
         checkpoints.save(2, model, optimizer, {})
     assert list((tmp_path / "state").glob("step-2/*.distcp")) == []
 
@@ -154,7 +168,9 @@ def test_a_run_goes_on_after_the_disk_was_full(tmp_path, monkeypatch):
     run = make_run(tmp_path)
     usage = shutil.disk_usage(tmp_path)
     frees = iter([usage.free, 0])
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=next(frees, usage.free)))
+    monkeypatch.setattr(
+        module.shutil, "disk_usage", lambda path: usage._replace(free=next(frees, usage.free))
+    )
     with pytest.raises(OSError, match="are free"):
         train_here(run)
     assert [path.name for path in committed(Path(run.out) / "state")] == ["step-4"]

@@ -7,9 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import PRESETS
-from model.fusion import plan_sample
 from model.hour_llava import HourLlava
 from model.inputs import IMAGE_TOKEN_INDEX, SampleInputs, Visual
+from model.packing import plan_sample
 from training.flops import Sizes, flops, parameters, sizes_of, total, video_sizes
 
 CONFIG = PRESETS["tiny"]
@@ -43,15 +43,23 @@ SAMPLES = {
 def test_the_length_is_the_models(name):
     plan = plan_sample(SAMPLES[name], CONFIG, "random")
     found = sizes_of(SAMPLES[name], CONFIG)
-    assert found.tokens == pytest.approx(plan.length, abs=2)  # a row that kept no token has no newline
+    assert found.tokens == pytest.approx(
+        plan.length, abs=2
+    )  # a row that kept no token has no newline
     assert found.supervised == 10
 
 
 ALL = ("vision", "projector", "memaug", "llm")
-CASES = [(name, tuned) for name in ("text", "video", "images", "features") for tuned in (("memaug",), ALL, ALL[1:])]
+CASES = [
+    (name, tuned)
+    for name in ("text", "video", "images", "features")
+    for tuned in (("memaug",), ALL, ALL[1:])
+]
 
 
-@pytest.mark.parametrize(("name", "tuned"), [case for case in CASES if case != ("text", ("memaug",))])
+@pytest.mark.parametrize(
+    ("name", "tuned"), [case for case in CASES if case != ("text", ("memaug",))]
+)
 def test_the_operations_are_those_that_torch_counts(name, tuned):
     model = HourLlava(CONFIG)
     for part, parameter in model.named_parameters():
@@ -60,17 +68,24 @@ def test_the_operations_are_those_that_torch_counts(name, tuned):
     counter = FlopCounterMode(display=False)
     with counter:
         model([SAMPLES[name]]).loss_sum.backward()
-    counted = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
+    counted = {
+        str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()
+    }
     attention = {name: count for name, count in counted.items() if "attention" in name}
     expected = sum(counted.values()) - sum(attention.values())
-    # A fused backward pass forms the scores anew, a fifth of what torch counts for it; that is recomputation.
+    # A fused backward pass forms the scores anew, a fifth of what torch counts for it; that is
+    # recomputation.
     expected += sum(count * (0.8 if "backward" in name else 1) for name, count in attention.items())
     size, llm = sizes_of(SAMPLES[name], CONFIG), CONFIG.llm
-    # torch counts causal scores as if nothing were masked, and the head's chunks, which are recomputed, twice.
+    # torch counts causal scores as if nothing were masked, and the head's chunks, which are
+    # recomputed, twice.
     expected -= 3 * 4 * llm.hidden_size * size.token_pairs / 2 * llm.num_layers
     expected -= 2 * size.supervised * llm.hidden_size * llm.vocab_size
-    # Where MemAug is the lowest tuned module, its first block forms no gradient for its input: one block of two here.
-    assert flops(size, CONFIG, tuned) == pytest.approx(expected, rel=0.04 if tuned == ("memaug",) else 0.01)
+    # Where MemAug is the lowest tuned module, its first block forms no gradient for its input: one
+    # block of two here.
+    assert flops(size, CONFIG, tuned) == pytest.approx(
+        expected, rel=0.04 if tuned == ("memaug",) else 0.01
+    )
 
 
 @pytest.mark.parametrize("variant", ["tiny", "3b", "7b"])

@@ -1,4 +1,6 @@
-"""Two hosts train one stage on real shards: two torchrun agents that meet, started by the deployment's own command."""
+"""Two hosts train one stage on real shards: two torchrun agents that meet, started by the
+deployment's own command.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from assets.checkpoints.launcher import Torchrun
-from assets.settings import Training
+from assets.deployment.settings import Training
 from assets.shards.writer import write_long_video_part
 from tests.assets.shards.roots import make_conversations, make_root, quiet, settings_for
 from tests.training.in_memory import losses, make_run, sample_ids
 from tests.training.shard_runs import write_video_features
 from tests.training.stand_in import start
 from training.checkpoint import committed
-from training.config import RunConfig
-from training.launch import PREEMPTED
+from training.run_config import RunConfig
+from training.supervise import PREEMPTED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -62,7 +64,9 @@ def free_port() -> int:
 def hosts(run: RunConfig, count: int):
     """The command of the deployment, started once on each host."""
     ranks = {"processes": 2 // count, "nodes": count, "cpu_threads": 1}
-    launcher = Torchrun(Training(**ranks, rendezvous=f"localhost:{free_port()}" if count > 1 else None))
+    launcher = Torchrun(
+        Training(**ranks, rendezvous=f"localhost:{free_port()}" if count > 1 else None)
+    )
     command = launcher.command(Path(run.out).parent / "run.json")
     return [start(command) for _ in range(count)]
 
@@ -81,7 +85,9 @@ def wait_for(condition, processes):
         time.sleep(0.02)
 
 
-def test_two_hosts_train_as_two_ranks_of_one_host_also_after_one_of_them_was_stopped(shards, tmp_path):
+def test_two_hosts_train_as_two_ranks_of_one_host_also_after_one_of_them_was_stopped(
+    shards, tmp_path
+):
     together = run_on(shards, tmp_path / "one")
     statuses, output = finish(hosts(together, 1))
     assert statuses == [0], output
@@ -89,7 +95,9 @@ def test_two_hosts_train_as_two_ranks_of_one_host_also_after_one_of_them_was_sto
     apart = run_on(shards, tmp_path / "two")
     processes = hosts(apart, 2)
     wait_for(lambda: committed(Path(apart.out) / "state"), processes)
-    processes[1].send_signal(signal.SIGTERM)  # a host that is asked to leave takes the other along, in order
+    processes[1].send_signal(
+        signal.SIGTERM
+    )  # a host that is asked to leave takes the other along, in order
     statuses, output = finish(processes)
     assert statuses == [PREEMPTED, PREEMPTED], output
     assert 4 <= len(losses(apart)) < STEPS
@@ -100,12 +108,17 @@ def test_two_hosts_train_as_two_ranks_of_one_host_also_after_one_of_them_was_sto
     assert len(losses(apart)) == STEPS
     assert losses(apart) == losses(together)
     assert sample_ids(apart) == sample_ids(together)
-    left, right = (load_file(Path(run.out) / "export/model.safetensors") for run in (together, apart))
+    left, right = (
+        load_file(Path(run.out) / "export/model.safetensors") for run in (together, apart)
+    )
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], tensor) for name, tensor in right.items())
     # Each rank looked at its share of the shards only, and all of them know which one is damaged.
     assert "rank-1.jsonl" in {path.name for path in (Path(apart.out) / "samples").iterdir()}
-    assert len({name for names in sample_ids(together).values() for name in names}) == VIDEOS * SAMPLES - 8
+    assert (
+        len({name for names in sample_ids(together).values() for name in names})
+        == VIDEOS * SAMPLES - 8
+    )
     result = json.loads((Path(together.out) / "result.json").read_text())
     assert result["ranks"] == 2
     assert set(result["dropped"]) == {"damaged shard"}

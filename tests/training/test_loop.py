@@ -32,7 +32,9 @@ def test_the_loss_falls_and_the_result_says_so(run):
     assert result["steps"] == 8
     assert result["samples"] == 64
     assert result["last_loss"] < result["first_loss"] - 1
-    assert losses(run)[0] == pytest.approx(torch.log(torch.tensor(512.0)).item(), abs=0.3)  # random weights: uniform
+    assert losses(run)[0] == pytest.approx(
+        torch.log(torch.tensor(512.0)).item(), abs=0.3
+    )  # random weights: uniform
 
 
 def test_a_run_that_crashed_ends_in_the_same_bytes_as_one_that_did_not(run, tmp_path):
@@ -75,7 +77,9 @@ def test_a_stage_changes_the_modules_of_its_recipe_and_no_others(tmp_path, stage
     changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
     owners = {"image_newline": "llm"}
     assert {owners.get(name, name) for name in changed} <= set(run.modules)
-    assert set(run.modules) - {"vision"} <= {owners.get(name, name) for name in changed}  # features pass no encoder
+    assert set(run.modules) - {"vision"} <= {
+        owners.get(name, name) for name in changed
+    }  # features pass no encoder
 
 
 def test_the_export_loads_with_from_pretrained_and_scores_as_training_did(run):
@@ -87,7 +91,9 @@ def test_the_export_loads_with_from_pretrained_and_scores_as_training_did(run):
     from model.processor import Processor
 
     sample = Processor(model.config.model_config, tokenizer).sample(
-        [{"from": "human", "value": "What is 2?"}, {"from": "gpt", "value": "It is text."}], id="x", seed=0
+        [{"from": "human", "value": "What is 2?"}, {"from": "gpt", "value": "It is text."}],
+        id="x",
+        seed=0,
     )
     with torch.no_grad():
         output = model.model([sample])
@@ -133,7 +139,9 @@ def test_small_packs_and_large_ones_give_the_same_step(run, tmp_path):
 
 
 def test_the_published_average_weighs_packs_and_not_tokens(tmp_path):
-    run = make_run(tmp_path, max_steps=2, micro_tokens=100, loss="micro_batch")  # several packs of different weight
+    run = make_run(
+        tmp_path, max_steps=2, micro_tokens=100, loss="micro_batch"
+    )  # several packs of different weight
     train_here(run)
     (tmp_path / "tokens").mkdir()
     other = make_run(tmp_path / "tokens", max_steps=2, micro_tokens=100)
@@ -179,6 +187,8 @@ def test_compiled_blocks_give_the_same_losses(run, tmp_path):
     train_here(replace(run, max_steps=2))
     (tmp_path / "compiled").mkdir()
     other = make_run(tmp_path / "compiled", max_steps=2, compile=True, micro_batch=4)
-    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):  # all packs differ in length
+    with torch._dynamo.config.patch(
+        recompile_limit=2, fail_on_recompile_limit_hit=True
+    ):  # all packs differ in length
         train_here(other)
     assert losses(other) == pytest.approx(losses(run), rel=1e-5)

@@ -19,7 +19,9 @@ def record(step, loss=1.5):
 def test_records_are_read_back_in_order(tmp_path):
     writer = MetricsWriter(tmp_path, tensorboard=False)
     writer.write(record(1))
-    assert list(read_metrics(tmp_path / "metrics.jsonl")) == [record(1)]  # at once, not when the file is closed
+    assert list(read_metrics(tmp_path / "metrics.jsonl")) == [
+        record(1)
+    ]  # at once, not when the file is closed
     writer.write(record(2, None))
     writer.close()
     assert [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1.5, None]
@@ -28,11 +30,15 @@ def test_records_are_read_back_in_order(tmp_path):
 
 def test_steps_that_are_done_again_are_recorded_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(record(step)) + "\n" for step in range(1, 8)) + '{"step": 8, "lo')
+    path.write_text(
+        "".join(json.dumps(record(step)) + "\n" for step in range(1, 8)) + '{"step": 8, "lo'
+    )
     writer = MetricsWriter(tmp_path, after=4, tensorboard=False)
     writer.write(record(5, 9.0))
     writer.close()
-    assert [(r["step"], r["loss"]) for r in read_metrics(path)] == [(s, 1.5) for s in (1, 2, 3, 4)] + [(5, 9.0)]
+    assert [(r["step"], r["loss"]) for r in read_metrics(path)] == [
+        (s, 1.5) for s in (1, 2, 3, 4)
+    ] + [(5, 9.0)]
 
 
 def test_a_number_that_json_does_not_know_is_refused(tmp_path):
@@ -49,7 +55,11 @@ def test_tensorboard_shows_the_same_numbers(tmp_path):
     writer.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {"loss", "rates/llm", "rates/memaug"}
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (1, 0.5),
+        (2, 1.0),
+        (3, 1.5),
+    ]
     assert events.Scalars("rates/memaug")[0].value == pytest.approx(1e-4)
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.fusion import plan_pack
 from model.inputs import IMAGE_TOKEN_INDEX
+from model.packing import plan_pack
 from training.needle import (
     ARMS,
     NeedleRun,

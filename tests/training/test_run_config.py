@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.config import load_run, parse_run, seed_of
-from training.stages import RECIPES
+from training.formats.hashing import seed_of
+from training.recipes import RECIPES
+from training.run_config import load_run, parse_run
 
 MINIMAL = {
     "variant": "3b",
@@ -41,7 +42,10 @@ def test_reference_effective_gives_every_tuned_module_the_rate_of_the_llm():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"globl_batch": 3}, r"unknown key 'globl_batch', did you mean 'global_batch'\? \(known: .*tensorboard"),
+        (
+            {"globl_batch": 3},
+            r"unknown key 'globl_batch', did you mean 'global_batch'\? \(known: .*tensorboard",
+        ),
         ({"streams": [{"nam": "x"}]}, r"unknown key 'streams\[0\].nam', did you mean 'name'\?"),
         ({"streams": []}, "streams is empty"),
         ({"streams": [{"name": "x"}]}, "missing 'root' and 'indexes'"),

@@ -1,4 +1,6 @@
-"""Several ranks under torchrun, as a deployment starts them: resuming to the bit, signals, exit statuses."""
+"""Several ranks under torchrun, as a deployment starts them: resuming to the bit, signals, exit
+statuses.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from tests.training.in_memory import (
 )
 from tests.training.stand_in import start, torchrun_command
 from training.checkpoint import committed
-from training.launch import CONFIGURATION, PREEMPTED
+from training.supervise import CONFIGURATION, PREEMPTED
 from training.train import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -41,7 +43,11 @@ def wait_for_step(run, step, process):
     path, began = Path(run.out) / "metrics.jsonl", time.time()
 
     def written():
-        return path.exists() and path.stat().st_mtime > began and len(path.read_text().splitlines()) >= step
+        return (
+            path.exists()
+            and path.stat().st_mtime > began
+            and len(path.read_text().splitlines()) >= step
+        )
 
     wait_until(written, process)
 
@@ -66,7 +72,9 @@ def assert_equal_bits(left, right):
     assert left["losses"] == right["losses"]
     assert left["ids"] == right["ids"]
     assert left["export"].keys() == right["export"].keys()
-    assert all(torch.equal(left["export"][name], tensor) for name, tensor in right["export"].items())
+    assert all(
+        torch.equal(left["export"][name], tensor) for name, tensor in right["export"].items()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +111,8 @@ def test_two_ranks_hand_over_to_one(eight_steps, tmp_path):
     shutil.rmtree(moved / "state" / "step-8")
     (tmp_path / "index.json").write_text("{}")
     shutil.copy(Path(run.streams[0].root) / "index.json", tmp_path / "index.json")
-    # The folder's place is not part of what the run is; its streams are, so they stay where they were.
+    # The folder's place is not part of what the run is; its streams are, so they stay where they
+    # were.
     result = train_here(replace(run, out=str(moved)))
     assert result["ranks"] == 1
     alone = final_state(replace(run, out=str(moved)))
@@ -119,7 +128,8 @@ def test_two_ranks_take_the_steps_of_one(eight_steps, tmp_path):
     train_here(run)
     straight = eight_steps[1]
     assert sample_ids(run) == {step: straight["ids"][step] for step in (1, 2, 3)}
-    # The schedule of 3 steps differs from that of 8, so only what precedes the first update is equal.
+    # The schedule of 3 steps differs from that of 8, so only what precedes the first update is
+    # equal.
     assert losses(run)[0] == pytest.approx(straight["losses"][0], rel=1e-6)
 
 

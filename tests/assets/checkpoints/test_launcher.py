@@ -12,10 +12,10 @@ import dagster as dg
 import pytest
 
 from assets.checkpoints.launcher import Torchrun
-from assets.settings import Training
+from assets.deployment.settings import Training
 from tests.training.stand_in import Acting, start
-from tests.training.test_launch import gone_within, pids_in
-from training.config import load_run, parse_run
+from tests.training.test_supervise import gone_within, pids_in
+from training.run_config import load_run, parse_run
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -24,12 +24,26 @@ def stand_ins(acting, processes=2, **fields):
     """A launcher whose ranks only pretend to train."""
     settings = Training(processes=processes, cpu_threads=1)
     arguments = (acting.json(),)
-    return Torchrun(settings, module="tests.training.stand_in", arguments=arguments, observe_every_s=0.0, **fields)
+    return Torchrun(
+        settings,
+        module="tests.training.stand_in",
+        arguments=arguments,
+        observe_every_s=0.0,
+        **fields,
+    )
 
 
 def make_run(folder):
     stream = {"name": "x", "root": "r", "indexes": ["i"]}
-    return parse_run({"variant": "tiny", "stage": 3, "start": "s", "out": str(folder / "out"), "streams": [stream]})
+    return parse_run(
+        {
+            "variant": "tiny",
+            "stage": 3,
+            "start": "s",
+            "out": str(folder / "out"),
+            "streams": [stream],
+        }
+    )
 
 
 def materialize(run, launcher, **options):
@@ -48,7 +62,9 @@ def materialize(run, launcher, **options):
 
 
 def attempts(result):
-    return sum(event.event_type_value in ("STEP_START", "STEP_RESTARTED") for event in result.all_events)
+    return sum(
+        event.event_type_value in ("STEP_START", "STEP_RESTARTED") for event in result.all_events
+    )
 
 
 def failure_of(result):
@@ -62,13 +78,15 @@ def test_a_step_reports_while_it_trains_and_returns_the_result(tmp_path):
     assert result.success
     assert returned == {"steps": 6}
     assert load_run(tmp_path / "out" / "run.json") == run
-    observations = [e.asset_observation_data.asset_observation for e in result.get_asset_observation_events()]
+    observations = [
+        e.asset_observation_data.asset_observation for e in result.get_asset_observation_events()
+    ]
     steps = [observation.metadata["step"].value for observation in observations]
     assert steps == sorted(set(steps))
     assert len(steps) >= 2
     assert steps[-1] == 6
     assert {"loss", "rate/llm", "rate/memaug"} <= set(observations[-1].metadata)
-    assert any("training.launch" in message for message in logs)
+    assert any("training.supervise" in message for message in logs)
 
 
 def test_a_configuration_error_is_not_tried_again_and_says_what_to_change(tmp_path):
@@ -82,7 +100,9 @@ def test_a_configuration_error_is_not_tried_again_and_says_what_to_change(tmp_pa
 def test_another_failure_may_be_tried_again_and_names_its_cause(tmp_path):
     result, _, _ = materialize(make_run(tmp_path), stand_ins(Acting(crash_rank=1)))
     assert attempts(result) == 2
-    (first,) = [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
+    (first,) = [
+        event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"
+    ]
     error = first.event_specific_data.error
     told = error.message + (error.cause.message if error.cause else "")
     assert "RuntimeError: the rank was told to fail; materialize again to continue" in told
@@ -92,9 +112,16 @@ def test_a_run_over_several_machines_needs_a_meeting_point(tmp_path):
     launcher = Torchrun(Training(nodes=2, processes=8))
     with pytest.raises(ValueError, match=r"set training\.rendezvous to host:port"):
         launcher.command(tmp_path / "run.json")
-    command = Torchrun(Training(nodes=2, processes=8, rendezvous="first:29400")).command(tmp_path / "run.json")
-    assert command[1:3] == ["-m", "training.launch"]
-    assert command[6:10] == ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=first:29400", "--nproc-per-node=8"]
+    command = Torchrun(Training(nodes=2, processes=8, rendezvous="first:29400")).command(
+        tmp_path / "run.json"
+    )
+    assert command[1:3] == ["-m", "training.supervise"]
+    assert command[6:10] == [
+        "--nnodes=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=first:29400",
+        "--nproc-per-node=8",
+    ]
 
 
 STEP = """
@@ -103,7 +130,7 @@ from pathlib import Path
 import dagster as dg
 from tests.assets.checkpoints.test_launcher import stand_ins
 from tests.training.stand_in import Acting
-from training.config import load_run
+from training.run_config import load_run
 
 @dg.asset
 def stage(context) -> dg.MaterializeResult:
@@ -140,7 +167,9 @@ def test_a_step_trains_for_real(tmp_path):
 
     run = in_memory.make_run(tmp_path)
     settings = Training(processes=1, cpu_threads=1)
-    launcher = Torchrun(settings, module="tests.training.in_memory", arguments=(in_memory.Behaviour().json(),))
+    launcher = Torchrun(
+        settings, module="tests.training.in_memory", arguments=(in_memory.Behaviour().json(),)
+    )
     result, returned, logs = materialize(run, launcher)
     assert result.success
     assert returned == json.loads((tmp_path / "out" / "result.json").read_text())

@@ -49,7 +49,7 @@ def test_skipped_steps_are_for_a_person_to_judge():
 
 @pytest.fixture
 def export(tmp_path):
-    from model.tiny import build_tiny
+    from model.weights.tiny import build_tiny
 
     build_tiny(tmp_path / "export")
     return tmp_path / "export"

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from assets.annotations.catalogue import OK, Catalogue, VideoRow
 from assets.conversations.checks import sound
 from assets.conversations.grouping import SCHEMA, conversations_name
-from assets.videos.catalogue import OK, Catalogue, VideoRow
 from tests.servers.world import make_settings
-from training.storage import Storage
+from training.formats.storage import Storage
 
 
 @pytest.fixture
@@ -24,7 +24,16 @@ def storage(settings):
     """One video that is there, and one that is not."""
     storage = Storage(settings.root)
     with Catalogue(storage, "mine", "part0") as catalogue:
-        there = VideoRow("mine/a", "mine", "a", status=OK, duration=1800.0, path="a.mp4", sha256="x", damaged=False)
+        there = VideoRow(
+            "mine/a",
+            "mine",
+            "a",
+            status=OK,
+            duration=1800.0,
+            path="a.mp4",
+            sha256="x",
+            damaged=False,
+        )
         catalogue.add([there, VideoRow("mine/b", "mine", "b")])
     return storage
 
@@ -56,7 +65,9 @@ def test_samples_with_names_videos_and_answers_pass(storage, settings):
         (("s1", "mine/a", " "), "s1: a question or an answer is missing"),
     ],
 )
-def test_what_cannot_become_a_sample_is_named_and_stops_the_shards(storage, settings, second, fault):
+def test_what_cannot_become_a_sample_is_named_and_stops_the_shards(
+    storage, settings, second, fault
+):
     write(storage, ("s0", "mine/a", "red"), second)
     verdict = sound(storage, settings, 0)
     assert verdict.stops

@@ -1,4 +1,6 @@
-"""Grouping: every usable row once, the same samples for any order of rows, every other row counted by reason."""
+"""Grouping: every usable row once, the same samples for any order of rows, every other row counted
+by reason.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from assets.conversations import grouping
 from assets.conversations.export import JSON_NAME, export_llava_json
 from assets.conversations.grouping import conversations_name, even_chunks, group_rows, rejected_name
-from training.storage import Storage
+from training.formats.storage import Storage
 
 ANNOTATIONS = "annotations.parquet"
 SCHEMA = pa.schema(
@@ -70,14 +72,28 @@ def pairs_of(sample: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 videos = st.sampled_from(["panda/a", "panda/b", "ego4d/c", "youcook2/d"])
-texts = st.sampled_from(["", " ", "One", "Two ", "Drei\nVier", "fünf", "<image>\nSix", "x <|im_end|>", 'say "7"'])
+texts = st.sampled_from(
+    ["", " ", "One", "Two ", "Drei\nVier", "fünf", "<image>\nSix", "x <|im_end|>", 'say "7"']
+)
 tables = st.lists(st.builds(lambda v, q, a: (v, q, a), videos, texts, texts), max_size=60)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=tables, there=st.sets(videos), most=st.integers(1, 6), order=st.randoms(use_true_random=False))
-def test_every_usable_pair_is_in_exactly_one_sample_and_every_other_row_is_counted(tmp_path, data, there, most, order):
-    rows = [row(video, n, question=question, answer=answer) for n, (video, question, answer) in enumerate(data)]
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    data=tables,
+    there=st.sets(videos),
+    most=st.integers(1, 6),
+    order=st.randoms(use_true_random=False),
+)
+def test_every_usable_pair_is_in_exactly_one_sample_and_every_other_row_is_counted(
+    tmp_path, data, there, most, order
+):
+    rows = [
+        row(video, n, question=question, answer=answer)
+        for n, (video, question, answer) in enumerate(data)
+    ]
     report, samples, rejected, content = group(tmp_path, rows, there, turns=most)
 
     def clean(text: str) -> str:
@@ -111,7 +127,9 @@ def test_chunks_are_as_few_as_possible_and_even_in_size(count, most):
     assert not chunks or max(map(len, chunks)) - min(map(len, chunks)) <= 1
 
 
-def test_the_samples_of_one_video_stand_together_and_videos_in_an_order_that_the_seed_decides(tmp_path):
+def test_the_samples_of_one_video_stand_together_and_videos_in_an_order_that_the_seed_decides(
+    tmp_path,
+):
     rows = [row(f"panda/v{number % 30}", number) for number in range(600)]
     orders = []
     for seed in ("one", "two"):
@@ -160,7 +178,9 @@ def test_rows_of_another_part_are_not_touched(tmp_path):
     rows = [row("panda/a", number, part=number % 2) for number in range(20)]
     report, samples, _, _ = group(tmp_path, rows)
     assert report.counts["rows_in"] == 10
-    assert sorted(q for s in samples for q in s["question_ids"]) == sorted(f"panda/a-{n}" for n in range(0, 20, 2))
+    assert sorted(q for s in samples for q in s["question_ids"]) == sorted(
+        f"panda/a-{n}" for n in range(0, 20, 2)
+    )
 
 
 def test_grouping_the_exported_file_again_changes_nothing(tmp_path):
@@ -181,10 +201,21 @@ def test_grouping_the_exported_file_again_changes_nothing(tmp_path):
         turns = item["conversations"]
         for place in range(0, len(turns), 2):
             question, answer = turns[place]["value"], turns[place + 1]["value"]
-            flat.append(row(item["video"], 0, question=question, answer=answer, sample_id=item["id"], turn=place // 2))
+            flat.append(
+                row(
+                    item["video"],
+                    0,
+                    question=question,
+                    answer=answer,
+                    sample_id=item["id"],
+                    turn=place // 2,
+                )
+            )
     _, again, rejected, _ = group(second, flat)
     assert not rejected
-    assert {s["id"]: s["conversations"] for s in again} == {s["id"]: s["conversations"] for s in samples}
+    assert {s["id"]: s["conversations"] for s in again} == {
+        s["id"]: s["conversations"] for s in samples
+    }
 
 
 def test_loose_rows_that_repeat_a_ready_made_sample_are_duplicates_and_get_no_id_twice(tmp_path):
@@ -200,7 +231,9 @@ def test_loose_rows_that_repeat_a_ready_made_sample_are_duplicates_and_get_no_id
 def test_a_file_with_other_columns_is_an_error_that_names_them(tmp_path):
     storage = Storage(str(tmp_path))
     pq.write_table(pa.table({"clip": ["a"], "part": [0]}), storage.path(ANNOTATIONS))
-    with pytest.raises(ValueError, match=r"question_id, question, answer are missing; it has clip, part"):
+    with pytest.raises(
+        ValueError, match=r"question_id, question, answer are missing; it has clip, part"
+    ):
         group_rows(storage, ANNOTATIONS, 0, {}, seed="s", turns=5, log=lambda _: None)
 
 

@@ -96,7 +96,9 @@ def test_what_is_no_clear_choice_is_none(text):
 
 
 def test_a_list_of_all_options_is_not_a_choice():
-    assert chosen_option("Options: A. a red square B. blue C. the dog D. light blue", OPTIONS) is None
+    assert (
+        chosen_option("Options: A. a red square B. blue C. the dog D. light blue", OPTIONS) is None
+    )
 
 
 def test_letters_end_where_the_options_end():

@@ -20,13 +20,22 @@ def test_video_mme_as_parquet_and_as_nested_json(tmp_path):
         "options": ["A. One.", "B. Two.", "C. Three.", "D. Four."],
         "answer": "C",
     }
-    video = {"video_id": "001", "duration": "short", "domain": "Knowledge", "videoID": "fFjv93ACGo8"}
+    video = {
+        "video_id": "001",
+        "duration": "short",
+        "domain": "Knowledge",
+        "videoID": "fFjv93ACGo8",
+    }
     pq.write_table(pa.Table.from_pylist([video | asked]), tmp_path / "test-00000-of-00001.parquet")
     (tmp_path / "nested.json").write_text(json.dumps([video | {"questions": [asked]}]))
     [flat] = load_benchmark("video-mme", tmp_path / "test-00000-of-00001.parquet").questions
     [nested] = load_benchmark("video-mme", tmp_path / "nested.json").questions
     assert flat == nested
-    assert (flat.path, flat.answer, flat.options) == ("fFjv93ACGo8.mp4", "Three.", ("One.", "Two.", "Three.", "Four."))
+    assert (flat.path, flat.answer, flat.options) == (
+        "fFjv93ACGo8.mp4",
+        "Three.",
+        ("One.", "Two.", "Three.", "Four."),
+    )
     assert flat.task == "short: Counting Problem"
 
 
@@ -54,21 +63,39 @@ def test_lvbench_carries_its_options_inside_the_question(tmp_path):
 
 
 def test_longvideobench_has_any_number_of_candidates(tmp_path):
-    common = {"video_id": "86C", "video_path": "86C.mp4", "question_category": "T2E", "duration": 190.16}
+    common = {
+        "video_id": "86C",
+        "video_path": "86C.mp4",
+        "question_category": "T2E",
+        "duration": 190.16,
+    }
     rows = [
         common
-        | {"id": "86C_0", "question": "What happens?", "candidates": ["a", "b", "c", "d", "e"], "correct_choice": 4},
-        common | {"id": "86C_1", "question": "Who?", "candidates": ["x", "y", "z"], "correct_choice": 0},
-        common | {"id": "86C_2", "question": "Why?", "candidates": ["x", "y"], "correct_choice": None},
+        | {
+            "id": "86C_0",
+            "question": "What happens?",
+            "candidates": ["a", "b", "c", "d", "e"],
+            "correct_choice": 4,
+        },
+        common
+        | {"id": "86C_1", "question": "Who?", "candidates": ["x", "y", "z"], "correct_choice": 0},
+        common
+        | {"id": "86C_2", "question": "Why?", "candidates": ["x", "y"], "correct_choice": None},
     ]
     (tmp_path / "lvb_val.json").write_text(json.dumps(rows))
     loaded = load_benchmark("longvideobench", tmp_path / "lvb_val.json")
     assert [(q.answer, len(q.options)) for q in loaded.questions] == [("e", 5), ("x", 3)]
     assert loaded.left_out == {"no answer is published": 1}
-    spread = {**rows[1], **{f"option{i}": option for i, option in enumerate(["x", "y", "z", "N/A", "N/A"])}}
+    spread = {
+        **rows[1],
+        **{f"option{i}": option for i, option in enumerate(["x", "y", "z", "N/A", "N/A"])},
+    }
     del spread["candidates"]
     pq.write_table(pa.Table.from_pylist([spread]), tmp_path / "validation.parquet")
-    assert load_benchmark("longvideobench", tmp_path / "validation.parquet").questions == loaded.questions[1:]
+    assert (
+        load_benchmark("longvideobench", tmp_path / "validation.parquet").questions
+        == loaded.questions[1:]
+    )
 
 
 def test_mlvu_videos_are_told_apart_by_their_tasks_folder(tmp_path):
@@ -76,21 +103,34 @@ def test_mlvu_videos_are_told_apart_by_their_tasks_folder(tmp_path):
     choice = row | {"candidates": ["Yellow", "Red"], "answer": "Yellow", "question_type": "plotQA"}
     (tmp_path / "1_plotQA.json").write_text(json.dumps([choice]))
     (tmp_path / "2_needle.json").write_text(json.dumps([choice | {"question_type": "findNeedle"}]))
-    (tmp_path / "9_summary.json").write_text(json.dumps([row | {"answer": "A tale.", "question_type": "summary"}]))
+    (tmp_path / "9_summary.json").write_text(
+        json.dumps([row | {"answer": "A tale.", "question_type": "summary"}])
+    )
     loaded = load_benchmark("mlvu", tmp_path)
-    assert [q.path for q in loaded.questions] == ["1_plotQA/movie101_66.mp4", "2_needle/movie101_66.mp4"]
+    assert [q.path for q in loaded.questions] == [
+        "1_plotQA/movie101_66.mp4",
+        "2_needle/movie101_66.mp4",
+    ]
     assert sum(loaded.left_out.values()) == 1
 
 
 def test_tempcompass_in_its_three_forms_that_need_no_judge(tmp_path):
     forms = {
-        "multi-choice": {"question": "What is he doing?\nA. running\nB. sleeping", "answer": "B. sleeping"},
+        "multi-choice": {
+            "question": "What is he doing?\nA. running\nB. sleeping",
+            "answer": "B. sleeping",
+        },
         "yes_no": {"question": "Does he run?", "answer": "no"},
         "caption_matching": {
             "question": "Which caption matches the video better?\nCaption A: He runs.\nCaption B: He sleeps.",
             "answer": "Caption B: He sleeps.",
         },
-        "captioning": {"question": "Describe.", "mc_question": "?", "mc_answer": "A. x", "answer": "A. x"},
+        "captioning": {
+            "question": "Describe.",
+            "mc_question": "?",
+            "mc_answer": "A. x",
+            "answer": "A. x",
+        },
     }
     for form, row in forms.items():
         (tmp_path / f"{form}.json").write_text(json.dumps({"101": {"action": [row]}}))
@@ -104,7 +144,13 @@ def test_tempcompass_in_its_three_forms_that_need_no_judge(tmp_path):
 
 
 def test_a_row_that_cannot_be_used_is_counted_and_costs_no_other(tmp_path):
-    good = {"video": "a.mp4", "question": "Which?", "candidates": ["x", "y"], "answer": "x", "question_type": "count"}
+    good = {
+        "video": "a.mp4",
+        "question": "Which?",
+        "candidates": ["x", "y"],
+        "answer": "x",
+        "question_type": "count",
+    }
     rows = [good, good | {"answer": "z"}, good | {"candidates": ["x", "x"]}, good]
     (tmp_path / "4_count.json").write_text(json.dumps(rows))
     loaded = load_benchmark("mlvu", tmp_path / "4_count.json")
@@ -140,7 +186,13 @@ def test_options_are_cut_off_the_end_of_a_question(text, question, options):
 
 
 def test_a_converted_benchmark_can_be_kept_as_a_questions_file(tmp_path):
-    row = {"video": "a.mp4", "question": "Which?", "candidates": ["x", "y"], "answer": "x", "question_type": "count"}
+    row = {
+        "video": "a.mp4",
+        "question": "Which?",
+        "candidates": ["x", "y"],
+        "answer": "x",
+        "question_type": "count",
+    }
     (tmp_path / "4_count.json").write_text(json.dumps([row]))
     questions = load_benchmark("mlvu", tmp_path / "4_count.json").questions
     write_questions(tmp_path / "q.jsonl", questions)
@@ -148,8 +200,16 @@ def test_a_converted_benchmark_can_be_kept_as_a_questions_file(tmp_path):
 
 
 def test_the_command_writes_the_questions_whose_videos_are_there(tmp_path, capsys):
-    row = {"video": "a.mp4", "question": "Which?", "candidates": ["x", "y"], "answer": "x", "question_type": "count"}
-    (tmp_path / "4_count.json").write_text(json.dumps([row, row | {"video": "b.mp4"}, row | {"answer": "z"}]))
+    row = {
+        "video": "a.mp4",
+        "question": "Which?",
+        "candidates": ["x", "y"],
+        "answer": "x",
+        "question_type": "count",
+    }
+    (tmp_path / "4_count.json").write_text(
+        json.dumps([row, row | {"video": "b.mp4"}, row | {"answer": "z"}])
+    )
     videos = tmp_path / "videos"
     (videos / "4_count").mkdir(parents=True)
     (videos / "4_count" / "a.mp4").write_bytes(b"")
@@ -162,7 +222,13 @@ def test_the_command_writes_the_questions_whose_videos_are_there(tmp_path, capsy
 
 
 def test_the_command_says_what_it_could_not_use(tmp_path, capsys):
-    row = {"video": "a.mp4", "question": "Which?", "candidates": ["x", "y"], "answer": "x", "question_type": "count"}
+    row = {
+        "video": "a.mp4",
+        "question": "Which?",
+        "candidates": ["x", "y"],
+        "answer": "x",
+        "question_type": "count",
+    }
     (tmp_path / "4_count.json").write_text(json.dumps([row]))
     assert main(["mlvu", str(tmp_path / "4_count.json"), "--videos", str(tmp_path)]) == 2
     assert "4_count/a.mp4" in capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""The checkpoints of a variant are compared on the deployment's questions, from the storage root and back into it."""
+"""The checkpoints of a variant are compared on the deployment's questions, from the storage root
+and back into it.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,11 @@ import shutil
 
 import pytest
 
+from assets.deployment.settings import Annotations, Evaluation, Features, Settings
 from assets.evaluation.compare import CHECKPOINTS, compare_checkpoints
 from assets.evaluation.questions import write_questions
-from assets.lineage import Lineage, product
-from assets.settings import Annotations, Evaluation, Features, Settings
-from training.storage import Storage
+from assets.records.lineage import Lineage, product
+from training.formats.storage import Storage
 
 
 def deployment(root, questions_file) -> tuple[Storage, Settings]:
@@ -43,7 +45,9 @@ def test_four_checkpoints_and_one_blind_one_are_compared_and_kept(checkpoints, m
     first = compare_checkpoints(storage, settings, "tiny", lines.append)
     assert first.counts == {"questions": 5, "asked": 5, "not askable": 0}
     row = first.table[0]
-    assert {row[name] for name in CHECKPOINTS} == {row["base_model"]}  # they are the same checkpoint
+    assert {row[name] for name in CHECKPOINTS} == {
+        row["base_model"]
+    }  # they are the same checkpoint
     assert row["gain"] == 0
     names = {f"{name}.parquet" for name in CHECKPOINTS} | {"stage3_blind.parquet", "summary.json"}
     assert {name.rsplit("/", 1)[1] for name in storage.list(first.folder)} == names

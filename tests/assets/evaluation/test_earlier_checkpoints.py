@@ -27,7 +27,9 @@ def test_the_first_checkpoint_has_nothing_to_be_compared_with():
 
 def test_a_checkpoint_is_compared_with_the_one_before_it():
     now = scores("third---", 0.7)
-    before = previous(earlier_scores(summary_after(scores("first", 0.9), scores("second--", 0.4)), now), now)
+    before = previous(
+        earlier_scores(summary_after(scores("first", 0.9), scores("second--", 0.4)), now), now
+    )
     assert before == scores("second--", 0.4)
     assert comparison(before, now) == [
         {"questions": "all", "before (second--)": 0.4, "now (third---)": 0.7, "delta": 0.3}
@@ -43,7 +45,9 @@ def test_evaluating_the_same_checkpoint_again_keeps_the_comparison():
 
 def test_answers_to_other_questions_are_not_compared():
     now = scores("third", 0.7, questions="few")
-    earlier = earlier_scores(summary_after(scores("first", 0.4, questions="few"), scores("second", 0.6)), now)
+    earlier = earlier_scores(
+        summary_after(scores("first", 0.4, questions="few"), scores("second", 0.6)), now
+    )
     assert previous(earlier, now) == scores("first", 0.4, questions="few")
 
 

@@ -8,7 +8,14 @@ import pytest
 
 from assets.evaluation.questions import Question, parse_question, read_questions, write_questions
 
-GOOD = {"id": "a", "media": "video", "path": "a.mp4", "question": "Which?", "answer": "red", "options": ["red", "blue"]}
+GOOD = {
+    "id": "a",
+    "media": "video",
+    "path": "a.mp4",
+    "question": "Which?",
+    "answer": "red",
+    "options": ["red", "blue"],
+}
 
 
 def test_what_is_written_is_read_back(tmp_path, questions):
@@ -20,7 +27,9 @@ def test_the_prompt_letters_its_options_and_hides_candidates():
     assert parse_question(GOOD).prompt == (
         "Which?\nA. red\nB. blue\nAnswer with the option's letter from the given choices directly."
     )
-    hidden = {key: value for key, value in GOOD.items() if key != "options"} | {"candidates": ["red", "blue"]}
+    hidden = {key: value for key, value in GOOD.items() if key != "options"} | {
+        "candidates": ["red", "blue"]
+    }
     assert parse_question(hidden).prompt == "Which?"
     assert parse_question(hidden).choices == ("red", "blue")
 
@@ -55,6 +64,9 @@ def test_a_file_without_usable_questions_is_an_error(tmp_path, text):
 
 
 def test_an_id_that_occurs_twice_is_an_error(tmp_path):
-    write_questions(tmp_path / "q.jsonl", [Question("x", "text", "", "a?", "b"), Question("x", "text", "", "c?", "d")])
+    write_questions(
+        tmp_path / "q.jsonl",
+        [Question("x", "text", "", "a?", "b"), Question("x", "text", "", "c?", "d")],
+    )
     with pytest.raises(ValueError, match="'x' occurs twice"):
         read_questions(tmp_path / "q.jsonl")

@@ -1,4 +1,6 @@
-"""Scores are those of the model's own full forward pass, survive interruption, and name what could not be asked."""
+"""Scores are those of the model's own full forward pass, survive interruption, and name what could
+not be asked.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ import torch.nn.functional as F
 from assets.evaluation import score as score_module
 from assets.evaluation.compare import example, table
 from assets.evaluation.examiner import Examiner
-from assets.evaluation.likelihood import Reading
 from assets.evaluation.questions import Question
 from assets.evaluation.report import Answer, EvaluationReport, duration_class
 from assets.evaluation.score import score_checkpoint
+from assets.inference.likelihood import Reading
 
 
 def silent(_: str) -> None:
@@ -58,7 +60,9 @@ def test_scores_from_the_shared_cache_equal_those_of_full_forward_passes(examine
 
 def test_letters_are_scored_where_options_are_shown(examiner, questions):
     [reply] = examiner.ask([questions[1]])
-    assert reply.scores == pytest.approx(full_forward_scores(examiner, questions[1], ["A", "B"]), abs=2e-4)
+    assert reply.scores == pytest.approx(
+        full_forward_scores(examiner, questions[1], ["A", "B"]), abs=2e-4
+    )
 
 
 def test_what_is_generated_equals_the_generation_of_transformers(examiner, questions):
@@ -74,7 +78,9 @@ def test_what_is_generated_equals_the_generation_of_transformers(examiner, quest
 def test_the_prompt_that_the_model_read_is_on_record(examiner, questions):
     prompt = examiner.ask([questions[0]])[0].prompt
     assert prompt.count("<image>") == 1
-    assert "The video lasts for 18.00 seconds, and 18 frames are uniformly sampled from it." in prompt
+    assert (
+        "The video lasts for 18.00 seconds, and 18 frames are uniformly sampled from it." in prompt
+    )
     assert prompt.endswith("What colour is the background?<|im_end|>\n<|im_start|>assistant\n")
 
 
@@ -93,7 +99,9 @@ def test_without_visuals_the_media_make_no_difference(export, media, questions):
 
 
 def test_answers_are_complete_ordered_and_on_disk(export, media, questions, tmp_path):
-    report = score_checkpoint(export, questions, media, tmp_path / "answers.parquet", silent, device="cpu")
+    report = score_checkpoint(
+        export, questions, media, tmp_path / "answers.parquet", silent, device="cpu"
+    )
     assert [answer.id for answer in report.answers] == [question.id for question in questions]
     rows = pq.read_table(tmp_path / "answers.parquet").to_pylist()
     assert [row["prompt"] for row in rows] == [answer.prompt for answer in report.answers]
@@ -101,21 +109,33 @@ def test_answers_are_complete_ordered_and_on_disk(export, media, questions, tmp_
     by_hand = sum(answer.correct for answer in report.answers) / 5
     assert report.accuracy == by_hand
     assert report.chance == pytest.approx((1 / 6 + 1 / 2 + 1 / 6 + 0 + 1 / 6) / 5)
-    assert {name: len(part.answers) for name, part in report.by_task().items()} == {"colour": 3, "picture": 1, "sum": 1}
+    assert {name: len(part.answers) for name, part in report.by_task().items()} == {
+        "colour": 3,
+        "picture": 1,
+        "sum": 1,
+    }
     assert set(report.by_duration()) == {"under 1 min", "1 to 10 min", "no video"}
 
 
-def test_a_video_whose_duration_the_benchmark_leaves_out_counts_in_its_class(export, media, questions, tmp_path):
+def test_a_video_whose_duration_the_benchmark_leaves_out_counts_in_its_class(
+    export, media, questions, tmp_path
+):
     nameless = [replace(question, duration=None) for question in questions]
-    report = score_checkpoint(export, nameless, media, tmp_path / "answers.parquet", silent, device="cpu")
+    report = score_checkpoint(
+        export, nameless, media, tmp_path / "answers.parquet", silent, device="cpu"
+    )
     assert [answer.duration for answer in report.answers] == [18.0, 70.0, None, None, 18.0]
     assert {name: len(part.answers) for name, part in report.by_duration().items()} == {
         "under 1 min": 2, "1 to 10 min": 1, "no video": 2,
     }  # fmt: skip
 
 
-def test_an_interrupted_run_asks_only_what_is_left_and_ends_the_same(export, media, questions, tmp_path, monkeypatch):
-    whole = score_checkpoint(export, questions, media, tmp_path / "whole.parquet", silent, batch=2, device="cpu")
+def test_an_interrupted_run_asks_only_what_is_left_and_ends_the_same(
+    export, media, questions, tmp_path, monkeypatch
+):
+    whole = score_checkpoint(
+        export, questions, media, tmp_path / "whole.parquet", silent, batch=2, device="cpu"
+    )
     real, batches = score_module._ask, []
 
     def interrupted(examiner, group, write):
@@ -133,7 +153,9 @@ def test_an_interrupted_run_asks_only_what_is_left_and_ends_the_same(export, med
         journal.write(b'{"id": "torn')  # what a kill in the middle of a write leaves
     asked = []
     monkeypatch.setattr(
-        score_module, "_ask", lambda examiner, group, write: asked.extend(group) or real(examiner, group, write)
+        score_module,
+        "_ask",
+        lambda examiner, group, write: asked.extend(group) or real(examiner, group, write),
     )
     resumed = score_checkpoint(export, questions, media, file, silent, batch=2, device="cpu")
     assert {q.id for q in asked} == {q.id for q in questions} - {q.id for q in batches[0]}
@@ -148,18 +170,26 @@ def test_finished_answers_are_read_back_and_other_questions_are_not_mistaken_for
     stamp = file.stat().st_mtime_ns
     monkeypatch.setattr(score_module, "_ask", lambda *_: pytest.fail("asked again"))
     again = score_checkpoint(export, questions, media, file, silent, device="cpu")
-    assert (again.answers, again.version, file.stat().st_mtime_ns) == (first.answers, first.version, stamp)
+    assert (again.answers, again.version, file.stat().st_mtime_ns) == (
+        first.answers,
+        first.version,
+        stamp,
+    )
     with pytest.raises(pytest.fail.Exception):
         score_checkpoint(export, questions[:4], media, file, silent, device="cpu")
 
 
-def test_a_medium_that_cannot_be_read_is_named_and_stops_nothing(export, media, questions, tmp_path):
+def test_a_medium_that_cannot_be_read_is_named_and_stops_nothing(
+    export, media, questions, tmp_path
+):
     (media / "broken.mp4").write_bytes(b"<html>not a video</html>")
     bad = [
         replace(questions[0], id="gone", path="nowhere.mp4"),
         replace(questions[0], id="broken", path="broken.mp4"),
     ]
-    report = score_checkpoint(export, [*bad, *questions], media, tmp_path / "a.parquet", silent, device="cpu")
+    report = score_checkpoint(
+        export, [*bad, *questions], media, tmp_path / "a.parquet", silent, device="cpu"
+    )
     assert [bool(answer.problem) for answer in report.answers] == [True, True] + [False] * 5
     assert "nowhere.mp4" in report.answers[0].problem
     assert len(report.asked) == 5
@@ -173,12 +203,28 @@ def test_a_folder_that_is_no_checkpoint_is_a_clear_error(tmp_path, questions):
 def test_the_table_sets_checkpoints_side_by_side():
     def report(name: str, right: list[bool], visuals: bool = True) -> EvaluationReport:
         answers = [
-            Answer(str(i), f"task{i % 2}", "candidates", 30.0 * i, "p", "x", "x", "x", ok, ok, ("x", "y"), (0.0, -1.0))
+            Answer(
+                str(i),
+                f"task{i % 2}",
+                "candidates",
+                30.0 * i,
+                "p",
+                "x",
+                "x",
+                "x",
+                ok,
+                ok,
+                ("x", "y"),
+                (0.0, -1.0),
+            )
             for i, ok in enumerate(right)
         ]
         return EvaluationReport(name, visuals, answers, "")
 
-    seen = [report("base_model", [True, False, False, False]), report("stage3", [True, True, True, False])]
+    seen = [
+        report("base_model", [True, False, False, False]),
+        report("stage3", [True, True, True, False]),
+    ]
     rows = table(seen, report("stage3", [True, False, False, True], False))
     assert rows[0] == {
         "questions": "all", "asked": 4, "chance": 0.5, "base_model": 0.25, "stage3": 0.75, "nothing shown": 0.5,
@@ -204,12 +250,22 @@ def test_the_journal_holds_json_lines(export, media, questions, tmp_path, monkey
         return real(examiner, group, write)
 
     monkeypatch.setattr(score_module, "_ask", spy)
-    score_checkpoint(export, questions, media, tmp_path / "a.parquet", silent, batch=1, device="cpu")
+    score_checkpoint(
+        export, questions, media, tmp_path / "a.parquet", silent, batch=1, device="cpu"
+    )
     assert all(json.loads(line) for line in lines)
 
 
-def test_rating_alone_gives_the_same_choices_and_leaves_open_questions_to_writing(export, media, questions, tmp_path):
-    both = score_checkpoint(export, questions, media, tmp_path / "both.parquet", silent, device="cpu")
-    rated = score_checkpoint(export, questions, media, tmp_path / "rated.parquet", silent, write=False, device="cpu")
+def test_rating_alone_gives_the_same_choices_and_leaves_open_questions_to_writing(
+    export, media, questions, tmp_path
+):
+    both = score_checkpoint(
+        export, questions, media, tmp_path / "both.parquet", silent, device="cpu"
+    )
+    rated = score_checkpoint(
+        export, questions, media, tmp_path / "rated.parquet", silent, write=False, device="cpu"
+    )
     assert [answer.chosen for answer in rated.answers] == [answer.chosen for answer in both.answers]
-    assert [answer.generated == "" for answer in rated.answers if answer.form != "open"] == [True] * 4
+    assert [answer.generated == "" for answer in rated.answers if answer.form != "open"] == [
+        True
+    ] * 4

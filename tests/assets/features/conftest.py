@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from assets.deployment.settings import Limits
 from assets.features.extract import FeatureReport, extract
 from assets.features.jobs import Video
 from assets.features.options import Options
-from assets.settings import Limits
 from model.config import PRESETS
 from model.vision import VisionEncoder, save_vision_encoder
-from training.storage import Storage
+from training.formats.storage import Storage
 
 TINY = PRESETS["tiny"]
 
@@ -45,12 +45,20 @@ def encoder(tmp_path_factory) -> Path:
 
 
 def after_layer(model: torch.nn.Module, number: int, run: Callable[[], object]) -> torch.Tensor:
-    """What comes out of one layer of a SigLIP tower of transformers, whatever its version calls things."""
+    """What comes out of one layer of a SigLIP tower of transformers, whatever its version calls
+    things.
+    """
     end = f"encoder.layers.{number}"
-    (layer,) = (module for name, module in model.named_modules() if name.endswith(end) and "text" not in name)
+    (layer,) = (
+        module
+        for name, module in model.named_modules()
+        if name.endswith(end) and "text" not in name
+    )
     seen: list[torch.Tensor] = []
 
-    def keep(module: torch.nn.Module, inputs: object, out: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+    def keep(
+        module: torch.nn.Module, inputs: object, out: torch.Tensor | tuple[torch.Tensor, ...]
+    ) -> None:
         seen.append(out[0] if isinstance(out, tuple) else out)
 
     hook = layer.register_forward_hook(keep)
@@ -78,15 +86,23 @@ def feature_file(root: Path, video: str) -> Path:
 
 def options(**changes: object) -> Options:
     defaults = {"decode_workers": 2, "batch_size": 16, "devices": ("cpu",), "limits": Limits()}
-    return Options(pooled_side=TINY.memory.pooled_side, min_frames=TINY.memory.min_frames, **(defaults | changes))
+    return Options(
+        pooled_side=TINY.memory.pooled_side,
+        min_frames=TINY.memory.min_frames,
+        **(defaults | changes),
+    )
 
 
 @pytest.fixture(scope="session")
 def run(encoder) -> Callable[..., FeatureReport]:
     """Extract videos of a root; returns the report, whose log is printed."""
 
-    def go(root: Path, rows: list[Video], *, encoder: Path = encoder, backends=None, **changes) -> FeatureReport:
-        return extract(Storage(str(root)), options(**changes), "tiny", rows, encoder, print, backends)
+    def go(
+        root: Path, rows: list[Video], *, encoder: Path = encoder, backends=None, **changes
+    ) -> FeatureReport:
+        return extract(
+            Storage(str(root)), options(**changes), "tiny", rows, encoder, print, backends
+        )
 
     return go
 

@@ -1,4 +1,6 @@
-"""Decoders that misbehave on videos whose name says so, and decode the others; used inside decoding processes."""
+"""Decoders that misbehave on videos whose name says so, and decode the others; used inside decoding
+processes.
+"""
 
 import ctypes
 import os
@@ -26,7 +28,9 @@ class Wrapped:
 
 @contextmanager
 def open_faulty(path: str, **options):
-    """``hang``: stops after five pictures; ``segfault``, ``hog``, ``exit``, ``spin``; ``late``: hangs at once."""
+    """``hang``: stops after five pictures; ``segfault``, ``hog``, ``exit``, ``spin``; ``late``:
+    hangs at once.
+    """
     name = Path(path).stem
     if "late" in name:
         time.sleep(3600)
@@ -67,7 +71,9 @@ def open_nosy(path: str, **options):
     try:
         import socket
 
-        socket.create_connection(("127.0.0.1", int(Path(path).stem.split("-")[-1])), timeout=2).close()
+        socket.create_connection(
+            ("127.0.0.1", int(Path(path).stem.split("-")[-1])), timeout=2
+        ).close()
         found.append("network")
     except OSError:
         pass

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from assets.annotations.catalogue import PresentVideo
+from assets.deployment.settings import Settings
 from assets.features.checks import complete
 from assets.features.extract import hash_encoder
 from assets.features.options import Options
 from assets.features.quarantine import Quarantined, forget_records, read_record, write_record
-from assets.settings import Settings
-from assets.videos.catalogue import PresentVideo
 from tests.assets.features.conftest import TINY
-from training.features import feature_path, write_features
-from training.storage import Storage
+from training.formats.feature_file import feature_path, write_features
+from training.formats.storage import Storage
 
 TOKENS, WIDTH = TINY.memory.pooled_side**2, TINY.vision.hidden_size
 
@@ -21,7 +21,12 @@ TOKENS, WIDTH = TINY.memory.pooled_side**2, TINY.vision.hidden_size
 @pytest.fixture
 def settings(tmp_path):
     return Settings.model_validate(
-        {"root": str(tmp_path), "annotations": {"paths": ["none.jsonl"]}, "sources": {}, "shards": {}}
+        {
+            "root": str(tmp_path),
+            "annotations": {"paths": ["none.jsonl"]},
+            "sources": {},
+            "shards": {},
+        }
     )
 
 
@@ -31,20 +36,32 @@ def storage(settings):
 
 
 def video(name: str, seconds: float = 40.0, packets: int | None = 400) -> PresentVideo:
-    return PresentVideo(f"panda/{name}", seconds, f"sha of {name}", f"videos/{name}.mp4", False, packets)
+    return PresentVideo(
+        f"panda/{name}", seconds, f"sha of {name}", f"videos/{name}.mp4", False, packets
+    )
 
 
 @pytest.fixture
 def make(settings, storage, encoder):
-    """Write a feature file as an extraction of this video would, or with something different about it."""
+    """Write a feature file as an extraction of this video would, or with something different about
+    it.
+    """
 
-    def write(of: PresentVideo, frames: int = 40, features: torch.Tensor | None = None, **facts: str) -> Path:
+    def write(
+        of: PresentVideo, frames: int = 40, features: torch.Tensor | None = None, **facts: str
+    ) -> Path:
         path = Path(storage.path(feature_path("tiny", of.video)))
         path.parent.mkdir(parents=True, exist_ok=True)
         config = Options.of(settings.features, "tiny").config_hash()
-        metadata = {"duration": str(of.duration), "source_sha256": of.sha256, "encoder": hash_encoder(encoder)}
+        metadata = {
+            "duration": str(of.duration),
+            "source_sha256": of.sha256,
+            "encoder": hash_encoder(encoder),
+        }
         values = torch.randn(frames, TOKENS, WIDTH) if features is None else features
-        write_features(path, values, torch.arange(frames).float(), {**metadata, "config": config, **facts})
+        write_features(
+            path, values, torch.arange(frames).float(), {**metadata, "config": config, **facts}
+        )
         return path
 
     return write
@@ -70,7 +87,9 @@ def test_a_video_without_features_stops_training(storage, settings, encoder, mak
     assert "panda/b: VideoMarathon/features/tiny/panda/b.safetensors is not there" in verdict.says
 
 
-def test_features_of_another_encoder_or_another_file_stop_training(storage, settings, encoder, make):
+def test_features_of_another_encoder_or_another_file_stop_training(
+    storage, settings, encoder, make
+):
     make(video("a"), encoder="of stage 2 before it was trained again")
     make(video("b"), source_sha256="of the file before it was fetched again")
     verdict = found(storage, settings, encoder, video("a"), video("b"))
@@ -85,7 +104,9 @@ def test_frames_that_do_not_fit_the_duration_stop_training(storage, settings, en
     assert "20 frames, but 40.0 s of video make about 40" in verdict.says
 
 
-def test_a_video_with_fewer_pictures_than_seconds_has_a_frame_for_each(storage, settings, encoder, make):
+def test_a_video_with_fewer_pictures_than_seconds_has_a_frame_for_each(
+    storage, settings, encoder, make
+):
     slides = video("slides", seconds=600.0, packets=12)
     make(slides, frames=12)
     assert found(storage, settings, encoder, slides).passed
@@ -113,10 +134,15 @@ def test_a_few_quarantined_videos_are_told_and_stop_nothing(storage, settings, e
     whole, none_quarantined = complete(storage, settings, "tiny", videos, encoder)
     assert (whole.passed, whole.says) == (True, "19 of 20 videos have sound features")
     assert (none_quarantined.passed, none_quarantined.stops) == (False, False)
-    assert none_quarantined.says == "1 of 20 videos are quarantined: 1 corrupt. Training leaves them out"
+    assert (
+        none_quarantined.says
+        == "1 of 20 videos are quarantined: 1 corrupt. Training leaves them out"
+    )
 
 
-def test_more_quarantined_videos_than_the_settings_allow_stop_training(storage, settings, encoder, make):
+def test_more_quarantined_videos_than_the_settings_allow_stop_training(
+    storage, settings, encoder, make
+):
     make(video("a"))
     quarantine(storage, "b")
     verdict = found(storage, settings, encoder, video("a"), video("b"))

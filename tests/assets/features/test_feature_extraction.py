@@ -14,10 +14,17 @@ from transformers import SiglipVisionModel
 
 from assets.features.pool import Pool
 from assets.features.tower import Tower, load_encoder
-from model.resize import resize_frame, resize_image
-from tests.assets.features.conftest import TINY, after_layer, copy_videos, feature_file, row, video_path
-from tests.model import clips
-from training.features import open_features
+from model.media.resize import resize_frame, resize_image
+from tests.assets.features.conftest import (
+    TINY,
+    after_layer,
+    copy_videos,
+    feature_file,
+    row,
+    video_path,
+)
+from tests.model.media import clips
+from training.formats.feature_file import open_features
 
 SIDE, POOLED = 112, 4
 
@@ -30,8 +37,16 @@ def part(tmp_path_factory, run):
     clips.encode(video_path(root, "panda/short"), 9, rate=10)
     clips.encode(video_path(root, "panda/medium"), 251, rate=Fraction(24000, 1001), size=(96, 160))
     gaps = np.cumsum([0, *([40, 400, 40, 1200] * 15)])
-    clips.encode(video_path(root, "ego4d/varying"), 60, times=gaps.tolist(), time_base=Fraction(1, 1000))
-    clips.encode(video_path(root, "ego4d/web", ".webm"), 200, rate=10, codec="libvpx-vp9", options={"cpu-used": "8"})
+    clips.encode(
+        video_path(root, "ego4d/varying"), 60, times=gaps.tolist(), time_base=Fraction(1, 1000)
+    )
+    clips.encode(
+        video_path(root, "ego4d/web", ".webm"),
+        200,
+        rate=10,
+        codec="libvpx-vp9",
+        options={"cpu-used": "8"},
+    )
     paths = sorted((root / "VideoMarathon/videos").glob("*/*"))
     rows = [row(root, path, 20.0) for path in paths]
     return root, rows, run(root, rows)
@@ -41,14 +56,19 @@ def all_frames(path) -> tuple[list[np.ndarray], np.ndarray]:
     """Every picture of a clip and its seconds, decoded the plain way."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        frames = [(float(f.pts * stream.time_base), f.to_ndarray(format="rgb24")) for f in container.decode(stream)]
+        frames = [
+            (float(f.pts * stream.time_base), f.to_ndarray(format="rgb24"))
+            for f in container.decode(stream)
+        ]
     times = np.array([seconds for seconds, _ in frames])
     return [picture for _, picture in frames], times - times[0]
 
 
 @torch.no_grad()
 def slow_features(encoder, pictures: list[np.ndarray]) -> torch.Tensor:
-    """What the features of upright square pictures are, by transformers' own SigLIP, one picture at a time."""
+    """What the features of upright square pictures are, by transformers' own SigLIP, one picture at
+    a time.
+    """
     model = SiglipVisionModel.from_pretrained(encoder).eval()
     rows = []
     for picture in pictures:
@@ -78,7 +98,9 @@ def test_features_equal_a_slow_independent_path(part, encoder, video, frames, du
     assert np.allclose(file.pts, times[chosen], atol=1e-4)
     found = file.read().float()
     scale = expected.abs().max()
-    assert (found - expected).abs().max() < scale * 2**-8  # bfloat16's last place, of the largest value
+    assert (
+        found - expected
+    ).abs().max() < scale * 2**-8  # bfloat16's last place, of the largest value
 
     pillow = [np.asarray(resize_image(Image.fromarray(pictures[i]), (SIDE, SIDE))) for i in chosen]
     by_pillow = slow_features(encoder, pillow)
@@ -97,10 +119,19 @@ def test_a_varying_rate_is_sampled_by_time(part):
 
 def test_the_report_counts_what_happened(part):
     _, _, report = part
-    assert report.counts == {"videos": 5, "done": 5, "already_done": 0, "quarantined": 0, "damaged": 0}
+    assert report.counts == {
+        "videos": 5,
+        "done": 5,
+        "already_done": 0,
+        "quarantined": 0,
+        "damaged": 0,
+    }
     assert report.frames == report.new_frames == 47 + 9 + 16 + 24 + 20
     assert report.hours == pytest.approx((47 + 0.9 + 251 * 1001 / 24000 + 24 + 20) / 3600, rel=0.02)
-    assert {line["outcome"]: line["videos"] for line in report.table} == {"done": 5, "already done": 0}
+    assert {line["outcome"]: line["videos"] for line in report.table} == {
+        "done": 5,
+        "already done": 0,
+    }
     assert report.frames_per_second > 0
     assert 0 < report.facts["encoder_busy"] <= 1
     assert [line["what"] for line in report.throughput][:2] == ["encoder", "decoders"]
@@ -139,7 +170,9 @@ def test_running_again_does_nothing(part, run, monkeypatch):
     assert again.counts["already_done"] == 5
     assert again.version == report.version
     assert (again.hours, again.frames, again.bytes) == (report.hours, report.frames, report.bytes)
-    assert before == {video.video: feature_file(root, video.video).stat().st_mtime_ns for video in rows}
+    assert before == {
+        video.video: feature_file(root, video.video).stat().st_mtime_ns for video in rows
+    }
 
 
 def test_bytes_depend_neither_on_decoders_nor_on_encoders_nor_on_the_batch(part, run, tmp_path):
@@ -147,7 +180,10 @@ def test_bytes_depend_neither_on_decoders_nor_on_encoders_nor_on_the_batch(part,
     other = copy_videos(root, tmp_path)
     again = run(other, rows[::-1], decode_workers=3, batch_size=7, devices=("cpu", "cpu"))
     for video in rows:
-        assert feature_file(root, video.video).read_bytes() == feature_file(other, video.video).read_bytes(), video
+        assert (
+            feature_file(root, video.video).read_bytes()
+            == feature_file(other, video.video).read_bytes()
+        ), video
     assert again.version == report.version
     assert again.facts["batches"] > 2
 

@@ -1,4 +1,6 @@
-"""What a broken file, a broken decoder or a killed run costs: one video, no work that was done, no leftovers."""
+"""What a broken file, a broken decoder or a killed run costs: one video, no work that was done, no
+leftovers.
+"""
 
 import json
 import os
@@ -11,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from assets.deployment.settings import Limits
 from assets.features import extract as extraction
-from assets.settings import Limits
 from tests.assets.features.conftest import copy_videos, feature_file, make_encoder, row, video_path
-from tests.model import clips
-from training.features import open_features
+from tests.model.media import clips
+from training.formats.feature_file import open_features
 
 FAULTY = "tests.assets.features.faults:open_faulty"
 PROJECT = Path(__file__).parents[3]
@@ -37,10 +39,25 @@ def record(root, video):
 def faulty(tmp_path_factory, run):
     """A part in which every second video makes its decoder misbehave."""
     root = tmp_path_factory.mktemp("root")
-    for name in ("hang", "segfault", "hog", "exit", "spin", "late", "good-a", "good-b", "good-c", "good-d"):
+    for name in (
+        "hang",
+        "segfault",
+        "hog",
+        "exit",
+        "spin",
+        "late",
+        "good-a",
+        "good-b",
+        "good-c",
+        "good-d",
+    ):
         clips.encode(video_path(root, f"panda/{name}"), 200 + len(name), rate=10)
     limits = Limits(stall_s=4, deadline_s=8, memory_bytes=1 << 30)
-    return root, run(root, rows_of(root), backends=[FAULTY] * 3, limits=limits, decode_workers=3), limits
+    return (
+        root,
+        run(root, rows_of(root), backends=[FAULTY] * 3, limits=limits, decode_workers=3),
+        limits,
+    )
 
 
 @pytest.mark.slow
@@ -113,7 +130,7 @@ import sys
 from pathlib import Path
 from tests.assets.features.conftest import options, row
 from assets.features.extract import extract
-from training.storage import Storage
+from training.formats.storage import Storage
 
 root, encoder = Path(sys.argv[1]), Path(sys.argv[2])
 rows = [row(root, path) for path in sorted((root / "VideoMarathon/videos").glob("*/*"))]
@@ -141,7 +158,9 @@ def descendants(pid: int) -> set[int]:
 
 
 @pytest.mark.slow
-def test_after_kill_9_the_rest_is_made_and_the_bytes_are_the_same(run, encoder, tmp_path, monkeypatch):
+def test_after_kill_9_the_rest_is_made_and_the_bytes_are_the_same(
+    run, encoder, tmp_path, monkeypatch
+):
     root = tmp_path / "killed"
     for i in range(6):
         clips.encode(video_path(root, f"panda/v{i}"), 170 + 10 * i, rate=10)
@@ -191,7 +210,9 @@ def test_an_encoder_that_dies_fails_the_run_with_its_last_words_and_leaves_nothi
     clips.encode(video_path(tmp_path, "panda/a"), 200, rate=10)
     broken = make_encoder(tmp_path / "encoder", seed=3)
     (broken / "config.json").write_text('{"vision_use_head": false}')
-    with pytest.raises(RuntimeError, match=r"(?s)the encoder on cpu ended.*is this a SigLIP vision encoder"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)the encoder on cpu ended.*is this a SigLIP vision encoder"
+    ):
         run(tmp_path, rows_of(tmp_path), encoder=broken)
     assert leftovers(tmp_path) == []
 
@@ -202,11 +223,16 @@ def test_decoders_see_neither_secrets_nor_the_network(run, tmp_path, monkeypatch
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         clips.encode(video_path(tmp_path, f"panda/v-{port}"), 20, rate=10)
-        report = run(tmp_path, rows_of(tmp_path), backends=["tests.assets.features.faults:open_nosy"])
-        isolated = "no network" in next(line["value"] for line in report.throughput if line["what"] == "decoders")
+        report = run(
+            tmp_path, rows_of(tmp_path), backends=["tests.assets.features.faults:open_nosy"]
+        )
+        isolated = "no network" in next(
+            line["value"] for line in report.throughput if line["what"] == "decoders"
+        )
     if isolated:
         assert report.counts["done"] == 1
-    else:  # a system that grants no network namespaces: said so, and secrets are hidden all the same
+    # A system that grants no network namespaces: said so, and secrets are hidden all the same.
+    else:
         assert "['network']" in record(tmp_path, f"panda/v-{port}")["stderr"]
 
 
@@ -216,8 +242,8 @@ def test_a_folder_without_an_encoder_says_what_to_do(run, tmp_path):
 
 
 def test_temporary_files_of_living_writers_are_left_alone(tmp_path, monkeypatch):
-    from training.features import FeatureWriter
-    from training.storage import Storage
+    from training.formats.feature_file import FeatureWriter
+    from training.formats.storage import Storage
 
     monkeypatch.setattr(extraction, "STALE_S", 0.0)
     folder = tmp_path / "VideoMarathon/features/tiny/panda"

@@ -17,10 +17,18 @@ from assets.features.extract import extract
 from assets.features.jobs import Video
 from assets.features.nvdec import open_nvdec
 from assets.features.tower import FrameEncoder, load_encoder
-from tests.assets.features.conftest import TINY, after_layer, feature_file, make_encoder, options, row, video_path
-from tests.model import clips, tricky
-from training.features import FeatureStore, open_features
-from training.storage import Storage
+from tests.assets.features.conftest import (
+    TINY,
+    after_layer,
+    feature_file,
+    make_encoder,
+    options,
+    row,
+    video_path,
+)
+from tests.model.media import clips, tricky
+from training.formats.feature_file import FeatureStore, open_features
+from training.formats.storage import Storage
 
 OPEN = {"size": 112, "min_frames": 16, "max_frames": 10_000, "max_pixels": 1 << 24}
 
@@ -39,7 +47,9 @@ def test_every_tricky_clip_gives_its_frames_or_is_quarantined_with_its_reason(ru
         clip.build(path)
         names[f"panda/{i:02}"] = clip, path
     rows = [row(tmp_path, path)._replace(video=video) for video, (_, path) in names.items()]
-    report = run(tmp_path, [*rows, Video("panda/gone", 5.0, "0" * 64, "VideoMarathon/videos/panda/gone.mp4")])
+    report = run(
+        tmp_path, [*rows, Video("panda/gone", 5.0, "0" * 64, "VideoMarathon/videos/panda/gone.mp4")]
+    )
 
     found = {line["video"]: line["reason"] for line in report.quarantine}
     assert found.pop("panda/gone") == "missing"
@@ -108,7 +118,9 @@ def test_decord_is_not_given_what_it_gets_wrong_and_the_reason_is_recorded(tmp_p
 
 
 class SoftwareEngine:
-    """PyNvVideoCodec's interface over FFmpeg: bare bitstreams in, NV12 surfaces in display order out."""
+    """PyNvVideoCodec's interface over FFmpeg: bare bitstreams in, NV12 surfaces in display order
+    out.
+    """
 
     class PacketData:
         bsl_data = bsl = pts = 0
@@ -117,7 +129,9 @@ class SoftwareEngine:
         def __init__(self, frame):
             planes = frame.to_ndarray(format="yuv420p")
             self.nv12, self.pts = planes.copy(), frame.pts
-            self.nv12[frame.height :] = planes[frame.height :].reshape(2, -1).T.reshape(-1, frame.width)
+            self.nv12[frame.height :] = (
+                planes[frame.height :].reshape(2, -1).T.reshape(-1, frame.width)
+            )
 
         def getPTS(self):
             return self.pts
@@ -130,7 +144,9 @@ class SoftwareEngine:
 
     class Decoder:
         def __init__(self, codec):
-            self.codec = av.CodecContext.create(codec, "r")  # no extradata: parameter sets must be in the packets
+            self.codec = av.CodecContext.create(
+                codec, "r"
+            )  # no extradata: parameter sets must be in the packets
 
         def Decode(self, data):
             packet = None
@@ -146,22 +162,33 @@ def engine(monkeypatch):
     module.__version__ = "software"
     module.PacketData = SoftwareEngine.PacketData
     module.cudaVideoCodec = types.SimpleNamespace(H264="h264", HEVC="hevc", VP9="vp9")
-    module.CreateDecoder = lambda gpuid, codec, cudacontext, cudastream, usedevicememory: SoftwareEngine.Decoder(codec)
+    module.CreateDecoder = lambda gpuid, codec, cudacontext, cudastream, usedevicememory: (
+        SoftwareEngine.Decoder(codec)
+    )
     monkeypatch.setitem(sys.modules, "PyNvVideoCodec", module)
 
 
 @pytest.mark.parametrize(
     ("codec", "suffix", "settings"),
-    [("libx264", "mp4", {"options": {"bf": "3"}}), ("libvpx-vp9", "webm", {"options": {"cpu-used": "8"}})],
+    [
+        ("libx264", "mp4", {"options": {"bf": "3"}}),
+        ("libvpx-vp9", "webm", {"options": {"cpu-used": "8"}}),
+    ],
 )
-def test_nvdec_surfaces_become_the_very_pictures_of_the_cpu(engine, tmp_path, codec, suffix, settings):
+def test_nvdec_surfaces_become_the_very_pictures_of_the_cpu(
+    engine, tmp_path, codec, suffix, settings
+):
     path = tmp_path / f"v.{suffix}"
-    colourful = [np.roll(np.indices((96, 160)).sum(0)[..., None] * [1, 2, 3] % 256, i, 1) for i in range(160)]
+    colourful = [
+        np.roll(np.indices((96, 160)).sum(0)[..., None] * [1, 2, 3] % 256, i, 1) for i in range(160)
+    ]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10, **settings)
         stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
         for picture in colourful:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24"))
+            )
         container.mux(stream.encode(None))
     plain, _, _ = frames_of(open_pyav, path)
     second, facts, stats = frames_of(open_nvdec, path)
@@ -179,7 +206,9 @@ def test_nvdec_surfaces_become_the_very_pictures_of_the_cpu(engine, tmp_path, co
         ({"pixel_format": "yuv444p", "size": (161, 97)}, "pixel format yuv444p"),
     ],
 )
-def test_what_nvdec_cannot_decode_goes_to_the_cpu_with_the_reason(engine, tmp_path, settings, reason):
+def test_what_nvdec_cannot_decode_goes_to_the_cpu_with_the_reason(
+    engine, tmp_path, settings, reason
+):
     clips.encode(tmp_path / "v.mp4", 40, rate=10, **settings)
     found, facts, _ = frames_of(open_nvdec, tmp_path / "v.mp4")
     assert len(found) == 16
@@ -209,7 +238,12 @@ def test_a_remote_root_gives_the_same_files_as_a_local_one(run, encoder, tmp_pat
 
 def test_of_a_full_siglip_checkpoint_the_last_layer_and_the_heads_are_left_out(tmp_path):
     torch.manual_seed(0)
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
     config = SiglipConfig(
         text_config={**small, "vocab_size": 50, "max_position_embeddings": 8},
         vision_config={**small, "image_size": 56, "patch_size": 14},
@@ -223,13 +257,19 @@ def test_of_a_full_siglip_checkpoint_the_last_layer_and_the_heads_are_left_out(t
         pixels = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
         expected = after_layer(full, 1, lambda: full.get_image_features(pixels))
         found = FrameEncoder(encoder, pooled_side=4)(pictures).float()
-    assert torch.allclose(found, expected, atol=0.02)  # four by four patches: pooling changes nothing but the rounding
+    assert torch.allclose(
+        found, expected, atol=0.02
+    )  # four by four patches: pooling changes nothing but the rounding
 
 
 def test_what_is_no_siglip_checkpoint_is_refused_by_name(tmp_path):
     folder = make_encoder(tmp_path / "encoder", seed=1)
     facts = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(facts | {"vision_use_head": True, "num_hidden_layers": 9}))
+    (folder / "config.json").write_text(
+        json.dumps(facts | {"vision_use_head": True, "num_hidden_layers": 9})
+    )
     with pytest.raises(ValueError, match="not a SigLIP checkpoint, it lacks"):
         load_encoder(folder)
-    assert TINY.vision.num_layers == len(load_encoder(make_encoder(tmp_path / "good", seed=1)).layers)
+    assert TINY.vision.num_layers == len(
+        load_encoder(make_encoder(tmp_path / "good", seed=1)).layers
+    )

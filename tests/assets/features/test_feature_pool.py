@@ -7,26 +7,30 @@ import selectors
 import types
 from pathlib import Path
 
+from assets.deployment.settings import Limits
 from assets.features.channel import Channel
 from assets.features.decoders import PYAV, Decoders
 from assets.features.jobs import Job, Video
 from assets.features.pool import Pool
 from assets.features.processes import Worker
 from assets.features.ring import Ring
-from assets.settings import Limits
 from tests.assets.features.conftest import options
-from training.storage import Storage
+from training.formats.storage import Storage
 
 
 class NurseryFirst(selectors.DefaultSelector):
-    """Tells of what the nursery says before it tells of decoders; the system's order is anyone's guess."""
+    """Tells of what the nursery says before it tells of decoders; the system's order is anyone's
+    guess.
+    """
 
     def select(self, timeout=None):
         return sorted(super().select(timeout), key=lambda event: isinstance(event[0].data, Worker))
 
 
 def test_a_decoder_whose_exit_is_heard_before_its_last_words_loses_none_of_them(tmp_path):
-    pool = Pool(Storage(str(tmp_path)), "tiny", options(), tmp_path, {}, [PYAV], print, lambda frames: None)
+    pool = Pool(
+        Storage(str(tmp_path)), "tiny", options(), tmp_path, {}, [PYAV], print, lambda frames: None
+    )
     nursery, nursery_end = Channel.pair()
     ours, worker_end = Channel.pair()
     pool.nursery = types.SimpleNamespace(channel=nursery, error=lambda: "")

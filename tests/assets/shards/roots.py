@@ -1,4 +1,6 @@
-"""Small storage roots with real files in them, for tests of shards and of the loader that reads them."""
+"""Small storage roots with real files in them, for tests of shards and of the loader that reads
+them.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,15 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from assets.conversations.grouping import SCHEMA, conversations_name
-from assets.settings import Annotations, Collections, Settings, Shards
-from training.storage import Storage
+from assets.deployment.settings import Annotations, Collections, Settings, Shards
+from training.formats.storage import Storage
 
-IMAGE_SET, TEXT_SET, MULTI_SET, VIDEO_SET = "shapes.json", "chat.json", "multi_image/pairs.json", "clips.json"
+IMAGE_SET, TEXT_SET, MULTI_SET, VIDEO_SET = (
+    "shapes.json",
+    "chat.json",
+    "multi_image/pairs.json",
+    "clips.json",
+)
 MIXTURE = f"""kind,collection,annotation,fraction
 llava_ov_si_onlyimg,LLaVA-OneVision,{IMAGE_SET},1
 llava_ov_si_onlyimg,LLaVA-OneVision,{TEXT_SET},0.5
@@ -35,7 +42,9 @@ def quiet(_: str) -> None:
 def picture(number: int, mode: str = "RGB", size: tuple[int, int] = (48, 40)) -> Image.Image:
     """A small picture that differs from every other one."""
     rng = np.random.default_rng(number)
-    return Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+    return Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).convert(
+        mode
+    )
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -60,7 +69,9 @@ def settings_for(root: Path, **shards: Any) -> Settings:
 
 
 def make_root(root: Path, images: int = 120) -> Storage:
-    """Annotation files of every LLaVA kind, their images, and names of short videos (which hold no real video)."""
+    """Annotation files of every LLaVA kind, their images, and names of short videos (which hold no
+    real video).
+    """
     vision, video = root / "LLaVA-OneVision", root / "LLaVA-Video-178K"
     for folder in ("images/set", "annotations/multi_image"):
         (vision / folder).mkdir(parents=True)
@@ -74,7 +85,11 @@ def make_root(root: Path, images: int = 120) -> Storage:
     write(
         vision / "annotations" / IMAGE_SET,
         [
-            {"id": f"i{n}", "image": name, "conversations": turns(f"<image>\nWhat is {n}?", f'It is "{n}" \\ {{')}
+            {
+                "id": f"i{n}",
+                "image": name,
+                "conversations": turns(f"<image>\nWhat is {n}?", f'It is "{n}" \\ {{'),
+            }
             for n, name in enumerate(names)
         ],
     )
@@ -98,7 +113,11 @@ def make_root(root: Path, images: int = 120) -> Storage:
     write(
         video / "annotations" / VIDEO_SET,
         [
-            {"id": f"v{n}", "video": f"a/{n % 40}.mp4", "conversations": turns("<image>\nWhat happens?", f"Scene {n}.")}
+            {
+                "id": f"v{n}",
+                "video": f"a/{n % 40}.mp4",
+                "conversations": turns("<image>\nWhat happens?", f"Scene {n}."),
+            }
             for n in range(120)
         ],
     )
@@ -109,15 +128,21 @@ def write(path: Path, rows: list[dict[str, Any]], indent: int | None = None) -> 
     path.write_text(json.dumps(rows, indent=indent))
 
 
-def make_conversations(storage: Storage, part: int, videos: int, samples: int, duration: float = 30.0) -> None:
-    """Grouped conversations of one part: ``samples`` of each of ``videos`` videos, as grouping leaves them."""
+def make_conversations(
+    storage: Storage, part: int, videos: int, samples: int, duration: float = 30.0
+) -> None:
+    """Grouped conversations of one part: ``samples`` of each of ``videos`` videos, as grouping
+    leaves them.
+    """
     names = [f"panda/p{part}v{number}" for number in range(videos) for _ in range(samples)]
     columns = {
         "id": [f"{name}#{part}-{number % samples}" for number, name in enumerate(names)],
         "video": names,
         "source": ["panda"] * len(names),
         "duration": [duration] * len(names),
-        "conversations": [json.dumps(turns(f"<image>\nQuestion {n}?", f"Answer {n}.")) for n in range(len(names))],
+        "conversations": [
+            json.dumps(turns(f"<image>\nQuestion {n}?", f"Answer {n}.")) for n in range(len(names))
+        ],
         "question_ids": [[f"q{n}"] for n in range(len(names))],
     }
     with storage.writing(conversations_name(part)) as path:

@@ -1,4 +1,6 @@
-"""Rows of annotation files by their place: those that the json module finds, in any layout, in any block size."""
+"""Rows of annotation files by their place: those that the json module finds, in any layout, in any
+block size.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,33 @@ from hypothesis import strategies as st
 from assets.shards.annotation_rows import mapped, parse_row, row_spans
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.text(alphabet='ab"\\{}[],: \n<é😀', max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.text(alphabet='ab"\\{}[],: \n<é😀', max_size=8),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(alphabet='k"\\}', max_size=2), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(alphabet='k"\\}', max_size=2), inner, max_size=3)
     ),
     max_leaves=8,
 )
-rows = st.lists(st.dictionaries(st.sampled_from(["id", "image", "x\\"]), values, max_size=3), max_size=12)
+rows = st.lists(
+    st.dictionaries(st.sampled_from(["id", "image", "x\\"]), values, max_size=3), max_size=12
+)
 
 
 def read(path, block=1 << 24):
     begins, ends = row_spans(path, block)
     with mapped(path) as data:
-        return [parse_row(data, begin, end) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        return [
+            parse_row(data, begin, end)
+            for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+        ]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     data=rows,
     layout=st.sampled_from(["compact", "indented", "lines"]),

@@ -8,11 +8,13 @@ import pytest
 
 from assets.shards.llava_rows import Dropped, to_sample
 from tests.assets.shards.roots import turns
-from training.samples import Sample, broken_rule
+from training.formats.sample import Sample, broken_rule
 
 
 def made(row: Any, kind: str = "llavavideo_si") -> Sample:
-    return to_sample(row, kind, "set#0", lambda name: name.encode(), lambda name: None if "gone" in name else 0.0)
+    return to_sample(
+        row, kind, "set#0", lambda name: name.encode(), lambda name: None if "gone" in name else 0.0
+    )
 
 
 def test_an_image_row_opens_with_its_placeholder_wherever_it_stood():
@@ -32,9 +34,13 @@ def test_several_images_keep_their_places_and_get_them_where_they_have_none():
 
 def test_a_video_row_takes_either_placeholder_and_a_text_row_may_speak_of_html():
     for question in ("<video>\nWhat?", "<image>\nWhat?"):
-        sample = made({"video": "a/b.mp4", "conversations": turns(question, "It.")}, "llavavideo_video")
+        sample = made(
+            {"video": "a/b.mp4", "conversations": turns(question, "It.")}, "llavavideo_video"
+        )
         assert (sample.video, sample.conversations[0]["value"]) == ("a/b.mp4", "<image>\nWhat?")
-    text = made({"conversations": turns("How do I write <video>?", "With <video src>.")}, "llavavideo_text")
+    text = made(
+        {"conversations": turns("How do I write <video>?", "With <video src>.")}, "llavavideo_text"
+    )
     assert text.conversations == turns("How do I write <video>?", "With <video src>.")
 
 

@@ -1,4 +1,6 @@
-"""The stage-3 mixture: an index over parts, reproducible, without a copy, a link, or a name that leaves the folder."""
+"""The stage-3 mixture: an index over parts, reproducible, without a copy, a link, or a name that
+leaves the folder.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,18 @@ from pathlib import Path
 import pytest
 
 from assets.shards.mixture_views import MIXTURE, write_mixture, write_views
-from assets.shards.writer import FOLDER, INDEX, MANIFEST, part_folder, write_kind_part, write_long_video_part
+from assets.shards.writer import (
+    FOLDER,
+    INDEX,
+    MANIFEST,
+    part_folder,
+    write_kind_part,
+    write_long_video_part,
+)
 from tests.assets.shards.roots import contents, make_conversations, make_root, quiet, settings_for
-from training.samples import LLAVA_KINDS
-from training.stages import ShardInput
-from training.storage import Storage
+from training.formats.sample import LLAVA_KINDS
+from training.formats.storage import Storage
+from training.recipes import ShardInput
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +45,17 @@ def storage(parts, tmp_path) -> Storage:
 
 
 def names(storage: Storage, stream: int) -> list[str]:
-    return [shard["raw_data"]["basename"] for shard in storage.read_json(f"{MIXTURE}/{stream}/{INDEX}")["shards"]]
+    return [
+        shard["raw_data"]["basename"]
+        for shard in storage.read_json(f"{MIXTURE}/{stream}/{INDEX}")["shards"]
+    ]
 
 
 def test_the_streams_are_those_of_the_specification(storage):
     report = write_mixture(storage, [0, 1, 2])
-    first, second = ({name.partition("/")[0] for name in names(storage, stream)} for stream in (0, 1))
+    first, second = (
+        {name.partition("/")[0] for name in names(storage, stream)} for stream in (0, 1)
+    )
     image_kinds = ("llavavideo_text", "llavavideo_si", "llavavideo_mi")
     assert first == {f"llavavideo_video_part{part}" for part in range(2, 10)} | {
         f"{kind}_part{part}" for kind in image_kinds for part in range(1, 6)
@@ -50,9 +64,14 @@ def test_the_streams_are_those_of_the_specification(storage):
         f"{kind}_part{part}" for kind in image_kinds for part in range(5, 10)
     }
     for kind in image_kinds:
-        halves = [[n for n in names(storage, stream) if n.startswith(f"{kind}_part5/")] for stream in (0, 1)]
+        halves = [
+            [n for n in names(storage, stream) if n.startswith(f"{kind}_part5/")]
+            for stream in (0, 1)
+        ]
         shards = storage.read_json(f"{part_folder(kind, 5)}/{INDEX}")["shards"]
-        assert [*halves[0], *halves[1]] == [f"{kind}_part5/{shard['raw_data']['basename']}" for shard in shards]
+        assert [*halves[0], *halves[1]] == [
+            f"{kind}_part5/{shard['raw_data']['basename']}" for shard in shards
+        ]
         samples = storage.read_json(f"{part_folder(kind, 5)}/{MANIFEST}")["first_half"]["samples"]
         assert abs(2 * samples - sum(shard["samples"] for shard in shards)) <= 1
     total = sum(report.counts[f"stream {stream}: samples"] for stream in (0, 1))

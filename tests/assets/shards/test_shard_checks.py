@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.lineage import Lineage
+from assets.records.lineage import Lineage
 from assets.shards.checks import one_place, whole
 from assets.shards.heads import read_column
 from assets.shards.labels import labels
@@ -15,9 +15,9 @@ from assets.shards.mds import index_json, write_shards
 from assets.shards.mixture_views import write_views
 from assets.shards.writer import part_folder, write_kind_part
 from tests.assets.shards.roots import make_root, quiet, settings_for, turns
-from tests.model import clips
-from training.samples import SHORT_VIDEO_KIND, TEXT_KIND, Sample, encode
-from training.stages import ShardInput
+from tests.model.media import clips
+from training.formats.sample import SHORT_VIDEO_KIND, TEXT_KIND, Sample, encode
+from training.recipes import ShardInput
 
 VIDEOS = "LLaVA-Video-178K/videos"
 
@@ -58,7 +58,11 @@ def test_each_sort_of_damage_is_named_and_stops_what_follows(root, text_part):
     (first.parent / "shard.99999.mds").write_bytes(b"of another run")
     verdict = whole(root, text_part)
     assert verdict.stops
-    for fault in (f"the content of {first.name}", f"{second.name} is missing", "shard.99999.mds is not in index.json"):
+    for fault in (
+        f"the content of {first.name}",
+        f"{second.name} is missing",
+        "shard.99999.mds is not in index.json",
+    ):
         assert fault in verdict.says
 
 
@@ -79,7 +83,9 @@ def test_a_column_is_read_as_the_library_reads_it(root, text_part):
     for shard in root.read_json(f"{text_part}/index.json")["shards"]:
         reader = reader_from_json(root.path(text_part), "", shard)
         expected += [(reader[row]["id"], reader[row]["kind"]) for row in range(shard["samples"])]
-    found = zip(read_column(root, text_part, "id"), read_column(root, text_part, "kind"), strict=True)
+    found = zip(
+        read_column(root, text_part, "id"), read_column(root, text_part, "kind"), strict=True
+    )
     assert list(found) == expected
 
 
@@ -103,7 +109,9 @@ def test_a_sample_in_two_parts_is_named_and_stops_the_mixture(root, text_part):
     assert verdict.stops
     twice = sorted(read_column(root, text_part, "id"))
     assert f"{TEXT_KIND}: sample {twice[0].partition('#')[0]}" in verdict.says
-    assert {row["kind"]: row["twice"] for row in verdict.facts["samples looked at"]}[TEXT_KIND] == len(twice)
+    assert {row["kind"]: row["twice"] for row in verdict.facts["samples looked at"]}[
+        TEXT_KIND
+    ] == len(twice)
 
 
 def test_a_shard_that_stands_twice_in_the_mixture_is_named(root, text_part):
@@ -113,7 +121,9 @@ def test_a_shard_that_stands_twice_in_the_mixture_is_named(root, text_part):
     assert "shard.00000.mds stands 2 times" in verdict.says
 
 
-def test_without_a_base_model_only_the_text_is_looked_at_and_that_is_said(root, settings, text_part):
+def test_without_a_base_model_only_the_text_is_looked_at_and_that_is_said(
+    root, settings, text_part
+):
     mix(root, 0, 0)
     verdict = labels(root, settings)
     assert verdict.passed
@@ -123,7 +133,7 @@ def test_without_a_base_model_only_the_text_is_looked_at_and_that_is_said(root, 
 @pytest.fixture
 def base_model(root, settings):
     """The tiny starting point, and settings of a deployment that has it."""
-    from model.tiny import build_tiny
+    from model.weights.tiny import build_tiny
 
     build_tiny(Path(root.path("checkpoints/tiny/base/export")))
     Lineage("base_model[tiny]", "v", folder="checkpoints/tiny/base").write(root)
@@ -141,7 +151,10 @@ def test_samples_with_answers_are_supervised(root, base_model, text_part):
 def test_an_answer_without_a_word_stops_the_mixture(root, base_model):
     folder = Path(root.path(part_folder(TEXT_KIND, 0)))
     folder.mkdir(parents=True)
-    samples = [Sample(f"t{n}", TEXT_KIND, "text", turns("Say.", "  " if n == 1 else "So.")) for n in range(2)]
+    samples = [
+        Sample(f"t{n}", TEXT_KIND, "text", turns("Say.", "  " if n == 1 else "So."))
+        for n in range(2)
+    ]
     entries = write_shards(folder, "shard.00000", [encode(sample) for sample in samples])
     (folder / "index.json").write_text(index_json(entries))
     write_views(root, [[ShardInput(TEXT_KIND, 0)], []])
@@ -159,7 +172,9 @@ def test_hours_of_short_videos_come_from_the_files(root, settings):
     for part in range(10):
         write_kind_part(root, settings, SHORT_VIDEO_KIND, part, quiet)
         folders.append(part_folder(SHORT_VIDEO_KIND, part))
-    home = next(folder for folder in folders if "a/7.mp4" in set(read_column(root, folder, "video")))
+    home = next(
+        folder for folder in folders if "a/7.mp4" in set(read_column(root, folder, "video"))
+    )
     lengths = short_video_lengths(root, home)
     assert lengths.unreadable == 1
     assert lengths.seconds == pytest.approx([2.0] * (lengths.videos - 1), abs=0.11)

@@ -1,4 +1,6 @@
-"""Parts of shards: the same bytes however they come about, whole or not there, and no row lost without a word."""
+"""Parts of shards: the same bytes however they come about, whole or not there, and no row lost
+without a word.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from assets.settings import Collections
+from assets.deployment.settings import Collections
 from assets.shards import writer
-from assets.shards.writer import FOLDER, INDEX, MANIFEST, part_folder, write_kind_part, write_long_video_part
+from assets.shards.writer import (
+    FOLDER,
+    INDEX,
+    MANIFEST,
+    part_folder,
+    write_kind_part,
+    write_long_video_part,
+)
 from tests.assets.shards.roots import (
     IMAGE_SET,
     contents,
@@ -25,8 +34,8 @@ from tests.assets.shards.roots import (
     turns,
     write,
 )
-from training.samples import COLUMNS, KINDS, LLAVA_KINDS, decode
-from training.storage import Storage
+from training.formats.sample import COLUMNS, KINDS, LLAVA_KINDS, decode
+from training.formats.storage import Storage
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +93,9 @@ def test_images_in_a_shard_are_the_bytes_of_the_files(whole):
 def test_rows_of_one_video_stand_together(whole):
     storage, _ = whole
     for kind in ("llavavideo_video", "videomarathon_video"):
-        videos = [decode(row).video for row in read_plainly(Path(storage.path(part_folder(kind, 0))))]
+        videos = [
+            decode(row).video for row in read_plainly(Path(storage.path(part_folder(kind, 0))))
+        ]
         changes = sum(one != two for one, two in pairwise(videos))
         assert changes == len(set(videos)) - 1
 
@@ -106,12 +117,15 @@ def test_the_report_says_what_a_person_wants_to_know(whole):
     dropped = report.drops["text row in an image-only kind"]
     assert report.counts["rows_in"] == report.counts["samples"] + dropped
     assert report.bytes == sum(
-        path.stat().st_size for path in Path(storage.path(part_folder("llava_ov_si_onlyimg", 0))).glob("*.mds")
+        path.stat().st_size
+        for path in Path(storage.path(part_folder("llava_ov_si_onlyimg", 0))).glob("*.mds")
     )
     assert report.picture is not None
     assert report.picture.startswith(b"\x89PNG")
     assert "<image>" in report.examples[0]["conversation"]
-    assert reports["llavavideo_video"].missing == ["LLaVA-Video-178K/annotations/never_downloaded.json"]
+    assert reports["llavavideo_video"].missing == [
+        "LLaVA-Video-178K/annotations/never_downloaded.json"
+    ]
     assert reports["videomarathon_video"].hours == pytest.approx(9 * 30 / 3600, abs=1e-3)
     assert reports["llavavideo_text"].tokens > 0
 
@@ -134,7 +148,7 @@ import sys
 from pathlib import Path
 from assets.shards import tasks, writer
 from tests.assets.shards.roots import settings_for
-from training.storage import Storage
+from training.formats.storage import Storage
 root = Path(sys.argv[1])
 print("ready", flush=True)
 writer.POOL_FROM_ROWS = 1
@@ -162,12 +176,17 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_one_that_wa
     for root in (whole, killed):
         root.mkdir()
         make_root(root, images=300)
-    write_kind_part(Storage(str(whole)), settings_for(whole, rows_per_shard=2), "llavavideo_mi", 3, quiet)
+    write_kind_part(
+        Storage(str(whole)), settings_for(whole, rows_per_shard=2), "llavavideo_mi", 3, quiet
+    )
     expected = contents(whole / part_folder("llavavideo_mi", 3))
     generator, kills, folder = random.Random(0), 0, killed / FOLDER
     for _ in range(5):
         process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(killed)], stdout=subprocess.PIPE, text=True, start_new_session=True
+            [sys.executable, "-c", CHILD, str(killed)],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -176,7 +195,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_one_that_wa
         done = len(list(work.glob("task-*.json"))) if work.exists() else 0
         # Kill once some more tasks are done, so that the run dies at another place each time.
         while process.poll() is None and time.monotonic() < deadline:
-            if work.exists() and len(list(work.glob("task-*.json"))) > done + generator.randrange(3):
+            if work.exists() and len(list(work.glob("task-*.json"))) > done + generator.randrange(
+                3
+            ):
                 break
             time.sleep(0.002)
         if process.poll() is not None:
@@ -190,7 +211,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_one_that_wa
             time.sleep(0.02)
         index = folder / "llavavideo_mi_part3" / INDEX
         assert not index.exists() or contents(index.parent) == expected
-    write_kind_part(Storage(str(killed)), settings_for(killed, rows_per_shard=2), "llavavideo_mi", 3, quiet)
+    write_kind_part(
+        Storage(str(killed)), settings_for(killed, rows_per_shard=2), "llavavideo_mi", 3, quiet
+    )
     assert kills >= 2
     assert contents(killed / part_folder("llavavideo_mi", 3)) == expected
     assert sorted(path.name for path in folder.iterdir()) == ["llavavideo_mi_part3"]
@@ -227,7 +250,9 @@ def test_a_part_that_has_not_changed_is_left_alone_and_one_that_has_is_written_a
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert write_kind_part(storage, settings, "llavavideo_text", 0, quiet) == first
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    other = write_kind_part(storage, settings_for(tmp_path, seed="other"), "llavavideo_text", 0, quiet)
+    other = write_kind_part(
+        storage, settings_for(tmp_path, seed="other"), "llavavideo_text", 0, quiet
+    )
     assert other.version != first.version
     assert other.counts["samples"] == first.counts["samples"]
 
@@ -235,7 +260,9 @@ def test_a_part_that_has_not_changed_is_left_alone_and_one_that_has_is_written_a
 def test_how_other_images_are_encoded_is_the_deployments_choice_and_part_of_what_decides(tmp_path):
     storage = make_root(tmp_path)
     lossless = write_kind_part(storage, settings_for(tmp_path), "llavavideo_si", 0, quiet)
-    smaller = write_kind_part(storage, settings_for(tmp_path, reencode="jpeg"), "llavavideo_si", 0, quiet)
+    smaller = write_kind_part(
+        storage, settings_for(tmp_path, reencode="jpeg"), "llavavideo_si", 0, quiet
+    )
     assert lossless.config["images"]["encoding"] == "png"
     assert smaller.config["images"]["encoding"] == "jpeg"
     assert smaller.counts["samples"] == lossless.counts["samples"]
@@ -254,15 +281,27 @@ def test_a_part_that_lost_a_shard_is_made_whole_again(tmp_path):
 def test_images_that_are_missing_are_named_and_found_once_they_are_there(tmp_path):
     storage, settings = make_root(tmp_path), settings_for(tmp_path, max_drop_share=1.0)
     images = tmp_path / "LLaVA-OneVision/images/set"
-    lost = {path: path.read_bytes() for path in images.iterdir() if path.stem in {"10", "11", "12", "13", "14", "15"}}
+    lost = {
+        path: path.read_bytes()
+        for path in images.iterdir()
+        if path.stem in {"10", "11", "12", "13", "14", "15"}
+    }
     for path in lost:
         path.unlink()
-    reports = [write_kind_part(storage, settings, "llavavideo_si", part, quiet) for part in range(10)]
+    reports = [
+        write_kind_part(storage, settings, "llavavideo_si", part, quiet) for part in range(10)
+    ]
     assert sum(report.drops.get("image missing", 0) for report in reports) == 6
-    assert any("shapes#10:i10: image missing: set/10.png" in line for report in reports for line in report.named)
+    assert any(
+        "shapes#10:i10: image missing: set/10.png" in line
+        for report in reports
+        for line in report.named
+    )
     for path, data in lost.items():
         path.write_bytes(data)
-    reports = [write_kind_part(storage, settings, "llavavideo_si", part, quiet) for part in range(10)]
+    reports = [
+        write_kind_part(storage, settings, "llavavideo_si", part, quiet) for part in range(10)
+    ]
     assert sum(report.counts["samples"] for report in reports) == 120
     assert not any(report.drops for report in reports)
 
@@ -271,7 +310,9 @@ def test_a_part_that_would_lose_too_much_fails_names_why_and_publishes_nothing(t
     storage, settings = make_root(tmp_path), settings_for(tmp_path, max_drop_share=0.05)
     for path in (tmp_path / "LLaVA-OneVision/images/set").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match=r"cannot be used, more than shards.max_drop_share .* image missing"):
+    with pytest.raises(
+        ValueError, match=r"cannot be used, more than shards.max_drop_share .* image missing"
+    ):
         write_kind_part(storage, settings, "llavavideo_si", 0, quiet)
     assert not (tmp_path / FOLDER).exists() or not list((tmp_path / FOLDER).iterdir())
 
@@ -279,7 +320,9 @@ def test_a_part_that_would_lose_too_much_fails_names_why_and_publishes_nothing(t
 def test_missing_annotation_files_are_an_error_only_if_asked_for(tmp_path):
     storage, settings = make_root(tmp_path), settings_for(tmp_path)
     strict = settings.model_copy(
-        update={"collections": Collections(mixtures=settings.collections.mixtures, require_all=True)}
+        update={
+            "collections": Collections(mixtures=settings.collections.mixtures, require_all=True)
+        }
     )
     lines: list[str] = []
     assert write_kind_part(storage, settings, "llavavideo_video", 0, lines.append).counts["samples"]
@@ -293,7 +336,11 @@ def test_rows_may_come_in_any_layout_without_changing_a_sample(tmp_path):
     path = tmp_path / "LLaVA-OneVision/annotations" / IMAGE_SET
     rows = json.loads(path.read_text())
     versions = []
-    for text in (json.dumps(rows), json.dumps(rows, indent=4), "\n".join(json.dumps(row) for row in rows)):
+    for text in (
+        json.dumps(rows),
+        json.dumps(rows, indent=4),
+        "\n".join(json.dumps(row) for row in rows),
+    ):
         path.write_text(text)
         versions.append(write_kind_part(storage, settings, "llavavideo_si", 2, quiet).version)
     assert len(set(versions)) == 1
@@ -302,7 +349,10 @@ def test_rows_may_come_in_any_layout_without_changing_a_sample(tmp_path):
 def test_a_second_run_on_the_same_part_is_refused(tmp_path):
     storage, settings = make_root(tmp_path), settings_for(tmp_path)
     work = tmp_path / FOLDER / ".tmp-work-llavavideo_si_part1"
-    with writer._locked_folder(work), pytest.raises(ValueError, match="another run is writing this part"):
+    with (
+        writer._locked_folder(work),
+        pytest.raises(ValueError, match="another run is writing this part"),
+    ):
         write_kind_part(storage, settings, "llavavideo_si", 1, quiet)
 
 

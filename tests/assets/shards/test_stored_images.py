@@ -1,4 +1,6 @@
-"""Images on their way into a shard: the model sees the same pixels either way, and every odd file has one outcome."""
+"""Images on their way into a shard: the model sees the same pixels either way, and every odd file
+has one outcome.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def test_everything_else_becomes_a_png_that_shows_the_same_pixels(name):
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
-    values = np.asarray(Image.open(io.BytesIO(stored_image(CONVERTED["16-bit png"]))))[..., 0].reshape(-1)
+    values = np.asarray(Image.open(io.BytesIO(stored_image(CONVERTED["16-bit png"]))))[
+        ..., 0
+    ].reshape(-1)
     assert (values[0], values[-1]) == (0, 255)
     assert 120 < values[len(values) // 2] < 136
 

@@ -9,14 +9,20 @@ from tests.servers.world import make_settings
 
 @pytest.fixture
 def settings(tmp_path):
-    sources = {"web": {"kind": "url"}, "mine": {"kind": "drop", "folder": "drop", "coverage_threshold": 0}}
+    sources = {
+        "web": {"kind": "url"},
+        "mine": {"kind": "drop", "folder": "drop", "coverage_threshold": 0},
+    }
     return make_settings(tmp_path, sources, download={"coverage_threshold": 0.5})
 
 
 def report(source: str = "web", **statuses: int) -> AcquireReport:
     """Of a part with so many videos of each status."""
     expected = sum(statuses.values())
-    table = [{"status": s, "reason": "why", "videos": n, "question-answer pairs": 2 * n} for s, n in statuses.items()]
+    table = [
+        {"status": s, "reason": "why", "videos": n, "question-answer pairs": 2 * n}
+        for s, n in statuses.items()
+    ]
     counts = {"expected": expected, "ok": 0, **statuses}
     share = statuses.get("ok", 0) / expected
     return AcquireReport(source, "part0", "v", counts, share, 1.0, 1, table, 0, 0, 1.0, 0, 0.0)
@@ -25,7 +31,10 @@ def report(source: str = "web", **statuses: int) -> AcquireReport:
 def test_too_few_videos_stop_what_follows_and_say_why(settings):
     enough, _ = coverage(report(ok=1, permanent=3), settings)
     assert enough.stops
-    assert "1 of 4 videos are there (25%), coverage_threshold asks for 50%. Missing: 3 permanent (why)" in enough.says
+    assert (
+        "1 of 4 videos are there (25%), coverage_threshold asks for 50%. Missing: 3 permanent (why)"
+        in enough.says
+    )
 
 
 def test_a_source_may_ask_for_less(settings):

@@ -1,4 +1,6 @@
-"""Dropped files are adopted and left where they are; what is missing is listed with the command that gets it."""
+"""Dropped files are adopted and left where they are; what is missing is listed with the command
+that gets it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.sources.errors import CoverageError
+from assets.fetching.errors import CoverageError
 from tests.servers.clips import clip
 from tests.servers.world import acquire, catalogued, make_settings, question, row
 
@@ -39,7 +41,9 @@ def test_files_anywhere_below_the_folder_are_adopted_and_left_there(tmp_path, dr
     assert report.counts["manual_missing"] == 2
     assert storage.read_bytes(f"VideoMarathon/videos/ego4d/{UIDS[0]}.mp4") == clip(1)
     assert (drop / f"{UIDS[0]}.mp4").read_bytes() == clip(1)
-    assert os.path.samefile(drop / f"{UIDS[0]}.mp4", storage.path(f"VideoMarathon/videos/ego4d/{UIDS[0]}.mp4"))
+    assert os.path.samefile(
+        drop / f"{UIDS[0]}.mp4", storage.path(f"VideoMarathon/videos/ego4d/{UIDS[0]}.mp4")
+    )
 
 
 def test_the_command_and_the_list_of_what_is_missing_are_given(tmp_path, drop):
@@ -47,7 +51,10 @@ def test_the_command_and_the_list_of_what_is_missing_are_given(tmp_path, drop):
     report = acquire(storage, settings, "ego4d")
     (note,) = report.notes
     listing = storage.path("VideoMarathon/catalogue/ego4d/part0.missing.txt")
-    assert f"ego4d --output_directory {tmp_path / 'drop'} --datasets full_scale --video_uid_file {listing}" in note
+    assert (
+        f"ego4d --output_directory {tmp_path / 'drop'} --datasets full_scale --video_uid_file {listing}"
+        in note
+    )
     assert Path(listing).read_text().split() == UIDS
     for uid in UIDS:
         (drop / f"{uid}.mp4").write_bytes(clip(2))
@@ -56,7 +63,9 @@ def test_the_command_and_the_list_of_what_is_missing_are_given(tmp_path, drop):
 
 
 def test_a_source_of_ones_own_has_its_own_words(tmp_path, drop):
-    storage, settings = deployment(tmp_path, "mine", ["a"], instructions="Ask Ann for {list}; put it into {folder}.")
+    storage, settings = deployment(
+        tmp_path, "mine", ["a"], instructions="Ask Ann for {list}; put it into {folder}."
+    )
     (note,) = acquire(storage, settings, "mine").notes
     listing = storage.path("VideoMarathon/catalogue/mine/part0.missing.txt")
     assert note == f"Ask Ann for {listing}; put it into {tmp_path / 'drop'}."
@@ -64,7 +73,9 @@ def test_a_source_of_ones_own_has_its_own_words(tmp_path, drop):
 
 def test_a_threshold_of_its_own_makes_a_missing_drop_an_error_with_instructions(tmp_path, drop):
     storage, settings = deployment(tmp_path, coverage_threshold=0.5)
-    with pytest.raises(CoverageError, match=r"(?s)3 manual_missing \(not_dropped\).*ego4d --output_directory"):
+    with pytest.raises(
+        CoverageError, match=r"(?s)3 manual_missing \(not_dropped\).*ego4d --output_directory"
+    ):
         acquire(storage, settings, "ego4d")
 
 
@@ -72,7 +83,10 @@ def test_a_bad_file_is_refused_and_the_drop_keeps_it(tmp_path, drop):
     (drop / f"{UIDS[0]}.mp4").write_bytes(clip(1)[:30_000])
     storage, settings = deployment(tmp_path)
     acquire(storage, settings, "ego4d")
-    assert (row(storage, "ego4d", UIDS[0]).status, row(storage, "ego4d", UIDS[0]).reason) == ("permanent", "truncated")
+    assert (row(storage, "ego4d", UIDS[0]).status, row(storage, "ego4d", UIDS[0]).reason) == (
+        "permanent",
+        "truncated",
+    )
     assert (drop / f"{UIDS[0]}.mp4").exists()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.sources.errors import AccessError, OperatorError
+from assets.fetching.errors import AccessError, OperatorError
 from pipeline.demo.servers import Fault, HubServer, in_turn
 from tests.servers.clips import clip
 from tests.servers.hostile import (
@@ -35,10 +35,21 @@ def hub():
 def world(tmp_path: Path, hub: HubServer):
     """Publishes files as a repository and catalogues the videos that a test wants of it."""
 
-    def build(files: dict[str, bytes], wanted: list[str], token: str | None = None, repo: str = REPO, **changes):
+    def build(
+        files: dict[str, bytes],
+        wanted: list[str],
+        token: str | None = None,
+        repo: str = REPO,
+        **changes,
+    ):
         if files:
             hub.publish(REPO, files, token=token)
-        source = {"kind": "hub", "repo": repo, "files": ["*.mp4", "*.mkv"], "archives": ["*.zip", "*.tar*"]}
+        source = {
+            "kind": "hub",
+            "repo": repo,
+            "files": ["*.mp4", "*.mkv"],
+            "archives": ["*.zip", "*.tar*"],
+        }
         settings = make_settings(
             tmp_path / "deployment",
             {"set": source},
@@ -56,7 +67,11 @@ def content(storage, name: str) -> bytes:
 
 
 def sent(hub: HubServer, suffix: str) -> int:
-    return sum(e.sent_bytes for e in hub.log if e.request.path.endswith(suffix) and e.request.method == "GET")
+    return sum(
+        e.sent_bytes
+        for e in hub.log
+        if e.request.path.endswith(suffix) and e.request.method == "GET"
+    )
 
 
 def test_loose_files_are_found_by_their_name(world, hub):
@@ -71,7 +86,9 @@ def test_loose_files_are_found_by_their_name(world, hub):
 
 def test_only_the_wanted_members_of_a_zip_travel(world, hub):
     members = {f"train/v{number}.mp4": clip(number % 3) + bytes(4 << 20) for number in range(40)}
-    storage, settings = world({"videos.zip": zipped(members)}, ["v3", "v30"], download={"workers": 1})
+    storage, settings = world(
+        {"videos.zip": zipped(members)}, ["v3", "v30"], download={"workers": 1}
+    )
     acquire(storage, settings, "set")
     assert content(storage, "v3") == members["train/v3.mp4"]
     assert content(storage, "v30") == members["train/v30.mp4"]
@@ -81,11 +98,16 @@ def test_only_the_wanted_members_of_a_zip_travel(world, hub):
 def test_a_tar_is_streamed_once_for_all_parts(world, hub, tmp_path):
     members = {f"train/v{number}.mp4": clip(number) for number in range(6)}
     storage, settings = world(
-        {"videos.tar.gz": tar_gz(members)}, [f"v{number}" for number in range(6)], parts=3, download={"workers": 2}
+        {"videos.tar.gz": tar_gz(members)},
+        [f"v{number}" for number in range(6)],
+        parts=3,
+        download={"workers": 2},
     )
     for part in ("part0", "part1", "part2"):
         assert acquire(storage, settings, "set", part).coverage == 1.0
-    assert [content(storage, f"v{number}") for number in range(6)] == [clip(number) for number in range(6)]
+    assert [content(storage, f"v{number}") for number in range(6)] == [
+        clip(number) for number in range(6)
+    ]
     assert sent(hub, "videos.tar.gz") == len(tar_gz(members))
 
 
@@ -99,7 +121,9 @@ def test_all_parts_come_from_the_revision_that_was_resolved_first(world, hub):
 
 
 def test_two_different_files_of_one_name_are_not_guessed_between(world, hub):
-    storage, settings = world({"x/a.mp4": clip(1), "y/a.mp4": clip(2), "z/b.mp4": clip(3)}, ["a", "x/a"])
+    storage, settings = world(
+        {"x/a.mp4": clip(1), "y/a.mp4": clip(2), "z/b.mp4": clip(3)}, ["a", "x/a"]
+    )
     acquire(storage, settings, "set")
     assert row(storage, "set", "a").reason == "ambiguous"
     assert row(storage, "set", "x/a").status == "ok"
@@ -144,9 +168,16 @@ def test_wrong_bytes_are_noticed_by_their_hash(world, hub):
 
 def test_bytes_that_stay_wrong_are_never_published(world, hub):
     storage, settings = world({"a.mp4": clip(1)}, ["a"])
-    hub.faults = lambda r: Fault.answer(200, bytes(len(clip(1)))) if "GET" in r.method and "resolve" in r.path else None
+    hub.faults = lambda r: (
+        Fault.answer(200, bytes(len(clip(1))))
+        if "GET" in r.method and "resolve" in r.path
+        else None
+    )
     acquire(storage, settings, "set")
-    assert (row(storage, "set", "a").status, row(storage, "set", "a").reason) == ("exhausted", "hash_mismatch")
+    assert (row(storage, "set", "a").status, row(storage, "set", "a").reason) == (
+        "exhausted",
+        "hash_mismatch",
+    )
     assert not storage.list("VideoMarathon/videos")
 
 
@@ -184,7 +215,9 @@ def test_links_and_devices_are_never_made(world, hub, tmp_path):
         link("d.mp4", "", tarfile.CHRTYPE),
         link("e.mp4", "", tarfile.FIFOTYPE),
     )
-    storage, settings = world({"x.tar.gz": archive, "y.zip": zip_with_link("f.mp4", str(secret))}, list("abcdef"))
+    storage, settings = world(
+        {"x.tar.gz": archive, "y.zip": zip_with_link("f.mp4", str(secret))}, list("abcdef")
+    )
     report = acquire(storage, settings, "set")
     assert report.counts["ok"] == 1
     assert {row(storage, "set", name).reason for name in "bcdef"} == {"not_in_repo"}
@@ -210,13 +243,20 @@ def test_bombs_do_not_go_off(name, world, hub, tmp_path):
     assert found.status == "permanent"
     assert found.reason == ("archive_damaged" if "false" in name else "archive_bomb")
     assert not storage.list("VideoMarathon/videos")
-    assert sum(path.stat().st_size for path in (tmp_path / "deployment").rglob("*") if path.is_file()) < 80 << 20
+    assert (
+        sum(path.stat().st_size for path in (tmp_path / "deployment").rglob("*") if path.is_file())
+        < 80 << 20
+    )
 
 
 @pytest.mark.slow
 def test_an_archive_that_the_hub_cannot_deliver_is_tried_again_by_the_next_run(world, hub):
-    storage, settings = world({"x.tar.gz": tar_gz({"a.mp4": clip(1)})}, ["a"], download={"attempts": 1})
-    hub.faults = lambda r: Fault.truncate(2000) if r.method == "GET" and "resolve" in r.path else None
+    storage, settings = world(
+        {"x.tar.gz": tar_gz({"a.mp4": clip(1)})}, ["a"], download={"attempts": 1}
+    )
+    hub.faults = lambda r: (
+        Fault.truncate(2000) if r.method == "GET" and "resolve" in r.path else None
+    )
     acquire(storage, settings, "set")
     assert row(storage, "set", "a").status == "transient"
     hub.faults = None
@@ -248,7 +288,9 @@ def test_a_gated_repository_asks_the_operator_for_a_token(world, hub, monkeypatc
     assert not [path for path in journal if b"hf_secret" in path.read_bytes()]
 
 
-@pytest.mark.parametrize(("repo", "word"), [("someone/else", "someone/else"), ("not a repo", "not a repo")])
+@pytest.mark.parametrize(
+    ("repo", "word"), [("someone/else", "someone/else"), ("not a repo", "not a repo")]
+)
 def test_a_wrong_repository_is_the_operators_to_correct(repo, word, world, hub):
     storage, settings = world({"a.mp4": clip(1)}, ["a"], repo=repo)
     with pytest.raises(OperatorError, match=word):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.videos.catalogue import Catalogue
+from assets.annotations.catalogue import Catalogue
 from pipeline.demo.servers import Fault, MediaServer
 from tests.servers.clips import clip
 from tests.servers.world import acquire, catalogued, make_settings, question
@@ -22,27 +22,36 @@ VIDEOS = 40
 WORKER = """
 import sys
 from pathlib import Path
-from assets.settings import Settings
+from assets.deployment.settings import Settings
 from assets.videos.acquire import acquire_part
-from training.storage import Storage
+from training.formats.storage import Storage
 settings = Settings.model_validate_json(Path(sys.argv[1]).read_text())
 acquire_part(Storage(settings.root), settings, "web", "part0", print)
 """
 
 
 def tree(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
 
 
 @pytest.mark.slow
 def test_killed_three_times_in_forty_downloads(tmp_path):
-    """Padding makes the files large enough to be caught in the middle: a box of type ``free`` holds nothing."""
+    """Padding makes the files large enough to be caught in the middle: a box of type ``free`` holds
+    nothing.
+    """
     served = tmp_path / "served"
     served.mkdir()
     for number in range(VIDEOS):
         padding = (2 << 20) + (number % 5 << 20) + number
-        box = padding.to_bytes(4, "big") + b"free" + number.to_bytes(4, "big") * ((padding - 8) // 4)
-        (served / f"v{number:02d}.mp4").write_bytes(clip(number % 4) + box.ljust(padding, b"x")[:padding])
+        box = (
+            padding.to_bytes(4, "big") + b"free" + number.to_bytes(4, "big") * ((padding - 8) // 4)
+        )
+        (served / f"v{number:02d}.mp4").write_bytes(
+            clip(number % 4) + box.ljust(padding, b"x")[:padding]
+        )
     with MediaServer(served) as media:
         media.faults = lambda request: Fault.throttle(4 << 20)
         settings = make_settings(
@@ -60,7 +69,9 @@ def test_killed_three_times_in_forty_downloads(tmp_path):
         marks = []
         for goal in (8, 18, 28):
             worker = subprocess.Popen(
-                [sys.executable, "-c", WORKER, str(config)], cwd=Path(__file__).parents[3], stdout=subprocess.DEVNULL
+                [sys.executable, "-c", WORKER, str(config)],
+                cwd=Path(__file__).parents[3],
+                stdout=subprocess.DEVNULL,
             )
             deadline = time.monotonic() + 120
             while len(list(final.glob("*.mp4"))) < goal and time.monotonic() < deadline:
@@ -83,8 +94,12 @@ def test_killed_three_times_in_forty_downloads(tmp_path):
         resumed = [exchange for exchange in media.log if exchange.status == 206]
         assert len(resumed) >= 3, "interrupted files go on by range"
         assert all(int(e.request.range.removeprefix("bytes=").rstrip("-")) > 0 for e in resumed)
-        downloads = Counter(exchange.request.path for exchange in media.log if exchange.status == 200)
-        assert max(downloads.values()) <= 2 + 3, "one look and one download each, and a look at each new start"
+        downloads = Counter(
+            exchange.request.path for exchange in media.log if exchange.status == 200
+        )
+        assert max(downloads.values()) <= 2 + 3, (
+            "one look and one download each, and a look at each new start"
+        )
 
         media.faults = None
         whole = make_settings(
@@ -97,7 +112,9 @@ def test_killed_three_times_in_forty_downloads(tmp_path):
         assert tree(final) == tree(served)
         assert report.version == uninterrupted.version
         leftovers = [
-            p for p in (Path(settings.root) / ".tmp-incoming").rglob("*") if p.is_file() and p.suffix != ".lock"
+            p
+            for p in (Path(settings.root) / ".tmp-incoming").rglob("*")
+            if p.is_file() and p.suffix != ".lock"
         ]
         assert leftovers == []
 
@@ -105,7 +122,9 @@ def test_killed_three_times_in_forty_downloads(tmp_path):
 def test_a_killed_writer_leaves_its_changes_and_its_lock_behind_it(tmp_path):
     """The journal's last line is torn, as a kill in the middle of a write leaves it."""
     settings = make_settings(
-        tmp_path, {"web": {"kind": "url"}}, [question(f"v{n}", "web", f"http://h/{n}") for n in range(20)]
+        tmp_path,
+        {"web": {"kind": "url"}},
+        [question(f"v{n}", "web", f"http://h/{n}") for n in range(20)],
     )
     storage = catalogued(settings)
     child = os.fork()
@@ -118,7 +137,11 @@ def test_a_killed_writer_leaves_its_changes_and_its_lock_behind_it(tmp_path):
     os.waitpid(child, 0)
     with Catalogue(storage, "web", "part0") as catalogue:
         assert catalogue.counts() == {("permanent", "gone"): 1, ("ok", ""): 1, ("pending", ""): 18}
-        assert (catalogue.row("v3").reason, catalogue.row("v4").size, catalogue.row("v5").status) == (
+        assert (
+            catalogue.row("v3").reason,
+            catalogue.row("v4").size,
+            catalogue.row("v5").status,
+        ) == (
             "gone",
             5,
             "pending",

@@ -8,7 +8,7 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from assets.videos.catalogue import present_videos, read_catalogue
+from assets.annotations.catalogue import present_videos, read_catalogue
 from assets.videos.why import why
 from pipeline.demo.servers import HubServer, MediaServer
 from tests.servers.clips import clip
@@ -31,7 +31,11 @@ def test_videos_and_their_catalogue_reach_an_object_store(root, tmp_path):
     served.mkdir()
     for number in range(3):
         (served / f"v{number}.mp4").write_bytes(clip(number))
-    files = {"a.mp4": clip(4), "x.zip": zipped({"b.mp4": clip(5)}), "y.tar.gz": tar_gz({"c.mp4": clip(6)})}
+    files = {
+        "a.mp4": clip(4),
+        "x.zip": zipped({"b.mp4": clip(5)}),
+        "y.tar.gz": tar_gz({"c.mp4": clip(6)}),
+    }
     drop = tmp_path / "drop"
     drop.mkdir()
     (drop / "d.mp4").write_bytes(clip(7))
@@ -43,7 +47,12 @@ def test_videos_and_their_catalogue_reach_an_object_store(root, tmp_path):
             tmp_path / "deployment",
             {
                 "web": {"kind": "url", "hosts": [f"127.0.0.1:{media.port}"]},
-                "set": {"kind": "hub", "repo": "someone/clips", "files": ["*.mp4"], "archives": ["*.zip", "*.tar.gz"]},
+                "set": {
+                    "kind": "hub",
+                    "repo": "someone/clips",
+                    "files": ["*.mp4"],
+                    "archives": ["*.zip", "*.tar.gz"],
+                },
                 "own": {"kind": "drop", "folder": str(drop)},
             },
             rows,
@@ -74,4 +83,6 @@ def test_videos_and_their_catalogue_reach_an_object_store(root, tmp_path):
         "web/v2",
     ]
     assert any("VideoMarathon/videos/own/d.mp4" in line for line in why(storage, settings, "d"))
-    assert not [path for path in (tmp_path / "cache").rglob("*.mp4") if ".tmp-incoming" in path.parts]
+    assert not [
+        path for path in (tmp_path / "cache").rglob("*.mp4") if ".tmp-incoming" in path.parts
+    ]

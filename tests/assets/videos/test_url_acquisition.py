@@ -1,4 +1,6 @@
-"""Videos behind URLs: every way a server can misbehave ends in a status that says so, and nothing is fetched twice."""
+"""Videos behind URLs: every way a server can misbehave ends in a status that says so, and nothing
+is fetched twice.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from assets.sources.errors import CoverageError, DiskFullError
-from assets.videos.catalogue import present_videos
+from assets.annotations.catalogue import present_videos
+from assets.fetching.errors import CoverageError, DiskFullError
 from pipeline.demo.servers import Fault, MediaServer, in_turn
 from tests.servers.clips import clip, sound
 from tests.servers.world import acquire, catalogued, files_below, make_settings, question, row
@@ -26,7 +28,9 @@ def media(tmp_path: Path):
 
 @pytest.fixture
 def world(tmp_path: Path, media: MediaServer):
-    """Catalogues ``v0`` (or other names) behind the media server's URLs, or others that a test gives."""
+    """Catalogues ``v0`` (or other names) behind the media server's URLs, or others that a test
+    gives.
+    """
 
     def build(*names: str, urls: dict[str, str] | None = None, **changes):
         urls = urls or {name: f"{media.url}/{name}.mp4" for name in names or ("v0",)}
@@ -56,7 +60,9 @@ def test_videos_get_their_final_name_with_the_bytes_that_were_served(world, medi
         assert (found.codec, found.width, found.height, found.duration) == ("h264", 96, 64, 8.0)
     assert report.bytes == sum(len(clip(number)) for number in range(4))
     assert storage.read_json("VideoMarathon/catalogue/web/part0.report.json")["coverage"] == 1.0
-    assert [video.video for video in present_videos(storage, settings, "part0")] == [f"web/v{n}" for n in range(4)]
+    assert [video.video for video in present_videos(storage, settings, "part0")] == [
+        f"web/v{n}" for n in range(4)
+    ]
 
 
 def test_a_second_run_asks_the_server_for_nothing(world, media):
@@ -71,7 +77,12 @@ def test_a_second_run_asks_the_server_for_nothing(world, media):
 STEADY = {
     "gone": (Fault.answer(404), "permanent", "http_404", 1),
     "removed for legal reasons": (Fault.answer(451), "permanent", "http_451", 1),
-    "throttled for ever": (Fault.answer(429, headers={"Retry-After": "0"}), "exhausted", "rate_limited", 3),
+    "throttled for ever": (
+        Fault.answer(429, headers={"Retry-After": "0"}),
+        "exhausted",
+        "rate_limited",
+        3,
+    ),
     "broken server": (Fault.answer(500), "exhausted", "server_error", 3),
     "forbidden": (Fault.answer(403), "exhausted", "forbidden", 3),
     "login": (Fault.answer(401), "needs_operator", "login_required", 1),
@@ -88,12 +99,21 @@ STEADY = {
         1,
     ),
     "a playlist that points at a local file": (
-        Fault.answer(200, b"#EXTM3U\n#EXTINF:9,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n", {"Content-Type": "video/mp4"}),
+        Fault.answer(
+            200,
+            b"#EXTM3U\n#EXTINF:9,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n",
+            {"Content-Type": "video/mp4"},
+        ),
         "permanent",
         None,
         1,
     ),
-    "sound alone": (Fault.answer(200, sound(), {"Content-Type": "video/mp4"}), "permanent", "no_video_stream", 1),
+    "sound alone": (
+        Fault.answer(200, sound(), {"Content-Type": "video/mp4"}),
+        "permanent",
+        "no_video_stream",
+        1,
+    ),
     "half a file, orderly": (
         Fault.answer(200, clip(0)[: len(clip(0)) // 2], {"Content-Type": "video/mp4"}),
         "exhausted",
@@ -101,7 +121,11 @@ STEADY = {
         3,
     ),
     "a tail of zeros": (
-        Fault.answer(200, clip(0)[: len(clip(0)) // 2] + bytes(len(clip(0)) // 2), {"Content-Type": "video/mp4"}),
+        Fault.answer(
+            200,
+            clip(0)[: len(clip(0)) // 2] + bytes(len(clip(0)) // 2),
+            {"Content-Type": "video/mp4"},
+        ),
         "exhausted",
         "damaged",
         3,
@@ -148,7 +172,9 @@ def test_a_passing_fault_is_survived(name, world, media):
 
 @pytest.mark.slow
 def test_an_interrupted_transfer_goes_on_where_it_stopped(world, media):
-    media.faults = in_turn({r"GET /v0\.mp4": [None, Fault.reset(200_000), *[Fault.answer(503)] * 3]})
+    media.faults = in_turn(
+        {r"GET /v0\.mp4": [None, Fault.reset(200_000), *[Fault.answer(503)] * 3]}
+    )
     storage, settings = world("v0", download={"attempts": 1})
     acquire(storage, settings, "web")
     acquire(storage, settings, "web")
@@ -160,9 +186,11 @@ def test_an_interrupted_transfer_goes_on_where_it_stopped(world, media):
 
 @pytest.mark.slow
 def test_a_part_is_not_continued_with_another_file(world, media, tmp_path):
-    """The server's file is exchanged for one of the same name and about the same size while a part of the old one lies
-    there; joining the two would give a file that is neither."""
-    media.faults = in_turn({r"GET /v0\.mp4": [None, Fault.reset(200_000), *[Fault.answer(503)] * 3]})
+    """The server's file is exchanged for one of the same name and about the same size while a part
+    of the old one lies there; joining the two would give a file that is neither."""
+    media.faults = in_turn(
+        {r"GET /v0\.mp4": [None, Fault.reset(200_000), *[Fault.answer(503)] * 3]}
+    )
     storage, settings = world("v0", download={"attempts": 1})
     acquire(storage, settings, "web")
     assert [part.stat().st_size for part in Path(storage.root).rglob("*.part")] > [100_000]
@@ -197,7 +225,9 @@ def test_private_addresses_are_not_contacted(url, world):
     assert (found.status, found.reason) == ("permanent", "blocked"), found
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "data:video/mp4;base64,AAAA", "ftp://host/v.mp4", "ytsearch:x"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "data:video/mp4;base64,AAAA", "ftp://host/v.mp4", "ytsearch:x"]
+)
 def test_only_http_is_fetched(url, world):
     storage, settings = world(urls={"v0": url})
     acquire(storage, settings, "web")
@@ -227,7 +257,9 @@ def test_a_video_that_a_page_names_passes_the_same_gate(world, media):
 
 def test_a_video_inside_a_page_is_found(world, media):
     page = f'<html><body><video src="{media.url}/v1.mp4"></video></body></html>'.encode()
-    media.faults = lambda r: Fault.answer(200, page, {"Content-Type": "text/html"}) if r.path == "/page" else None
+    media.faults = lambda r: (
+        Fault.answer(200, page, {"Content-Type": "text/html"}) if r.path == "/page" else None
+    )
     storage, settings = world(urls={"v0": f"{media.url}/page"})
     acquire(storage, settings, "web")
     assert storage.read_bytes("VideoMarathon/videos/web/v0.mp4") == clip(1)
@@ -238,7 +270,9 @@ def test_other_containers_keep_their_own_suffix(world, media):
     storage, settings = world("w")
     acquire(storage, settings, "web")
     assert row(storage, "web", "w").path == "VideoMarathon/videos/web/w.webm"
-    assert storage.read_bytes("VideoMarathon/videos/web/w.webm") == clip(5, suffix=".webm", codec="libvpx")
+    assert storage.read_bytes("VideoMarathon/videos/web/w.webm") == clip(
+        5, suffix=".webm", codec="libvpx"
+    )
 
 
 def test_a_duration_other_than_the_stated_one_is_refused_and_set_aside(world, media, tmp_path):
@@ -279,9 +313,14 @@ def test_a_lost_file_is_fetched_again_and_a_found_one_is_adopted(world, media):
 def test_coverage_below_the_threshold_fails_and_names_the_reasons(world, media):
     media.faults = in_turn({r"v1|v2": [Fault.answer(404)] * 2})
     storage, settings = world("v0", "v1", "v2", download={"coverage_threshold": 0.5})
-    with pytest.raises(CoverageError, match=r"1 of 3 videos .*2 permanent \(http_404\).*2 question-answer pairs"):
+    with pytest.raises(
+        CoverageError, match=r"1 of 3 videos .*2 permanent \(http_404\).*2 question-answer pairs"
+    ):
         acquire(storage, settings, "web")
-    assert storage.read_json("VideoMarathon/catalogue/web/part0.report.json")["counts"]["permanent"] == 2
+    assert (
+        storage.read_json("VideoMarathon/catalogue/web/part0.report.json")["counts"]["permanent"]
+        == 2
+    )
 
 
 def test_a_full_disk_ends_the_run_and_blames_no_video(world, media):

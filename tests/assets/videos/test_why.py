@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from assets.annotations.catalogue import Catalogue, build_catalogue
+from assets.annotations.collect import collect_annotations
 from assets.conversations.grouping import group_part
 from assets.shards.writer import write_long_video_part
-from assets.sources.annotations import collect_annotations
-from assets.videos.catalogue import Catalogue, build_catalogue
 from assets.videos.why import why
 from pipeline.demo.servers import MediaServer
 from tests.servers.clips import clip
 from tests.servers.world import acquire, make_settings, question, quiet
-from training.storage import Storage
+from training.formats.storage import Storage
 
 
 @pytest.fixture
@@ -26,7 +26,10 @@ def world(tmp_path: Path):
         rows = [question(f"v{n}.mp4", "web", f"{media.url}/v{n}.mp4") for n in range(3)]
         rows += [question("lost", "vimeo"), {**question("mute", "web"), "answer": ""}]
         settings = make_settings(
-            tmp_path, {"web": {"kind": "url", "hosts": [f"127.0.0.1:{media.port}"]}}, rows, variants=["tiny"]
+            tmp_path,
+            {"web": {"kind": "url", "hosts": [f"127.0.0.1:{media.port}"]}},
+            rows,
+            variants=["tiny"],
         )
         yield Storage(settings.root), settings
 
@@ -54,7 +57,10 @@ def test_every_step_of_a_videos_way_is_told(world):
     storage.write_bytes("VideoMarathon/features/tiny/web/v0.safetensors", b"")
     assert "features for tiny: there" in answer(world, "v0")
     storage.remove("VideoMarathon/features/tiny/web/v0.safetensors")
-    storage.write_json("VideoMarathon/features/tiny/web/v0.quarantine.json", {"reason": "too_long", "detail": "9 h"})
+    storage.write_json(
+        "VideoMarathon/features/tiny/web/v0.quarantine.json",
+        {"reason": "too_long", "detail": "9 h"},
+    )
     assert "features for tiny: refused, too_long: 9 h" in answer(world, "v0")
     storage.remove("VideoMarathon/videos/web/v0.mp4")
     assert "the file is gone" in answer(world, "v0")
@@ -91,6 +97,7 @@ def test_the_shards_themselves_are_looked_into(world):
     acquire(storage, settings, "web")
     group_part(storage, settings, 0, quiet)
     write_long_video_part(storage, settings, 0, quiet)
-    assert "shards: 1 of its 1 samples are in VideoMarathon/sharding/videomarathon_video_part0" in answer(
-        world, "web/v0"
+    assert (
+        "shards: 1 of its 1 samples are in VideoMarathon/sharding/videomarathon_video_part0"
+        in answer(world, "web/v0")
     )

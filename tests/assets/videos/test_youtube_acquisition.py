@@ -1,6 +1,8 @@
-"""YouTube: only its extractor, only an id out of a URL, the wanted format, failures by their real reason.
+"""YouTube: only its extractor, only an id out of a URL, the wanted format, failures by their real
+reason.
 
-The site itself is not asked. Its extractor is replaced by one that offers YouTube's formats, on a local server.
+The site itself is not asked. Its extractor is replaced by one that offers YouTube's formats, on a
+local server.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from yt_dlp.networking.common import Response
 from yt_dlp.networking.exceptions import HTTPError, TransportError
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, UnsupportedError
 
-from assets.settings import Download
-from assets.sources.errors import DiskFullError, MissingToolError, OperatorError, TransferError
-from assets.sources.guard import Guard
-from assets.videos import fetchers, ytdlp
-from assets.videos.classify import classify
-from assets.videos.fetchers import youtube_id
+from assets.deployment.settings import Download
+from assets.fetching import ytdlp
+from assets.fetching.address_guard import Guard
+from assets.fetching.errors import DiskFullError, MissingToolError, OperatorError, TransferError
+from assets.fetching.ytdlp_errors import classify
+from assets.sources import base as fetchers
+from assets.sources.base import youtube_id
 from pipeline.demo.servers import MediaServer
 from tests.servers.clips import clip
 from tests.servers.world import acquire, catalogued, make_settings, question, row
@@ -72,10 +75,22 @@ SAID = {
     "Video unavailable. This video is no longer available because the YouTube account associated with this video has "
     "been terminated.": ("permanent", "removed"),
     "Video unavailable": ("permanent", "unavailable"),
-    "Video unavailable. This content isn't available, try again later.": ("transient", "rate_limited"),
-    "Sign in to confirm you’re not a bot. Use --cookies-from-browser or --cookies": ("needs_operator", "bot_check"),
-    "Sign in to confirm your age. This video may be inappropriate for some users.": ("permanent", "age"),
-    "Join this channel to get access to members-only content like this video": ("permanent", "members_only"),
+    "Video unavailable. This content isn't available, try again later.": (
+        "transient",
+        "rate_limited",
+    ),
+    "Sign in to confirm you’re not a bot. Use --cookies-from-browser or --cookies": (
+        "needs_operator",
+        "bot_check",
+    ),
+    "Sign in to confirm your age. This video may be inappropriate for some users.": (
+        "permanent",
+        "age",
+    ),
+    "Join this channel to get access to members-only content like this video": (
+        "permanent",
+        "members_only",
+    ),
     "The uploader has not made this video available in your country": ("permanent", "geo"),
     "This video is DRM protected": ("permanent", "drm"),
     "This live event will begin in 3 hours.": ("permanent", "live"),
@@ -84,7 +99,10 @@ SAID = {
     "Requested format is not available. Use --list-formats": ("needs_operator", "no_format"),
     "unable to download video data: HTTP Error 403: Forbidden": ("transient", "forbidden"),
     "HTTP Error 429: Too Many Requests": ("transient", "rate_limited"),
-    "Got error: 1048576 bytes read, 7340032 more expected. Giving up after 3 retries": ("transient", "connection"),
+    "Got error: 1048576 bytes read, 7340032 more expected. Giving up after 3 retries": (
+        "transient",
+        "connection",
+    ),
     "Unable to download API page: The read operation timed out": ("transient", "connection"),
     "<urlopen error [Errno -3] Temporary failure in name resolution>": ("transient", "connection"),
     "something that nobody has seen before": ("transient", "unknown"),
@@ -138,7 +156,12 @@ def test_types_count_before_texts():
 
 def test_a_full_disk_is_never_a_videos_fault():
     with pytest.raises(DiskFullError, match="free some space"):
-        classify(DownloadError("unable to write data", (None, OSError(errno.ENOSPC, "No space left", "/data/x"), None)))
+        classify(
+            DownloadError(
+                "unable to write data",
+                (None, OSError(errno.ENOSPC, "No space left", "/data/x"), None),
+            )
+        )
 
 
 def formats(url: str) -> list[dict]:
@@ -219,13 +242,29 @@ def without(*ids: str):
         (without("134", "18"), "133"),
         (without("134", "18", "133", "160"), "136"),
         (without("134", "18", "133", "160", "136"), "243"),
-        (lambda offered: [{**one, "width": one.get("height"), "height": one.get("width")} for one in offered], "134"),
         (
-            lambda offered: [{**one, "height": one["height"] * 3 // 4} if "height" in one else one for one in offered],
+            lambda offered: [
+                {**one, "width": one.get("height"), "height": one.get("width")} for one in offered
+            ],
+            "134",
+        ),
+        (
+            lambda offered: [
+                {**one, "height": one["height"] * 3 // 4} if "height" in one else one
+                for one in offered
+            ],
             "134",
         ),
     ],
-    ids=["usual", "no silent 360p", "only lower and higher", "only higher", "no H.264", "portrait", "very wide"],
+    ids=[
+        "usual",
+        "no silent 360p",
+        "only lower and higher",
+        "only higher",
+        "no H.264",
+        "portrait",
+        "very wide",
+    ],
 )
 def test_360p_h264_without_sound_is_preferred(change, chosen, panda, site):
     site.offered = change(site.offered)
@@ -239,13 +278,16 @@ def test_360p_h264_without_sound_is_preferred(change, chosen, panda, site):
 
 
 def test_only_an_id_ever_reaches_yt_dlp(panda, site):
-    storage, settings = panda(url=f"https://www.youtube.com/watch?v={ID}&list=PLx&t=5&ignored=--exec")
+    storage, settings = panda(
+        url=f"https://www.youtube.com/watch?v={ID}&list=PLx&t=5&ignored=--exec"
+    )
     acquire(storage, settings, "panda")
     assert site.asked == [f"https://www.youtube.com/watch?v={ID}"]
 
 
 @pytest.mark.parametrize(
-    "url", ["https://vimeo.com/1", "https://www.youtube.com/playlist?list=PL1", "file:///etc/passwd"]
+    "url",
+    ["https://vimeo.com/1", "https://www.youtube.com/playlist?list=PL1", "file:///etc/passwd"],
 )
 def test_urls_of_other_sites_are_not_fetched(url, panda, site):
     storage, settings = panda(url=url)
@@ -255,10 +297,19 @@ def test_urls_of_other_sites_are_not_fetched(url, panda, site):
 
 
 def test_other_extractors_are_locked_out(tmp_path):
-    for url in ("https://vimeo.com/76979871", "ytsearch:cats", "https://www.youtube.com/playlist?list=PL1"):
+    for url in (
+        "https://vimeo.com/76979871",
+        "ytsearch:cats",
+        "https://www.youtube.com/playlist?list=PL1",
+    ):
         with pytest.raises(TransferError) as error:
             ytdlp.take(
-                url, tmp_path / "x", extractors=("youtube",), guard=Guard(), limits=Download(), watch=lambda n: None
+                url,
+                tmp_path / "x",
+                extractors=("youtube",),
+                guard=Guard(),
+                limits=Download(),
+                watch=lambda n: None,
             )
         assert (error.value.status, error.value.reason) == ("permanent", "unsupported"), url
 
@@ -298,20 +349,26 @@ def test_a_run_of_bot_checks_ends_the_run_and_leaves_the_rest_pending(panda, sit
 
 
 def test_permanent_reasons_are_tried_again_only_when_asked_for(panda, site):
-    site.error = GeoRestrictedError("The uploader has not made this video available in your country")
+    site.error = GeoRestrictedError(
+        "The uploader has not made this video available in your country"
+    )
     storage, settings = panda()
     acquire(storage, settings, "panda")
     asked = len(site.asked)
     site.error = None
     acquire(storage, settings, "panda")
     assert len(site.asked) == asked
-    again = settings.model_copy(update={"download": settings.download.model_copy(update={"retry": ["geo"]})})
+    again = settings.model_copy(
+        update={"download": settings.download.model_copy(update={"retry": ["geo"]})}
+    )
     assert acquire(storage, again, "panda").counts["ok"] == 1
 
 
 def test_cookies_are_copied_for_each_download_and_never_changed(panda, site, tmp_path, monkeypatch):
     cookies = tmp_path / "cookies.txt"
-    cookies.write_text("# Netscape HTTP Cookie File\n.youtube.com\tTRUE\t/\tTRUE\t4102444800\tSID\tsecret\n")
+    cookies.write_text(
+        "# Netscape HTTP Cookie File\n.youtube.com\tTRUE\t/\tTRUE\t4102444800\tSID\tsecret\n"
+    )
     content, mode = cookies.read_bytes(), cookies.stat().st_mtime_ns
     monkeypatch.setenv("YTDLP_COOKIES", str(cookies))
     storage, settings = panda()
@@ -352,5 +409,11 @@ def test_the_preflight_names_the_missing_runtime(monkeypatch):
 def test_a_download_never_takes_options_from_data():
     options = ytdlp._options(Path("/x"), ("youtube",), Download(), lambda n: None)
     assert options["outtmpl"] == {"default": "video.%(format_id)s.%(ext)s"}
-    for dangerous in ("postprocessors", "exec_cmd", "external_downloader_args", "enable_file_urls", "http_headers"):
+    for dangerous in (
+        "postprocessors",
+        "exec_cmd",
+        "external_downloader_args",
+        "enable_file_urls",
+        "http_headers",
+    ):
         assert dangerous not in options

@@ -1,0 +1,157 @@
+"""Annotation rows, the catalogue of expected videos, and the outside data that is watched."""
+
+import dagster as dg
+
+from assets.deployment.automation import DATA, FOLLOW_CONTENT, RETRY_NETWORK, WATCHED
+from assets.deployment.resources import Deployment
+from assets.records.lineage import input_versions
+from assets.records.reporting import (
+    CODE_VERSION,
+    OWNERS,
+    Published,
+    check_spec,
+    column_schema,
+    errors_for_people,
+    publish,
+    table,
+)
+
+GROUP = "sources"
+
+landing, hub_annotations, hub_llava_onevision, hub_llava_video = (
+    dg.AssetSpec(
+        name, group_name=GROUP, kinds={kind}, owners=OWNERS, tags=WATCHED, description=description
+    )
+    for name, kind, description in (
+        (
+            "landing",
+            "file",
+            "The landing folder (`landing` in the settings): question-answer files that people "
+            "put there. They become a new part. The sensor `watch_outside_data` records a "
+            "version when something lands.",
+        ),
+        (
+            "hub_annotations",
+            "huggingface",
+            (
+                "The hub's question-answer rows (`annotations.repo`); its version is the commit that "
+                "the revision is now."
+            ),
+        ),
+        (
+            "hub_llava_onevision",
+            "huggingface",
+            (
+                "LLaVA-OneVision on the hub (`collections.onevision_repo`); its version is the "
+                "commit of the revision."
+            ),
+        ),
+        (
+            "hub_llava_video",
+            "huggingface",
+            (
+                "LLaVA-Video-178K on the hub (`collections.video_repo`); its version is the commit "
+                "of the revision."
+            ),
+        ),
+    )
+)
+
+
+@dg.asset(
+    deps=[landing, hub_annotations],
+    group_name=GROUP,
+    kinds={"huggingface", "parquet"},
+    owners=OWNERS,
+    tags=DATA,
+    automation_condition=FOLLOW_CONTENT,
+    pool="download",
+    retry_policy=RETRY_NETWORK,
+    code_version=CODE_VERSION,
+    check_specs=[
+        check_spec(
+            "usable",
+            "annotations",
+            (
+                "Few rows were set aside (`shards.max_drop_share`), and every file in the landing "
+                "folder could be read."
+            ),
+            blocking=False,
+        )
+    ],
+    description="""Question-answer rows about long videos, one row a question, in one Parquet file.
+
+Read from the Hugging Face dataset or the files that the settings name (`annotations`); a hub
+revision is resolved once and recorded. Rows that cannot be used are set aside in
+`annotations.rejected.parquet`, with their reason. Materialize it again to pick up a new
+revision.""",
+)
+def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
+    from assets.annotations.checks import usable
+    from assets.annotations.collect import ANNOTATIONS as FILE
+    from assets.annotations.collect import SCHEMA, collect_annotations
+    from assets.records.columns import ANNOTATIONS
+
+    settings, storage = deployment.settings(), deployment.storage()
+    with errors_for_people():
+        report = collect_annotations(storage, settings, context.log.info)
+    yield from publish(
+        context,
+        deployment,
+        version=report.version,
+        inputs=report.origins,
+        counts=report.counts,
+        checks=[usable(report, settings)],
+        metadata={
+            "dagster/row_count": report.counts["rows"],
+            "dagster/uri": storage.path(FILE),
+            "bytes": storage.size(FILE),
+            "columns found": report.columns,
+            "rejected": table(
+                [{"reason": reason, "rows": rows} for reason, rows in report.rejected.items()]
+            ),
+            "origins": report.origins,
+            "landing files that could not be read": report.problems,
+            **column_schema(SCHEMA, ANNOTATIONS),
+        },
+    )
+
+
+@dg.asset(
+    deps=[annotations],
+    group_name=GROUP,
+    kinds={"parquet"},
+    owners=OWNERS,
+    tags=DATA,
+    automation_condition=FOLLOW_CONTENT,
+    code_version=CODE_VERSION,
+    description="""One row for each video that the annotations ask for: where it comes from and what
+    became of it.
+
+Videos are dealt to parts by a stable hash, and the parts are registered as Dagster partitions. A
+part never changes once it is catalogued: videos that appear later, from the landing folder, form a
+new part.""",
+)
+def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
+    from assets.annotations.catalogue import SCHEMA, build_catalogue
+    from assets.deployment.partitions import part_partitions
+    from assets.records.columns import CATALOGUE
+
+    with errors_for_people():
+        inputs = input_versions(deployment.storage(), ["annotations"])
+        report = build_catalogue(deployment.storage(), deployment.settings(), context.log.info)
+    context.instance.add_dynamic_partitions(str(part_partitions.name), report.parts)
+    yield from publish(
+        context,
+        deployment,
+        version=report.version,
+        inputs=inputs,
+        counts=report.counts,
+        folder="VideoMarathon/catalogue",
+        metadata={
+            "dagster/row_count": report.counts["videos"],
+            "parts": report.parts,
+            "videos": table([row for row in report.table if row["videos"]]),
+            **column_schema(SCHEMA, CATALOGUE),
+        },
+    )

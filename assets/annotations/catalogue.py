@@ -1,0 +1,452 @@
+"""Every video that the annotations ask for, and what became of it: one row a video, one table a
+source and part.
+
+A table is a Parquet snapshot and a journal of what changed since. A change counts once its line is
+on the disk; a snapshot replaces the old one in one step, and only then is the journal emptied. A
+kill at any moment loses nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from assets.annotations.collect import ANNOTATIONS, Ledger
+from assets.deployment.parts import part_name
+from assets.deployment.settings import Settings
+from assets.fetching.disk import scratch
+from assets.fetching.errors import OperatorError
+from training.formats.hashing import data_version
+from training.formats.storage import Storage
+
+FOLDER = "VideoMarathon/catalogue"
+PARTS = "VideoMarathon/parts.json"
+# An object store has no journal beside the snapshot, so snapshots are taken as work goes on.
+REMOTE_SNAPSHOT_S = 60.0
+
+PENDING, OK = "pending", "ok"
+TRANSIENT, EXHAUSTED = "transient", "exhausted"  # failed in passing; as often as the settings allow
+PERMANENT, NEEDS_OPERATOR, MANUAL_MISSING = "permanent", "needs_operator", "manual_missing"
+
+SCHEMA = pa.schema(
+    [
+        ("video", pa.string()),
+        ("source", pa.string()),
+        ("id", pa.string()),
+        ("url", pa.string()),
+        ("expected_duration", pa.float64()),
+        ("questions", pa.int64()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+        ("next_try_at", pa.float64()),
+        ("location", pa.string()),
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("sha256", pa.string()),
+        ("duration", pa.float64()),
+        ("packets", pa.int64()),
+        ("codec", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("damaged", pa.bool_()),
+        ("format", pa.string()),
+        ("tool", pa.string()),
+        ("updated_at", pa.float64()),
+    ]
+)
+
+
+@dataclass(slots=True)
+class VideoRow:
+    """One expected video.
+
+    Attributes:
+        video: ``source/id``.
+        url: from the annotations; expected_duration in seconds, likewise.
+        questions: question-answer pairs about it in this part.
+        status, reason, message: what became of it; one word each, and a sentence.
+        attempts: tries so far; next_try_at: seconds since 1970 before which it is left alone.
+        location: where it was found: a URL, ``repo@commit:member``, a dropped file.
+        path: below the root; size in bytes; duration in seconds.
+        damaged: one of the places looked at gave no picture; the rest did.
+        format, tool: what a downloader chose, and its version.
+    """
+
+    video: str
+    source: str
+    id: str
+    url: str | None = None
+    expected_duration: float | None = None
+    questions: int = 0
+    status: str = PENDING
+    reason: str | None = None
+    message: str | None = None
+    attempts: int = 0
+    next_try_at: float | None = None
+    location: str | None = None
+    path: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    duration: float | None = None
+    packets: int | None = None
+    codec: str | None = None
+    width: int | None = None
+    height: int | None = None
+    damaged: bool | None = None
+    format: str | None = None
+    tool: str | None = None
+    updated_at: float | None = None
+
+
+ROW_FIELDS = [item.name for item in fields(VideoRow)]
+assert SCHEMA.names == ROW_FIELDS
+
+
+@dataclass(frozen=True, slots=True)
+class PresentVideo:
+    """A video that is there and verified.
+
+    ``rel`` is its path below the root, ``duration`` in seconds, ``packets`` the number of its
+    pictures where known.
+    """
+
+    video: str
+    duration: float
+    sha256: str
+    rel: str
+    damaged: bool
+    packets: int | None = None
+
+
+@dataclass(slots=True)
+class CatalogueReport:
+    """The parts there are, and how many videos each source has in each."""
+
+    version: str
+    parts: list[str]
+    counts: dict[str, int]
+    table: list[dict[str, Any]] = field(default_factory=list)
+
+
+def snapshot_name(source: str, part: str) -> str:
+    return f"{FOLDER}/{source}/{part}.parquet"
+
+
+class Catalogue:
+    """The table of one source and part, open for writing. One writer at a time; many threads of it
+    may update.
+
+    Raises:
+        OperatorError: another process has it open.
+    """
+
+    def __init__(self, storage: Storage, source: str, part: str) -> None:
+        self.storage, self.source, self.part = storage, source, part
+        self._lock = threading.RLock()
+        self._writer_lock = _lock_file(storage, source, part)
+        self._journal_path = journal_path(storage, source, part)
+        self._table, self._changed = _load(storage, source, part)
+        self._place = {
+            name: place for place, name in enumerate(self._table.column("id").to_pylist())
+        }
+        self._changed = {
+            name: change for name, change in self._changed.items() if name in self._place
+        }
+        if self._changed:
+            self.compact()
+        self._journal_path.parent.mkdir(parents=True, exist_ok=True)
+        self._journal = open(self._journal_path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self._snapshot_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def __contains__(self, identifier: str) -> bool:
+        return identifier in self._place
+
+    def row(self, identifier: str) -> VideoRow:
+        with self._lock:
+            raw = self._table.slice(self._place[identifier], 1).to_pylist()[0]
+            return VideoRow(**{**raw, **self._changed.get(identifier, {})})
+
+    def rows(self, statuses: Iterable[str] | None = None) -> Iterator[VideoRow]:
+        """Rows as they are now, by id, all or those with one of the statuses."""
+        wanted = None if statuses is None else frozenset(statuses)
+        with self._lock:
+            changed = {name: dict(change) for name, change in self._changed.items()}
+            table = self._table
+        for batch in table.to_batches(4096):
+            for raw in batch.to_pylist():
+                raw.update(changed.get(raw["id"], {}))
+                if wanted is None or raw["status"] in wanted:
+                    yield VideoRow(**raw)
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        """(status, reason) -> videos."""
+        with self._lock:
+            statuses, reasons = (
+                self._table.column(name).to_pylist() for name in ("status", "reason")
+            )
+            for name, change in self._changed.items():
+                place = self._place[name]
+                statuses[place] = change.get("status", statuses[place])
+                reasons[place] = change.get("reason", reasons[place])
+        return Counter(zip(statuses, (reason or "" for reason in reasons), strict=True))
+
+    def update(self, identifier: str, **changes: Any) -> None:
+        """Change fields of one row; on return the change is on the disk."""
+        unknown = changes.keys() - set(SCHEMA.names)
+        if unknown or identifier not in self._place:
+            raise KeyError(
+                f"{self.source}/{identifier}: "
+                f"{', '.join(sorted(unknown)) or 'not in the catalogue'}"
+            )
+        changes["updated_at"] = round(time.time(), 3)
+        line = json.dumps({"id": identifier, **changes}, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            self._journal.write(line)
+            os.fsync(self._journal.fileno())
+            self._changed.setdefault(identifier, {}).update(changes)
+            if (
+                not self.storage.is_local
+                and time.monotonic() - self._snapshot_at > REMOTE_SNAPSHOT_S
+            ):
+                self.compact()
+
+    def add(self, rows: Iterable[VideoRow]) -> int:
+        """Add rows of videos that are not in the table yet; returns how many were."""
+        with self._lock:
+            fresh = [row for row in rows if row.id not in self._place]
+            if fresh or not self.storage.exists(snapshot_name(self.source, self.part)):
+                columns = {name: [getattr(row, name) for row in fresh] for name in SCHEMA.names}
+                self._table = pa.concat_tables([self._table, pa.table(columns, schema=SCHEMA)])
+                self.compact()
+        return len(fresh)
+
+    def compact(self) -> None:
+        """Write a new snapshot that holds all changes, then empty the journal."""
+        with self._lock:
+            self._table = _merged(self._table, self._changed).combine_chunks()
+            self._place = {
+                name: place for place, name in enumerate(self._table.column("id").to_pylist())
+            }
+            with self.storage.writing(snapshot_name(self.source, self.part)) as temporary:
+                pq.write_table(self._table, temporary, compression="zstd")
+            self._changed = {}
+            if self._journal_path.exists():
+                os.truncate(self._journal_path, 0)
+            self._snapshot_at = time.monotonic()
+
+    def close(self) -> None:
+        """Compact if there is anything to, and let the next writer in."""
+        with self._lock:
+            if self._changed:
+                self.compact()
+            self._journal.close()
+            os.close(self._writer_lock)
+
+
+def read_catalogue(storage: Storage, source: str, part: str) -> pa.Table:
+    """The table as it is now, also while another process writes it.
+
+    Raises:
+        FileNotFoundError: the source and part are not catalogued.
+    """
+    if not storage.exists(snapshot_name(source, part)):
+        raise FileNotFoundError(
+            f"{storage.path(snapshot_name(source, part))}: not there; materialize the catalogue "
+            "first"
+        )
+    return _merged(*_load(storage, source, part))
+
+
+def present_videos(storage: Storage, settings: Settings, part: str) -> list[PresentVideo]:
+    """The videos of a part that are there and verified, of all sources, by name."""
+    found = []
+    for source in sorted(settings.sources):
+        table = read_catalogue(storage, source, part)
+        rows = table.filter(pc.equal(table["status"], OK))
+        columns = (
+            rows[name].to_pylist()
+            for name in ("video", "duration", "sha256", "path", "damaged", "packets")
+        )
+        found += [PresentVideo(*values) for values in zip(*columns, strict=True)]
+    return sorted(found, key=lambda present: present.video)
+
+
+def find_part(storage: Storage, settings: Settings, video: str) -> str | None:
+    """The part that ``source/id`` is catalogued in (the first one, where a later part asks for it
+    too), or None.
+    """
+    source, _, identifier = video.partition("/")
+    index = 0
+    while source in settings.sources and storage.exists(snapshot_name(source, part_name(index))):
+        ids = pq.read_table(storage.local(snapshot_name(source, part_name(index))), columns=["id"])[
+            "id"
+        ]
+        if pc.any(pc.equal(ids, identifier)).as_py():
+            return part_name(index)
+        index += 1
+    return None
+
+
+def build_catalogue(
+    storage: Storage, settings: Settings, log: Callable[[str], None]
+) -> CatalogueReport:
+    """Enter every video of the annotations into the catalogue of its source and part; known rows
+    keep their state.
+
+    Raises:
+        OperatorError: there are no annotations yet, or a table is being written by another process.
+    """
+    ledger = Ledger.read(storage)
+    if ledger is None:
+        raise OperatorError(
+            f"{storage.path(ANNOTATIONS)}: not there; materialize the annotations first"
+        )
+    expected = _expected_videos(storage)
+    parts = [part_name(index) for index in range(len(ledger.part_versions))]
+    table, counts = [], Counter(videos=0, questions=0, new=0)
+    totals: Counter[str] = Counter()
+    for index, part in enumerate(parts):
+        for source in sorted(settings.sources):
+            rows = expected.get((index, source), [])
+            new = _enter(storage, source, part, rows)
+            questions = sum(row.questions for row in rows)
+            counts.update(videos=len(rows), questions=questions, new=new)
+            totals[part] += len(rows)
+            table.append(
+                {
+                    "part": part,
+                    "source": source,
+                    "videos": len(rows),
+                    "questions": questions,
+                    "new": new,
+                }
+            )
+    entries = [
+        {"name": part, "origin": origin, "version": version, "videos": totals[part]}
+        for part, origin, version in zip(
+            parts, ledger.part_names, ledger.part_versions, strict=True
+        )
+    ]
+    storage.write_json(PARTS, {"parts": entries})
+    log(
+        f"catalogue: {counts['videos']:,} videos in {len(parts)} parts, {counts['new']:,} of them "
+        "new"
+    )
+    return CatalogueReport(data_version(entries), parts, {**counts, "parts": len(parts)}, table)
+
+
+def journal_path(storage: Storage, source: str, part: str) -> Path:
+    """The journal lies beside a local snapshot; for a remote one it is in this machine's cache."""
+    if storage.is_local:
+        return Path(storage.path(f"{FOLDER}/{source}/{part}.journal.jsonl"))
+    return scratch(storage, "catalogue", source) / f"{part}.journal.jsonl"
+
+
+def _enter(storage: Storage, source: str, part: str, rows: list[VideoRow]) -> int:
+    """Add what is new. A table that has everything is not opened for writing, so a running download
+    goes on.
+    """
+    if storage.exists(snapshot_name(source, part)):
+        known = set(read_catalogue(storage, source, part)["id"].to_pylist())
+        if all(row.id in known for row in rows):
+            return 0
+    with Catalogue(storage, source, part) as catalogue:
+        return catalogue.add(rows)
+
+
+def _expected_videos(storage: Storage) -> dict[tuple[int, str], list[VideoRow]]:
+    """(part index, source) -> its videos, from the annotations, read a row group at a time."""
+    found: dict[tuple[int, str], dict[str, VideoRow]] = defaultdict(dict)
+    keys = ["part", "source", "id", "video"]
+    with pq.ParquetFile(storage.local(ANNOTATIONS)) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=[*keys, "url", "duration"])
+            summary = table.group_by(keys).aggregate(
+                [("url", "min"), ("duration", "max"), ("video", "count")]
+            )
+            for raw in summary.to_pylist():
+                rows = found[raw["part"], raw["source"]]
+                row = rows.get(raw["id"])
+                if row is None:
+                    row = rows[raw["id"]] = VideoRow(raw["video"], raw["source"], raw["id"])
+                row.questions += raw["video_count"]
+                row.url = min(filter(None, (row.url, raw["url_min"])), default=None)
+                row.expected_duration = max(
+                    filter(None, (row.expected_duration, raw["duration_max"])), default=None
+                )
+    return {key: [rows[name] for name in sorted(rows)] for key, rows in found.items()}
+
+
+def _load(storage: Storage, source: str, part: str) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
+    """The snapshot, and the changes that the journal holds; a torn last line never counted."""
+    name = snapshot_name(source, part)
+    table = (
+        pq.read_table(storage.local(name), schema=SCHEMA)
+        if storage.exists(name)
+        else SCHEMA.empty_table()
+    )
+    changed: dict[str, dict[str, Any]] = {}
+    journal = journal_path(storage, source, part)
+    if journal.exists():
+        with open(journal, "rb") as file:
+            for line in file:
+                try:
+                    change = json.loads(line)
+                except ValueError:
+                    break
+                changed.setdefault(change.pop("id"), {}).update(change)
+    return table, changed
+
+
+def _merged(table: pa.Table, changed: dict[str, dict[str, Any]]) -> pa.Table:
+    """The table with the changes in it, by id."""
+    if changed:
+        touched = pc.is_in(table["id"], pa.array(list(changed), pa.string()))
+        rows = [{**raw, **changed[raw["id"]]} for raw in table.filter(touched).to_pylist()]
+        table = pa.concat_tables(
+            [table.filter(pc.invert(touched)), pa.Table.from_pylist(rows, schema=SCHEMA)]
+        )
+    return table.sort_by("id")
+
+
+def _lock_file(storage: Storage, source: str, part: str) -> int:
+    """A descriptor that holds the writer's lock until it is closed, also by the death of the
+    process.
+    """
+    path = scratch(storage, "locks") / f"{source}.{part}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise OperatorError(
+            f"the catalogue of {source}, {part} is being written by process {holder or 'unknown'}; "
+            "wait for that run"
+        ) from None
+    os.truncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor

@@ -1,0 +1,45 @@
+"""Outside data that is watched: which version of it is there now. No run is spent on looking."""
+
+from __future__ import annotations
+
+import re
+
+from assets.annotations.landing import landing_fingerprint
+from assets.deployment.settings import Settings
+
+LANDING = "landing"
+HUB_REPOS = {
+    "hub_annotations": lambda settings: (settings.annotations.repo, settings.annotations.revision),
+    "hub_llava_onevision": lambda settings: (
+        settings.collections.onevision_repo,
+        settings.collections.onevision_revision,
+    ),
+    "hub_llava_video": lambda settings: (
+        settings.collections.video_repo,
+        settings.collections.video_revision,
+    ),
+}
+WATCHED = (LANDING, *HUB_REPOS)
+
+
+def watched_version(name: str, settings: Settings) -> str | None:
+    """The version of one of ``WATCHED``: a fingerprint of the landing folder, or the commit that a
+    revision is now.
+
+    None where there is nothing to watch: an empty landing folder, files instead of a repository.
+
+    Raises:
+        OSError: the hub cannot be reached or does not answer.
+    """
+    if name == LANDING:
+        return landing_fingerprint(settings) or None
+    repo, revision = HUB_REPOS[name](settings)
+    if repo is None:
+        return None
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    # Its errors are OSErrors: requests' and httpx's connection errors, and HfHubHTTPError.
+    info = HfApi(endpoint=settings.hub_endpoint).dataset_info(repo, revision=revision, timeout=20)
+    return info.sha

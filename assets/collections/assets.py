@@ -1,0 +1,95 @@
+"""The two LLaVA collections that stages 1 to 3 also train on."""
+
+from collections.abc import Callable
+
+import dagster as dg
+
+from assets.annotations.assets import GROUP, hub_llava_onevision, hub_llava_video
+from assets.collections.collect import CollectionReport, collect_llava_video, collect_onevision
+from assets.deployment.automation import DATA, FOLLOW_CONTENT, RETRY_NETWORK
+from assets.deployment.resources import Deployment
+from assets.deployment.settings import Settings
+from assets.records.reporting import (
+    CODE_VERSION,
+    OWNERS,
+    Published,
+    check_spec,
+    errors_for_people,
+    publish,
+    table,
+)
+from training.formats.storage import Storage
+
+Collect = Callable[[Storage, Settings, Callable[[str], None]], CollectionReport]
+
+
+def make_collection(
+    name: str, folder: str, watched: dg.AssetSpec, kind: str, collect: Collect, description: str
+) -> dg.AssetsDefinition:
+    """The asset of one of the LLaVA collections, fetched by ``collect`` into ``folder``."""
+
+    @dg.asset(
+        name=name,
+        deps=[watched],
+        group_name=GROUP,
+        kinds={"huggingface", kind},
+        owners=OWNERS,
+        tags=DATA,
+        automation_condition=FOLLOW_CONTENT,
+        pool="download",
+        retry_policy=RETRY_NETWORK,
+        code_version=CODE_VERSION,
+        check_specs=[
+            check_spec(
+                "all_there",
+                name,
+                "The hub has every annotation file that the mixture names.",
+                blocking=False,
+            )
+        ],
+        description=description,
+    )
+    def collection(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
+        from assets.collections.checks import all_there
+
+        with errors_for_people():
+            report = collect(deployment.storage(), deployment.settings(), context.log.info)
+        yield from publish(
+            context,
+            deployment,
+            version=report.version,
+            inputs=report.origins,
+            counts=report.counts,
+            checks=[all_there(report)],
+            folder=folder,
+            metadata={
+                "dagster/row_count": report.counts.get("rows", 0),
+                "annotation files": table(report.table),
+                "origins": report.origins,
+            },
+        )
+
+    return collection
+
+
+llava_onevision = make_collection(
+    "llava_onevision",
+    "LLaVA-OneVision",
+    hub_llava_onevision,
+    "jpeg",
+    collect_onevision,
+    """LLaVA-OneVision: single images, several images and text, as annotation files beside image files.
+
+Only the sets that the mixture names (`assets/collections/mixtures.csv`, or the settings' own) are fetched. Images keep the
+bytes that the hub serves. Sets that the hub does not have are listed.""",
+)
+llava_video = make_collection(
+    "llava_video",
+    "LLaVA-Video-178K",
+    hub_llava_video,
+    "mp4",
+    collect_llava_video,
+    """LLaVA-Video-178K: short videos, unpacked from their archives as they stream in, and annotation files.
+
+Only folders that the mixture names are fetched. Archives are never kept; what they hold is checked on the way.""",
+)

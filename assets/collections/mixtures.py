@@ -1,0 +1,91 @@
+"""Which annotation files make up which kind of shard, and how much of each: a table that a user can
+replace.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from training.formats.sample import KINDS, is_relative_name
+
+BUILT_IN = Path(__file__).with_name("mixtures.csv")
+COLLECTIONS = ("LLaVA-OneVision", "LLaVA-Video-178K", "VideoMarathon")
+COLUMNS = ("kind", "collection", "annotation", "fraction")
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureEntry:
+    """One annotation file's share in one kind.
+
+    Attributes:
+        kind: one of the six kinds.
+        collection: folder below the storage root.
+        annotation: file name in that collection's ``annotations`` folder.
+        fraction: share of its rows that is used, always the first ones.
+    """
+
+    kind: str
+    collection: str
+    annotation: str
+    fraction: Decimal
+
+    @property
+    def name(self) -> str:
+        """Where the file lies, relative to the storage root."""
+        return f"{self.collection}/annotations/{self.annotation}"
+
+    def rows(self, total: int) -> int:
+        """How many of ``total`` rows are used."""
+        return int(total * self.fraction)
+
+
+def read_mixture(path: Path | None = None) -> list[MixtureEntry]:
+    """The table of ``path`` (a CSV of ``COLUMNS``), or the built-in one.
+
+    Raises:
+        ValueError: a column is missing, or a row names an unknown kind or collection, a path that
+            leaves its folder, a fraction outside (0, 1], or a file twice; the message names file
+            and line.
+    """
+    path = path or BUILT_IN
+    entries: list[MixtureEntry] = []
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+            raise ValueError(
+                f"{path}: columns {', '.join(missing)} are missing; expected {', '.join(COLUMNS)}"
+            )
+        for number, row in enumerate(reader, start=2):
+            try:
+                entries.append(_entry(row))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+    seen: set[tuple[str, str]] = set()
+    for entry in entries:
+        if (entry.kind, entry.name) in seen:
+            raise ValueError(
+                f"{path}: {entry.annotation!r} stands twice under {entry.kind}; give one line with "
+                "one share"
+            )
+        seen.add((entry.kind, entry.name))
+    return entries
+
+
+def _entry(row: dict[str, str]) -> MixtureEntry:
+    kind, collection, annotation, fraction = (str(row[name] or "").strip() for name in COLUMNS)
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r} (known: {', '.join(KINDS)})")
+    if collection not in COLLECTIONS:
+        raise ValueError(f"unknown collection {collection!r} (known: {', '.join(COLLECTIONS)})")
+    if not annotation or not is_relative_name(annotation):
+        raise ValueError(f"annotation {annotation!r} is not a file name below the collection")
+    try:
+        share = Decimal(fraction)
+    except InvalidOperation:
+        raise ValueError(f"fraction {fraction!r} is not a number") from None
+    if not 0 < share <= 1:
+        raise ValueError(f"fraction {fraction} is not in (0, 1]")
+    return MixtureEntry(kind, collection, annotation, share)

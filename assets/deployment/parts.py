@@ -1,0 +1,25 @@
+"""How videos and rows are dealt to parts: by a hash of their name, so that order never matters."""
+
+from __future__ import annotations
+
+from training.formats.hashing import stable_hash
+
+
+def part_of(key: str, parts: int) -> int:
+    """The part, 0 .. parts-1, that ``key`` (a video, or a sample's id) belongs to."""
+    return stable_hash("part", key) % parts
+
+
+def part_name(index: int) -> str:
+    return f"part{index}"
+
+
+def part_index(name: str) -> int:
+    """The number in ``part7``.
+
+    Raises:
+        ValueError: the name is not of that form.
+    """
+    if not (name.startswith("part") and name[4:].isdigit()):
+        raise ValueError(f"{name!r} is not the name of a part; parts are called part0, part1, ...")
+    return int(name[4:])

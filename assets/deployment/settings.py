@@ -1,0 +1,409 @@
+"""The deployment's settings: one YAML file, typed, every key known.
+
+A user changes this file, never the code: where data lives, which sources there are, how much to download at once, how
+a stage is launched. Paths that are relative are relative to the file. Secrets never stand here: tokens, cookies and
+proxies come from the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+CONFIG_VARIABLE = "HOURLLAVA_CONFIG"
+DEFAULT_CONFIG = Path(__file__).parents[2] / "pipeline" / "deployment.yaml"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Section):
+    """What all kinds of source have in common."""
+
+    coverage_threshold: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="least share of this source's videos; default: download's",
+    )
+
+
+class HubSource(Source):
+    """Files of a Hugging Face dataset repository, loose or inside archives."""
+
+    kind: Literal["hub"]
+    repo: str
+    revision: str = "main"
+    archives: list[str] = Field(
+        default=[], description="glob patterns of zip / tar.gz files that hold the videos"
+    )
+    files: list[str] = Field(default=[], description="glob patterns of loose video files")
+
+
+class ListedSource(Source):
+    """Videos named by a URL: in the annotations, or in a list of its own."""
+
+    urls: Path | None = Field(
+        default=None,
+        description="CSV or JSONL with the columns id and url, or a text file with one URL a line",
+    )
+
+
+class YoutubeSource(ListedSource):
+    """Videos named by a YouTube URL; fetched by yt-dlp, only through its youtube extractor."""
+
+    kind: Literal["youtube"]
+    accept_terms: bool = Field(
+        default=False,
+        description="true: you have read YouTube's terms and decide yourself that you may download",
+    )
+
+
+class UrlSource(ListedSource):
+    """Videos named by any http(s) URL; fetched by yt-dlp's generic extractor."""
+
+    kind: Literal["url"]
+    hosts: list[str] = Field(
+        default=[], description="host[:port] that may be fetched although it is a private address"
+    )
+
+
+class DropSource(Source):
+    """Videos that a person puts into a folder: licensed sets such as Ego4D, or one's own."""
+
+    kind: Literal["drop"]
+    folder: Path
+    instructions: str = Field(
+        default="", description="how to obtain the files; shown when videos are missing"
+    )
+
+
+VideoSource = Annotated[
+    HubSource | YoutubeSource | UrlSource | DropSource, Field(discriminator="kind")
+]
+
+
+class Annotations(Section):
+    """Question-answer rows: a Hugging Face dataset at a revision, or files of the same schema."""
+
+    repo: str | None = None
+    revision: str = "main"
+    paths: list[str] = Field(
+        default=[], description="local paths or URLs of Parquet, CSV, JSON or JSONL files"
+    )
+    files: list[str] = Field(
+        default=["data/*.parquet"], description="glob patterns of annotation files in the repo"
+    )
+    columns: dict[str, str | None] = Field(
+        default={},
+        description="a column's name in the files -> ours (null: leave it out), where they differ",
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Annotations:
+        if (self.repo is None) == (not self.paths):
+            raise ValueError("give either annotations.repo or annotations.paths")
+        return self
+
+
+class Download(Section):
+    """How politely and how stubbornly videos are fetched."""
+
+    workers: int = Field(default=4, ge=1)
+    min_interval_s: float = Field(
+        default=5.0, ge=0, description="least time between two requests to one host"
+    )
+    attempts: int = Field(
+        default=5, ge=1, description="tries of one video before it is given up as exhausted"
+    )
+    backoff_s: float = Field(
+        default=30.0, ge=0, description="first wait after a passing failure; doubles, jittered"
+    )
+    max_bytes: int = Field(default=8 << 30, description="largest video accepted")
+    max_duration_s: float = Field(default=3900.0, description="longest video accepted")
+    timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="longest silence of a server; the hub's: HF_HUB_DOWNLOAD_TIMEOUT",
+    )
+    hub_backoff_s: float = Field(
+        default=2.0, ge=0, description="as backoff_s, for the hub's and other plain files"
+    )
+    cooldown_s: float = Field(
+        default=60.0, ge=0, description="pause of a whole host after it said: too many requests"
+    )
+    breaker: int = Field(
+        default=10,
+        ge=1,
+        description="refusals in a row (bot checks, blocks) after which a host rests",
+    )
+    retry: list[str] = Field(
+        default=[], description="permanent reasons to try again, e.g. geo after a proxy was set"
+    )
+    min_free_bytes: int = Field(
+        default=20 << 30, description="downloads stop when the disk has less free than this"
+    )
+    coverage_threshold: float = Field(
+        default=0.5, ge=0, le=1, description="least share of expected videos present"
+    )
+    verify_tolerance_s: float = Field(
+        default=2.0, description="difference allowed between real and stated duration"
+    )
+
+
+class Collections(Section):
+    """The other two collections, and which of their annotation files are used."""
+
+    onevision_repo: str = "lmms-lab/LLaVA-OneVision-Data"
+    onevision_revision: str = "main"
+    video_repo: str = "lmms-lab/LLaVA-Video-178K"
+    video_revision: str = "main"
+    mixtures: Path | None = Field(
+        default=None, description="CSV kind,collection,annotation,fraction; default: built in"
+    )
+    require_all: bool = Field(
+        default=False, description="a missing annotation file is an error, not a line in a table"
+    )
+
+
+class Shards(Section):
+    """How samples are written."""
+
+    workers: int = Field(default=2, ge=1)
+    rows_per_shard: int = Field(default=256, ge=1)
+    turns_per_sample: int = Field(default=5, ge=1)
+    seed: str = "hour-llava"
+    max_drop_share: float = Field(
+        default=0.1, ge=0, le=1, description="share of dropped samples that fails a part"
+    )
+    reencode: Literal["png", "jpeg"] = Field(
+        default="png",
+        description="form of images that cannot be stored as they are; png loses nothing",
+    )
+
+
+class Limits(Section):
+    """What one video may cost its decoder before it is given up."""
+
+    max_pixels: int = Field(
+        default=4096 * 2304, ge=1, description="width x height; looked at before decoding begins"
+    )
+    max_frames: int = Field(
+        default=4 * 3600, ge=1, description="frames kept of a video; four hours at one a second"
+    )
+    memory_bytes: int = Field(
+        default=3 << 30, ge=1 << 28, description="most memory of a decoding process"
+    )
+    stall_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="seconds without a picture, while there is room for one, after the first pass",
+    )
+    deadline_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="seconds for a whole video, or half its duration where that is more",
+    )
+    attempts: int = Field(
+        default=3,
+        ge=1,
+        description="runs that try a video again after a timeout, a crash or memory running out",
+    )
+    recycle_after: int = Field(
+        default=200, ge=1, description="videos after which a decoding process is replaced"
+    )
+    ring_bytes: int = Field(
+        default=2 << 30,
+        ge=1 << 20,
+        description="most memory for pictures between decoders and encoders",
+    )
+
+
+class Features(Section):
+    """Decoding and encoding of long videos."""
+
+    decode_workers: int = Field(default=2, ge=1)
+    batch_size: int = Field(
+        default=64, ge=1, description="frames in one forward pass of the encoder"
+    )
+    decoder: Literal["auto", "pyav", "decord", "nvdec"] = "auto"
+    encoder: str | None = Field(
+        default=None, description="SigLIP checkpoint to use instead of the stage-2 export"
+    )
+    damaged: Literal["use", "skip"] = "use"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    limits: Limits = Limits()
+
+
+class Training(Section):
+    """How a stage is launched. Recipes are in training/recipes.py; these numbers only override for this deployment."""
+
+    processes: int = Field(default=1, ge=1, description="ranks on this machine, one for each GPU")
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        description="machines that train a stage together. This one starts its own share; on every other one, start "
+        "what the step's log shows after 'starting:'. All of them see the same root, under the same path",
+    )
+    rendezvous: str | None = Field(
+        default=None,
+        description="when nodes > 1: host:port of one of them that the others can reach, any free port",
+    )
+    cpu_threads: int = Field(
+        default=2, ge=1, description="threads of each rank when there is no GPU"
+    )
+    scratch: Path = Field(
+        default=Path(".scratch"),
+        description="folder of running stages when root is remote; when nodes > 1, one that all of them see",
+    )
+    overrides: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="by stage (stage1, stage2, stage3): fields of training.run_config.RunConfig",
+    )
+
+
+class Automation(Section):
+    """What runs by itself from the first start; the UI's switches (Automation) decide from then on."""
+
+    data: bool = Field(default=True, description="data assets follow new data, part by part")
+    training: bool = Field(default=False, description="stage 3 follows changed contents, nightly")
+
+
+class Evaluation(Section):
+    """Which questions score a checkpoint."""
+
+    questions: Path | None = Field(
+        default=None, description="benchmark file; see docs on its schema"
+    )
+    limit: int | None = None
+
+
+class Settings(Section):
+    """Everything a deployment decides."""
+
+    root: str = Field(description="local folder or fsspec URL")
+    parts: int = Field(default=10, ge=1, lt=100)
+    variants: list[Literal["tiny", "3b", "7b"]] = ["3b", "7b"]
+    base_models: dict[str, str] = Field(
+        default={},
+        description="where stage 1 starts instead: namespace/name[@revision] on the hub, or a local folder",
+    )
+    hub_endpoint: str | None = Field(
+        default=None, description="a mirror of the Hugging Face hub; default: the hub"
+    )
+    landing: Path | None = Field(
+        default=None, description="folder watched for new question-answer files"
+    )
+    annotations: Annotations
+    sources: dict[str, VideoSource]
+    download: Download = Download()
+    collections: Collections = Collections()
+    shards: Shards = Shards()
+    features: Features = Features()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    automation: Automation = Automation()
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read the deployment's YAML: ``path``, else the file that ``HOURLLAVA_CONFIG`` names, else the built-in one.
+
+    Raises:
+        ValueError: unknown keys (with the known ones), wrong types, a file that is not YAML.
+    """
+    path = Path(path or os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG).resolve()
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: no such file; {CONFIG_VARIABLE} names the deployment's settings"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, found {type(raw).__name__}")
+    try:
+        settings = Settings.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(
+            f"{path}: " + "; ".join(_explain(item) for item in error.errors())
+        ) from None
+    return _resolve(settings, path.parent)
+
+
+def _explain(item: Any) -> str:
+    """One validation error as a sentence that names the known keys."""
+    where = [str(step) for step in item["loc"]]
+    if item["type"] == "extra_forbidden":
+        known = sorted(_known_keys(where[:-1]))
+        close = difflib.get_close_matches(where[-1], known, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        return f"unknown key {'.'.join(where)!r}{hint} (known: {', '.join(known)})"
+    return f"{'.'.join(where)}: {item['msg']}"
+
+
+def _known_keys(steps: list[str]) -> set[str]:
+    """Field names of the section that ``steps`` lead to."""
+    if len(steps) >= 2 and steps[0] == "sources":
+        kinds: dict[str, type[Section]] = {
+            "hub": HubSource,
+            "youtube": YoutubeSource,
+            "url": UrlSource,
+            "drop": DropSource,
+        }
+        return (
+            set(kinds[steps[2]].model_fields) if len(steps) > 2 and steps[2] in kinds else {"kind"}
+        )
+    model: Any = Settings
+    for step in steps:
+        model = model.model_fields[step].annotation
+    return set(model.model_fields)
+
+
+def _resolve(settings: Settings, folder: Path) -> Settings:
+    """Relative paths count from the settings file's folder."""
+
+    def absolute(path: Path | None) -> Path | None:
+        return None if path is None else (folder / path).resolve()
+
+    def location(text: str) -> str:
+        return text if "://" in text else str((folder / text).resolve())
+
+    encoder = settings.features.encoder
+    return settings.model_copy(
+        update={
+            "root": location(settings.root),
+            "landing": absolute(settings.landing),
+            "annotations": settings.annotations.model_copy(
+                update={"paths": [location(path) for path in settings.annotations.paths]}
+            ),
+            "sources": {
+                name: source.model_copy(
+                    update={
+                        key: absolute(getattr(source, key))
+                        for key in ("folder", "urls")
+                        if hasattr(source, key)
+                    }
+                )
+                for name, source in settings.sources.items()
+            },
+            "collections": settings.collections.model_copy(
+                update={"mixtures": absolute(settings.collections.mixtures)}
+            ),
+            "features": settings.features.model_copy(
+                update={"encoder": None if encoder is None else location(encoder)}
+            ),
+            "training": settings.training.model_copy(
+                update={"scratch": absolute(settings.training.scratch)}
+            ),
+            "evaluation": settings.evaluation.model_copy(
+                update={"questions": absolute(settings.evaluation.questions)}
+            ),
+        }
+    )

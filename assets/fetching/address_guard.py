@@ -1,0 +1,162 @@
+"""Where a connection may go: public addresses over http(s), and what the deployment's settings list
+by name.
+
+URLs come from strangers, and so do the redirects and the pages behind them. The check sits where
+the socket is opened: a name is resolved once, every address it has is judged, and the connection
+goes to an address that was judged. A later answer of the name server therefore changes nothing, and
+redirects and media URLs found in pages pass the same gate.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class BlockedError(Exception):
+    """A URL or an address that must not be contacted. Not an OSError: nothing may take it for a
+    network failure.
+    """
+
+
+class Guard:
+    """Judges URLs and opens sockets.
+
+    Args:
+        allow: ``host`` or ``host:port`` that may be contacted although it is a private address (a
+            mirror inside the company, the demo's own server).
+    """
+
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        self.allow = frozenset(entry.lower() for entry in allow)
+
+    def check_url(self, url: str) -> None:
+        """Scheme and, where the host is written as an address or is this machine, the address. No
+        name is resolved.
+
+        Raises:
+            BlockedError: anything but http(s), or a private address that is not allowed.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in DEFAULT_PORTS:
+            raise BlockedError(f"{parts.scheme or 'no'} scheme; only http and https are fetched")
+        try:
+            host, port = (parts.hostname or "").lower(), parts.port or DEFAULT_PORTS[parts.scheme]
+        except ValueError as error:
+            raise BlockedError(f"{url[:200]!r}: {error}") from None
+        if not host:
+            raise BlockedError("a URL without a host")
+        if self.allowed(host, port):
+            return
+        if host == "localhost" or host.endswith(".localhost"):
+            raise BlockedError(f"{host} is this machine")
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return
+        self._check_address(host, address)
+
+    def allowed(self, host: str, port: int) -> bool:
+        return host.lower() in self.allow or f"{host.lower()}:{port}" in self.allow
+
+    def connect(self, host: str, port: int, **options: Any) -> socket.socket:
+        """A connected socket to ``host``, only if all its addresses are public or the host is
+        allowed.
+
+        Args:
+            options: ``timeout``, ``source_address`` and ``socket_options`` as urllib3 keeps them.
+
+        Raises:
+            BlockedError: one of the addresses is not public.
+            OSError: no address could be reached.
+        """
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        if not self.allowed(host, port):
+            for *_, address in found:
+                self._check_address(host, ipaddress.ip_address(str(address[0]).partition("%")[0]))
+        last: OSError = OSError(f"{host} has no address")
+        for family, kind, protocol, _, address in found:
+            connection = socket.socket(family, kind, protocol)
+            try:
+                for option in options.get("socket_options") or ():
+                    connection.setsockopt(*option)
+                if isinstance(options.get("timeout"), int | float):
+                    connection.settimeout(options["timeout"])
+                if options.get("source_address"):
+                    connection.bind(options["source_address"])
+                connection.connect(address)
+                return connection
+            except OSError as error:
+                connection.close()
+                last = error
+        raise last
+
+    def _check_address(
+        self, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    ) -> None:
+        for hop in _embedded(address):
+            if not hop.is_global or hop.is_multicast:
+                raise BlockedError(f"{host} leads to {address}, which is not a public address")
+
+
+def _embedded(address: Any) -> list[Any]:
+    """The address, and the IPv4 one that an IPv6 transition address carries inside it."""
+    found = [address]
+    if address.version == 6:
+        if address.ipv4_mapped:
+            return [address.ipv4_mapped]  # what the kernel connects to
+        found += [inner for inner in (address.sixtofour, *(address.teredo or ())) if inner]
+        if address in NAT64:
+            found.append(ipaddress.ip_address(int(address) & 0xFFFFFFFF))
+    return found
+
+
+def guard_manager(manager: Any, guard: Guard) -> Any:
+    """Make a urllib3 PoolManager open its sockets through ``guard``. Returns the manager."""
+
+    class Plain(_GuardedConnection, HTTPConnection):
+        pass
+
+    class Secure(_GuardedConnection, HTTPSConnection):
+        pass
+
+    Plain.guard = Secure.guard = guard
+    plain_pool = type("GuardedPool", (HTTPConnectionPool,), {"ConnectionCls": Plain})
+    secure_pool = type("GuardedSecurePool", (HTTPSConnectionPool,), {"ConnectionCls": Secure})
+    manager.pool_classes_by_scheme = {"http": plain_pool, "https": secure_pool}
+    return manager
+
+
+class _GuardedConnection:
+    guard: Guard
+
+    def _new_conn(self) -> socket.socket:
+        connection: Any = self
+        try:
+            return self.guard.connect(
+                connection._dns_host,
+                connection.port,
+                timeout=connection.timeout,
+                source_address=connection.source_address,
+                socket_options=connection.socket_options,
+            )
+        except socket.gaierror as error:
+            raise NameResolutionError(connection.host, connection, error) from error
+        except TimeoutError as error:
+            raise ConnectTimeoutError(
+                connection, f"connection to {connection.host} timed out"
+            ) from error
+        except OSError as error:
+            raise NewConnectionError(
+                connection, f"no connection to {connection.host}: {error}"
+            ) from error

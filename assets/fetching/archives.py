@@ -1,0 +1,256 @@
+"""Taking single members out of zip and tar archives that strangers made.
+
+Only regular files are taken, to paths that we choose; no name inside an archive ever becomes a path
+on our disk. Sizes, numbers and ratios are capped, and an archive that was cut off is noticed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from assets.fetching.retry import raise_if_disk
+
+CHUNK_BYTES = 1 << 20
+SYMLINK, FILE_KIND = 0o120000, 0o170000
+RATIO_FREE_BYTES = 64 << 20  # below this any ratio is harmless
+EXTENDED_HEADER_BYTES = 1 << 20  # tarfile reads such headers into memory, whatever size they state
+
+
+class Readable(Protocol):
+    """Anything that gives bytes from front to back."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class ArchiveError(Exception):
+    """The archive is damaged or hostile; ``reason`` is one word."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """What an archive may contain: bytes of one member, of all, their number, and bytes out for
+    each byte in.
+    """
+
+    member_bytes: int = 16 << 30
+    total_bytes: int = 4 << 40
+    members: int = 2_000_000
+    ratio: int = 200
+
+
+def safe_name(name: str) -> str:
+    """A member's name with plain separators.
+
+    Raises:
+        ArchiveError: absolute, or with ``..``: nobody packs such names by accident.
+    """
+    plain = name.replace("\\", "/")
+    steps = [step for step in plain.split("/") if step not in ("", ".")]
+    if plain.startswith("/") or plain[1:2] == ":" or "\0" in plain or ".." in steps or not steps:
+        raise ArchiveError("hostile_archive", f"a member is called {name!r}")
+    return "/".join(steps)
+
+
+def stream_tar(
+    raw: Readable,
+    *,
+    compressed: bool,
+    choose: Callable[[str, int], Path | None],
+    caps: Caps | None = None,
+) -> list[str]:
+    """Read a tar or tar.gz once from front to back and write the chosen members; returns the names
+    of all members.
+
+    Args:
+        raw: the archive's bytes.
+        choose: name and size of a regular member -> where to write it, or None to leave it out.
+            Written under a temporary name and renamed when complete.
+
+    Raises:
+        ArchiveError: cut off, damaged, or beyond the caps.
+    """
+    caps = caps or Caps()
+    counted = _Counted(raw)
+    body: Any = _Inflated(counted, caps.ratio) if compressed else counted
+    names: list[str] = []
+    total = 0
+    try:
+        with tarfile.open(fileobj=body, mode="r|", tarinfo=_CheckedInfo) as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                total += member.size
+                if (
+                    len(names) >= caps.members
+                    or total > caps.total_bytes
+                    or member.size > caps.member_bytes
+                ):
+                    raise ArchiveError(
+                        "archive_too_large", f"member {len(names):,} ({member.size:,} bytes)"
+                    )
+                name = safe_name(member.name)
+                if not member.isreg() or member.issparse():
+                    continue
+                names.append(name)
+                target = choose(name, member.size)
+                if target is not None:
+                    source = archive.extractfile(member)
+                    assert source is not None, "regular members have content"
+                    write_member(source, target, member.size)
+        # tarfile stops at its end mark, and takes a missing one for it: only the rest of the stream
+        # tells.
+        while body.read(CHUNK_BYTES):
+            pass
+        while counted.read(CHUNK_BYTES):
+            pass
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ArchiveError("archive_damaged", f"after {counted.count:,} bytes: {error}") from error
+    return names
+
+
+def zip_members(archive: zipfile.ZipFile, caps: Caps | None = None) -> list[zipfile.ZipInfo]:
+    """The regular, readable members of a zip file.
+
+    Raises:
+        ArchiveError: too many or too large, or hostile names.
+    """
+    caps = caps or Caps()
+    members = archive.infolist()
+    if (
+        len(members) > caps.members
+        or sum(member.file_size for member in members) > caps.total_bytes
+    ):
+        raise ArchiveError("archive_too_large", f"{len(members):,} members")
+    for member in members:
+        safe_name(member.filename)
+    return [
+        member
+        for member in members
+        if not member.is_dir()
+        and (member.external_attr >> 16) & FILE_KIND != SYMLINK
+        and not member.flag_bits & 0x1
+    ]
+
+
+def take_zip_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, caps: Caps | None = None
+) -> None:
+    """Write one member; its CRC is checked.
+
+    Raises:
+        ArchiveError: damaged, larger than it states, or beyond the caps.
+    """
+    caps = caps or Caps()
+    if member.file_size > caps.member_bytes:
+        raise ArchiveError("archive_too_large", f"{member.filename}: {member.file_size:,} bytes")
+    if (
+        member.file_size > max(member.compress_size, 1) * caps.ratio
+        and member.file_size > RATIO_FREE_BYTES
+    ):
+        raise ArchiveError(
+            "archive_bomb",
+            f"{member.filename}: {member.compress_size:,} -> {member.file_size:,} bytes",
+        )
+    try:
+        with archive.open(member) as source:
+            write_member(source, target, member.file_size)
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+        raise ArchiveError("archive_damaged", f"{member.filename}: {error}") from error
+
+
+def write_member(source: Any, target: Path, size: int) -> None:
+    """Copy exactly ``size`` bytes to ``target``, which appears only when they are all there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.member")
+    count = 0
+    try:
+        with open(temporary, "wb") as file:
+            while chunk := source.read(CHUNK_BYTES):
+                count += len(chunk)
+                if count > size:
+                    raise ArchiveError(
+                        "archive_bomb", f"{target.name}: more than the stated {size:,} bytes"
+                    )
+                file.write(chunk)
+        if count != size:
+            raise ArchiveError("archive_damaged", f"{target.name}: {count:,} of {size:,} bytes")
+        os.replace(temporary, target)
+    except OSError as error:
+        raise_if_disk(error)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _CheckedInfo(tarfile.TarInfo):
+    """Refuses headers that would be read into memory at any stated size."""
+
+    EXTENDED = (
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    )
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in cls.EXTENDED and info.size > EXTENDED_HEADER_BYTES:
+            raise ArchiveError("archive_bomb", f"a header of {info.size:,} bytes")
+        return info
+
+
+class _Counted:
+    def __init__(self, raw: Readable) -> None:
+        self.raw, self.count = raw, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.raw.read(size)
+        self.count += len(data)
+        return data
+
+
+class _Inflated:
+    """Decompressed bytes. GzipFile notices an early end and a wrong checksum; tarfile's own gzip
+    mode does not.
+    """
+
+    def __init__(self, counted: _Counted, ratio: int) -> None:
+        self.counted, self.ratio, self.out = counted, ratio, 0
+        self.file = gzip.GzipFile(fileobj=io.BufferedReader(_Raw(counted), CHUNK_BYTES), mode="rb")
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.file.read(size)
+        self.out += len(data)
+        if self.out > RATIO_FREE_BYTES and self.out > self.ratio * max(self.counted.count, 1):
+            raise ArchiveError(
+                "archive_bomb", f"{self.counted.count:,} bytes became more than {self.out:,}"
+            )
+        return data
+
+
+class _Raw(io.RawIOBase):
+    def __init__(self, counted: _Counted) -> None:
+        super().__init__()
+        self.counted = counted
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.counted.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

@@ -1,0 +1,69 @@
+"""Where unfinished things lie: beside the data when the root is local, so that publishing is one
+rename.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from assets.fetching.errors import DiskFullError
+from training.formats.storage import TEMPORARY_PREFIX, Storage
+
+INCOMING = f"{TEMPORARY_PREFIX}incoming"
+
+
+def scratch(storage: Storage, *steps: str) -> Path:
+    """A folder for work in progress that survives a kill; it is created. Under a remote root it is
+    in the cache.
+    """
+    base = Path(storage.root) if storage.is_local else storage.cache
+    folder = base.joinpath(INCOMING, *steps)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class DiskGuard:
+    """Stops work before the disk is full.
+
+    Args:
+        folder: on the disk in question.
+        min_free_bytes: what must stay free.
+    """
+
+    EVERY_BYTES = 64 << 20
+
+    def __init__(self, folder: Path, min_free_bytes: int) -> None:
+        self.folder, self.min_free_bytes = folder, min_free_bytes
+        self._since_check = 0
+
+    def check(self, coming: int = 0) -> None:
+        """Raises DiskFullError when less is free, or will be after ``coming`` more bytes, than must
+        stay free.
+        """
+        free = shutil.disk_usage(self.folder).free - coming
+        if free < self.min_free_bytes:
+            raise DiskFullError(
+                f"{self.folder}: {free / 2**30:.1f} GiB free, download.min_free_bytes asks for "
+                f"{self.min_free_bytes / 2**30:.1f} GiB; free some space and run again"
+            )
+
+    def watch(self, count: int) -> None:
+        """``check`` now and then while ``count`` more bytes arrive."""
+        self._since_check += count
+        if self._since_check >= self.EVERY_BYTES:
+            self._since_check = 0
+            self.check()
+
+
+def clear(folder: Path) -> None:
+    """Remove a scratch folder and the empty ones above it, up to the scratch root."""
+    shutil.rmtree(folder, ignore_errors=True)
+    parent = folder.parent
+    while INCOMING in parent.parts:
+        try:
+            os.rmdir(parent)
+        except OSError:  # something else is still being worked on
+            return
+        parent = parent.parent

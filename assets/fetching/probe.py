@@ -1,0 +1,167 @@
+"""Whether a file is the video it should be: packets demuxed, pictures decoded at several places,
+duration compared.
+
+A header alone says nothing: an mp4 cut in half still states its full duration and number of frames.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assets.deployment.settings import Download
+
+EXAMINER = Path(__file__).with_name("examine.py")
+MAX_PIXELS = 8192 * 4320
+LEAST_TIME_S = 60.0
+BYTES_PER_S = 4 << 20  # a disk slower than this is taken for a hang
+TOLERANCE_SHARE = 0.02
+
+
+class InvalidVideo(Exception):
+    """The file is not a usable video; ``reason`` is one word, the text says what was seen."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFacts:
+    """What a file holds.
+
+    Attributes:
+        suffix: by content (``.mp4``, ``.webm``, ...), whatever the file is called.
+        duration: seconds of picture, by its packets; ``stated_duration`` by the header.
+        missing_s: how much earlier the packets end than the header says.
+        bad_places: where, from 0 to 1, no sound picture could be decoded.
+    """
+
+    suffix: str
+    duration: float
+    stated_duration: float
+    missing_s: float
+    packets: int
+    codec: str
+    width: int
+    height: int
+    bad_places: tuple[float, ...]
+
+
+class Prober:
+    """Child processes that look into files; a hung one is killed, a crashed one replaced.
+
+    Use as a context manager. Safe for many threads, each of which has a child to itself while it
+    asks.
+    """
+
+    def __init__(self, time_limit_s: float | None = None) -> None:
+        self.time_limit_s = time_limit_s
+        self._idle: queue.LifoQueue[subprocess.Popen[bytes]] = queue.LifoQueue()
+
+    def __enter__(self) -> Prober:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while not self._idle.empty():
+            _end(self._idle.get())
+
+    def examine(self, path: Path) -> VideoFacts:
+        """What ``path`` holds.
+
+        Raises:
+            InvalidVideo: it is no readable video, or it hung or crashed the decoder.
+        """
+        limit = self.time_limit_s or max(LEAST_TIME_S, path.stat().st_size / BYTES_PER_S)
+        with self._child() as child:
+            answer = _ask(child, {"path": str(path), "max_pixels": MAX_PIXELS}, limit)
+        if "invalid" in answer:
+            raise InvalidVideo(*answer["invalid"])
+        facts = answer["facts"]
+        return VideoFacts(**{**facts, "bad_places": tuple(facts["bad_places"])})
+
+    @contextmanager
+    def _child(self) -> Iterator[subprocess.Popen[bytes]]:
+        try:
+            child = self._idle.get_nowait()
+        except queue.Empty:
+            child = subprocess.Popen(
+                [sys.executable, "-P", str(EXAMINER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        try:
+            yield child
+        except BaseException:
+            _end(child)
+            raise
+        self._idle.put(child)
+
+
+def check(facts: VideoFacts, limits: Download, expected_s: float | None) -> None:
+    """Compare a file with what was expected of it.
+
+    Raises:
+        InvalidVideo: ``truncated``, ``damaged``, ``duration_differs`` or ``too_long``.
+    """
+
+    def tolerance(duration: float) -> float:
+        return max(limits.verify_tolerance_s, TOLERANCE_SHARE * duration)
+
+    if facts.missing_s > tolerance(facts.stated_duration):
+        raise InvalidVideo(
+            "truncated", f"{facts.duration:.1f} s of {facts.stated_duration:.1f} s are there"
+        )
+    broken = facts.bad_places
+    if 0.0 in broken or 1.0 in broken or len(broken) > 1:
+        places = ", ".join(f"{place:.0%}" for place in broken)
+        raise InvalidVideo("damaged", f"no picture could be decoded at {places} of the video")
+    if expected_s and abs(expected_s - facts.duration) > tolerance(expected_s):
+        raise InvalidVideo(
+            "duration_differs", f"{facts.duration:.1f} s, expected {expected_s:.1f} s"
+        )
+    if facts.duration > limits.max_duration_s:
+        raise InvalidVideo(
+            "too_long", f"{facts.duration:.0f} s, allowed are {limits.max_duration_s:.0f} s"
+        )
+
+
+def _ask(
+    child: subprocess.Popen[bytes], request: dict[str, object], limit_s: float
+) -> dict[str, Any]:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.flush()
+    except BrokenPipeError:
+        raise InvalidVideo("decoder_crash", "the decoder ended before it was asked") from None
+    # poll, because select refuses descriptors above 1,023, and a process with many open files has
+    # such
+    answered = select.poll()
+    answered.register(child.stdout, select.POLLIN)
+    if not answered.poll(limit_s * 1000):
+        raise InvalidVideo("decoder_hang", f"no answer within {limit_s:.0f} s")
+    line = child.stdout.readline()
+    if not line:
+        raise InvalidVideo("decoder_crash", f"the decoder ended with status {child.wait()}")
+    return json.loads(line)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    for stream in (child.stdin, child.stdout):
+        if stream is not None:
+            stream.close()
+    child.wait()

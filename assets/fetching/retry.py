@@ -1,0 +1,73 @@
+"""Trying again: how long to wait, how often, and when not to."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+from assets.fetching.errors import DiskFullError, TransferError
+from training.formats.hashing import stable_hash
+
+LONGEST_WAIT_S = 3600.0
+
+T = TypeVar("T")
+
+
+def patiently(
+    action: Callable[[], T],
+    name: str,
+    *,
+    tries: int,
+    backoff_s: float,
+    log: Callable[[str], None] = print,
+) -> T:
+    """Run ``action`` again after each passing failure, at most ``tries`` times, waiting longer and
+    longer.
+
+    Raises:
+        TransferError: the last one, or the first that is not passing.
+    """
+    for attempt in range(1, tries + 1):
+        try:
+            return action()
+        except TransferError as error:
+            if error.status != "transient" or attempt == tries:
+                raise
+            wait = backoff(backoff_s, attempt, name, error.retry_after)
+            log(f"{name}: {error.reason}, try {attempt} of {tries}, next in {wait:.1f} s ({error})")
+            time.sleep(wait)
+    raise AssertionError("tries is at least 1")
+
+
+def backoff(first_s: float, attempt: int, name: str, asked_s: float | None = None) -> float:
+    """Seconds to wait after failure number ``attempt``: doubling, spread by the item's name, never
+    less than asked.
+    """
+    spread = 0.5 + stable_hash("backoff", name, str(attempt)) / 2**64
+    return min(max(first_s * 2 ** (attempt - 1) * spread, asked_s or 0.0), LONGEST_WAIT_S)
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds in a Retry-After header, which holds a number or a date."""
+    if not value:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+    except (TypeError, ValueError):
+        return None
+    return max((when.astimezone(UTC) - datetime.now(UTC)).total_seconds(), 0.0)
+
+
+def raise_if_disk(error: OSError) -> None:
+    """Raise what an operator must see if the system refused to write."""
+    where = error.filename or "the disk"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise DiskFullError(f"{where}: {error.strerror}; free some space and run again") from error
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        raise DiskFullError(f"{where}: {error.strerror}; make it writable and run again") from error

@@ -1,0 +1,272 @@
+"""One download through yt-dlp: in a folder of its own, with options that never come from data.
+
+Each download has its own YoutubeDL object: two on one output name have produced a corrupt file that
+was reported as a success, and its resumption does not check that the server's file is still the
+same one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import urllib3
+import yt_dlp
+from yt_dlp.networking._requests import RequestsHTTPAdapter, RequestsRH
+from yt_dlp.networking.exceptions import RequestError
+from yt_dlp.utils import match_filter_func
+from yt_dlp.version import __version__ as YTDLP_VERSION
+
+from assets.deployment.settings import Download
+from assets.fetching.address_guard import BlockedError, Guard, guard_manager
+from assets.fetching.errors import MissingToolError, TransferError
+from assets.fetching.ytdlp_errors import classify
+
+COOKIES = "cookies.txt"
+COOKIES_VARIABLE = (
+    "YTDLP_COOKIES"  # a Netscape cookie file; proxies are the usual HTTPS_PROXY and friends
+)
+# About 360p in H.264, without sound, else with sound; else any size, else any codec. That is enough
+# for 384-pixel frames, and the cheapest to decode. The longer side tells 360p also where the
+# picture is wider than 16:9.
+WIDE_360P = "[vcodec^=avc1][aspect_ratio>=1][width>=480][width<=860]"
+HIGH_360P = "[vcodec^=avc1][aspect_ratio<1][height>=480][height<=860]"
+FORMAT = (
+    f"bv{WIDE_360P}/bv{HIGH_360P}/b{WIDE_360P}/b{HIGH_360P}/bv[vcodec^=avc1]/b[vcodec^=avc1]/bv/b"
+)
+FORMAT_ORDER = ["res:360", "vcodec:h264", "ext:mp4", "proto:https"]
+BLOCK_BYTES = 1 << 16  # what a kill may cost; left alone, yt-dlp holds back up to 4 MiB
+JS_RUNTIMES: dict[str, dict[str, str]] = {"deno": {}, "node": {}, "bun": {}, "quickjs": {}}
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What yt-dlp downloaded; ``duration`` is what the site states, in seconds."""
+
+    path: Path
+    duration: float | None
+    format: str
+    tool: str = f"yt-dlp {YTDLP_VERSION}"
+
+
+def take(
+    url: str,
+    folder: Path,
+    *,
+    extractors: tuple[str, ...],
+    guard: Guard,
+    limits: Download,
+    watch: Callable[[int], None],
+) -> Taken:
+    """Download the video behind ``url`` into ``folder``, which belongs to this video alone.
+
+    Args:
+        extractors: names of the only yt-dlp extractors that are used.
+        watch: called with the bytes that arrived; what it raises stops the download and keeps the
+            part for later.
+
+    Raises:
+        TransferError, OperatorError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with guarded(guard, _Parts(folder))(
+            _options(folder, extractors, limits, watch)
+        ) as downloader:
+            info = downloader.extract_info(url, download=True)
+    except (
+        Exception
+    ) as error:  # extractors fail in every way there is; classify lets through what is not theirs
+        failure = classify(error)
+        if failure.reason == "range_refused":
+            shutil.rmtree(
+                folder, ignore_errors=True
+            )  # a part that is complete or too long answers 416 for ever
+        raise failure from error
+    finally:
+        (folder / COOKIES).unlink(missing_ok=True)
+    chosen = ((info or {}).get("requested_downloads") or [{}])[0]
+    path = chosen.get("filepath")
+    if not path or not Path(path).is_file():
+        # A rejection by duration or size ends like a success, only without a file.
+        raise TransferError(
+            "permanent",
+            "not_wanted",
+            f"live, longer than {limits.max_duration_s:.0f} s or too large",
+        )
+    duration = (info or {}).get("duration")
+    described = "+".join(
+        filter(None, (chosen.get("format_id"), chosen.get("vcodec"), chosen.get("resolution")))
+    )
+    return Taken(Path(path), float(duration) if duration else None, described or "unknown")
+
+
+def preflight(log: Callable[[str], None]) -> None:
+    """Look for the programs that YouTube needs, before hours of "requested format is not
+    available".
+
+    Raises:
+        MissingToolError: no JavaScript runtime, or not the scripts that it runs.
+    """
+    with yt_dlp.YoutubeDL({"quiet": True, "js_runtimes": JS_RUNTIMES}) as downloader:
+        found = {
+            name: runtime.info
+            for name, runtime in downloader._js_runtimes.items()
+            if runtime and runtime.info
+        }
+    usable = [f"{name} {info.version}" for name, info in found.items() if info.supported]
+    if not usable:
+        too_old = ", ".join(f"{name} {info.version} is too old" for name, info in found.items())
+        raise MissingToolError(
+            "YouTube needs a JavaScript runtime, and none was found"
+            f"{f' ({too_old})' if too_old else ''}: install Deno (https://deno.com) or a recent "
+            "Node.js, and put it on the PATH of the process that runs the pipeline"
+        )
+    if find_spec("yt_dlp_ejs") is None:
+        raise MissingToolError(
+            "YouTube needs the package yt-dlp-ejs: pip install 'yt-dlp[default]'"
+        )
+    log(f"yt-dlp {YTDLP_VERSION}, JavaScript by {', '.join(usable)}")
+    if shutil.which("ffmpeg") is None:
+        log(
+            "ffmpeg was not found: videos offered only as HLS stay MPEG-TS files, which works, "
+            "all others do not care"
+        )
+
+
+def guarded(guard: Guard, parts: _Parts) -> type[yt_dlp.YoutubeDL]:
+    """YoutubeDL whose every connection (page, redirect, media) is judged by ``guard``; http(s) is
+    all it can speak.
+    """
+
+    class Adapter(RequestsHTTPAdapter):
+        def init_poolmanager(self, *args: Any, **options: Any) -> None:
+            super().init_poolmanager(*args, **options)
+            guard_manager(self.poolmanager, guard)
+
+        def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            try:
+                guard.check_url(request.url)
+                response = super().send(request, *args, **options)
+            except (
+                BlockedError
+            ) as error:  # as an error of its own, yt-dlp carries it up instead of hiding it
+                raise RequestError(str(error), cause=error) from error
+            parts.seen(request.url, response)
+            return response
+
+    class GuardedRH(RequestsRH):
+        def _create_instance(self, cookiejar: Any, legacy_ssl_support: Any = None) -> Any:
+            session = super()._create_instance(cookiejar, legacy_ssl_support)
+            adapter = Adapter(
+                ssl_context=self._make_sslcontext(legacy_ssl_support=legacy_ssl_support),
+                source_address=self.source_address,
+                max_retries=urllib3.util.retry.Retry(False),
+            )
+            session.adapters.clear()
+            session.mount("https://", adapter)
+            session.mount("http://", adapter)
+            return session
+
+    class Guarded(yt_dlp.YoutubeDL):
+        def build_request_director(self, handlers: Any, preferences: Any = None) -> Any:
+            return super().build_request_director([GuardedRH], preferences)
+
+    return Guarded
+
+
+class _Quiet:
+    """yt-dlp's messages come back as exceptions; its log lines would only repeat them."""
+
+    def debug(self, message: str) -> None:
+        pass
+
+    info = warning = error = debug
+
+
+class _Parts:
+    """Keeps parts of a file from being continued with bytes of another one.
+
+    yt-dlp asks for the rest of a part without asking whether the file is still the same. Before it
+    does, it has asked for the file itself; when that answer carries another ETag than the part was
+    begun with, or none, the part goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.record = folder, folder / "validators.json"
+        self.known: dict[str, str] = (
+            json.loads(self.record.read_text()) if self.record.exists() else {}
+        )
+
+    def seen(self, url: str, response: Any) -> None:
+        if response.status_code != 200:
+            return
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        if validator and self.known.get(url) == validator:
+            return
+        for part in self.folder.glob("*.part*"):
+            part.unlink()
+        self.known[url] = validator
+        temporary = self.record.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.known))
+        os.replace(temporary, self.record)
+
+
+def _options(
+    folder: Path, extractors: tuple[str, ...], limits: Download, watch: Callable[[int], None]
+) -> dict[str, Any]:
+    done = 0
+
+    def arrived(state: dict[str, Any]) -> None:
+        nonlocal done
+        so_far = int(state.get("downloaded_bytes") or 0)
+        watch(max(so_far - done, 0))
+        done = so_far
+
+    options: dict[str, Any] = {
+        "quiet": True,
+        "noprogress": True,
+        "no_warnings": True,
+        "logger": _Quiet(),
+        "noplaylist": True,
+        "cachedir": False,
+        "allowed_extractors": [f"{name}$" for name in extractors],
+        "format": FORMAT,
+        "format_sort": FORMAT_ORDER,
+        "match_filter": match_filter_func(f"!is_live & duration <? {int(limits.max_duration_s)}"),
+        "max_filesize": limits.max_bytes,
+        "paths": {"home": str(folder)},
+        "outtmpl": {"default": "video.%(format_id)s.%(ext)s"},
+        "restrictfilenames": True,
+        "buffersize": BLOCK_BYTES,
+        "noresizebuffer": True,
+        "retries": 3,
+        "fragment_retries": 5,
+        "retry_sleep_functions": {
+            "http": lambda n: min(2**n, 30),
+            "fragment": lambda n: min(2**n, 30),
+        },
+        "socket_timeout": limits.timeout_s,
+        "sleep_interval_requests": min(limits.min_interval_s, 1.0),
+        "progress_hooks": [arrived],
+        "js_runtimes": JS_RUNTIMES,
+        "fixup": "never",
+        # No program but ours may open a connection: ffmpeg as a downloader would pass by the guard.
+        "external_downloader": {"default": "native"},
+        "ffmpeg_location": str(folder / "no-ffmpeg"),
+    }
+    cookies = os.environ.get(COOKIES_VARIABLE)
+    if cookies:
+        if not Path(cookies).is_file():
+            raise MissingToolError(f"{COOKIES_VARIABLE} names {cookies}, which is not a file")
+        private = folder / COOKIES  # yt-dlp rewrites the file, so each download has its own
+        shutil.copyfile(cookies, private)
+        private.chmod(0o600)
+        options["cookiefile"] = str(private)
+    return options

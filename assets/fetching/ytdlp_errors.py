@@ -1,0 +1,143 @@
+"""What a failure of yt-dlp means: is the video gone, is the network tired, or does a person have to
+act?
+
+Its exceptions carry the cause in three different places, and some keep only English text. The order
+of the texts matters: "Video unavailable. This content isn't available, try again later" is a rate
+limit, not a missing video.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from yt_dlp.networking.exceptions import HTTPError
+from yt_dlp.utils import GeoRestrictedError, UnsupportedError
+
+from assets.fetching.address_guard import BlockedError
+from assets.fetching.errors import OperatorError, TransferError
+from assets.fetching.retry import raise_if_disk, retry_after
+
+# (status, reason, pattern), the first match counts
+TEXTS: tuple[tuple[str, str, str], ...] = (
+    (
+        "needs_operator",
+        "bot_check",
+        r"confirm you.re not a bot|captcha|ip is likely being blocked|unusual traffic",
+    ),
+    ("transient", "rate_limited", r"try again later|rate.?limit|too many requests|\b429\b"),
+    ("needs_operator", "cookies_invalid", r"cookies are no longer valid|account cookies"),
+    ("permanent", "private", r"private video|is private"),
+    ("permanent", "members_only", r"members[- ]only|channel.s members|join this channel"),
+    ("permanent", "age", r"confirm your age|age.?restricted|inappropriate for some users"),
+    (
+        "permanent",
+        "geo",
+        r"available in your country|geo.?restrict|blocked it in your country|not available from your",
+    ),
+    (
+        "permanent",
+        "removed",
+        r"has been removed|no longer available|account (associated with this video )?has been terminated"
+        r"|does not exist|copyright|violat",
+    ),
+    ("permanent", "drm", r"\bDRM\b"),
+    (
+        "permanent",
+        "live",
+        r"live event will begin|premieres in|is_live|currently live|live stream recording",
+    ),
+    ("permanent", "payment", r"requires payment|purchase|rental"),
+    (
+        "permanent",
+        "unsupported",
+        r"unsupported url|no suitable extractor|no suitable infoextractor|not a valid url|unusual and will be skipped"
+        r"|file:// urls are disabled|unsupported url scheme|no request handlers|playlist",
+    ),
+    (
+        "needs_operator",
+        "no_format",
+        r"requested format is not available|no video formats found|only images are avail",
+    ),
+    ("permanent", "unavailable", r"video unavailable|video is not available|isn.t available"),
+    ("transient", "range_refused", r"\b416\b"),
+    ("transient", "forbidden", r"\b403\b"),
+    (
+        "transient",
+        "connection",
+        r"timed? ?out|timeout|connection (refused|reset|broken|aborted)|failed to resolve|name or service"
+        r"|temporary failure|remote end closed|more expected|http error 5\d\d|incomplete|content too short|ssl"
+        r"|unable to download (webpage|api page|video data)",
+    ),
+)
+PATTERNS = [
+    (status, reason, re.compile(pattern, re.IGNORECASE)) for status, reason, pattern in TEXTS
+]
+HTTP_STATUSES = {
+    401: ("needs_operator", "login_required"),
+    403: ("transient", "forbidden"),
+    404: ("permanent", "http_404"),
+    408: ("transient", "connection"),
+    410: ("permanent", "http_410"),
+    416: ("transient", "range_refused"),
+    429: ("transient", "rate_limited"),
+    451: ("permanent", "http_451"),
+}
+
+
+def classify(error: BaseException) -> TransferError:
+    """The failure as ours.
+
+    Raises:
+        OperatorError: the disk is full or read-only, or whatever of the kind lies behind ``error``.
+    """
+    chain = list(causes(error))
+    message = " | ".join(dict.fromkeys(_plain(str(one)) for one in chain))[:500]
+    for one in chain:
+        if isinstance(one, OperatorError | TransferError):
+            raise one
+        if isinstance(one, BlockedError):
+            return TransferError("permanent", "blocked", message)
+        if isinstance(one, GeoRestrictedError):
+            return TransferError("permanent", "geo", message)
+        if isinstance(one, UnsupportedError):
+            return TransferError("permanent", "unsupported", message)
+        if isinstance(one, OSError):
+            raise_if_disk(one)
+    for one in chain:
+        if isinstance(one, HTTPError):
+            status, reason = HTTP_STATUSES.get(one.status, ("transient", "server_error"))
+            wait = (
+                retry_after(one.response.headers.get("Retry-After"))
+                if one.response is not None
+                else None
+            )
+            if status == "permanent" or reason != "forbidden":
+                return TransferError(status, reason, message, wait)
+    for status, reason, pattern in PATTERNS:
+        if pattern.search(message):
+            return TransferError(status, reason, message)
+    return TransferError("transient", "unknown", message)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what lies behind it, wherever yt-dlp put that."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or any(one is known for known in seen):
+            continue
+        seen.append(one)
+        yield one
+        info = getattr(one, "exc_info", None)
+        waiting += [
+            info[1] if info else None,
+            getattr(one, "cause", None),
+            one.__cause__,
+            one.__context__,
+        ]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()

@@ -1,0 +1,89 @@
+"""The video that a person asks about: a path as it is, a URL through the same gates that the
+pipeline's videos pass.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from assets.annotations.catalogue import VideoRow
+from assets.deployment.settings import Download, UrlSource, YoutubeSource
+from assets.fetching.errors import TransferError
+from assets.fetching.probe import InvalidVideo, Prober, check
+from assets.sources.base import UrlFetcher, YoutubeFetcher, youtube_id
+
+NAME = "asked"
+
+
+@contextmanager
+def local_video(
+    video: str,
+    log: Callable[[str], None],
+    *,
+    hosts: Sequence[str] = (),
+    accept_terms: bool = False,
+    limits: Download | None = None,
+) -> Iterator[Path]:
+    """``video`` as a file while the block runs. What was fetched is gone afterwards.
+
+    A URL is fetched by yt-dlp with every connection judged (no private addresses, http and https
+    alone), YouTube's by its own extractor; the file is then looked into in a child process, as the
+    pipeline does with every video.
+
+    Args:
+        video: a path, or a URL.
+        hosts: ``host`` or ``host:port`` that may be contacted although it is a private address.
+        accept_terms: that the user has read YouTube's terms and decided that they may download.
+        limits: sizes, durations and patience; the pipeline's defaults where left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the URL may not or cannot be fetched, or what it gave is no sound video; it
+            names the URL and why.
+    """
+    if "://" not in video:
+        if not Path(video).is_file():
+            raise FileNotFoundError(f"{video}: no such file")
+        yield Path(video)
+        return
+    limits = limits or Download()
+    with tempfile.TemporaryDirectory(prefix="hourllava-ask-") as scratch:
+        try:
+            path = _fetch(video, Path(scratch), log, hosts, accept_terms, limits)
+            with Prober() as prober:
+                check(prober.examine(path), limits, None)
+        except TransferError as error:
+            raise ValueError(f"{video}: not fetched ({error.reason}): {error}") from error
+        except InvalidVideo as error:
+            raise ValueError(f"{video}: no usable video ({error.reason}): {error}") from error
+        yield path
+
+
+def _fetch(
+    url: str,
+    folder: Path,
+    log: Callable[[str], None],
+    hosts: Sequence[str],
+    accept_terms: bool,
+    limits: Download,
+) -> Path:
+    row = VideoRow(video=f"ask/{NAME}", source="ask", id=NAME, url=url)
+    fetcher: YoutubeFetcher | UrlFetcher
+    if youtube_id(url):
+        if not accept_terms:
+            raise ValueError(
+                f"{url}: YouTube's terms restrict downloading. Read them, and if you decide that "
+                "you may, give --accept-youtube-terms"
+            )
+        fetcher = YoutubeFetcher(YoutubeSource(kind="youtube", accept_terms=True), limits, log)
+    else:
+        fetcher = UrlFetcher(UrlSource(kind="url", hosts=list(hosts)), limits, log)
+    if refused := fetcher.prepare([row]).get(NAME):
+        raise ValueError(
+            f"{url}: not fetched ({refused.reason}): only http and https URLs are fetched"
+        )
+    log(f"fetching {url}")
+    return fetcher.fetch(row, folder / NAME, lambda _: None).path

@@ -1,0 +1,144 @@
+"""Walking the lineage register: up to where a product came from, down to what was made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from assets.checkpoints.results import Weights, read_weights
+from assets.records.lineage import LINEAGE_NAME, Lineage, all_records, product
+from assets.shards.checks import part_faults
+from training.formats.storage import Storage
+
+
+class Register:
+    """All lineage records below a storage root, and who was made from whom."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.records = {record.product: record for record in all_records(storage)}
+        self.children: dict[str, list[str]] = {name: [] for name in self.records}
+        for name, record in self.records.items():
+            for parent in record.inputs:
+                self.children.setdefault(parent, []).append(name)
+
+    def find(self, text: str) -> str:
+        """The product that ``text`` means: its name, or a path of its folder or of anything inside
+        of it.
+
+        Raises:
+            ValueError: there is none; the known ones are named.
+        """
+        if text in self.records:
+            return text
+        path = Path(text)
+        for folder in (path, *path.parents):
+            if (folder / LINEAGE_NAME).is_file():
+                record = Lineage(**Storage(str(folder)).read_json(LINEAGE_NAME))
+                if record.product in self.records:
+                    return record.product
+        known = ", ".join(sorted(self.records)) or "none; nothing was materialized yet"
+        raise ValueError(
+            f"{text!r} is neither a product nor a path inside of one under {self.storage.root} "
+            f"({known})"
+        )
+
+    def up(self, name: str) -> Iterator[str]:
+        """Lines that tell what a product was made from, back to its origins, nearest first."""
+        yield from self._tree(name, upward=True)
+
+    def down(self, name: str) -> Iterator[str]:
+        """Lines that tell what was made from a product, nearest first."""
+        yield from self._tree(name, upward=False)
+
+    def ancestors(self, name: str) -> set[str]:
+        """Every product and origin that ``name`` was made from."""
+        found: set[str] = set()
+        queue = [name]
+        while queue:
+            for parent in self._next(queue.pop(), upward=True):
+                if parent not in found:
+                    found.add(parent)
+                    queue.append(parent)
+        return found
+
+    def _tree(
+        self, name: str, upward: bool, depth: int = 0, seen: set[str] | None = None
+    ) -> Iterator[str]:
+        seen = set() if seen is None else seen
+        again = name in seen
+        yield (
+            "  " * depth
+            + self.line(name)
+            + (" (see above)" if again and self._next(name, upward) else "")
+        )
+        if again:
+            return
+        seen.add(name)
+        record = self.records.get(name)
+        for other in self._next(name, upward):
+            yield from self._tree(other, upward, depth + 1, seen)
+            if (
+                upward
+                and record
+                and (now := self.records.get(other))
+                and now.version != record.inputs[other]
+            ):
+                yield (
+                    "  " * (depth + 1)
+                    + f"! {other} has changed since: {name} read {record.inputs[other]}"
+                )
+
+    def _next(self, name: str, upward: bool) -> list[str]:
+        if not upward:
+            return sorted(self.children.get(name, []))
+        return sorted(self.records[name].inputs) if name in self.records else []
+
+    def line(self, name: str) -> str:
+        """One product: its version and its first counts."""
+        record = self.records.get(name)
+        if record is None:  # an origin outside: a hub revision, a file
+            users = [self.records[child].inputs[name] for child in self.children.get(name, [])]
+            return f"{name} @ {', '.join(sorted(set(users)))}"
+        counts = ", ".join(f"{count:,} {what}" for what, count in list(record.counts.items())[:4])
+        failed = f"  ! did not pass: {', '.join(record.failed)}" if record.failed else ""
+        return f"{name}  {record.version[:12]}  {counts}{failed}"
+
+    def verify(self, name: str) -> str:
+        """Hash a product's files again; a sentence that says whether they are what was recorded."""
+        record = self.records[name]
+        folder = self.storage.local_folder(record.folder) if record.folder else None
+        if folder and (folder / "index.json").exists():
+            faults = part_faults(Storage(str(folder.parent)), folder.name)
+            shards = len(json.loads((folder / "index.json").read_text())["shards"])
+            return (
+                f"{name}: CHANGED: {'; '.join(faults)}"
+                if faults
+                else f"{name}: verified, {shards} shards"
+            )
+        if folder and (weights := _weights(folder)):
+            if weights.version == record.version:
+                return f"{name}: verified, {weights.tensors} tensors"
+            return f"{name}: CHANGED: the weights are {weights.version[:12]}, the record says {record.version[:12]}"
+        return f"{name}: holds neither shards nor weights, nothing to hash"
+
+
+def products_of_video(register: Register, video: str, part: str) -> list[str]:
+    """The products that were made from one long video, nearest first, given its part."""
+    source = video.split("/", 1)[0]
+    found: list[str] = []
+    queue = [product("videos", f"{part}|{source}")]
+    while queue:
+        name = queue.pop(0)
+        if name in register.records and name not in found:
+            found.append(name)
+            queue += sorted(register.children.get(name, []))
+    return found
+
+
+def _weights(folder: Path) -> Weights | None:
+    for place in (folder / "export", folder):
+        if list(place.glob("*.safetensors")):
+            return read_weights(place)
+    return None

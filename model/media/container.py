@@ -1,0 +1,218 @@
+"""Opening strangers' video files: only local files, only a few container formats, bounded pictures,
+named refusals.
+
+A playlist that calls itself a video cannot make FFmpeg open anything else, and headers are not
+believed. What is not caught here is a decoder that hangs or crashes: read strangers' files in a
+process that can be killed.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+# The demuxers that FFmpeg may use, whatever the file claims to be. None of them can be made to open
+# another file.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,mpeg"
+MAX_PIXELS = 4096 * 2304  # width x height; larger pictures are refused before they are decoded
+CLOCK_BACK = Fraction(
+    1, 2
+)  # seconds that decoding times may fall back: more than any reordering asks for
+PADDING = 64 * (
+    1 << 15
+)  # FFmpeg counts the padding of rows as well; so much at most, up to 32,768 pixels a side
+
+REASONS = {
+    "not_media": "not a video container",
+    "hostile_format": "a playlist or another format that makes the reader open other files",
+    "unreadable": "a container that is empty, cut off or broken",
+    "no_video_stream": "no moving picture in it",
+    "unsupported_codec": "no decoder for its video, or none that may be trusted with it",
+    "no_frames": "a video stream without frames",
+    "no_frame_decodes": "frames, but not one of them decodes",
+    "too_large": "more pixels than allowed",
+    "too_corrupt": "too many frames are missing",
+    "decoder_disagrees": "the decoder sees other frames than the file has",
+}
+
+
+class MediaError(ValueError):
+    """A file that cannot be used as a video. `reason` is one of `REASONS`, for counting; the
+    message is for people.
+    """
+
+    def __init__(self, reason: str, path: str, detail: str) -> None:
+        assert reason in REASONS, reason
+        super().__init__(
+            reason, path, detail
+        )  # all three, so that it survives pickling between processes
+        self.reason, self.path, self.detail = reason, path, detail
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason} ({self.detail})"
+
+
+# What makes a decoder tell of damage that it otherwise mends in silence. The pictures that come out
+# are the same. HEVC: errors within a slice, and pictures that differ from their checksum where the
+# encoder wrote one.
+STRICTNESS = {"hevc": {"err_detect": "crccheck+explode"}}
+
+
+@contextmanager
+def open_video(
+    path: str, *, max_pixels: int = MAX_PIXELS, index: int | None = None
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its first moving picture (or stream `index`), ready to decode with one
+    thread.
+
+    Raises MediaError, and FileNotFoundError or PermissionError as they are: those are the caller's
+    to mend.
+    """
+    head = _head(path)
+    limits = {"max_pixels": str(max_pixels + PADDING)}
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", **limits}
+    # Before version 19, PyAV refuses a file for titles that are not UTF-8 unless it is told
+    # otherwise.
+    titles: dict[str, Any] = (
+        {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    )
+    try:
+        container = av.open(f"file:{path}", options=options, **titles)
+    except (av.FFmpegError, ValueError) as error:
+        raise MediaError(_why_unopened(head), path, f"FFmpeg cannot open it: {error}") from error
+    with container:
+        moving = [
+            stream
+            for stream in container.streams.video
+            if not stream.disposition & Disposition.attached_pic
+        ]
+        videos = [stream for stream in moving if index in (None, stream.index)]
+        if not videos:
+            kinds = sorted({stream.type for stream in container.streams})
+            raise MediaError("no_video_stream", path, f"streams: {', '.join(kinds) or 'none'}")
+        stream = videos[0]
+        codec = stream.codec_context
+        if codec is None:
+            raise MediaError(
+                "unsupported_codec", path, "this FFmpeg has no decoder for its video stream"
+            )
+        if codec.width * codec.height > max_pixels:
+            raise MediaError(
+                "too_large",
+                path,
+                f"{codec.width}x{codec.height}, at most {max_pixels:,} pixels allowed",
+            )
+        stream.thread_type = (
+            "NONE"  # skipping by packet needs a decoder that does one packet at a time
+        )
+        codec.thread_count = 1
+        codec.options = {**limits, **STRICTNESS.get(codec.name, {})}
+        yield container, stream
+
+
+def _head(path: str) -> bytes:
+    with Path(path).open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise MediaError("unreadable", path, "0 bytes")
+    return head
+
+
+def _why_unopened(head: bytes) -> str:
+    """What a file that FFmpeg refused seems to be, from its first bytes."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if (
+        text.startswith((b"#extm3u", b"ffconcat", b"[playlist]", b"v=0"))
+        or b"<mpd" in text
+        or b"<smil" in text
+    ):
+        return "hostile_format"
+    container = (
+        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+        or head.startswith((b"\x1aE\xdf\xa3", b"FLV\x01", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3"))
+        or (head.startswith(b"RIFF") and head[8:12] == b"AVI ")
+        or head[0:1] == head[188:189] == b"G"
+    )
+    return "unreadable" if container else "not_media"
+
+
+class Packets:
+    """The packets of one stream, up to the first place where the container cannot be read on (then
+    `broken`).
+
+    Where the clock falls back, as where recordings were joined, what follows is put right behind
+    what came before, so that no two frames have one time. Every pass over the file sees the same
+    clock.
+    """
+
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        self.broken = False
+        self._container, self._stream = container, stream
+
+    def __iter__(self) -> Iterator[av.Packet]:
+        shift, newest, step = 0, None, 1
+        assert self._stream.time_base is not None  # every stream of a file has one
+        back = CLOCK_BACK / self._stream.time_base
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except (
+                StopIteration,
+                IndexError,
+            ):  # at the end PyAV stumbles over streams that the headers did not list
+                return
+            except av.FFmpegError:
+                self.broken = True
+                return
+            if not packet.size:  # PyAV ends with an empty packet
+                continue
+            self.broken = packet.is_corrupt  # the last one: cut off within it
+            if packet.dts is not None:
+                if newest is not None and packet.dts + shift < newest - back:
+                    shift = newest + step - packet.dts
+                newest, step = packet.dts + shift, max(1, packet.duration or step)
+                if shift:
+                    packet.dts += shift
+                    packet.pts = None if packet.pts is None else packet.pts + shift
+            yield packet
+
+
+class Frames:
+    """The frames of a stream in the order in which they are shown, past the packets that the
+    decoder refuses.
+
+    With `skip_unless`, frames that no other frame refers to are left out unless their packet's tick
+    is among these. Damage is counted as far as it shows: `bad_packets` were refused or complained
+    about, `concealed` frames came out mended by the decoder (which FFmpeg tells for H.264 and
+    MPEG-4). Damage may also decode without a word, in VP9 more often than not: see
+    docs/performance.md.
+    """
+
+    def __init__(
+        self, packets: Iterable[av.Packet], stream: VideoStream, skip_unless: set[int] | None = None
+    ) -> None:
+        self.bad_packets = self.concealed = 0
+        self._packets, self._codec, self._skip_unless = packets, stream.codec_context, skip_unless
+
+    def __iter__(self) -> Iterator[av.VideoFrame]:
+        for packet in self._packets:
+            if self._skip_unless is not None:
+                self._codec.skip_frame = "DEFAULT" if packet.pts in self._skip_unless else "NONREF"
+            yield from self._decode(packet)
+        yield from self._decode(None)  # what the decoder still holds back for reordering
+
+    def _decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+        try:
+            frames = self._codec.decode(packet)
+        except av.FFmpegError:
+            self.bad_packets += 1
+            return []
+        self.concealed += sum(frame.is_corrupt for frame in frames)
+        return frames

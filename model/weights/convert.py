@@ -1,0 +1,449 @@
+"""Checkpoints of others to ours, and ours to the published form.
+
+    python -m model.weights.convert released  --variant 3b <released Hour-LLaVA> <out>
+    python -m model.weights.convert onevision --variant 7b <LLaVA-OneVision single-image> <out>
+    python -m model.weights.convert parts     --variant 3b --siglip <SigLIP> --llm <Qwen2.5> <out>
+    python -m model.weights.convert publish   <our checkpoint> <out>
+
+`onevision` is where stage 1 starts: MemAug is new. With `parts`, everything between the two is new.
+`publish` writes our tensors under their published names.
+
+Only safetensors are read. Names and shapes are checked before the first byte is written: a tensor
+that is unknown, missing or of another shape stops the conversion and is named. Tensors pass one
+shard at a time, and the output appears under its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from model.config import PRESETS, HourLlavaConfig
+from model.hf import HourLlavaHFConfig
+from model.initialise import drawn
+from model.vision import siglip_name
+from model.weights.names import published_name, shapes
+
+logger = logging.getLogger(__name__)
+
+SHARD_BYTES = 2 * 1024**3
+HEAD, EMBEDDINGS = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint to read. `ours` says which of our tensors a name stands for: None if it is known
+    but not needed.
+    """
+
+    directory: Path
+    ours: Callable[[str], str | None]
+
+
+class UnknownTensor(KeyError):
+    """A name that no part of the model goes by."""
+
+
+# -- the four conversions ------------------------------------------------------------------------
+
+
+def convert_released(source: Path, out: Path, config: HourLlavaConfig, **options: Any) -> None:
+    """A released Hour-LLaVA checkpoint to ours. Like the others, raises ValueError that names what
+    does not fit.
+    """
+    _assemble(
+        out, config, [Source(source, _published(config))], new=(), tokenizer=source, **options
+    )
+
+
+def convert_onevision(
+    source: Path, out: Path, config: HourLlavaConfig, *, seed: str = "memaug", **options: Any
+) -> None:
+    """LLaVA-OneVision weights to ours, where stage 1 starts: MemAug is new, drawn from `seed`."""
+    reads = [Source(source, _published(config, without=("memaug.",)))]
+    _assemble(out, config, reads, new=("memaug.",), tokenizer=source, seed=seed, **options)
+
+
+def convert_parts(
+    siglip: Path,
+    llm: Path,
+    out: Path,
+    config: HourLlavaConfig,
+    *,
+    seed: str = "parts",
+    **options: Any,
+) -> None:
+    """A SigLIP and a Qwen2 checkpoint from the hub; projector, newline and MemAug are new, drawn
+    from `seed`.
+    """
+    reads = [Source(siglip, _siglip(config)), Source(llm, _qwen2(config))]
+    new = ("projector.", "image_newline", "memaug.")
+    _assemble(out, config, reads, new=new, tokenizer=llm, seed=seed, **options)
+
+
+def publish(source: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """One of our checkpoints under the published names."""
+    config = HourLlavaHFConfig.from_pretrained(source).model_config
+    wanted = shapes(config)
+    held = _held(Source(source, _own(config)), config, wanted)
+    _refuse_differences(held, wanted, (), [source])
+    with _appearing(out) as partial:
+        tensors = ((published_name(name), held[name]) for name in wanted)
+        _write_shards(partial, ((name, _read(*place)) for name, place in tensors), shard_bytes)
+        (partial / "config.json").write_text(json.dumps(_published_config(config), indent=2) + "\n")
+        _copy_tokenizer(source, partial)
+
+
+# -- what others call a tensor -------------------------------------------------------------------
+
+
+def _published(
+    config: HourLlavaConfig, without: tuple[str, ...] = ()
+) -> Callable[[str], str | None]:
+    names = {
+        published_name(name): name
+        for name in [*shapes(config), HEAD]
+        if not name.startswith(without or "-")
+    }
+    tower = "model.vision_tower.vision_tower."
+    return _by_table(
+        names, lambda name: name.startswith(tower) and _dropped(name.removeprefix(tower), config)
+    )
+
+
+def _siglip(config: HourLlavaConfig) -> Callable[[str], str | None]:
+    ours = (name for name in shapes(config) if name.startswith("vision."))
+    names = {siglip_name(name.removeprefix("vision.")): name for name in ours}
+    other = ("text_model.", "logit_scale", "logit_bias", "vision_model.embeddings.position_ids")
+    return _by_table(names, lambda name: name.startswith(other) or _dropped(name, config))
+
+
+def _qwen2(config: HourLlavaConfig) -> Callable[[str], str | None]:
+    names = {
+        name.removeprefix("llm."): name
+        for name in [*shapes(config), HEAD]
+        if name.startswith("llm.")
+    }
+    return _by_table(names, lambda name: False)
+
+
+def _own(config: HourLlavaConfig) -> Callable[[str], str | None]:
+    return _by_table(
+        {f"model.{name}": name for name in [*shapes(config), HEAD]}, lambda name: False
+    )
+
+
+def _by_table(
+    names: Mapping[str, str], needless: Callable[[str], bool]
+) -> Callable[[str], str | None]:
+    def ours(name: str) -> str | None:
+        if name in names:
+            return names[name]
+        if needless(name):
+            return None
+        raise UnknownTensor(name)
+
+    return ours
+
+
+def _dropped(name: str, config: HourLlavaConfig) -> bool:
+    """Whether a SigLIP tensor belongs to the pooling head or to the layers behind the last one that
+    is kept.
+    """
+    layer = re.match(r"vision_model\.encoder\.layers\.(\d+)\.", name)
+    return name.startswith("vision_model.head.") or bool(
+        layer and int(layer[1]) >= config.vision.num_layers
+    )
+
+
+# -- checking ------------------------------------------------------------------------------------
+
+Place = tuple[Path, str]  # a file and the name of a tensor in it
+
+
+def _held(
+    source: Source, config: HourLlavaConfig, wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, Place]:
+    """Where a source holds each of our tensors. Raises ValueError that lists what is unknown or has
+    another shape.
+    """
+    held: dict[str, Place] = {}
+    unknown, misshapen, needless = [], [], 0
+    for file, name, shape in _tensors(source.directory):
+        try:
+            ours = source.ours(name)
+        except UnknownTensor:
+            unknown.append(name)
+            continue
+        if ours is None:
+            needless += 1
+            continue
+        if ours in held:
+            raise ValueError(f"{file}: {name} is already in {held[ours][0]}")
+        expected = wanted[EMBEDDINGS if ours == HEAD else ours]
+        if shape != expected:
+            misshapen.append(f"{name} is {list(shape)}, {config.variant} has {list(expected)}")
+        held[ours] = (file, name)
+    if unknown or misshapen:
+        raise ValueError(
+            f"{source.directory}: "
+            + "; ".join(_lists(("unknown", unknown), ("misshapen", misshapen)))
+        )
+    logger.info("%s: %d tensors, and %d that are not needed", source.directory, len(held), needless)
+    head = held.pop(HEAD, None) if config.llm.tie_word_embeddings else None
+    if head and not torch.equal(_read(*head), _read(*held[EMBEDDINGS])):
+        raise ValueError(
+            f"{source.directory}: its output head differs from its embeddings, but "
+            f"{config.variant} ties them"
+        )
+    return held
+
+
+def _refuse_differences(
+    held: Mapping[str, Place],
+    wanted: Mapping[str, tuple[int, ...]],
+    new: tuple[str, ...],
+    sources: Iterable[Path],
+) -> None:
+    missing = [name for name in wanted if name not in held and not name.startswith(new or "-")]
+    if missing:
+        missing = [f"{published_name(name)} (our {name})" for name in missing]
+        raise ValueError(
+            f"{', '.join(map(str, sources))}: " + "; ".join(_lists(("missing", missing)))
+        )
+
+
+def _lists(*kinds: tuple[str, list[str]], most: int = 20) -> Iterator[str]:
+    for kind, names in kinds:
+        if names:
+            more = f" and {len(names) - most} more" if len(names) > most else ""
+            yield f"{len(names)} {kind}: {', '.join(names[:most])}{more}"
+
+
+def _tensors(directory: Path) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
+    """File, name and shape of every tensor of a checkpoint, read from the files' headers alone."""
+    index = directory / "model.safetensors.index.json"
+    files = sorted(directory.glob("*.safetensors"))
+    if index.exists():
+        listed = set(json.loads(index.read_text())["weight_map"].values())
+        if outside := [name for name in listed if Path(name).name != name]:
+            raise ValueError(f"{index}: {outside[0]!r} is not a plain file name")
+        files = [directory / name for name in sorted(listed)]
+        if absent := [file.name for file in files if not file.exists()]:
+            raise ValueError(
+                f"{directory}: {', '.join(absent)} of its index is not there; download it again"
+            )
+    if not files:
+        raise ValueError(
+            f"{directory}: no *.safetensors in it (pickled checkpoints are not read; convert them "
+            "first)"
+        )
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - it is no dictionary
+                yield file, name, tuple(opened.get_slice(name).get_shape())
+
+
+def _check_config(directory: Path, config: HourLlavaConfig) -> None:
+    """Compare what no tensor shows: heads, rotary base, norms. Without a config.json there is
+    nothing to compare.
+    """
+    path = directory / "config.json"
+    written = json.loads(path.read_text()) if path.exists() else {}
+    theta = written.get("rope_theta") or (written.get("rope_parameters") or {}).get("rope_theta")
+    llm = config.llm
+    expected = {
+        "num_attention_heads": (written.get("num_attention_heads"), llm.num_heads),
+        "num_key_value_heads": (written.get("num_key_value_heads"), llm.num_kv_heads),
+        "rms_norm_eps": (written.get("rms_norm_eps"), llm.rms_norm_eps),
+        "rope_theta": (theta, llm.rope_theta),
+    }
+    for name, (given, ours) in expected.items():
+        if given is not None and given != ours:
+            raise ValueError(f"{path}: {name} is {given}, but variant {config.variant} has {ours}")
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def _assemble(
+    out: Path,
+    config: HourLlavaConfig,
+    sources: list[Source],
+    *,
+    new: tuple[str, ...],
+    tokenizer: Path,
+    seed: str = "",
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    wanted = shapes(config)
+    held: dict[str, Place] = {}
+    for source in sources:
+        held |= _held(source, config, wanted)
+    _refuse_differences(held, wanted, new, [source.directory for source in sources])
+    _check_config(sources[-1].directory, config)
+    file, name = held[EMBEDDINGS]
+    dtype = dtype or _read(file, name).dtype
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, shape in wanted.items():
+            tensor = _read(*held[name]) if name in held else drawn(name, shape, seed)
+            yield f"model.{name}", tensor.to(dtype)
+
+    with _appearing(out) as partial:
+        _write_shards(partial, tensors(), shard_bytes)
+        ids = {}
+        if _copy_tokenizer(tokenizer, partial):
+            known = AutoTokenizer.from_pretrained(partial)
+            eos, pad = known.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+            ids = {"eos_token_id": eos, "pad_token_id": pad}
+        HourLlavaHFConfig.of(config, dtype=dtype, **ids).save_pretrained(partial)
+    logger.info("%s: %d tensors read, %d new", out, len(held), len(wanted) - len(held))
+
+
+class _appearing:
+    """A directory that is filled under another name and gets its own when it is complete."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.partial = Path(out), Path(out).with_name(f"{Path(out).name}.partial")
+
+    def __enter__(self) -> Path:
+        if self.out.exists():
+            raise ValueError(f"{self.out} is already there; remove it or choose another name")
+        shutil.rmtree(self.partial, ignore_errors=True)  # of a conversion that was stopped
+        self.partial.mkdir(parents=True)
+        return self.partial
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.partial.rename(self.out)
+
+
+def _write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> None:
+    """Write tensors in order, at most `shard_bytes` (or one tensor) in memory and in a file, and
+    the index of them.
+    """
+    shards: list[list[str]] = []
+    total = size = 0
+    shard: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        if shard:
+            save_file(
+                shard, directory / f"part-{len(shards):05d}.safetensors", metadata={"format": "pt"}
+            )
+            shards.append(list(shard))
+            shard.clear()
+
+    for name, tensor in tensors:
+        more = tensor.numel() * tensor.element_size()
+        if size + more > shard_bytes:
+            flush()
+            size = 0
+        shard[name] = tensor.contiguous()
+        size, total = size + more, total + more
+    flush()
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (directory / f"part-{number:05d}.safetensors").rename(directory / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _read(file: Path, name: str) -> Tensor:
+    with safe_open(file, "pt") as opened:
+        return opened.get_tensor(name)
+
+
+def _copy_tokenizer(source: Path, out: Path) -> bool:
+    """Copy what there is of a tokenizer; says whether there was one."""
+    found = [name for name in TOKENIZER_FILES if (source / name).exists()]
+    for name in found:
+        shutil.copyfile(source / name, out / name)
+    return "tokenizer_config.json" in found
+
+
+def _published_config(config: HourLlavaConfig) -> dict[str, Any]:
+    """The published configuration's own names for what ours says."""
+    llm, tile = config.llm, config.vision.image_size
+    steps = range(tile, tile * (config.image_grid + 1), tile)
+    return {
+        "architectures": ["HourLlavaQwenForCausalLM"],
+        "hidden_size": llm.hidden_size,
+        "num_hidden_layers": llm.num_layers,
+        "num_attention_heads": llm.num_heads,
+        "num_key_value_heads": llm.num_kv_heads,
+        "intermediate_size": llm.intermediate_size,
+        "vocab_size": llm.vocab_size,
+        "rope_theta": llm.rope_theta,
+        "rms_norm_eps": llm.rms_norm_eps,
+        "tie_word_embeddings": llm.tie_word_embeddings,
+        "max_position_embeddings": llm.max_position_embeddings,
+        "tokenizer_model_max_length": config.max_length,
+        "tokenizer_padding_side": "right",
+        "memaug_depth": config.memaug_depth,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_resampler_type": "memaug",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_newline_position": "grid",
+        "mm_spatial_pool_mode": "bilinear",
+        "image_aspect_ratio": f"anyres_max_{config.anyres_max}",
+        "image_grid_pinpoints": [[width, height] for width in steps for height in steps],
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for kind in ("released", "onevision", "parts", "publish"):
+        command = kinds.add_parser(kind)
+        if kind == "parts":
+            command.add_argument("--siglip", type=Path, required=True)
+            command.add_argument("--llm", type=Path, required=True)
+        else:
+            command.add_argument("source", type=Path)
+        command.add_argument("out", type=Path)
+        if kind != "publish":
+            command.add_argument("--variant", choices=sorted(PRESETS), required=True)
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        if chosen.kind == "publish":
+            publish(chosen.source, chosen.out)
+        elif chosen.kind == "parts":
+            convert_parts(chosen.siglip, chosen.llm, chosen.out, PRESETS[chosen.variant])
+        else:
+            convert = convert_released if chosen.kind == "released" else convert_onevision
+            convert(chosen.source, chosen.out, PRESETS[chosen.variant])
+    except ValueError as error:
+        raise SystemExit(f"not converted: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Everything for one variant: one button for what no single run can hold.
+
+A Dagster run has one partition, and between the catalogue and stage 3 there are four sets of
+partitions. A backfill may span them: it launches a run for each piece once the pieces that it is
+made from are there. This job starts one.
+
+Dagster's public Python interface starts no backfills, and the UI's dialogs cannot choose one
+variant of some assets and all parts of others. What is imported from below `dagster._core` here is
+what the webserver itself calls; tests hold it.
+"""
+
+import time
+import uuid
+from datetime import UTC, datetime
+
+import dagster as dg
+from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView, TemporalContext
+from dagster._core.asset_graph_view.entity_subset import EntitySubset
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
+from dagster._core.execution.backfill import PartitionBackfill
+from pydantic import Field
+
+from assets.deployment.partitions import part_partitions, variant_partitions
+
+VARIANTS = variant_partitions.get_partition_keys()
+# Sources decide which partitions there are, so they come first, by hand or by the sensors; the last
+# is for people.
+NOT_INCLUDED = dg.AssetSelection.groups("sources") | dg.AssetSelection.assets("videomarathon_json")
+
+
+class ForVariant(dg.Config):
+    """What the job is asked for."""
+
+    variant: str = Field(
+        default=VARIANTS[0], description=f"the model size, one of: {', '.join(VARIANTS)}"
+    )
+
+
+@dg.op(
+    description="Starts a backfill of what is missing for the variant, and of what is made from that."
+)
+def start_backfill(context: dg.OpExecutionContext, config: ForVariant) -> None:
+    from pipeline.definitions import definitions
+
+    if config.variant not in VARIANTS:
+        known = ", ".join(VARIANTS)
+        description = (
+            f"there is no variant {config.variant!r}: the settings have {known} (variants)"
+        )
+        raise dg.Failure(description, allow_retries=False)
+    if not context.instance.get_dynamic_partitions(str(part_partitions.name)):
+        description = "there are no parts yet: run the job collect_sources first, its catalogue registers them"
+        raise dg.Failure(description, allow_retries=False)
+    due = due_subsets(context.instance, definitions().resolve_asset_graph(), config.variant)
+    if not due:
+        context.log.info("everything for %s is there", config.variant)
+        return
+    backfill = PartitionBackfill.from_asset_graph_subset(
+        backfill_id=uuid.uuid4().hex[:8],
+        backfill_timestamp=time.time(),
+        tags={"hourllava/variant": config.variant},
+        dynamic_partitions_store=context.instance,
+        asset_graph_subset=AssetGraphSubset.from_entity_subsets(due),
+        title=f"everything for {config.variant}",
+        description="started by the job everything_for_variant",
+        run_config=None,
+    )
+    context.instance.add_backfill(backfill)
+    pieces = {subset.key.to_user_string(): subset.size for subset in due}
+    context.log.info("backfill %s, under Runs > Backfills: %s", backfill.backfill_id, pieces)
+    context.add_output_metadata({"backfill": backfill.backfill_id, "pieces": pieces})
+
+
+@dg.job(
+    executor_def=dg.in_process_executor,
+    tags={"hourllava/step": "everything"},
+    description="""Whatever is missing for one variant, from LLaVA shards and videos to stage 3 and
+    its scores.
+
+Starts a backfill (Runs > Backfills) that launches one run for each asset and partition as soon as
+its inputs are there: videos, conversations and shards of every part, stages 1 and 2, features of
+every part, the mixture, stage 3. What is there already is left alone, unless something that it is
+made from is missing. Run `collect_sources` first: the catalogue decides which parts there are.
+Cancel it by cancelling the backfill.""",
+)
+def everything_for_variant() -> None:
+    start_backfill()
+
+
+def due_subsets(
+    instance: dg.DagsterInstance, graph: AssetGraph, variant: str
+) -> list[EntitySubset[dg.AssetKey]]:
+    """What of a variant was never made, or is made from something that was not; in the order of the
+    graph.
+
+    Parts of shards, videos and conversations belong to every variant.
+    """
+    moment = TemporalContext(effective_dt=datetime.now(UTC), last_event_id=None)
+    view = AssetGraphView(temporal_context=moment, instance=instance, asset_graph=graph)
+    excluded = NOT_INCLUDED.resolve(graph)
+    due: dict[dg.AssetKey, EntitySubset[dg.AssetKey]] = {}
+    for key in graph.toposorted_asset_keys:
+        if key in excluded or not graph.get(key).is_materializable:
+            continue
+        wanted = _of_variant(view, key, variant)
+        subset = _never_made(view, wanted)
+        for parent in graph.get(key).parent_keys & due.keys():
+            subset = subset.compute_union(
+                due[parent].compute_child_subset(key).compute_intersection(wanted)
+            )
+        if not subset.is_empty:
+            due[key] = subset
+    return list(due.values())
+
+
+def _of_variant(view: AssetGraphView, key: dg.AssetKey, variant: str) -> EntitySubset[dg.AssetKey]:
+    """All of an asset that a variant needs."""
+    full = view.get_full_subset(key=key)
+    partitions = view.asset_graph.get(key).partitions_def
+    if partitions == variant_partitions:
+        return full.compute_intersection_with_partition_keys({variant})
+    if (
+        isinstance(partitions, dg.MultiPartitionsDefinition)
+        and "variant" in partitions.partition_dimension_names
+    ):
+        keys = {
+            key: partitions.get_partition_key_from_str(key)
+            for key in full.expensively_compute_partition_keys()
+        }
+        mine = {
+            key for key, parsed in keys.items() if parsed.keys_by_dimension["variant"] == variant
+        }
+        return full.compute_intersection_with_partition_keys(mine)
+    return full
+
+
+def _never_made(
+    view: AssetGraphView, wanted: EntitySubset[dg.AssetKey]
+) -> EntitySubset[dg.AssetKey]:
+    if wanted.is_partitioned:
+        keys = (
+            wanted.expensively_compute_partition_keys()
+            - view.instance.get_materialized_partitions(wanted.key)
+        )
+        return wanted.compute_intersection_with_partition_keys(keys)
+    made = view.instance.get_latest_materialization_event(wanted.key)
+    return view.get_empty_subset(key=wanted.key) if made else wanted

@@ -1,0 +1,286 @@
+"""Annotations grow: what is new makes a part of its own, and what was there keeps its bytes'
+meaning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assets.annotations.catalogue import build_catalogue, read_catalogue
+from assets.annotations.collect import ANNOTATIONS, REJECTED, collect_annotations
+from assets.annotations.landing import landing_fingerprint
+from assets.deployment.parts import part_of
+from assets.fetching.errors import AnnotationError
+from pipeline.demo.servers import Fault, HubServer, in_turn
+from tests.servers.world import make_settings, question, quiet
+from training.formats.storage import Storage
+
+SOURCES = {"panda": {"kind": "youtube"}, "mine": {"kind": "url"}}
+
+
+def rows_of(count: int, prefix: str = "v") -> list[dict]:
+    return [
+        question(f"{prefix}{n // 3}", "panda", f"https://youtu.be/{n // 3:011d}", id=f"{prefix}{n}")
+        for n in range(count)
+    ]
+
+
+def table(storage: Storage) -> list[dict]:
+    return pq.read_table(storage.local(ANNOTATIONS)).to_pylist()
+
+
+@pytest.fixture
+def landing(tmp_path: Path):
+    folder = tmp_path / "landing"
+    folder.mkdir()
+    return folder
+
+
+def land(folder: Path, name: str, rows: list[dict]) -> None:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.utime(path, (time.time() - 60,) * 2)
+
+
+def deployment(tmp_path: Path, rows: list[dict], **changes):
+    settings = make_settings(
+        tmp_path, SOURCES, rows, landing=str(tmp_path / "landing"), **{"parts": 3, **changes}
+    )
+    return settings, Storage(settings.root)
+
+
+def test_rows_are_dealt_to_parts_by_the_hash_of_their_video(tmp_path):
+    settings, storage = deployment(tmp_path, rows_of(90))
+    report = collect_annotations(storage, settings, quiet)
+    found = table(storage)
+    assert report.counts == {"rows_read": 90, "rows": 90, "rejected": 0, "parts": 3}
+    assert all(row["part"] == part_of(row["video"], 3) for row in found)
+    assert [row["part"] for row in found] == sorted(row["part"] for row in found)
+    assert sorted(row["question_id"] for row in found) == sorted(f"v{n}" for n in range(90))
+
+
+def test_the_same_input_gives_the_same_bytes_and_a_second_run_writes_nothing(tmp_path):
+    settings, storage = deployment(tmp_path / "a", rows_of(50))
+    first = collect_annotations(storage, settings, quiet)
+    bytes_of = storage.read_bytes(ANNOTATIONS)
+    before = Path(storage.path(ANNOTATIONS)).stat().st_mtime_ns
+    assert collect_annotations(storage, settings, quiet) == first
+    assert Path(storage.path(ANNOTATIONS)).stat().st_mtime_ns == before
+    other, elsewhere = deployment(tmp_path / "b", rows_of(50))
+    assert collect_annotations(elsewhere, other, quiet).version == first.version
+    assert elsewhere.read_bytes(ANNOTATIONS) == bytes_of
+
+
+def test_rejected_rows_are_kept_with_file_row_and_reason(tmp_path):
+    rows = [*rows_of(4), {**question("x", "vimeo")}, {**question("y", "panda"), "answer": ""}]
+    settings, storage = deployment(tmp_path, rows)
+    report = collect_annotations(storage, settings, quiet)
+    assert report.rejected == {"no_answer": 1, "unknown_source": 1}
+    rejected = pq.read_table(storage.local(REJECTED)).to_pylist()
+    assert [(row["file"], row["row"], row["reason"]) for row in rejected] == [
+        ("qa.jsonl", 4, "unknown_source"),
+        ("qa.jsonl", 5, "no_answer"),
+    ]
+    assert json.loads(rejected[0]["content"])["data_source"] == "vimeo"
+
+
+def test_what_lands_becomes_a_new_part_and_old_parts_stay(tmp_path, landing):
+    settings, storage = deployment(tmp_path, rows_of(30))
+    collect_annotations(storage, settings, quiet)
+    build_catalogue(storage, settings, quiet)
+    old_rows = table(storage)
+    old_catalogues = {
+        part: storage.read_bytes(f"VideoMarathon/catalogue/panda/{part}.parquet")
+        for part in ("part0", "part2")
+    }
+    more_about_v0 = {**question("v0", "panda"), "question": "And then?"}
+    land(landing, "new.jsonl", [*rows_of(6, "w"), more_about_v0, rows_of(30)[4]])
+    report = collect_annotations(storage, settings, quiet)
+    found = table(storage)
+    assert report.counts["parts"] == 4
+    assert found[: len(old_rows)] == old_rows
+    assert {(row["part"], row["video"]) for row in found[len(old_rows) :]} == {
+        (3, "panda/w0"),
+        (3, "panda/w1"),
+        (3, "panda/v0"),
+    }
+    assert report.rejected["known already"] == 1
+    catalogue = build_catalogue(storage, settings, quiet)
+    assert catalogue.parts == ["part0", "part1", "part2", "part3"]
+    assert read_catalogue(storage, "panda", "part3")["id"].to_pylist() == ["v0", "w0", "w1"]
+    assert {
+        part: storage.read_bytes(f"VideoMarathon/catalogue/panda/{part}.parquet")
+        for part in old_catalogues
+    } == old_catalogues
+    parts = storage.read_json("VideoMarathon/parts.json")["parts"]
+    assert [(part["name"], part["origin"]) for part in parts[2:]] == [
+        ("part2", "qa.jsonl"),
+        ("part3", "landing/new.jsonl"),
+    ]
+    assert parts[3]["videos"] == 3
+
+
+def test_what_lands_twice_is_known(tmp_path, landing):
+    settings, storage = deployment(tmp_path, rows_of(9))
+    land(landing, "a.jsonl", rows_of(6, "w"))
+    assert collect_annotations(storage, settings, quiet).counts["parts"] == 4
+    version = collect_annotations(storage, settings, quiet).version
+    land(landing, "copy.jsonl", rows_of(6, "w"))
+    land(landing, "sorted differently.jsonl", rows_of(6, "w")[::-1])
+    (landing / "a.jsonl").unlink()
+    report = collect_annotations(storage, settings, quiet)
+    assert (report.counts["parts"], report.version) == (4, version)
+
+
+def test_a_landing_file_that_cannot_be_read_stops_nothing(tmp_path, landing):
+    settings, storage = deployment(tmp_path, rows_of(9))
+    land(landing, "good.jsonl", rows_of(3, "w"))
+    land(landing, "strange.jsonl", [{"film": "x"}])
+    (landing / "half.parquet").write_bytes(b"PAR1")
+    os.utime(landing / "half.parquet", (1, 1))
+    report = collect_annotations(storage, settings, quiet)
+    assert report.counts["parts"] == 4
+    assert len(report.problems) == 2
+    assert any("'film'" in problem for problem in report.problems)
+
+
+def test_a_file_that_is_still_being_copied_waits(tmp_path, landing):
+    settings, storage = deployment(tmp_path, rows_of(9))
+    land(landing, "a.jsonl", rows_of(3, "w"))
+    os.utime(landing / "a.jsonl")
+    before = landing_fingerprint(settings)
+    assert collect_annotations(storage, settings, quiet).counts["parts"] == 3
+    land(landing, "b.jsonl", rows_of(3, "x"))
+    assert landing_fingerprint(settings) not in ("", before)
+
+
+def test_a_source_that_is_configured_later_brings_its_rows_as_a_new_part(tmp_path):
+    rows = [*rows_of(9), question("z", "late")]
+    settings, storage = deployment(tmp_path, rows)
+    collect_annotations(storage, settings, quiet)
+    later = settings.model_copy(
+        update={"sources": {**settings.sources, "late": settings.sources["mine"]}}
+    )
+    report = collect_annotations(storage, later, quiet)
+    assert report.counts["parts"] == 4
+    assert table(storage)[-1]["video"] == "late/z"
+
+
+def test_the_hubs_revision_is_recorded_and_a_newer_one_adds_a_part(tmp_path):
+    with HubServer() as hub:
+        lines = [
+            "".join(json.dumps(row) + "\n" for row in rows).encode()
+            for rows in (rows_of(9), rows_of(12))
+        ]
+        first = hub.publish("someone/qa", {"data/train.jsonl": lines[0], "README.md": b"text"})
+        settings = make_settings(
+            tmp_path,
+            SOURCES,
+            parts=2,
+            hub_endpoint=hub.url,
+            annotations={"repo": "someone/qa", "files": ["data/*"]},
+        )
+        storage = Storage(settings.root)
+        hub.faults = in_turn(
+            {
+                "GET .*/resolve/": [
+                    Fault.answer(429, headers={"Retry-After": "0"}),
+                    Fault.truncate(100),
+                ]
+            }
+        )
+        assert collect_annotations(storage, settings, quiet).origins == {"someone/qa": first}
+        second = hub.publish("someone/qa", {"data/train.jsonl": lines[1]})
+        report = collect_annotations(storage, settings, quiet)
+        assert (report.origins, report.counts["parts"]) == ({"someone/qa": second}, 3)
+        assert [row["question_id"] for row in table(storage) if row["part"] == 2] == [
+            "v9",
+            "v10",
+            "v11",
+        ]
+        pinned = make_settings(
+            tmp_path / "pinned",
+            SOURCES,
+            parts=2,
+            hub_endpoint=hub.url,
+            annotations={"repo": "someone/qa", "revision": first, "files": ["data/*"]},
+        )
+        assert collect_annotations(Storage(pinned.root), pinned, quiet).counts["rows"] == 9
+        wrong = pinned.model_copy(
+            update={"annotations": pinned.annotations.model_copy(update={"files": ["*.csv"]})}
+        )
+        with pytest.raises(AnnotationError, match=r"no annotation file matches \*\.csv"):
+            collect_annotations(Storage(str(tmp_path / "none")), wrong, quiet)
+
+
+def test_unknown_columns_stop_the_collection_and_write_nothing(tmp_path):
+    settings, storage = deployment(tmp_path, [{**question("v", "panda"), "colour": "red"}])
+    with pytest.raises(AnnotationError, match="colour"):
+        collect_annotations(storage, settings, quiet)
+    assert not storage.exists(ANNOTATIONS)
+
+
+def test_an_annotation_file_of_another_hand_is_not_overwritten(tmp_path):
+    settings, storage = deployment(tmp_path, rows_of(3))
+    with storage.writing(ANNOTATIONS) as temporary:
+        pq.write_table(pa.table({"video": ["x"]}), temporary)
+    with pytest.raises(AnnotationError, match="not written by this pipeline"):
+        collect_annotations(storage, settings, quiet)
+
+
+def test_landings_may_go_past_a_hundred_parts(tmp_path, landing):
+    settings, storage = deployment(tmp_path, rows_of(3), parts=99)
+    collect_annotations(storage, settings, quiet)
+    for name in ("a", "b"):
+        land(landing, f"{name}.jsonl", rows_of(3, name))
+        collect_annotations(storage, settings, quiet)
+    assert [row["part"] for row in table(storage)][-6:] == [99] * 3 + [100] * 3
+
+
+MEASURE = """
+import sys, time
+from pathlib import Path
+from assets.deployment.settings import Settings
+from assets.annotations.collect import collect_annotations
+from tests.memory import peak_mib
+from training.formats.storage import Storage
+settings = Settings.model_validate_json(Path(sys.argv[1]).read_text())
+start = time.monotonic()
+collect_annotations(Storage(settings.root), settings, lambda line: None)
+print(time.monotonic() - start, peak_mib())
+"""
+
+
+@pytest.mark.slow
+def test_three_hundred_thousand_rows_need_little_memory(tmp_path):
+    path = tmp_path / "qa.parquet"
+    text = "What does the person do after the second cut? " * 6
+    with pq.ParquetWriter(path, pa.Table.from_pylist(rows_of(1)).schema) as writer:
+        for start in range(0, 300_000, 20_000):
+            block = [
+                question(f"v{n // 100}", "panda", "u", id=str(n), question=f"{n} {text}")
+                for n in range(start, start + 20_000)
+            ]
+            writer.write_table(pa.Table.from_pylist(block).select(writer.schema.names))
+    settings = make_settings(tmp_path, SOURCES, parts=10, annotations={"paths": [str(path)]})
+    (tmp_path / "s.json").write_text(settings.model_dump_json())
+    out = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "s.json")],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    seconds, mebibytes = map(float, out.split())
+    print(f"{seconds:.1f} s, {mebibytes:.0f} MiB")
+    assert mebibytes < 500
+    assert Storage(settings.root).size(ANNOTATIONS) > 0

@@ -1,0 +1,289 @@
+"""The other two collections arrive as annotation files and media that the shard step can use, and
+nothing else does.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assets.collections import collect as collections
+from assets.collections.collect import collect_llava_video, collect_onevision
+from assets.collections.mixtures import read_mixture
+from assets.fetching.errors import AnnotationError, OperatorError
+from pipeline.demo.servers import Fault, HubServer, in_turn
+from tests.servers.clips import clip
+from tests.servers.hostile import tar_gz
+from tests.servers.world import files_below, make_settings, quiet
+from training.formats.storage import Storage
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+TURN = pa.struct([("from", pa.string()), ("value", pa.string())])
+TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
+JPEG, PNG = b"\xff\xd8\xff\xe0 not decoded here", b"\x89PNG\r\n\x1a\n not decoded here"
+
+
+def parquet(rows: list[dict], image: pa.DataType = IMAGE) -> bytes:
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("image", image),
+            ("conversations", pa.list_(TURN)),
+            ("data_source", pa.string()),
+        ]
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema), sink, row_group_size=2)
+    return sink.getvalue().to_pybytes()
+
+
+def picture(number: int, data: bytes = JPEG) -> dict:
+    return {
+        "id": f"r{number}",
+        "image": {"bytes": data + bytes([number]), "path": f"../../{number}.jpg"},
+        "conversations": TALK,
+        "data_source": "s",
+    }
+
+
+@pytest.fixture
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def world(tmp_path: Path, hub: HubServer):
+    def build(*mixture: str, **collection_settings):
+        lines = ["kind,collection,annotation,fraction", *mixture]
+        (tmp_path / "mixtures.csv").write_text("\n".join(lines) + "\n")
+        settings = make_settings(
+            tmp_path,
+            {"x": {"kind": "url"}},
+            hub_endpoint=hub.url,
+            collections={
+                "onevision_repo": "some/one",
+                "video_repo": "some/videos",
+                "mixtures": str(tmp_path / "mixtures.csv"),
+                **collection_settings,
+            },
+        )
+        return Storage(settings.root), settings
+
+    return build
+
+
+def annotation(storage: Storage, collection: str, name: str) -> list[dict]:
+    return json.loads(storage.read_bytes(f"{collection}/annotations/{name}"))
+
+
+SI = "llavavideo_si,LLaVA-OneVision,{},1"
+
+
+def test_a_set_of_parquet_files_becomes_rows_and_image_files_of_the_same_bytes(world, hub):
+    files = {
+        "set/train-00000-of-00002.parquet": parquet([picture(0), picture(1, PNG), picture(2)]),
+        "set/train-00001-of-00002.parquet": parquet([picture(3)]),
+        "other/train-00000-of-00001.parquet": parquet([picture(9)]),
+    }
+    revision = hub.publish("some/one", files)
+    storage, settings = world(SI.format("set.json"))
+    report = collect_onevision(storage, settings, quiet)
+    rows = annotation(storage, "LLaVA-OneVision", "set.json")
+    assert [row["id"] for row in rows] == ["r0", "r1", "r2", "r3"]
+    assert rows[0]["conversations"] == TALK
+    assert [row["image"].rsplit(".", 1)[1] for row in rows] == ["jpg", "png", "jpg", "jpg"]
+    stored = [storage.read_bytes(f"LLaVA-OneVision/images/{row['image']}") for row in rows]
+    assert stored == [JPEG + b"\0", PNG + b"\1", JPEG + b"\2", JPEG + b"\3"]
+    assert (report.origins, report.counts["images"], report.counts["rows"]) == (
+        {"some/one": revision},
+        4,
+        4,
+    )
+    assert not any("other/" in exchange.request.path for exchange in hub.log)
+
+
+def test_text_rows_and_rows_of_several_images(world, hub):
+    text = {"id": "t", "image": None, "conversations": TALK, "data_source": "s"}
+    pair = {**picture(0), "image": [picture(0)["image"], picture(1)["image"]]}
+    hub.publish(
+        "some/one",
+        {
+            "text/train-00000-of-00001.parquet": parquet([text]),
+            "multi/pairs/train-00000-of-00001.parquet": parquet([pair], pa.list_(IMAGE)),
+        },
+    )
+    storage, settings = world(
+        SI.format("text.json"), "llavavideo_mi,LLaVA-OneVision,multi/pairs.json,1"
+    )
+    collect_onevision(storage, settings, quiet)
+    assert annotation(storage, "LLaVA-OneVision", "text.json") == [
+        {"id": "t", "conversations": TALK, "data_source": "s"}
+    ]
+    (row,) = annotation(storage, "LLaVA-OneVision", "multi/pairs.json")
+    assert [storage.read_bytes(f"LLaVA-OneVision/images/{name}") for name in row["image"]] == [
+        JPEG + b"\0",
+        JPEG + b"\1",
+    ]
+
+
+def test_a_plain_annotation_file_brings_the_images_that_it_names(world, hub):
+    rows = [
+        {"id": 1, "image": ["a/1.jpg", "a/2.jpg"], "conversations": TALK},
+        {"id": 2, "image": "a/1.jpg", "conversations": TALK},
+        {"id": 3, "image": "../../etc/passwd", "conversations": TALK},
+        {"id": 4, "conversations": TALK},
+    ]
+    files = {
+        "multi_image/x.json": json.dumps(rows).encode(),
+        "multi_image/a/1.jpg": b"1",
+        "images/a/2.jpg": b"2",
+        "z.jpg": b"3",
+    }
+    hub.publish("some/one", files)
+    storage, settings = world("llavavideo_mi,LLaVA-OneVision,multi_image/x.json,1")
+    report = collect_onevision(storage, settings, quiet)
+    first, second, third, fourth = annotation(storage, "LLaVA-OneVision", "multi_image/x.json")
+    assert [storage.read_bytes(f"LLaVA-OneVision/images/{name}") for name in first["image"]] == [
+        b"1",
+        b"2",
+    ]
+    assert second["image"] == first["image"][0]
+    assert not storage.exists(f"LLaVA-OneVision/images/{third['image']}")
+    assert "image" not in fourth
+    assert report.counts["images not in the repository"] == 1
+
+
+def test_a_finished_set_is_made_again_only_when_its_files_change(world, hub):
+    files = {"a/train-0.parquet": parquet([picture(0)]), "b/train-0.parquet": parquet([picture(1)])}
+    hub.publish("some/one", files)
+    storage, settings = world(SI.format("a.json"), SI.format("b.json"))
+    first = collect_onevision(storage, settings, quiet)
+    asked = len(hub.log)
+    assert collect_onevision(storage, settings, quiet).version == first.version
+    assert not [e for e in hub.log[asked:] if "/resolve/" in e.request.path]
+    hub.publish("some/one", {**files, "b/train-0.parquet": parquet([picture(2)])})
+    asked = len(hub.log)
+    assert collect_onevision(storage, settings, quiet).version != first.version
+    fetched = {e.request.path for e in hub.log[asked:] if "/resolve/" in e.request.path}
+    assert {path.split("/")[-2] for path in fetched} == {"b"}
+    (row,) = annotation(storage, "LLaVA-OneVision", "b.json")
+    assert storage.read_bytes(f"LLaVA-OneVision/images/{row['image']}") == JPEG + b"\2"
+
+
+def test_passing_faults_change_nothing_and_a_second_try_goes_on(world, hub, tmp_path):
+    files = {f"a/train-{n}.parquet": parquet([picture(n)]) for n in range(3)}
+    hub.publish("some/one", files)
+    storage, settings = world(SI.format("a.json"))
+    hub.faults = in_turn(
+        {r"GET .*/resolve/": [Fault.answer(429, headers={"Retry-After": "0"}), Fault.truncate(200)]}
+    )
+    collect_onevision(storage, settings, quiet)
+    assert [row["id"] for row in annotation(storage, "LLaVA-OneVision", "a.json")] == [
+        "r0",
+        "r1",
+        "r2",
+    ]
+    assert not [
+        path for path in files_below(Path(storage.root)) if path.startswith(".tmp-incoming")
+    ]
+
+
+def test_what_the_repository_does_not_have_is_listed_or_an_error(world, hub):
+    hub.publish("some/one", {"a/train-0.parquet": parquet([picture(0)])})
+    storage, settings = world(SI.format("a.json"), SI.format("gone.json"))
+    report = collect_onevision(storage, settings, quiet)
+    assert [(row["annotation"], row["state"]) for row in report.table] == [
+        ("a.json", "ready"),
+        ("gone.json", "not in the repository"),
+    ]
+    storage, settings = world(SI.format("a.json"), SI.format("gone.json"), require_all=True)
+    with pytest.raises(AnnotationError, match=r"1 of 2 annotation files: gone\.json"):
+        collect_onevision(storage, settings, quiet)
+
+
+def test_a_hostile_listing_is_not_used(world, hub, tmp_path):
+    hub.publish("some/one", {"a/train-0.parquet": parquet([picture(0)]), "../../escaped.jpg": b"x"})
+    storage, settings = world(SI.format("a.json"))
+    with pytest.raises(OperatorError, match="outside of the repository"):
+        collect_onevision(storage, settings, quiet)
+    assert not [name for name in files_below(tmp_path) if "escaped" in name]
+
+
+def test_every_configuration_of_the_table_belongs_to_the_built_in_mixture():
+    known = {entry.annotation for entry in read_mixture() if entry.collection == "LLaVA-OneVision"}
+    table = collections._configs()
+    assert table.keys() <= known
+    assert len(set(table.values())) == len(table) - 1, "sharegpt4o is called both .json and .jsonl"
+
+
+VIDEO = "llavavideo_video,LLaVA-Video-178K,{},1"
+
+
+def video_files() -> dict[str, bytes]:
+    rows = [{"id": str(n), "video": f"src/v{n}.mp4", "conversations": TALK} for n in range(5)]
+    return {
+        "0_30_s/cap_processed.json": json.dumps(rows).encode(),
+        "0_30_s/0_30_s_videos_1.tar.gz": tar_gz(
+            {"src/v0.mp4": clip(0), "./src/v1.mp4": clip(1), "src/unused.mp4": clip(7)}
+        ),
+        "0_30_s/0_30_s_videos_2.tar.gz": tar_gz(
+            {"0_30_s/src/v2.mp4": clip(2), "src/v3.mp4": clip(3)[:40_000]}
+        ),
+        "9_m/other_processed.json": b"[]",
+        "9_m/9_m_videos_1.tar.gz": tar_gz({"src/v0.mp4": clip(8)}),
+    }
+
+
+def test_short_videos_come_out_of_their_archives_looked_into(world, hub):
+    hub.publish("some/videos", video_files())
+    storage, settings = world(VIDEO.format("cap.json"))
+    report = collect_llava_video(storage, settings, quiet)
+    rows = annotation(storage, "LLaVA-Video-178K", "cap.json")
+    assert [row["video"] for row in rows] == [f"0_30_s/src/v{n}.mp4" for n in range(5)]
+    for number in range(3):
+        assert storage.read_bytes(f"LLaVA-Video-178K/videos/{rows[number]['video']}") == clip(
+            number
+        )
+    assert storage.list("LLaVA-Video-178K/videos") == [
+        f"LLaVA-Video-178K/videos/0_30_s/src/v{n}.mp4" for n in range(3)
+    ]
+    assert storage.list("LLaVA-Video-178K/quarantine") == [
+        "LLaVA-Video-178K/quarantine/0_30_s/src/v3.mp4"
+    ]
+    assert report.counts["rows without their video"] == 2
+    assert report.counts["left out: truncated"] == 1
+    assert report.counts["videos"] == 3
+    assert not any("9_m" in e.request.path and "resolve" in e.request.path for e in hub.log)
+
+
+def test_an_archive_with_another_hash_gives_nothing_and_a_good_one_beside_it_does(world, hub):
+    hub.publish("some/videos", video_files())
+    storage, settings = world(VIDEO.format("cap.json"))
+    size = len(video_files()["0_30_s/0_30_s_videos_1.tar.gz"])
+    hub.faults = lambda r: (
+        Fault.answer(206, bytes(size)) if "videos_1" in r.path and r.method == "GET" else None
+    )
+    report = collect_llava_video(storage, settings, quiet)
+    assert storage.list("LLaVA-Video-178K/videos") == ["LLaVA-Video-178K/videos/0_30_s/src/v2.mp4"]
+    assert {name for name in report.counts if name.startswith("left out")} == {
+        "left out: archive_damaged",
+        "left out: truncated",
+    }
+    hub.faults = None
+    again = collect_llava_video(storage, settings, quiet)
+    assert len(storage.list("LLaVA-Video-178K/videos")) == again.counts["videos"] == 3
+    assert again.version != report.version
+
+
+def test_a_second_collection_fetches_nothing(world, hub):
+    hub.publish("some/videos", video_files())
+    storage, settings = world(VIDEO.format("cap.json"))
+    first = collect_llava_video(storage, settings, quiet)
+    asked = len(hub.log)
+    assert collect_llava_video(storage, settings, quiet).version == first.version
+    assert not [e for e in hub.log[asked:] if "/resolve/" in e.request.path]

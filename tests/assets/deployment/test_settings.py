@@ -1,0 +1,84 @@
+"""The deployment's settings: every key known, paths counted from the file, mistakes explained."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from assets.deployment.settings import DEFAULT_CONFIG, load_settings
+
+SMALLEST = {
+    "root": "data",
+    "annotations": {"repo": "a/b"},
+    "sources": {"clips": {"kind": "drop", "folder": "in"}},
+}
+
+
+def written(folder: Path, **changes) -> Path:
+    path = folder / "deployment.yaml"
+    path.write_text(yaml.safe_dump(SMALLEST | changes))
+    return path
+
+
+def test_the_built_in_deployment_loads_and_names_the_published_sources():
+    settings = load_settings(DEFAULT_CONFIG)
+    assert set(settings.sources) == {"panda", "ego4d", "moviechat", "activitynet", "youcook2"}
+    assert settings.annotations.repo == "jylins/videomarathon"
+    assert settings.parts == 10
+
+
+def test_relative_paths_count_from_the_settings_file(tmp_path):
+    settings = load_settings(
+        written(tmp_path, landing="new", annotations={"paths": ["rows.csv", "s3://b/rows.csv"]})
+    )
+    assert settings.root == str(tmp_path / "data")
+    assert settings.landing == tmp_path / "new"
+    assert settings.sources["clips"].folder == tmp_path / "in"
+    assert settings.annotations.paths == [str(tmp_path / "rows.csv"), "s3://b/rows.csv"]
+
+
+def test_a_remote_root_stays_a_url(tmp_path):
+    assert load_settings(written(tmp_path, root="s3://bucket/x")).root == "s3://bucket/x"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rot": "x"}, ["unknown key 'rot'", "did you mean 'root'", "sources"]),
+        (
+            {"download": {"worker": 3}},
+            ["unknown key 'download.worker'", "did you mean 'workers'", "attempts"],
+        ),
+        (
+            {"sources": {"x": {"kind": "hub", "repository": "a/b"}}},
+            ["repository", "repo", "archives"],
+        ),
+        ({"sources": {"x": {"kind": "ftp"}}}, ["sources.x", "hub", "youtube"]),
+        ({"parts": 0}, ["parts"]),
+        ({"parts": 100}, ["parts"]),
+        ({"annotations": {"repo": "a/b", "paths": ["x"]}}, ["annotations", "either"]),
+        ({"shards": {"workers": "many"}}, ["shards.workers"]),
+        (
+            {"features": {"limits": {"max_pixel": 1}}},
+            ["limits.max_pixel'", "mean 'max_pixels'", "stall_s"],
+        ),
+        ({"features": {"limits": {"stall_s": 0}}}, ["features.limits.stall_s"]),
+    ],
+)
+def test_a_mistake_is_explained_with_the_file_and_the_known_keys(tmp_path, changes, words):
+    path = written(tmp_path, **changes)
+    with pytest.raises(ValueError) as caught:
+        load_settings(path)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        load_settings(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"bad\.yaml: not valid YAML"):
+        load_settings(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(ValueError, match="mapping"):
+        load_settings(tmp_path / "list.yaml")

@@ -1,0 +1,125 @@
+"""A connection goes to a public address or to a host that the settings list, whatever a name server
+says later.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import urllib3
+
+from assets.fetching.address_guard import BlockedError, Guard, guard_manager
+from pipeline.demo.servers import MediaServer
+
+PRIVATE = [
+    "127.0.0.1",
+    "10.1.2.3",
+    "172.16.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "0.0.0.0",
+    "224.0.0.1",
+    "::1",
+    "fe80::1",
+    "fc00::1",
+    "::ffff:127.0.0.1",
+    "64:ff9b::7f00:1",
+    "2002:7f00:1::",
+]
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """A name server under the test's control: name -> addresses, one list for each time it is
+    asked.
+    """
+    table: dict[str, list[list[str]]] = {}
+
+    def resolve(host, port, *args, **options):
+        answers = table.get(host)
+        addresses = (
+            [host] if answers is None else answers.pop(0) if len(answers) > 1 else answers[0]
+        )
+        return [
+            (
+                socket.AF_INET6 if ":" in a else socket.AF_INET,
+                socket.SOCK_STREAM,
+                6,
+                "",
+                (a, port, 0, 0) if ":" in a else (a, port),
+            )
+            for a in addresses
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    return table
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_a_name_that_leads_to_a_private_address_is_blocked(address, names):
+    names["harmless.example"] = [[address]]
+    with pytest.raises(BlockedError, match="not a public address"):
+        Guard().connect("harmless.example", 80, timeout=1)
+
+
+def test_one_private_address_among_public_ones_is_enough(names):
+    names["mixed.example"] = [["93.184.216.34", "10.0.0.1"]]
+    with pytest.raises(BlockedError):
+        Guard().connect("mixed.example", 80, timeout=1)
+
+
+def test_the_address_that_was_judged_is_the_one_that_is_contacted(names, monkeypatch):
+    """A name server that answers differently the second time gets nobody anywhere: it is asked
+    once.
+    """
+    names["rebinding.example"] = [["93.184.216.34"], ["127.0.0.1"]]
+    contacted = []
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: contacted.append(address))
+    Guard().connect("rebinding.example", 80, timeout=1).close()
+    assert contacted == [("93.184.216.34", 80)]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://example.org/x",
+        "data:text/plain,x",
+        "//example.org/x",
+        "http:///x",
+        "http://localhost/x",
+        "http://a.localhost/x",
+        "http://127.0.0.1/x",
+        "http://[::1]:80/x",
+        "http://example.org:99999/x",
+        "javascript:alert(1)",
+    ],
+)
+def test_a_url_is_judged_before_any_name_is_resolved(url, monkeypatch):
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *args, **options: pytest.fail("a name was resolved")
+    )
+    with pytest.raises(BlockedError):
+        Guard().check_url(url)
+
+
+def test_listed_hosts_are_allowed_by_name_and_port():
+    guard = Guard(["127.0.0.1:8000", "mirror.internal"])
+    guard.check_url("http://127.0.0.1:8000/x")
+    guard.check_url("https://MIRROR.internal/x")
+    with pytest.raises(BlockedError):
+        guard.check_url("http://127.0.0.1:8001/x")
+
+
+def test_a_pool_of_connections_goes_through_the_guard(tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    with MediaServer(tmp_path) as server:
+        open_pool = guard_manager(urllib3.PoolManager(), Guard([f"127.0.0.1:{server.port}"]))
+        assert open_pool.request("GET", f"{server.url}/a.txt").data == b"hello"
+        closed_pool = guard_manager(urllib3.PoolManager(), Guard())
+        asked = len(server.log)
+        with pytest.raises(BlockedError):
+            closed_pool.request("GET", f"{server.url}/a.txt")
+        assert len(server.log) == asked

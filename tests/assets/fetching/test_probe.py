@@ -1,0 +1,153 @@
+"""A file counts as a video only by what can be demuxed and decoded from it, and no file can take
+the process down.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+import time
+
+import pytest
+
+from assets.deployment.settings import Download
+from assets.fetching import probe
+from assets.fetching.probe import InvalidVideo, Prober, check
+from tests.servers.clips import clip, sound
+
+
+@pytest.fixture(scope="module")
+def prober():
+    with Prober() as one:
+        yield one
+
+
+def verdict(prober: Prober, path) -> str:
+    try:
+        check(prober.examine(path), Download(), None)
+    except InvalidVideo as error:
+        return error.reason
+    return "ok"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "name"),
+    [
+        (".mp4", "libx264", "h264"),
+        (".mkv", "libx264", "h264"),
+        (".ts", "libx264", "h264"),
+        (".avi", "mpeg4", "mpeg4"),
+        (".webm", "libvpx-vp9", "vp9"),
+        (".mov", "mpeg4", "mpeg4"),
+        (".flv", "flv", "flv"),
+    ],
+)
+def test_every_container_is_known_by_its_content(suffix, codec, name, prober, tmp_path):
+    path = tmp_path / "without a suffix"
+    path.write_bytes(clip(1, 6.0, suffix, codec))
+    facts = prober.examine(path)
+    check(facts, Download(), 6.0)
+    assert (facts.suffix, facts.codec, facts.width, facts.height) == (suffix, name, 96, 64)
+    assert facts.duration == pytest.approx(6.0, abs=0.15)
+    assert facts.packets == 60
+
+
+DAMAGE = {
+    "empty": (lambda b: b"", "not_a_video"),
+    "a page": (lambda b: b"<!DOCTYPE html><html></html>" * 50, "not_a_video"),
+    "a playlist": (lambda b: b"#EXTM3U\n#EXTINF:9,\n/etc/passwd\n", "not_a_video"),
+    "a concat script": (lambda b: b"ffconcat version 1.0\nfile /etc/passwd\n", "not_a_video"),
+    "half": (lambda b: b[: len(b) // 2], "truncated"),
+    "half a header": (lambda b: b[:100], "unreadable"),
+    "header alone": (lambda b: b[:700], "empty"),
+    "zeros from the middle on": (
+        lambda b: b[: len(b) // 2] + bytes(len(b) - len(b) // 2),
+        "damaged",
+    ),
+    "zeros at the end": (lambda b: b[: -len(b) // 10] + bytes(len(b) // 10), "damaged"),
+    "noise from the middle on": (
+        lambda b: b[: len(b) // 2] + os.urandom(len(b) - len(b) // 2),
+        "damaged",
+    ),
+    "sound alone": (lambda b: sound(), "no_video_stream"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_file_is_refused_with_its_reason(name, prober, tmp_path):
+    change, reason = DAMAGE[name]
+    path = tmp_path / "x.mp4"
+    path.write_bytes(change(clip(1)))
+    assert verdict(prober, path) == reason
+
+
+def test_trailing_bytes_and_one_flaw_in_the_middle_are_no_reason(prober, tmp_path):
+    path = tmp_path / "x.mp4"
+    path.write_bytes(clip(1) + bytes(100_000))
+    assert verdict(prober, path) == "ok"
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(prober, tmp_path, monkeypatch):
+    path = tmp_path / "x.mp4"
+    path.write_bytes(clip(1))
+    monkeypatch.setattr(probe, "MAX_PIXELS", 96 * 64 - 1)
+    assert verdict(prober, path) == "picture_too_large"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [("import time; time.sleep(60)", "decoder_hang"), ("import os; os.abort()", "decoder_crash")],
+)
+def test_a_decoder_that_hangs_or_crashes_is_replaced(body, reason, tmp_path, monkeypatch):
+    """The examiner is exchanged for one that misbehaves on one file."""
+    real = probe.EXAMINER.read_text()
+    bad = tmp_path / "examine.py"
+    bad.write_text(
+        real.replace(
+            "def examine(path, max_pixels):",
+            f"def examine(path, max_pixels):\n    if 'evil' in path:\n        {body}",
+        )
+    )
+    monkeypatch.setattr(probe, "EXAMINER", bad)
+    for name in ("evil.mp4", "good.mp4"):
+        (tmp_path / name).write_bytes(clip(1))
+    with Prober(time_limit_s=3.0) as prober:
+        start = time.monotonic()
+        assert verdict(prober, tmp_path / "evil.mp4") == reason
+        assert time.monotonic() - start < 10
+        assert verdict(prober, tmp_path / "good.mp4") == "ok"
+
+
+def test_no_examiner_outlives_its_parent(tmp_path):
+    import subprocess
+
+    path = tmp_path / "x.mp4"
+    path.write_bytes(clip(1))
+    script = textwrap.dedent(
+        f"""
+        import os, signal
+        from pathlib import Path
+        from assets.fetching.probe import Prober
+        prober = Prober()
+        prober.examine(Path({str(path)!r}))
+        print(prober._idle.get().pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{int(out)}") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{int(out)}")
+
+
+def test_seconds_are_compared_with_what_is_expected(prober, tmp_path):
+    path = tmp_path / "x.mp4"
+    path.write_bytes(clip(1))
+    facts = prober.examine(path)
+    check(facts, Download(), 9.9)
+    with pytest.raises(InvalidVideo, match=r"8\.0 s, expected 10\.1 s"):
+        check(facts, Download(), 10.1)
+    with pytest.raises(InvalidVideo, match="allowed are 5 s"):
+        check(facts, Download(max_duration_s=5), None)

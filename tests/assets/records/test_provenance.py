@@ -1,0 +1,76 @@
+"""Walking lineage: up to the origins, down to what was made, and hashing again."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from assets.checkpoints.results import read_weights
+from assets.records.lineage import Lineage
+from assets.records.provenance import Register, products_of_video
+from training.formats.storage import Storage
+
+
+@pytest.fixture
+def storage(tmp_path):
+    storage = Storage(str(tmp_path))
+    (tmp_path / "checkpoints/tiny/stage3/k/export").mkdir(parents=True)
+    save_file(
+        {"w": torch.arange(6.0)}, tmp_path / "checkpoints/tiny/stage3/k/export/model.safetensors"
+    )
+    version = read_weights(tmp_path / "checkpoints/tiny/stage3/k/export").version
+    for record in (
+        Lineage("annotations", "a1", inputs={"jylins/videomarathon": "f" * 40}, counts={"rows": 7}),
+        Lineage("videos[part0|panda]", "v1", inputs={"annotations": "a1"}),
+        Lineage("videos[part1|panda]", "v9", inputs={"annotations": "a1"}),
+        Lineage(
+            "conversations[part0]", "c1", inputs={"annotations": "a1", "videos[part0|panda]": "v0"}
+        ),
+        Lineage(
+            "stage3[tiny]",
+            version,
+            folder="checkpoints/tiny/stage3/k",
+            inputs={"conversations[part0]": "c1"},
+        ),
+    ):
+        record.write(storage)
+    return storage
+
+
+def test_a_checkpoint_leads_up_to_the_annotation_revision(storage):
+    lines = "\n".join(Register(storage).up("stage3[tiny]"))
+    assert "jylins/videomarathon @ " + "f" * 40 in lines
+    assert "videos[part1|panda]" not in lines
+
+
+def test_an_input_that_changed_since_is_pointed_out(storage):
+    lines = list(Register(storage).up("conversations[part0]"))
+    assert any("! videos[part0|panda] has changed since" in line and "v0" in line for line in lines)
+
+
+def test_a_video_leads_down_to_every_checkpoint_that_saw_its_part(storage):
+    register = Register(storage)
+    assert products_of_video(register, "panda/x", "part0") == [
+        "videos[part0|panda]",
+        "conversations[part0]",
+        "stage3[tiny]",
+    ]
+    assert products_of_video(register, "panda/x", "part1") == ["videos[part1|panda]"]
+
+
+def test_a_product_is_found_by_name_and_by_any_path_inside_of_it(storage):
+    register = Register(storage)
+    assert register.find("stage3[tiny]") == "stage3[tiny]"
+    inside = storage.path("checkpoints/tiny/stage3/k/export/model.safetensors")
+    assert register.find(inside) == "stage3[tiny]"
+    with pytest.raises(ValueError, match="annotations"):
+        register.find("stage9[tiny]")
+
+
+def test_changed_weights_are_noticed(storage):
+    register = Register(storage)
+    assert "verified" in register.verify("stage3[tiny]")
+    path = storage.local("checkpoints/tiny/stage3/k/export/model.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert "CHANGED" in register.verify("stage3[tiny]")

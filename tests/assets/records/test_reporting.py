@@ -1,0 +1,171 @@
+"""What a finished product tells Dagster, and what becomes of one that fails its checks."""
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+
+from assets.annotations.catalogue import SCHEMA as CATALOGUE
+from assets.annotations.collect import SCHEMA as ANNOTATIONS
+from assets.conversations.grouping import SCHEMA as CONVERSATIONS
+from assets.deployment.resources import Deployment
+from assets.evaluation.record import SCHEMA as ANSWERS
+from assets.records import columns
+from assets.records.lineage import Lineage, input_versions
+from assets.records.reporting import Published, check_spec, column_schema, publish, samples, table
+from assets.records.verdict import Verdict
+from training.formats.storage import Storage
+
+PARTS = dg.StaticPartitionsDefinition(["part0", "part1"])
+SETTINGS = (
+    "root: root\nannotations: {paths: [none.jsonl]}\nsources: {mine: {kind: drop, folder: drop}}\n"
+)
+
+
+@pytest.fixture
+def deployment(tmp_path):
+    (tmp_path / "deployment.yaml").write_text(SETTINGS)
+    return Deployment(config=str(tmp_path / "deployment.yaml"))
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage(str(tmp_path / "root"))
+
+
+def materialize(
+    deployment: Deployment, instance: dg.DagsterInstance, verdict: Verdict
+) -> dg.ExecuteInProcessResult:
+    """Make ``features[part0]``, whose check finds ``verdict``."""
+    spec = check_spec("complete", "features", "Is all there?", PARTS, blocking=verdict.severe)
+
+    @dg.asset(partitions_def=PARTS, check_specs=[spec])
+    def features(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
+        metadata = {"hours": 3.0, "notes": [], "lost": table([])}
+        counts = {"videos": 2, "quarantined": 0}
+        yield from publish(
+            context,
+            deployment,
+            version="v1",
+            inputs={},
+            counts=counts,
+            checks=[verdict],
+            metadata=metadata,
+        )
+
+    return dg.materialize(
+        [features],
+        partition_key="part0",
+        instance=instance,
+        resources={"deployment": deployment},
+        raise_on_error=False,
+    )
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    return str(event.step_failure_data.user_failure_data.description)
+
+
+def test_a_product_that_fails_a_severe_check_is_not_materialized(deployment, storage):
+    with dg.instance_for_test() as instance:
+        result = materialize(
+            deployment, instance, Verdict("complete", "1 of 2 is missing; extract again", False)
+        )
+        (evaluation,) = result.get_asset_check_evaluations()
+        assert not result.success
+        assert (evaluation.passed, evaluation.partition) == (False, "part0")
+        assert instance.get_materialized_partitions(dg.AssetKey("features")) == set()
+    assert failure(result) == (
+        "features[part0] did not pass its checks. complete: 1 of 2 is missing; extract again"
+    )
+
+
+def test_what_failed_its_check_is_refused_as_an_input_also_in_another_run(deployment, storage):
+    with dg.instance_for_test() as instance:
+        materialize(deployment, instance, Verdict("complete", "fine"))
+        assert input_versions(storage, ["features[part0]"]) == {"features[part0]": "v1"}
+        materialize(deployment, instance, Verdict("complete", "1 of 2 is missing", False))
+    with pytest.raises(
+        ValueError,
+        match=r"features\[part0\] \(complete: 1 of 2 is missing\)\. Materialize them again",
+    ):
+        input_versions(storage, ["features[part0]"])
+
+
+def test_a_warning_stops_nothing_and_is_seen(deployment, storage):
+    with dg.instance_for_test() as instance:
+        result = materialize(
+            deployment, instance, Verdict("complete", "1 is quarantined", False, severe=False)
+        )
+        (evaluation,) = result.get_asset_check_evaluations()
+        assert instance.get_materialized_partitions(dg.AssetKey("features")) == {"part0"}
+    assert result.success
+    assert (evaluation.passed, evaluation.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert Lineage.read(storage, "features[part0]").failed == {}
+
+
+def test_what_is_zero_or_empty_is_not_shown_but_kept_in_the_lineage(deployment, storage):
+    with dg.instance_for_test() as instance:
+        result = materialize(deployment, instance, Verdict("complete", "fine"))
+    (materialization,) = result.asset_materializations_for_node("features")
+    assert {"notes", "lost"}.isdisjoint(materialization.metadata)
+    shown = materialization.metadata["counts"]
+    assert [record.data for record in shown.records] == [{"what": "videos", "count": 2}]
+    assert Lineage.read(storage, "features[part0]").counts == {"videos": 2, "quarantined": 0}
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        (ANNOTATIONS, columns.ANNOTATIONS),
+        (CATALOGUE, columns.CATALOGUE),
+        (CONVERSATIONS, columns.CONVERSATIONS),
+        (ANSWERS, columns.ANSWERS),
+    ],
+)
+def test_every_column_of_a_published_table_is_told(schema, told):
+    shown = column_schema(schema, told)["dagster/column_schema"]
+    assert [column.name for column in shown.columns] == schema.names
+    assert all(column.description for column in shown.columns)
+
+
+def test_a_column_that_nobody_tells_is_named():
+    with pytest.raises(ValueError, match="width"):
+        column_schema(pa.schema([("width", pa.int32())]), {})
+
+
+def test_what_fits_a_line_comes_first_with_the_digits_a_person_reads(deployment):
+    @dg.asset
+    def made(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
+        metadata = {
+            "rows": table([{"a": 1}]),
+            "loss": 0.09704925387673465,
+            "bytes a second": 905789.0553,
+            "name": "x",
+        }
+        yield from publish(
+            context, deployment, version="v1", inputs={}, counts={"all": 2}, metadata=metadata
+        )
+
+    with dg.instance_for_test() as instance:
+        result = dg.materialize([made], instance=instance, resources={"deployment": deployment})
+        (event,) = result.asset_materializations_for_node("made")
+    shown = {name: entry.value for name, entry in event.metadata.items()}
+    assert list(shown) == ["loss", "bytes a second", "name", "version", "counts", "rows", "lineage"]
+    assert (shown["loss"], shown["bytes a second"], shown["version"]) == (0.09705, 905789, "v1")
+
+
+def test_one_example_is_shown_turn_by_turn_and_short_enough_to_be_inline():
+    rows = [
+        {"turns": 2, "id": "a", "conversation": "human: <image>\nWhat?\ngpt: Green."},
+        {"turns": 4, "id": "b"},
+    ]
+    shown = samples(rows)
+    assert shown["one sample"].md_str == "**human:** &lt;image>\nWhat?\n\n**gpt:** Green."
+    assert [record.data for record in shown["examples"].records] == [
+        {"id": "a", "turns": 2},
+        {"id": "b", "turns": 4},
+    ]
+    long = samples([{"id": "a", "conversation": "human: " + "x" * 5000}])
+    assert len(long["one sample"].md_str) < 1000
+    assert samples([]) == {}

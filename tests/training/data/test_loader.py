@@ -1,0 +1,456 @@
+"""The loader: exact order and resumption, one stream a step, and every kind of damage in its own
+place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from streaming import Stream, StreamingDataset
+from streaming.base.batching import generate_work
+from streaming.base.world import World
+
+from assets.deployment.parts import part_of
+from tests.training.shard_runs import FRAMES, Blind, Corpus, features_of, make_corpus
+from training.data.loader import Loader, build_loader
+from training.data.order import Streams
+from training.formats.hashing import seed_of
+from training.run_config import StreamConfig
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory) -> Corpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def corpus(pristine, tmp_path) -> Corpus:
+    """A copy that may be damaged."""
+    shutil.copytree(pristine.root, tmp_path / "corpus")
+    return Corpus(tmp_path / "corpus", pristine.processor)
+
+
+def loader_of(
+    corpus: Corpus, rank: int = 0, world: int = 1, seeing: bool = False, **changes
+) -> Loader:
+    """A loader that leaves images out of its samples unless it is ``seeing``: most tests are about
+    which, not what.
+    """
+    processor = (
+        corpus.processor if seeing else Blind(corpus.processor.config, corpus.processor.tokenizer)
+    )
+    return build_loader(corpus.run(**changes), processor, rank, world)
+
+
+def ids(loader: Loader) -> list[list[str]]:
+    return [batch.sample_ids for batch in loader]
+
+
+def steps(batches: list[list[str]], accumulation: int) -> list[list[str]]:
+    """Sample ids of each optimizer step."""
+    return [
+        list(chain(*batches[place : place + accumulation]))
+        for place in range(0, len(batches), accumulation)
+    ]
+
+
+def test_an_epoch_has_every_sample_at_most_once_and_leaves_out_less_than_a_global_batch_of_a_stream(
+    pristine,
+):
+    loader = loader_of(pristine)
+    batches = list(loader)
+    assert len(batches) == len(loader) == loader.steps_per_epoch * 2
+    seen = [name for batch in batches for name in batch.sample_ids]
+    assert len(set(seen)) == len(seen)
+    by_stream = Counter(batch.stream for batch in batches for _ in batch.samples)
+    assert (by_stream[0], by_stream[1]) == (120, 64)
+    assert {
+        name.startswith("panda/") for batch in batches if batch.stream for name in batch.sample_ids
+    } == {True}
+    assert not any(batch.dropped for batch in batches)
+
+
+def test_all_batches_of_a_step_are_of_one_stream_and_streams_are_mixed(pristine):
+    streams = [batch.stream for batch in loader_of(pristine, global_batch=8)]
+    per_step = np.array(streams).reshape(-1, 4)
+    assert (per_step == per_step[:, :1]).all()
+    order = per_step[:, 0]
+    assert (
+        0 < np.count_nonzero(np.diff(order)) < len(order) - 1
+        or len(set(order[: len(order) // 2])) == 2
+    )
+
+
+def test_epochs_differ_and_the_same_epoch_does_not(pristine):
+    one, two = loader_of(pristine), loader_of(pristine)
+    first, second = ids(one), ids(one)
+    assert (first, second) == (ids(two), ids(two))
+    assert first != second
+    assert {name for batch in first for name in batch} == {
+        name for batch in second for name in batch
+    }
+    assert ids(loader_of(pristine, seed="other")) != first
+
+
+@pytest.mark.parametrize("canonical", [1, 2])
+def test_the_samples_of_each_step_do_not_depend_on_the_number_of_ranks(pristine, canonical):
+    found = []
+    for world in (1, 2, 4):
+        ranks = [
+            loader_of(pristine, rank, world, canonical_nodes=canonical) for rank in range(world)
+        ]
+        accumulation = ranks[0].accumulation
+        per_rank = [steps(ids(loader), accumulation) for loader in ranks]
+        found.append([set(chain(*shares)) for shares in zip(*per_rank, strict=True)])
+    assert found[0] == found[1] == found[2]
+    assert all(len(step) == 4 for step in found[0])
+
+
+@pytest.mark.parametrize("taken", [0, 1, 7, 45])
+def test_resuming_gives_exactly_the_remaining_samples(pristine, taken):
+    whole = ids(loader_of(pristine))
+    loader = loader_of(pristine)
+    batches = iter(loader)
+    head = [next(batches).sample_ids for _ in range(2 * taken)]
+    state = json.loads(json.dumps(loader.state_dict()))
+    batches.close()
+    for world in (1, 2):
+        ranks = [loader_of(pristine, rank, world) for rank in range(world)]
+        tails = []
+        for resumed in ranks:
+            resumed.load_state_dict(state)
+            tails.append(steps(ids(resumed), resumed.accumulation))
+        tail = [set(chain(*shares)) for shares in zip(*tails, strict=True)]
+        assert [set(step) for step in steps(head, 2)] + tail == [
+            set(step) for step in steps(whole, 2)
+        ]
+
+
+def test_the_state_at_the_end_of_an_epoch_goes_on_with_the_next_one(pristine):
+    loader = loader_of(pristine)
+    ids(loader)
+    state = loader.state_dict()
+    second = ids(loader)
+    resumed = loader_of(pristine)
+    resumed.load_state_dict(state)
+    assert resumed.epoch == 1
+    assert ids(resumed) == second
+
+
+def test_a_position_is_refused_when_it_comes_late_belongs_elsewhere_or_is_within_a_step(pristine):
+    loader = loader_of(pristine)
+    state = loader.state_dict()
+    other = loader_of(pristine, shuffle_block=32)
+    with pytest.raises(ValueError, match="belongs to other shards, or another seed"):
+        other.load_state_dict(state)
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(RuntimeError, match="1 of 2 batches of this step are taken"):
+        loader.state_dict()
+    with pytest.raises(RuntimeError, match="before the first batch"):
+        loader.load_state_dict(state)
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_gives_the_same_batches_also_after_resuming(pristine):
+    whole = list(loader_of(pristine, seeing=True))
+    for workers in (1, 3):
+        loader = loader_of(pristine, seeing=True, workers=workers)
+        try:
+            found = list(loader)
+            assert [batch.sample_ids for batch in found] == [batch.sample_ids for batch in whole]
+            for one, two in zip(whole, found, strict=True):
+                for mine, theirs in zip(one.samples, two.samples, strict=True):
+                    assert torch.equal(mine.input_ids, theirs.input_ids)
+                    assert mine.seed == theirs.seed
+                    visual, other = mine.visuals[0], theirs.visuals[0]
+                    tensor = visual.pixels if visual.pixels is not None else visual.features
+                    assert torch.equal(
+                        tensor, other.pixels if other.pixels is not None else other.features
+                    )
+            second = ids(loader)
+        finally:
+            loader.close()
+        resumed = loader_of(pristine, workers=4 - workers)
+        try:
+            resumed.load_state_dict({**loader.state_dict(), "epoch": 1, "step": 5})
+            assert ids(resumed) == second[10:]
+        finally:
+            resumed.close()
+
+
+def test_stored_features_arrive_whole_and_belong_to_their_sample(pristine):
+    seen = set()
+    for batch in loader_of(pristine):
+        for sample in batch.samples if batch.stream else []:
+            seen.add(sample.id)
+            features = sample.visuals[0].features
+            assert features.shape[0] == FRAMES
+            assert torch.equal(features, features_of(sample.id.partition("#")[0]))
+            assert sample.seed == seed_of("hour-llava", 0, sample.id)
+    assert len(seen) == 64
+
+
+def test_short_videos_are_decoded(pristine):
+    loader = build_loader(pristine.short_run(), pristine.processor, 0, 1)
+    batch = next(iter(loader))
+    assert batch.samples[0].visuals[0].kind == "frames"
+    assert batch.samples[0].visuals[0].pixels.dtype == torch.uint8
+
+
+# --- damage
+# -----------------------------------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGES = {
+    "missing": Path.unlink,
+    "cut short": cut,
+    "empty": lambda path: path.write_bytes(b""),
+    "one bit": flip,
+}
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_left_out_and_everything_else_keeps_its_place(corpus, damage, workers):
+    whole = list(loader_of(corpus))
+    names = {name: batch.stream for batch in whole for name in batch.sample_ids}
+    expected = [batch.sample_ids for batch in whole]
+    shard = corpus.root / "VideoMarathon/sharding/videomarathon_video_part0/shard.00001.mds"
+    DAMAGES[damage](shard)
+    loader = loader_of(corpus, workers=workers, max_dropped_share=0.2)
+    try:
+        began = time.monotonic()
+        batches = list(loader)
+        assert time.monotonic() - began < 50
+    finally:
+        loader.close()
+    lost = {name for names_of in expected for name in names_of} - {
+        n for batch in batches for n in batch.sample_ids
+    }
+    assert len(lost) == 8
+    assert {names[name] for name in lost} == {1}
+    assert [[name for name in step if name not in lost] for step in expected] == [
+        b.sample_ids for b in batches
+    ]
+    assert loader.report() == {"damaged shard": 8}
+    dropped = [item for batch in batches for item in batch.dropped]
+    assert sorted(name for name, _ in dropped) == [
+        f"videomarathon_video_part0/shard.00001.mds#{n}" for n in range(8)
+    ]
+
+
+def test_too_many_damaged_shards_stop_the_run_before_it_begins_and_are_named(corpus):
+    flip(corpus.root / "VideoMarathon/sharding/videomarathon_video_part0/shard.00001.mds")
+    with pytest.raises(
+        ValueError, match=r"1 damaged shards hold 8 of 184 samples: .*shard.00001.mds: its content"
+    ):
+        loader_of(corpus, max_dropped_share=0.02)
+
+
+def test_a_shard_that_breaks_while_training_is_noticed_row_by_row(corpus):
+    loader = loader_of(corpus, max_dropped_share=0.5)
+    (corpus.root / "VideoMarathon/sharding/videomarathon_video_part0/shard.00001.mds").unlink()
+    batches = list(loader)
+    assert sum(len(batch.dropped) for batch in batches) == 8
+    assert loader.report() == {"damaged shard": 8}
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (Path.unlink, "features missing"),
+        (cut, "features damaged"),
+        (lambda p: p.write_bytes(b"x" * 9000), "features damaged"),
+    ],
+)
+def test_samples_without_usable_features_are_left_out_and_named(corpus, damage, reason):
+    damage(corpus.root / "features/panda/p1v3.safetensors")
+    loader = loader_of(corpus, max_dropped_share=0.2)
+    batches = list(loader)
+    assert loader.report() == {reason: 4}
+    dropped = sorted(item for batch in batches for item in batch.dropped)
+    assert dropped == [(f"panda/p1v3#1-{n}", reason) for n in range(4)]
+    assert not any("p1v3" in name for batch in batches for name in batch.sample_ids)
+
+
+def test_short_videos_that_are_missing_or_broken_are_told_apart(corpus):
+    videos = corpus.root / "LLaVA-Video-178K/videos/a"
+    (videos / "3.mp4").unlink()
+    (videos / "4.mp4").write_bytes(b"<html>not found</html>")
+    run = corpus.short_run(
+        parts=(part_of("video a/3.mp4", 10), part_of("video a/4.mp4", 10)),
+        global_batch=1,
+        max_dropped_share=0.9,
+    )
+    loader = build_loader(run, corpus.processor, 0, 1)
+    list(loader)
+    assert loader.report() == {"video missing": 3, "video not media": 3}
+
+
+def test_samples_that_are_too_long_are_counted_and_never_cut(pristine):
+    loader = loader_of(pristine, seeing=True, max_dropped_share=1.0, max_length=100)
+    batches = list(loader)
+    assert set(loader.report()) == {"too long"}
+    assert loader.report()["too long"] == sum(len(batch.dropped) for batch in batches)
+    assert all(len(batch.samples) + len(batch.dropped) == 2 for batch in batches)
+
+
+def test_more_losses_than_allowed_stop_the_run_with_the_reasons(corpus):
+    for number in range(8):
+        (corpus.root / f"features/panda/p1v{number}.safetensors").unlink()
+    loader = loader_of(corpus, max_dropped_share=0.05)
+    with pytest.raises(
+        ValueError, match=r"10 samples of this rank could not be used \(10 features missing\)"
+    ):
+        list(loader)
+
+
+@pytest.mark.slow
+def test_a_worker_that_gives_nothing_raises_in_time(corpus):
+    loader = loader_of(corpus, workers=1, data_timeout_s=10.0)
+    batches = iter(loader)
+    next(batches)
+    worker = loader._loader._iterator._workers[0]
+    os.kill(worker.pid, 19)  # SIGSTOP: it is alive and does nothing
+    try:
+        with pytest.raises(RuntimeError, match="timed out"):
+            for _ in batches:
+                pass
+    finally:
+        os.kill(worker.pid, 9)
+        loader.close()
+
+
+# --- indexes
+# ----------------------------------------------------------------------------------------------------------
+
+
+def images_only(corpus: Corpus, index: str = "llavavideo_si_part0/index.json") -> StreamConfig:
+    return StreamConfig("images", str(corpus.root / "VideoMarathon/sharding"), (index,))
+
+
+def edit(corpus: Corpus, **changes) -> None:
+    path = corpus.root / "VideoMarathon/sharding/llavavideo_si_part0/index.json"
+    content = json.loads(path.read_text())
+    content["shards"][0]["raw_data"].update(changes)
+    path.write_text(json.dumps(content))
+
+
+def test_indexes_that_are_missing_or_broken_or_lead_elsewhere_are_errors(corpus):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/index.json: no such index"):
+        loader_of(corpus, streams=(images_only(corpus, "nowhere/index.json"),))
+    for name in ("../../../etc/passwd", "/etc/passwd"):
+        edit(corpus, basename=name)
+        with pytest.raises(ValueError, match="leaves its folder"):
+            loader_of(corpus, streams=(images_only(corpus),))
+    (corpus.root / "VideoMarathon/sharding/llavavideo_si_part0/index.json").write_text(
+        '{"shards": ['
+    )
+    with pytest.raises(ValueError, match="not a JSON index"):
+        loader_of(corpus, streams=(images_only(corpus),))
+
+
+def test_a_stream_smaller_than_a_global_batch_is_an_error_that_says_so(pristine):
+    with pytest.raises(
+        ValueError, match=r"stream 'images' has \d+ samples, fewer than the global batch of 64"
+    ):
+        loader_of(pristine, streams=(images_only(pristine),), global_batch=64)
+
+
+def test_a_remote_root_reads_the_same_through_a_bounded_cache(pristine, tmp_path):
+    import fsspec
+
+    sharding = pristine.root / "VideoMarathon/sharding"
+    memory = fsspec.filesystem("memory")
+    root = f"memory://{tmp_path.name}"
+    for path in sharding.rglob("*"):
+        if path.is_file():
+            memory.pipe_file(f"/{tmp_path.name}/{path.relative_to(sharding)}", path.read_bytes())
+    run = pristine.run()
+    remote = tuple(StreamConfig(stream.name, root, stream.indexes) for stream in run.streams)
+    expected = ids(loader_of(pristine))
+    streams = Streams(pristine.run(streams=remote), 0, 1)
+    largest = max(shard.bytes for shard in streams.shards)
+    for cache in streams.caches:
+        cache.folder, cache.max_bytes = tmp_path / "cache", 3 * largest
+    blind = Blind(pristine.processor.config, pristine.processor.tokenizer)
+    loader = Loader(pristine.run(streams=remote), blind, streams)
+    assert ids(loader) == expected
+    held = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*/*"))
+    assert 0 < held <= 3 * largest
+
+    broken = f"/{tmp_path.name}/videomarathon_video_part0/shard.00001.mds"
+    memory.pipe_file(broken, memory.cat_file(broken)[:-1] + b"?")
+    shutil.rmtree(tmp_path / "cache")
+    again = Loader(pristine.run(streams=remote, max_dropped_share=0.5), blind, streams)
+    ids(again)
+    assert again.report() == {"damaged shard": 8}
+
+
+# --- order
+# ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("nodes", "per_node"), [(1, 1), (1, 2), (2, 1)])
+def test_the_order_is_that_of_a_plain_streaming_dataset(pristine, monkeypatch, nodes, per_node):
+    sharding = pristine.root / "VideoMarathon/sharding"
+    parts = ("llavavideo_si_part0", "videomarathon_video_part0")
+    streams = tuple(StreamConfig(part, str(sharding), (f"{part}/index.json",)) for part in parts)
+    run = pristine.run(streams=streams, global_batch=4, micro_batch=2, shuffle_block=24)
+    world = nodes * per_node
+    plain = StreamingDataset(
+        streams=[Stream(local=str(sharding / part)) for part in parts],
+        batch_size=4 // world,
+        shuffle=True,
+        shuffle_algo="py1e",
+        shuffle_seed=seed_of(run.seed, "shuffle"),
+        shuffle_block_size=24,
+        num_canonical_nodes=run.canonical_nodes,
+        batching_method="per_stream",
+    )
+    for stream in plain.streams:
+        stream.proportion = (
+            1.0  # which says how much of the block it gets; here each has one of its own
+        )
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(per_node))
+    for rank in range(world):
+        for epoch in (0, 1):
+            work = generate_work("per_stream", plain, World(nodes, per_node, 1, rank), epoch, 0)
+            expected = work[rank // per_node, rank % per_node, 0]
+            order = Streams(run, rank, world).order(epoch)
+            assert len(order) > 5
+            assert np.array_equal(order, expected[(expected >= 0).all(axis=1)])
+
+
+def test_rows_of_one_video_are_read_close_together_while_a_batch_mixes_videos(pristine):
+    """The point of grouped rows and a small block: few feature files are open at a time, yet
+    batches are mixed.
+    """
+    loader = loader_of(
+        pristine, streams=(pristine.run().streams[1],), shuffle_block=16, global_batch=4
+    )
+    order = [name.partition("#")[0] for batch in loader for name in batch.sample_ids]
+    reach = {video: len(order) - order[::-1].index(video) - order.index(video) for video in order}
+    assert max(reach.values()) <= 2 * 16
+    distinct = np.mean([len(set(order[place : place + 4])) for place in range(0, len(order), 4)])
+    assert distinct > 2

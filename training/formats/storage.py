@@ -1,0 +1,271 @@
+"""One way to read and publish files, on a local folder or any fsspec URL.
+
+Everything is written under a temporary name and published by one rename (local) or one upload
+(object store): what has a final name is complete. Names passed in are POSIX paths relative to the
+root.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+TEMPORARY_PREFIX = ".tmp-"
+MARKERS = ("index.json", "lineage.json")  # written last: a folder that has them is complete
+COPIES = "copies"
+UNUSED_S = 7 * 24 * 3600  # a copy of a remote file that nobody read for so long is removed
+
+
+class Storage:
+    """A root folder or URL.
+
+    Args:
+        root: a local path or any fsspec URL (``s3://bucket/prefix``, ``memory://x``).
+        cache: where copies of remote files are kept for reading, until nobody read them for a week;
+            a per-root folder under the system's temporary directory by default. Unused for a local
+            root.
+    """
+
+    def __init__(self, root: str, cache: Path | None = None) -> None:
+        filesystem, base = fsspec.url_to_fs(str(root))
+        self.fs: fsspec.AbstractFileSystem = filesystem
+        self.is_local = isinstance(filesystem, LocalFileSystem)
+        self.base = os.path.abspath(base) if self.is_local else base.rstrip("/")
+        self.root = self.base if self.is_local else str(root).rstrip("/")
+        digest = hashlib.sha256(self.root.encode()).hexdigest()[:16]
+        self.cache = cache or Path(tempfile.gettempdir()) / f"hourllava-cache-{digest}"
+
+    def __repr__(self) -> str:
+        return f"Storage({self.root!r})"
+
+    def path(self, rel: str = "") -> str:
+        """Full path or URL of ``rel``.
+
+        Raises:
+            ValueError: ``rel`` is absolute or leaves the root.
+        """
+        return f"{self.root}/{_checked(rel)}" if rel else self.root
+
+    def exists(self, rel: str) -> bool:
+        return bool(self.fs.exists(self._inner(rel)))
+
+    def size(self, rel: str) -> int:
+        """Bytes of the file ``rel``."""
+        return int(self.fs.size(self._inner(rel)))
+
+    def list(self, rel: str = "", suffix: str = "") -> list[str]:
+        """Sorted names, relative to the root, of all files below the folder ``rel``; temporary ones
+        are left out.
+        """
+        folder = self._inner(rel)
+        if not self.fs.exists(folder):
+            return []
+        prefix_length = len(self.base.rstrip("/")) + 1
+        names = (str(found)[prefix_length:] for found in self.fs.find(folder))
+        return sorted(
+            name
+            for name in names
+            if name.endswith(suffix)
+            and not any(p.startswith(TEMPORARY_PREFIX) for p in name.split("/"))
+        )
+
+    def open(self, rel: str) -> Any:
+        """A binary file object for reading."""
+        return self.fs.open(self._inner(rel), "rb")
+
+    def read_bytes(self, rel: str) -> bytes:
+        return bytes(self.fs.cat_file(self._inner(rel)))
+
+    def read_json(self, rel: str) -> Any:
+        return json.loads(self.read_bytes(rel))
+
+    def local(self, rel: str) -> Path:
+        """A local file with the content of ``rel``: the file itself, or a cached copy of a remote
+        one.
+
+        A cached copy is fetched again when the remote's size or checksum changed.
+        """
+        if self.is_local:
+            return Path(self._inner(rel))
+        inner = self._inner(rel)
+        version = hashlib.sha256(str(self.fs.checksum(inner)).encode()).hexdigest()[:16]
+        target = self.cache / COPIES / version / rel
+        if not target.exists():
+            self._forget_unused()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(_temporary_name(target.name))
+            self.fs.get_file(inner, str(temporary))
+            os.replace(temporary, target)
+        os.utime(self.cache / COPIES / version)
+        return target
+
+    def local_folder(self, rel: str) -> Path:
+        """A local folder with the files below ``rel``: the folder itself, or a cached copy of a
+        remote one.
+
+        A cached copy is fetched again when any of the remote files changed.
+        """
+        if self.is_local:
+            return Path(self._inner(rel))
+        names = self.list(rel)
+        state = [(name, str(self.fs.checksum(self._inner(name)))) for name in names]
+        version = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+        target = self.cache / COPIES / version / _checked(rel)
+        if not target.exists():
+            self._forget_unused()
+            temporary = target.with_name(_temporary_name(target.name))
+            for name in names:
+                file = temporary / PurePosixPath(name).relative_to(_checked(rel))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self.fs.get_file(self._inner(name), str(file))
+            os.replace(temporary, target)
+        os.utime(self.cache / COPIES / version)
+        return target
+
+    def _forget_unused(self) -> None:
+        """Remove copies that nobody asked for lately."""
+        for copy in (self.cache / COPIES).glob("*"):
+            with suppress(FileNotFoundError):  # another process removes it at this moment
+                if time.time() - copy.stat().st_mtime > UNUSED_S:
+                    shutil.rmtree(copy)
+
+    @contextmanager
+    def writing(self, rel: str) -> Iterator[Path]:
+        """A temporary local file that becomes ``rel`` when the block ends well, and vanishes when
+        it does not.
+        """
+        target = self._inner(rel)
+        with self._scratch(target) as temporary:
+            yield temporary
+            if self.is_local:
+                fsync_file(temporary)
+                os.replace(temporary, target)
+                fsync_folder(temporary.parent)
+            else:
+                self.fs.put_file(str(temporary), target)
+
+    def remove_unfinished(self, rel: str) -> None:
+        """Remove what killed writers of the file ``rel`` left beside it. Only for who alone writes
+        it.
+        """
+        if self.is_local:
+            target = Path(self._inner(rel))
+            for path in target.parent.glob(
+                f"{TEMPORARY_PREFIX}{'?' * 12}-{glob.escape(target.name)}"
+            ):
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def writing_dir(self, rel: str) -> Iterator[Path]:
+        """A temporary local folder that replaces the folder ``rel`` when the block ends well.
+
+        On an object store the files are uploaded in name order, except the markers ``index.json``
+        and ``lineage.json``: those of the folder that is replaced go first and the new ones come
+        last, so that a folder with markers is complete at every moment.
+        """
+        target = self._inner(rel)
+        with self._scratch(target) as temporary:
+            temporary.mkdir(parents=True)
+            yield temporary
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            if self.is_local:
+                for file in files:
+                    fsync_file(file)
+                if os.path.isdir(target):
+                    previous = Path(target).with_name(_temporary_name("replaced"))
+                    os.rename(target, previous)
+                    os.rename(temporary, target)
+                    shutil.rmtree(previous)
+                else:
+                    os.rename(temporary, target)
+                fsync_folder(Path(target).parent)
+            else:
+                if self.fs.exists(target):
+                    replaced = self.fs.find(target)
+                    for name in sorted(
+                        replaced, key=lambda name: name.rpartition("/")[2] not in MARKERS
+                    ):
+                        self.fs.rm(name)
+                for file in sorted(files, key=lambda path: (path.name in MARKERS, path)):
+                    self.fs.put_file(
+                        str(file), f"{target}/{file.relative_to(temporary).as_posix()}"
+                    )
+
+    def write_json(self, rel: str, value: Any) -> None:
+        with self.writing(rel) as temporary:
+            temporary.write_text(
+                json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+            )
+
+    def write_bytes(self, rel: str, data: bytes) -> None:
+        with self.writing(rel) as temporary:
+            temporary.write_bytes(data)
+
+    def remove(self, rel: str) -> None:
+        """Remove a file or a folder; nothing happens when it does not exist."""
+        inner = self._inner(rel)
+        if self.fs.exists(inner):
+            self.fs.rm(inner, recursive=True)
+
+    def _inner(self, rel: str) -> str:
+        return f"{self.base}/{_checked(rel)}" if rel else self.base
+
+    @contextmanager
+    def _scratch(self, target: str) -> Iterator[Path]:
+        """A fresh temporary path: beside the target when local, so that publishing is one rename on
+        one device.
+        """
+        if self.is_local:
+            folder = Path(target).parent
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = Path(tempfile.mkdtemp(prefix="hourllava-upload-"))
+        temporary = folder / _temporary_name(Path(target).name)
+        try:
+            yield temporary
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)
+            if not self.is_local:
+                folder.rmdir()
+
+
+def fsync_file(path: Path) -> None:
+    """Flush a file's content to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def fsync_folder(path: Path) -> None:
+    """Flush a folder's entries, so that a rename survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary_name(name: str) -> str:
+    return f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}-{name}"
+
+
+def _checked(rel: str) -> str:
+    pure = PurePosixPath(rel)
+    if pure.is_absolute() or ".." in pure.parts:
+        raise ValueError(f"{rel!r} leaves the storage root; names are relative and hold no '..'")
+    return rel.strip("/")
