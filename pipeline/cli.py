@@ -186,7 +186,10 @@ def _lineage(chosen: argparse.Namespace) -> int:
         print("\n".join(f"  {line}" for line in register.down(name)))
     if not chosen.verify:
         return 0
-    verdicts = [register.verify(name) for name in products if name in register.records]
+    from pipeline.verify import verify
+
+    records = [register.records[name] for name in products if name in register.records]
+    verdicts = [verify(register.storage, record) for record in records]
     print("\n".join(["verified:", *(f"  {verdict}" for verdict in verdicts)]))
     return 1 if any("CHANGED" in verdict for verdict in verdicts) else 0
 

@@ -76,6 +76,26 @@ def read_weights(folder: Path) -> Weights:
     return Weights(version, tensors, parameters)
 
 
+def verify_weights(folder: Path, version: str) -> str | None:
+    """Hash the weights in a local folder, or in its `export`, again.
+
+    Args:
+        version: the hash that was recorded for them.
+
+    Returns:
+        A clause that says whether they are those, or None where the folder holds no weights.
+    """
+    for place in (folder / "export", folder):
+        if list(place.glob("*.safetensors")):
+            weights = read_weights(place)
+            if weights.version == version:
+                return f"verified, {weights.tensors} tensors"
+            return (
+                f"CHANGED: the weights are {weights.version[:12]}, the record says {version[:12]}"
+            )
+    return None
+
+
 def read_results(run: RunConfig) -> Results:
     """What the finished run in ``run.out`` tells.
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from assets.checkpoints.results import Weights, read_weights
 from assets.records.lineage import LINEAGE_NAME, Lineage, all_records, product
-from assets.shards.checks import part_faults
 from training.formats.storage import Storage
 
 
@@ -105,24 +102,6 @@ class Register:
         failed = f"  ! did not pass: {', '.join(record.failed)}" if record.failed else ""
         return f"{name}  {record.version[:12]}  {counts}{failed}"
 
-    def verify(self, name: str) -> str:
-        """Hash a product's files again; a sentence that says whether they are what was recorded."""
-        record = self.records[name]
-        folder = self.storage.local_folder(record.folder) if record.folder else None
-        if folder and (folder / "index.json").exists():
-            faults = part_faults(Storage(str(folder.parent)), folder.name)
-            shards = len(json.loads((folder / "index.json").read_text())["shards"])
-            return (
-                f"{name}: CHANGED: {'; '.join(faults)}"
-                if faults
-                else f"{name}: verified, {shards} shards"
-            )
-        if folder and (weights := _weights(folder)):
-            if weights.version == record.version:
-                return f"{name}: verified, {weights.tensors} tensors"
-            return f"{name}: CHANGED: the weights are {weights.version[:12]}, the record says {record.version[:12]}"
-        return f"{name}: holds neither shards nor weights, nothing to hash"
-
 
 def products_of_video(register: Register, video: str, part: str) -> list[str]:
     """The products that were made from one long video, nearest first, given its part."""
@@ -135,10 +114,3 @@ def products_of_video(register: Register, video: str, part: str) -> list[str]:
             found.append(name)
             queue += sorted(register.children.get(name, []))
     return found
-
-
-def _weights(folder: Path) -> Weights | None:
-    for place in (folder / "export", folder):
-        if list(place.glob("*.safetensors")):
-            return read_weights(place)
-    return None

@@ -6,9 +6,11 @@ Training verifies its shards again before it starts; here it is found out before
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -79,6 +81,20 @@ def part_faults(storage: Storage, folder: str) -> list[str]:
 
     with ThreadPoolExecutor(8) as pool:
         return faults + [found for found in pool.map(fault, sorted(indexed)) if found]
+
+
+def verify_part(folder: Path) -> str | None:
+    """Hash the shards in a local folder again.
+
+    Returns:
+        A clause that says whether they are what the part's index says, or None where the folder
+        is no part.
+    """
+    if not (folder / INDEX).exists():
+        return None
+    if faults := part_faults(Storage(str(folder.parent)), folder.name):
+        return f"CHANGED: {'; '.join(faults)}"
+    return f"verified, {len(json.loads((folder / INDEX).read_text())['shards'])} shards"
 
 
 def one_place(storage: Storage, parts: Sequence[str]) -> Verdict:

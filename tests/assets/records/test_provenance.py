@@ -1,10 +1,7 @@
-"""Walking lineage: up to the origins, down to what was made, and hashing again."""
+"""Walking lineage: up to the origins, and down to what was made."""
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from assets.checkpoints.results import read_weights
 from assets.records.lineage import Lineage
 from assets.records.provenance import Register, products_of_video
 from training.formats.storage import Storage
@@ -13,11 +10,6 @@ from training.formats.storage import Storage
 @pytest.fixture
 def storage(tmp_path):
     storage = Storage(str(tmp_path))
-    (tmp_path / "checkpoints/tiny/stage3/k/export").mkdir(parents=True)
-    save_file(
-        {"w": torch.arange(6.0)}, tmp_path / "checkpoints/tiny/stage3/k/export/model.safetensors"
-    )
-    version = read_weights(tmp_path / "checkpoints/tiny/stage3/k/export").version
     for record in (
         Lineage("annotations", "a1", inputs={"jylins/videomarathon": "f" * 40}, counts={"rows": 7}),
         Lineage("videos[part0|panda]", "v1", inputs={"annotations": "a1"}),
@@ -27,7 +19,7 @@ def storage(tmp_path):
         ),
         Lineage(
             "stage3[tiny]",
-            version,
+            "s1",
             folder="checkpoints/tiny/stage3/k",
             inputs={"conversations[part0]": "c1"},
         ),
@@ -64,13 +56,3 @@ def test_a_product_is_found_by_name_and_by_any_path_inside_of_it(storage):
     assert register.find(inside) == "stage3[tiny]"
     with pytest.raises(ValueError, match="annotations"):
         register.find("stage9[tiny]")
-
-
-def test_changed_weights_are_noticed(storage):
-    register = Register(storage)
-    assert "verified" in register.verify("stage3[tiny]")
-    path = storage.local("checkpoints/tiny/stage3/k/export/model.safetensors")
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    assert "CHANGED" in register.verify("stage3[tiny]")
