@@ -57,7 +57,7 @@ def configured_files(
     """
     chosen = settings.annotations
     if chosen.repo:
-        repo = Hub(settings, log).repo(chosen.repo, chosen.revision)
+        repo = Hub(settings.hub_endpoint, settings.download, log).repo(chosen.repo, chosen.revision)
         found = [
             file for file in repo.files(chosen.files) if Path(file.path).suffix.lower() in SUFFIXES
         ]

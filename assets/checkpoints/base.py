@@ -82,7 +82,9 @@ def _download(
     resumable.
     """
     name, _, revision = chosen.partition("@")
-    repo = Hub(settings, log).repo(name, revision or "main", kind="model")
+    repo = Hub(settings.hub_endpoint, settings.download, log).repo(
+        name, revision or "main", kind="model"
+    )
     target = settings.training.scratch / "downloads" / f"{name.replace('/', '--')}@{repo.commit}"
     files = repo.files(FILES)
     for number, file in enumerate(files, 1):

@@ -72,7 +72,9 @@ def collect_onevision(
             are required.
     """
     chosen = settings.collections
-    repo = Hub(settings, log).repo(chosen.onevision_repo, chosen.onevision_revision)
+    repo = Hub(settings.hub_endpoint, settings.download, log).repo(
+        chosen.onevision_repo, chosen.onevision_revision
+    )
     listed = repo.files()
     job = _Collecting(storage, settings, repo, ONEVISION, log)
     plans = {name: _onevision_files(name, listed) for name in job.wanted}
@@ -106,7 +108,9 @@ def collect_llava_video(
         OperatorError: as ``collect_onevision``.
     """
     chosen = settings.collections
-    repo = Hub(settings, log).repo(chosen.video_repo, chosen.video_revision)
+    repo = Hub(settings.hub_endpoint, settings.download, log).repo(
+        chosen.video_repo, chosen.video_revision
+    )
     listed = repo.files(["*.json", "*.jsonl", "*.tar.gz", "*.tgz", "*.tar"])
     job = _Collecting(storage, settings, repo, LLAVA_VIDEO, log)
     sources = {name: _video_annotation(name, listed) for name in job.wanted}

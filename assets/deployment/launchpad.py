@@ -9,7 +9,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from assets.deployment.settings import Section, Settings
+from assets.deployment.settings import Settings
+from model.configuration import Section
 
 
 def _changed(section: Section, **values: Any) -> Any:

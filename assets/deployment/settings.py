@@ -7,20 +7,18 @@ proxies come from the environment.
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
+
+from assets.fetching.options import Download
+from model.configuration import Section, parse
 
 CONFIG_VARIABLE = "HOURLLAVA_CONFIG"
 DEFAULT_CONFIG = Path(__file__).parents[2] / "pipeline" / "deployment.yaml"
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Source(Section):
@@ -110,51 +108,6 @@ class Annotations(Section):
         if (self.repo is None) == (not self.paths):
             raise ValueError("give either annotations.repo or annotations.paths")
         return self
-
-
-class Download(Section):
-    """How politely and how stubbornly videos are fetched."""
-
-    workers: int = Field(default=4, ge=1)
-    min_interval_s: float = Field(
-        default=5.0, ge=0, description="least time between two requests to one host"
-    )
-    attempts: int = Field(
-        default=5, ge=1, description="tries of one video before it is given up as exhausted"
-    )
-    backoff_s: float = Field(
-        default=30.0, ge=0, description="first wait after a passing failure; doubles, jittered"
-    )
-    max_bytes: int = Field(default=8 << 30, description="largest video accepted")
-    max_duration_s: float = Field(default=3900.0, description="longest video accepted")
-    timeout_s: float = Field(
-        default=30.0,
-        gt=0,
-        description="longest silence of a server; the hub's: HF_HUB_DOWNLOAD_TIMEOUT",
-    )
-    hub_backoff_s: float = Field(
-        default=2.0, ge=0, description="as backoff_s, for the hub's and other plain files"
-    )
-    cooldown_s: float = Field(
-        default=60.0, ge=0, description="pause of a whole host after it said: too many requests"
-    )
-    breaker: int = Field(
-        default=10,
-        ge=1,
-        description="refusals in a row (bot checks, blocks) after which a host rests",
-    )
-    retry: list[str] = Field(
-        default=[], description="permanent reasons to try again, e.g. geo after a proxy was set"
-    )
-    min_free_bytes: int = Field(
-        default=20 << 30, description="downloads stop when the disk has less free than this"
-    )
-    coverage_threshold: float = Field(
-        default=0.5, ge=0, le=1, description="least share of expected videos present"
-    )
-    verify_tolerance_s: float = Field(
-        default=2.0, description="difference allowed between real and stated duration"
-    )
 
 
 class Collections(Section):
@@ -289,7 +242,7 @@ class Settings(Section):
 
     root: str = Field(description="local folder or fsspec URL")
     parts: int = Field(default=10, ge=1, lt=100)
-    variants: list[Literal["tiny", "3b", "7b"]] = ["3b", "7b"]
+    variants: list[Literal["tiny", "3b", "7b"]] = Field(default=["3b", "7b"])
     base_models: dict[str, str] = Field(
         default={},
         description="where stage 1 starts instead: namespace/name[@revision] on the hub, or a local folder",
@@ -329,81 +282,42 @@ def load_settings(path: Path | None = None) -> Settings:
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a mapping of settings, found {type(raw).__name__}")
     try:
-        settings = Settings.model_validate(raw)
-    except ValidationError as error:
-        raise ValueError(
-            f"{path}: " + "; ".join(_explain(item) for item in error.errors())
-        ) from None
+        settings = parse(Settings, raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return _resolve(settings, path.parent)
 
 
-def _explain(item: Any) -> str:
-    """One validation error as a sentence that names the known keys."""
-    where = [str(step) for step in item["loc"]]
-    if item["type"] == "extra_forbidden":
-        known = sorted(_known_keys(where[:-1]))
-        close = difflib.get_close_matches(where[-1], known, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        return f"unknown key {'.'.join(where)!r}{hint} (known: {', '.join(known)})"
-    return f"{'.'.join(where)}: {item['msg']}"
+def _absolute(section: Section, folder: Path) -> Any:
+    """`section` with all of its paths, also those of sections inside it, counted from `folder`."""
+    return section.model_copy(update={name: _counted(value, folder) for name, value in section})
 
 
-def _known_keys(steps: list[str]) -> set[str]:
-    """Field names of the section that ``steps`` lead to."""
-    if len(steps) >= 2 and steps[0] == "sources":
-        kinds: dict[str, type[Section]] = {
-            "hub": HubSource,
-            "youtube": YoutubeSource,
-            "url": UrlSource,
-            "drop": DropSource,
-        }
-        return (
-            set(kinds[steps[2]].model_fields) if len(steps) > 2 and steps[2] in kinds else {"kind"}
-        )
-    model: Any = Settings
-    for step in steps:
-        model = model.model_fields[step].annotation
-    return set(model.model_fields)
+def _counted(value: Any, folder: Path) -> Any:
+    if isinstance(value, Path):
+        return (folder / value).resolve()
+    if isinstance(value, Section):
+        return _absolute(value, folder)
+    if isinstance(value, dict):
+        return {key: _counted(item, folder) for key, item in value.items()}
+    return value
+
+
+def _location(text: str, folder: Path) -> str:
+    """A URL as it is, a local path counted from `folder`."""
+    return text if "://" in text else str((folder / text).resolve())
 
 
 def _resolve(settings: Settings, folder: Path) -> Settings:
     """Relative paths count from the settings file's folder."""
-
-    def absolute(path: Path | None) -> Path | None:
-        return None if path is None else (folder / path).resolve()
-
-    def location(text: str) -> str:
-        return text if "://" in text else str((folder / text).resolve())
-
-    encoder = settings.features.encoder
-    return settings.model_copy(
-        update={
-            "root": location(settings.root),
-            "landing": absolute(settings.landing),
-            "annotations": settings.annotations.model_copy(
-                update={"paths": [location(path) for path in settings.annotations.paths]}
-            ),
-            "sources": {
-                name: source.model_copy(
-                    update={
-                        key: absolute(getattr(source, key))
-                        for key in ("folder", "urls")
-                        if hasattr(source, key)
-                    }
-                )
-                for name, source in settings.sources.items()
-            },
-            "collections": settings.collections.model_copy(
-                update={"mixtures": absolute(settings.collections.mixtures)}
-            ),
-            "features": settings.features.model_copy(
-                update={"encoder": None if encoder is None else location(encoder)}
-            ),
-            "training": settings.training.model_copy(
-                update={"scratch": absolute(settings.training.scratch)}
-            ),
-            "evaluation": settings.evaluation.model_copy(
-                update={"questions": absolute(settings.evaluation.questions)}
-            ),
-        }
-    )
+    annotations, features = settings.annotations, settings.features
+    locations = {
+        "root": _location(settings.root, folder),
+        "annotations": annotations.model_copy(
+            update={"paths": [_location(path, folder) for path in annotations.paths]}
+        ),
+    }
+    if features.encoder is not None:
+        encoder = _location(features.encoder, folder)
+        locations["features"] = features.model_copy(update={"encoder": encoder})
+    return _absolute(settings.model_copy(update=locations), folder)

@@ -34,8 +34,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars
 
-from assets.deployment.settings import Settings
 from assets.fetching.errors import AccessError, OperatorError, TransferError
+from assets.fetching.options import Download
 from assets.fetching.retry import patiently, raise_if_disk, retry_after
 
 Kind = Literal["dataset", "model"]
@@ -94,10 +94,12 @@ class Hub:
     machine.
     """
 
-    def __init__(self, settings: Settings, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, endpoint: str | None, download: Download, log: Callable[[str], None]
+    ) -> None:
         disable_progress_bars()
-        self.endpoint, self.token, self.log = settings.hub_endpoint, get_token(), log
-        self.tries, self.backoff_s = settings.download.attempts, settings.download.hub_backoff_s
+        self.endpoint, self.token, self.log = endpoint, get_token(), log
+        self.tries, self.backoff_s = download.attempts, download.hub_backoff_s
         self.api = HfApi(endpoint=self.endpoint, token=self.token)
 
     def repo(self, repo: str, revision: str = "main", kind: Kind = "dataset") -> HubRepo:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assets.deployment.settings import Download
+from assets.fetching.options import Download
 
 EXAMINER = Path(__file__).with_name("examine.py")
 MAX_PIXELS = 8192 * 4320

@@ -23,9 +23,9 @@ from yt_dlp.networking.exceptions import RequestError
 from yt_dlp.utils import match_filter_func
 from yt_dlp.version import __version__ as YTDLP_VERSION
 
-from assets.deployment.settings import Download
 from assets.fetching.address_guard import BlockedError, Guard, guard_manager
 from assets.fetching.errors import MissingToolError, TransferError
+from assets.fetching.options import Download
 from assets.fetching.ytdlp_errors import classify
 
 COOKIES = "cookies.txt"

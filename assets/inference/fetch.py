@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from assets.annotations.catalogue import VideoRow
-from assets.deployment.settings import Download, UrlSource, YoutubeSource
+from assets.deployment.settings import UrlSource, YoutubeSource
 from assets.fetching.errors import TransferError
+from assets.fetching.options import Download
 from assets.fetching.probe import InvalidVideo, Prober, check
 from assets.sources.base import UrlFetcher, YoutubeFetcher, youtube_id
 

@@ -10,10 +10,11 @@ from typing import Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from assets.annotations.catalogue import PERMANENT, VideoRow
-from assets.deployment.settings import Download, UrlSource, YoutubeSource
+from assets.deployment.settings import UrlSource, YoutubeSource
 from assets.fetching import ytdlp
 from assets.fetching.address_guard import Guard
 from assets.fetching.errors import OperatorError
+from assets.fetching.options import Download
 from assets.fetching.table_files import read_rows
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")

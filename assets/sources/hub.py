@@ -74,7 +74,7 @@ class HubFetcher:
             wanted,
             log,
         )
-        self.hub = Hub(settings, log)
+        self.hub = Hub(settings.hub_endpoint, settings.download, log)
         self.places: dict[str, Place] = {}
         self.disk = DiskGuard(scratch(storage), settings.download.min_free_bytes)
         self._local = threading.local()

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from assets.deployment.settings import Download
 from assets.fetching import probe
+from assets.fetching.options import Download
 from assets.fetching.probe import InvalidVideo, Prober, check
 from tests.servers.clips import clip, sound
 

@@ -17,10 +17,10 @@ from yt_dlp.networking.common import Response
 from yt_dlp.networking.exceptions import HTTPError, TransportError
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, UnsupportedError
 
-from assets.deployment.settings import Download
 from assets.fetching import ytdlp
 from assets.fetching.address_guard import Guard
 from assets.fetching.errors import DiskFullError, MissingToolError, OperatorError, TransferError
+from assets.fetching.options import Download
 from assets.fetching.ytdlp_errors import classify
 from assets.sources import base as fetchers
 from assets.sources.base import youtube_id
