@@ -168,12 +168,12 @@ class LongVideoBenchmark:
 
         folder = f"checkpoints/{VARIANT}/base"
         if not self.storage.exists(f"{folder}/export/config.json"):
-            with self.storage.writing_dir(folder) as fresh:
+            with self.storage.writing_folder(folder) as fresh:
                 build_tiny(fresh / "export", config=self.preset.model)
         self._record("base_model", folder)
         if self.stage2 is not None:
             given = f"checkpoints/{VARIANT}/stage2/given"
-            with self.storage.writing_dir(given) as fresh:
+            with self.storage.writing_folder(given) as fresh:
                 shutil.copytree(self.stage2, fresh / "export")
             self._record("stage2", given)
 

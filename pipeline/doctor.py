@@ -107,7 +107,8 @@ def check_python(_: Settings) -> Iterator[Finding]:
 
 def check_storage(settings: Settings) -> Iterator[Finding]:
     """Whether files can be written below the root, and how much room there is."""
-    from training.formats.storage import TEMPORARY_PREFIX, Storage
+    from model.atomic import TEMPORARY_PREFIX
+    from training.formats.storage import Storage
 
     try:
         storage = Storage(settings.root)

@@ -33,6 +33,7 @@ from assets.records.lineage import LINEAGE_NAME, Lineage, record_name
 from assets.shards.mixture_views import MIXTURE, write_views
 from assets.shards.writer import INDEX, MANIFEST, part_folder, write_long_video_part
 from assets.videos import acquire
+from model.atomic import TEMPORARY_PREFIX
 from model.config import PRESETS
 from model.media import container as media
 from tests.pages import names_in, page
@@ -40,7 +41,7 @@ from tests.servers.clips import clip
 from training import run_identity as identity
 from training.formats import feature_file as features
 from training.formats import sample as samples
-from training.formats.storage import TEMPORARY_PREFIX, Storage
+from training.formats.storage import Storage
 from training.metrics import METRICS_NAME
 from training.recipes import ShardInput
 

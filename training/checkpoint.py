@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import random
 import shutil
 from concurrent.futures import Future
@@ -30,12 +29,13 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.formats.storage import fsync_file, fsync_folder
+from model.atomic import fsync_file, remove_unfinished, writing_file
 from training.parallel import Ranks
 
 log = logging.getLogger(__name__)
 
 COMMITTED_NAME = "COMMITTED"
+LATEST_NAME = "latest"
 STATE_NAME = "state.json"
 
 
@@ -57,6 +57,7 @@ class Checkpoints:
 
     def remove_incomplete(self) -> None:
         """Remove what a killed run began to write; for rank 0, before anything is written."""
+        remove_unfinished(self.folder / LATEST_NAME)
         whole = set(committed(self.folder))
         for path in self.folder.glob("step-*"):
             if path not in whole:
@@ -128,8 +129,10 @@ class Checkpoints:
                 f"{stands.name if stands else 'its start'}"
             ) from failure
         if self.ranks.first:
-            _publish(target / COMMITTED_NAME, "")
-            _publish(self.folder / "latest", target.name + "\n")
+            with writing_file(target / COMMITTED_NAME) as marker:
+                marker.touch()
+            with writing_file(self.folder / LATEST_NAME) as latest:
+                latest.write_text(target.name + "\n")
             for old in committed(self.folder)[: -self.keep]:
                 (old / COMMITTED_NAME).unlink()  # first, so that a half removed folder never counts
                 shutil.rmtree(old)
@@ -202,14 +205,6 @@ def _updates(optimizer: torch.optim.Optimizer) -> float:
 
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _publish(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    fsync_file(temporary)
-    os.replace(temporary, path)
-    fsync_folder(path.parent)
 
 
 def _random_state() -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ def publish_export(out: Path, wrapper: HourLlavaForCausalLM, ranks: Ranks, start
     dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
     state = _whole_state(wrapper, ranks, dtype)
     if ranks.first:
-        with Storage(str(out)).writing_dir(EXPORT_NAME) as folder:
+        with Storage(str(out)).writing_folder(EXPORT_NAME) as folder:
             wrapper.config.dtype = dtype
             wrapper.save_pretrained(folder, state_dict=state, safe_serialization=True)
             for pattern in _COMPANIONS:

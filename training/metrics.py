@@ -5,10 +5,11 @@ same records.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from model.atomic import remove_unfinished, writing_file
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -65,6 +66,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _truncate(path: Path, after: int) -> None:
+    remove_unfinished(path)
     if not path.exists():
         return
     kept = [
@@ -72,9 +74,8 @@ def _truncate(path: Path, after: int) -> None:
         for record in read_metrics(path)
         if record["step"] <= after
     ]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with writing_file(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def _scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:

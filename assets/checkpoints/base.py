@@ -69,7 +69,7 @@ def _publish(
     storage: Storage, variant: str, origins: dict[str, str], make: Callable[[Path], None]
 ) -> BaseReport:
     folder = f"checkpoints/{variant}/base"
-    with storage.writing_dir(folder) as temporary:
+    with storage.writing_folder(folder) as temporary:
         make(temporary / "export")
         weights = read_weights(temporary / "export")
     return BaseReport(weights.version, folder, origins, weights.tensors, weights.parameters)

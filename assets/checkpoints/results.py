@@ -146,7 +146,7 @@ def publish_vision_encoder(storage: Storage, stage_folder: str, variant: str) ->
     from training.export import export_vision_encoder
 
     folder = f"checkpoints/{variant}/vision_encoder"
-    with storage.writing_dir(folder) as temporary:
+    with storage.writing_folder(folder) as temporary:
         export_vision_encoder(storage.local_folder(f"{stage_folder}/export"), temporary)
         weights = read_weights(temporary)
     return EncoderReport(weights.version, folder, weights.tensors, weights.parameters)

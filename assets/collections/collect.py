@@ -269,7 +269,7 @@ def _convert(
         counts: Counter[str] = Counter()
         folder = f"{_slug(name)}/{index:05d}"
         with (
-            job.storage.writing_dir(f"{ONEVISION}/images/{folder}") as images,
+            job.storage.writing_folder(f"{ONEVISION}/images/{folder}") as images,
             open(fragment, "wb") as lines,
         ):
             if file.path.endswith(".parquet"):

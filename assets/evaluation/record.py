@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assets.evaluation.report import Answer
+from model.atomic import writing_file
 
 
 class Journal:
@@ -86,9 +87,8 @@ SCHEMA = pa.schema(
 def write_answers(path: Path, answers: Sequence[Answer], identity: str) -> None:
     """Publish finished answers under their final name."""
     table = pa.Table.from_pylist([asdict(answer) for answer in answers], SCHEMA)
-    temporary = path.with_name(f".tmp-{path.name}")
-    pq.write_table(table.replace_schema_metadata({"identity": identity}), temporary)
-    os.replace(temporary, path)
+    with writing_file(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({"identity": identity}), temporary)
 
 
 def read_answers(path: Path, identity: str) -> list[Answer] | None:

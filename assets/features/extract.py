@@ -18,10 +18,11 @@ from assets.features.jobs import Failure, Success, Usage, Video
 from assets.features.options import Options
 from assets.features.pool import Pool
 from assets.features.quarantine import Quarantined, read_record, record_path, write_record
+from model.atomic import TEMPORARY_PREFIX
 from model.config import PRESETS
 from training.formats.feature_file import SUFFIX, FeatureHeader, feature_path, read_header
 from training.formats.hashing import data_version, hash_file, hash_value
-from training.formats.storage import TEMPORARY_PREFIX, Storage
+from training.formats.storage import Storage
 from training.progress import Progress
 
 if TYPE_CHECKING:

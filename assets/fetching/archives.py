@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import tarfile
 import zipfile
 import zlib
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from assets.fetching.retry import raise_if_disk
+from model.atomic import writing_file
 
 CHUNK_BYTES = 1 << 20
 SYMLINK, FILE_KIND = 0o120000, 0o170000
@@ -172,26 +172,24 @@ def take_zip_member(
 
 def write_member(source: Any, target: Path, size: int) -> None:
     """Copy exactly ``size`` bytes to ``target``, which appears only when they are all there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.member")
     count = 0
     try:
-        with open(temporary, "wb") as file:
-            while chunk := source.read(CHUNK_BYTES):
-                count += len(chunk)
-                if count > size:
-                    raise ArchiveError(
-                        "archive_bomb", f"{target.name}: more than the stated {size:,} bytes"
-                    )
-                file.write(chunk)
-        if count != size:
-            raise ArchiveError("archive_damaged", f"{target.name}: {count:,} of {size:,} bytes")
-        os.replace(temporary, target)
+        with writing_file(target, durable=False) as temporary:
+            with open(temporary, "wb") as file:
+                while chunk := source.read(CHUNK_BYTES):
+                    count += len(chunk)
+                    if count > size:
+                        raise ArchiveError(
+                            "archive_bomb", f"{target.name}: more than the stated {size:,} bytes"
+                        )
+                    file.write(chunk)
+            if count != size:
+                raise ArchiveError(
+                    "archive_damaged", f"{target.name}: {count:,} of {size:,} bytes"
+                )
     except OSError as error:
         raise_if_disk(error)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _CheckedInfo(tarfile.TarInfo):

@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from assets.fetching.errors import DiskFullError
-from training.formats.storage import TEMPORARY_PREFIX, Storage
+from model.atomic import TEMPORARY_PREFIX
+from training.formats.storage import Storage
 
 INCOMING = f"{TEMPORARY_PREFIX}incoming"
 

@@ -5,7 +5,6 @@ hash was right.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from assets.fetching.archives import ArchiveError, stream_tar
 from assets.fetching.disk import DiskGuard
 from assets.fetching.errors import TransferError
 from assets.fetching.hub import HubFile, HubRepo, PatientFile
+from model.atomic import writing_file
 from training.progress import Progress
 
 RECORD = "members.json"  # beside what was set aside; written last
@@ -64,9 +64,8 @@ def stage_tar(
             ):
                 raise
             log(f"{file.path}: {error.reason}; it is read again")
-    temporary = record.with_suffix(".tmp")
-    temporary.write_text(json.dumps(chosen))
-    os.replace(temporary, record)
+    with writing_file(record, durable=False) as temporary:
+        temporary.write_text(json.dumps(chosen))
     return {name: folder / step for name, step in chosen.items()}
 
 

@@ -27,6 +27,7 @@ from assets.fetching.address_guard import BlockedError, Guard, guard_manager
 from assets.fetching.errors import MissingToolError, TransferError
 from assets.fetching.options import Download
 from assets.fetching.ytdlp_errors import classify
+from model.atomic import writing_file
 
 COOKIES = "cookies.txt"
 COOKIES_VARIABLE = (
@@ -213,9 +214,8 @@ class _Parts:
         for part in self.folder.glob("*.part*"):
             part.unlink()
         self.known[url] = validator
-        temporary = self.record.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.known))
-        os.replace(temporary, self.record)
+        with writing_file(self.record, durable=False) as temporary:
+            temporary.write_text(json.dumps(self.known))
 
 
 def _options(

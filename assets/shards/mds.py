@@ -16,8 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from model.atomic import fsync_file
 from training.formats.sample import COLUMNS
-from training.formats.storage import fsync_file
 
 HASH = "xxh64"
 SIZE_LIMIT = (

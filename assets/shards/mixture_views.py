@@ -91,7 +91,7 @@ def write_views(
         [[(s["raw_data"]["basename"], s["raw_data"]["hashes"][HASH]) for s in v] for v in views]
     )
     report = MixtureReport(version, counts, table)
-    with storage.writing_dir(folder) as fresh:
+    with storage.writing_folder(folder) as fresh:
         for number, view in enumerate(views):
             (fresh / str(number)).mkdir()
             (fresh / str(number) / INDEX).write_text(index_json(view))

@@ -9,7 +9,6 @@ process was killed.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from assets.shards.examples import PICTURES, contact_sheet, example_row
 from assets.shards.images import ImagePolicy, RefusedImage, stored_image
 from assets.shards.llava_rows import EXPECTED_DROPS, Dropped, to_sample
 from assets.shards.mds import ROW_LIMIT, write_shards
+from model.atomic import writing_file
 from training.formats.sample import LONG_VIDEO_KIND, Sample, broken_rule, encode
 from training.formats.storage import Storage
 
@@ -155,9 +155,8 @@ def run_task(task: ShardTask) -> TaskResult:
     result.drops = dict(sorted(drops.items()))
     if pictures:
         (task.folder / PICTURE).write_bytes(contact_sheet(pictures))
-    temporary = task.record.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(result)))
-    os.replace(temporary, task.record)
+    with writing_file(task.record, durable=False) as temporary:
+        temporary.write_text(json.dumps(asdict(result)))
     return result
 
 

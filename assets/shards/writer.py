@@ -45,9 +45,10 @@ from assets.shards.tasks import (
     read_record,
     run_task,
 )
+from model.atomic import TEMPORARY_PREFIX
 from training.formats.hashing import data_version, hash_file
 from training.formats.sample import LONG_VIDEO_KIND, SCHEMA_VERSION, SHORT_VIDEO_KIND
-from training.formats.storage import TEMPORARY_PREFIX, Storage
+from training.formats.storage import Storage
 from training.progress import Progress
 
 FOLDER = "VideoMarathon/sharding"
@@ -415,7 +416,7 @@ def _publish(
             shard["raw_data"]["basename"]: shard["raw_data"]["hashes"][HASH] for shard in shards
         },
     }
-    with storage.writing_dir(folder) as fresh:
+    with storage.writing_folder(folder) as fresh:
         for name in [shard["raw_data"]["basename"] for shard in shards]:
             shutil.move(work / name, fresh / name)
         if report.picture:

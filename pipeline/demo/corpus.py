@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from model.atomic import remove_unfinished, writing_file, writing_folder
 from pipeline.demo import drawing, held_out, llava_sets, marathon, questions
 from pipeline.demo.servers import HubServer, MediaServer
 
@@ -105,21 +104,18 @@ def build_corpus(folder: Path, seed: str = "demo") -> Corpus:
 
 def _build(folder: Path, seed: str, identity: dict[str, Any]) -> dict[str, int]:
     """Draw everything into a temporary folder that becomes ``corpus`` when it is complete."""
-    building = folder / ".tmp-corpus"
-    shutil.rmtree(building, ignore_errors=True)
-    counts = marathon.write_videomarathon(
-        building, seed, f"http://127.0.0.1:{identity['media_port']}"
-    )
-    counts |= llava_sets.write_onevision(building / "hub", seed)
-    counts |= llava_sets.write_llava_video(building / "hub", seed)
-    counts |= held_out.write_held_out(building / "held_out", seed)
-    (building / "corpus.json").write_text(
-        json.dumps(identity | {"counts": counts}, indent=1) + "\n"
-    )
-    final = folder / "corpus"
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(building, final)
+    target = folder / "corpus"
+    remove_unfinished(target)
+    with writing_folder(target, durable=False) as building:
+        counts = marathon.write_videomarathon(
+            building, seed, f"http://127.0.0.1:{identity['media_port']}"
+        )
+        counts |= llava_sets.write_onevision(building / "hub", seed)
+        counts |= llava_sets.write_llava_video(building / "hub", seed)
+        counts |= held_out.write_held_out(building / "held_out", seed)
+        (building / "corpus.json").write_text(
+            json.dumps(identity | {"counts": counts}, indent=1) + "\n"
+        )
     return counts
 
 
@@ -194,6 +190,5 @@ def _code_hash() -> str:
 
 def _write_if_changed(path: Path, text: str) -> None:
     if not path.exists() or path.read_text() != text:
-        temporary = path.with_name(f".tmp-{path.name}")
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        with writing_file(path, durable=False) as temporary:
+            temporary.write_text(text)

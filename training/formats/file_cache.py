@@ -10,11 +10,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from model.atomic import writing_file
 from training.formats.hashing import hash_file_xxh64
 from training.formats.storage import Storage
 
@@ -95,14 +95,11 @@ class FileCache:
                 f"{self.storage.path(rel)}: {actual:,} bytes do not fit into the cache of "
                 f"{self.max_bytes:,}"
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".tmp-{uuid.uuid4().hex[:12]}")
-        try:
+        with writing_file(target, durable=False) as temporary:
             with locked(self.folder / "lock-evict"):
                 self._evict(self.max_bytes - actual)
-                with open(
-                    temporary, "wb"
-                ) as file:  # reserved at once, so that fetches beside this one count it
+                # Takes its room at once, so that fetches beside this one count it.
+                with open(temporary, "wb") as file:
                     os.truncate(file.fileno(), actual)
             self.storage.fs.get_file(self.storage.path(rel), str(temporary))
             if xxh64 is not None and hash_file_xxh64(temporary) != xxh64:
@@ -111,9 +108,6 @@ class FileCache:
                 )
             if check is not None:
                 check(temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _evict(self, allowed: int) -> None:
         """Remove least recently used copies until at most ``allowed`` bytes are left."""

@@ -7,14 +7,12 @@ root.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -23,7 +21,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-TEMPORARY_PREFIX = ".tmp-"
+from model.atomic import TEMPORARY_PREFIX, remove_unfinished, writing_file, writing_folder
+
 MARKERS = ("index.json", "lineage.json")  # written last: a folder that has them is complete
 COPIES = "copies"
 UNUSED_S = 7 * 24 * 3600  # a copy of a remote file that nobody read for so long is removed
@@ -33,7 +32,7 @@ class Storage:
     """A root folder or URL.
 
     Args:
-        root: a local path or any fsspec URL (``s3://bucket/prefix``, ``memory://x``).
+        root: a local path or any fsspec URL (`s3://bucket/prefix`, `memory://x`).
         cache: where copies of remote files are kept for reading, until nobody read them for a week;
             a per-root folder under the system's temporary directory by default. Unused for a local
             root.
@@ -52,10 +51,10 @@ class Storage:
         return f"Storage({self.root!r})"
 
     def path(self, rel: str = "") -> str:
-        """Full path or URL of ``rel``.
+        """Full path or URL of `rel`.
 
         Raises:
-            ValueError: ``rel`` is absolute or leaves the root.
+            ValueError: `rel` is absolute or leaves the root.
         """
         return f"{self.root}/{_checked(rel)}" if rel else self.root
 
@@ -63,11 +62,11 @@ class Storage:
         return bool(self.fs.exists(self._inner(rel)))
 
     def size(self, rel: str) -> int:
-        """Bytes of the file ``rel``."""
+        """Bytes of the file `rel`."""
         return int(self.fs.size(self._inner(rel)))
 
     def list(self, rel: str = "", suffix: str = "") -> list[str]:
-        """Sorted names, relative to the root, of all files below the folder ``rel``; temporary ones
+        """Sorted names, relative to the root, of all files below the folder `rel`; temporary ones
         are left out.
         """
         folder = self._inner(rel)
@@ -93,7 +92,7 @@ class Storage:
         return json.loads(self.read_bytes(rel))
 
     def local(self, rel: str) -> Path:
-        """A local file with the content of ``rel``: the file itself, or a cached copy of a remote
+        """A local file with the content of `rel`: the file itself, or a cached copy of a remote
         one.
 
         A cached copy is fetched again when the remote's size or checksum changed.
@@ -105,15 +104,13 @@ class Storage:
         target = self.cache / COPIES / version / rel
         if not target.exists():
             self._forget_unused()
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(_temporary_name(target.name))
-            self.fs.get_file(inner, str(temporary))
-            os.replace(temporary, target)
+            with writing_file(target, durable=False) as temporary:
+                self.fs.get_file(inner, str(temporary))
         os.utime(self.cache / COPIES / version)
         return target
 
     def local_folder(self, rel: str) -> Path:
-        """A local folder with the files below ``rel``: the folder itself, or a cached copy of a
+        """A local folder with the files below `rel`: the folder itself, or a cached copy of a
         remote one.
 
         A cached copy is fetched again when any of the remote files changed.
@@ -121,17 +118,18 @@ class Storage:
         if self.is_local:
             return Path(self._inner(rel))
         names = self.list(rel)
+        if not names:
+            raise FileNotFoundError(f"{self.path(rel)}: there is no such folder")
         state = [(name, str(self.fs.checksum(self._inner(name)))) for name in names]
         version = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
         target = self.cache / COPIES / version / _checked(rel)
         if not target.exists():
             self._forget_unused()
-            temporary = target.with_name(_temporary_name(target.name))
-            for name in names:
-                file = temporary / PurePosixPath(name).relative_to(_checked(rel))
-                file.parent.mkdir(parents=True, exist_ok=True)
-                self.fs.get_file(self._inner(name), str(file))
-            os.replace(temporary, target)
+            with writing_folder(target, durable=False) as temporary:
+                for name in names:
+                    file = temporary / PurePosixPath(name).relative_to(_checked(rel))
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    self.fs.get_file(self._inner(name), str(file))
         os.utime(self.cache / COPIES / version)
         return target
 
@@ -144,65 +142,52 @@ class Storage:
 
     @contextmanager
     def writing(self, rel: str) -> Iterator[Path]:
-        """A temporary local file that becomes ``rel`` when the block ends well, and vanishes when
-        it does not.
+        """A temporary local file that becomes `rel` when the block ends well, and vanishes when it
+        does not.
         """
         target = self._inner(rel)
-        with self._scratch(target) as temporary:
-            yield temporary
-            if self.is_local:
-                fsync_file(temporary)
-                os.replace(temporary, target)
-                fsync_folder(temporary.parent)
-            else:
+        if self.is_local:
+            with writing_file(Path(target)) as temporary:
+                yield temporary
+        else:
+            with tempfile.TemporaryDirectory(prefix="hourllava-upload-") as folder:
+                temporary = Path(folder) / Path(target).name
+                yield temporary
                 self.fs.put_file(str(temporary), target)
 
-    def remove_unfinished(self, rel: str) -> None:
-        """Remove what killed writers of the file ``rel`` left beside it. Only for who alone writes
-        it.
-        """
-        if self.is_local:
-            target = Path(self._inner(rel))
-            for path in target.parent.glob(
-                f"{TEMPORARY_PREFIX}{'?' * 12}-{glob.escape(target.name)}"
-            ):
-                path.unlink(missing_ok=True)
-
     @contextmanager
-    def writing_dir(self, rel: str) -> Iterator[Path]:
-        """A temporary local folder that replaces the folder ``rel`` when the block ends well.
+    def writing_folder(self, rel: str) -> Iterator[Path]:
+        """A temporary local folder that replaces the folder `rel` when the block ends well.
 
-        On an object store the files are uploaded in name order, except the markers ``index.json``
-        and ``lineage.json``: those of the folder that is replaced go first and the new ones come
+        On an object store the files are uploaded in name order, except the markers `index.json`
+        and `lineage.json`: those of the folder that is replaced go first and the new ones come
         last, so that a folder with markers is complete at every moment.
         """
         target = self._inner(rel)
-        with self._scratch(target) as temporary:
-            temporary.mkdir(parents=True)
-            yield temporary
-            files = sorted(path for path in temporary.rglob("*") if path.is_file())
-            if self.is_local:
-                for file in files:
-                    fsync_file(file)
-                if os.path.isdir(target):
-                    previous = Path(target).with_name(_temporary_name("replaced"))
-                    os.rename(target, previous)
-                    os.rename(temporary, target)
-                    shutil.rmtree(previous)
-                else:
-                    os.rename(temporary, target)
-                fsync_folder(Path(target).parent)
-            else:
-                if self.fs.exists(target):
-                    replaced = self.fs.find(target)
-                    for name in sorted(
-                        replaced, key=lambda name: name.rpartition("/")[2] not in MARKERS
-                    ):
-                        self.fs.rm(name)
-                for file in sorted(files, key=lambda path: (path.name in MARKERS, path)):
-                    self.fs.put_file(
-                        str(file), f"{target}/{file.relative_to(temporary).as_posix()}"
-                    )
+        if self.is_local:
+            with writing_folder(Path(target)) as temporary:
+                yield temporary
+        else:
+            with tempfile.TemporaryDirectory(prefix="hourllava-upload-") as folder:
+                temporary = Path(folder)
+                yield temporary
+                self._replace_remote_folder(temporary, target)
+
+    def _replace_remote_folder(self, source: Path, target: str) -> None:
+        if self.fs.exists(target):
+            old = self.fs.find(target)
+            for name in sorted(old, key=lambda name: name.rpartition("/")[2] not in MARKERS):
+                self.fs.rm(name)
+        files = (path for path in source.rglob("*") if path.is_file())
+        for file in sorted(files, key=lambda path: (path.name in MARKERS, path)):
+            self.fs.put_file(str(file), f"{target}/{file.relative_to(source).as_posix()}")
+
+    def remove_unfinished(self, rel: str) -> None:
+        """Remove what killed writers of the file `rel` left beside it. Only for who alone writes
+        it.
+        """
+        if self.is_local:
+            remove_unfinished(Path(self._inner(rel)))
 
     def write_json(self, rel: str, value: Any) -> None:
         with self.writing(rel) as temporary:
@@ -222,46 +207,6 @@ class Storage:
 
     def _inner(self, rel: str) -> str:
         return f"{self.base}/{_checked(rel)}" if rel else self.base
-
-    @contextmanager
-    def _scratch(self, target: str) -> Iterator[Path]:
-        """A fresh temporary path: beside the target when local, so that publishing is one rename on
-        one device.
-        """
-        if self.is_local:
-            folder = Path(target).parent
-            folder.mkdir(parents=True, exist_ok=True)
-        else:
-            folder = Path(tempfile.mkdtemp(prefix="hourllava-upload-"))
-        temporary = folder / _temporary_name(Path(target).name)
-        try:
-            yield temporary
-        finally:
-            if temporary.is_dir():
-                shutil.rmtree(temporary)
-            else:
-                temporary.unlink(missing_ok=True)
-            if not self.is_local:
-                folder.rmdir()
-
-
-def fsync_file(path: Path) -> None:
-    """Flush a file's content to the disk."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def fsync_folder(path: Path) -> None:
-    """Flush a folder's entries, so that a rename survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _temporary_name(name: str) -> str:
-    return f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}-{name}"
 
 
 def _checked(rel: str) -> str:

@@ -45,15 +45,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(storage):
 
 
 def test_a_folder_is_replaced_as_a_whole(storage):
-    with storage.writing_dir("d/part0") as temporary:
+    with storage.writing_folder("d/part0") as temporary:
         (temporary / "index.json").write_text("1")
         (temporary / "old.mds").write_text("1")
-    with storage.writing_dir("d/part0") as temporary:
+    with storage.writing_folder("d/part0") as temporary:
         (temporary / "sub").mkdir()
         (temporary / "sub" / "new.mds").write_text("2")
         (temporary / "index.json").write_text("2")
     assert storage.list() == ["d/part0/index.json", "d/part0/sub/new.mds"]
-    with pytest.raises(RuntimeError), storage.writing_dir("d/part0") as temporary:
+    with pytest.raises(RuntimeError), storage.writing_folder("d/part0") as temporary:
         fail_after_writing(temporary / "index.json", b"3")
     assert storage.read_bytes("d/part0/index.json") == b"2"
     assert storage.local_folder("d/part0").joinpath("sub/new.mds").read_text() == "2"
@@ -88,7 +88,7 @@ def test_a_remote_folder_whose_replacing_stops_anywhere_is_whole_or_has_no_index
     """
 
     def replace(storage, content):
-        with storage.writing_dir("d") as temporary:
+        with storage.writing_folder("d") as temporary:
             (temporary / "shard").write_text(content)
             (temporary / "index.json").write_text(json.dumps(content))
 
