@@ -20,7 +20,8 @@ from torch import nn
 
 from assets.features.jobs import Video
 from model.config import HourLlavaConfig
-from model.vision import VisionEncoder, save_vision_encoder
+from model.vision import VisionEncoder
+from model.weights.vision_encoder import save_vision_encoder
 from training.formats.hashing import hash_file
 
 CHUNK = 128  # of the plain way

@@ -345,7 +345,7 @@ def chain(
 def _encode_long_videos(
     folder: Path, start: Path, count: int, config: HourLlavaConfig, ranks: Ranks
 ) -> None:
-    from model.vision import load_vision_encoder
+    from model.weights.vision_encoder import load_vision_encoder
 
     export_vision_encoder(start, folder / "encoder")
     encoder = load_vision_encoder(folder / "encoder").to(ranks.device)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from streaming import MDSWriter
 from transformers import PreTrainedTokenizerBase
 
 from model.config import HourLlavaConfig
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.weights.tensors import write_tensors
 from model.weights.tiny import write_tokenizer
 from training.formats.feature_file import write_features
 from training.formats.hashing import seed_of
@@ -73,7 +73,7 @@ def write_start(folder: Path, config: HourLlavaConfig, device: torch.device) -> 
         else:
             value = (0.02 * torch.randn(tensor.shape, dtype=torch.bfloat16, device=device)).cpu()
         tensors[name] = value
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "model.safetensors", tensors)
 
 
 def write_long(

@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
-from model.vision import VisionEncoder, save_vision_encoder
+from model.vision import VisionEncoder
+from model.weights.tensors import checkpoint_files, stored_tensors
+from model.weights.vision_encoder import save_vision_encoder
 from training.formats.storage import Storage
 from training.parallel import Ranks
 
@@ -64,14 +65,11 @@ def export_vision_encoder(export: Path, out: Path) -> None:
     """
     encoder = VisionEncoder(HourLlavaHFConfig.from_pretrained(export).model_config.vision)
     prefix = "model.vision."
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(export.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            tensors |= {
-                n.removeprefix(prefix): file.get_tensor(n)
-                for n in file.keys()
-                if n.startswith(prefix)
-            }
+    tensors = {
+        stored.name.removeprefix(prefix): stored.read()
+        for stored in stored_tensors(*checkpoint_files(export))
+        if stored.name.startswith(prefix)
+    }
     missing = sorted(set(encoder.state_dict()) ^ set(tensors))
     if missing:
         raise ValueError(

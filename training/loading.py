@@ -8,14 +8,13 @@ model on its host.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.weights.tensors import StoredTensor, checkpoint_files, stored_tensors
 
 
 def empty_model(start: Path) -> HourLlavaForCausalLM:
@@ -47,18 +46,18 @@ def load_weights(wrapper: HourLlavaForCausalLM, start: Path) -> None:
     for name, target in targets.items():
         aliases.setdefault(id(target), set()).add(name)
     missing = set(targets)
-    files = sorted(start.glob("*.safetensors"))
+    files = checkpoint_files(start)
     if not files:
         raise ValueError(f"start: {start} holds no *.safetensors file; other formats are not read")
-    for path in files:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 not a dictionary
-                if name not in targets:
-                    raise ValueError(
-                        f"{path}: unknown tensor {name!r}; is this a checkpoint of another model?"
-                    )
-                _fill(targets[name], file.get_slice(name), f"{path}: {name}")
-                missing -= aliases[id(targets[name])]
+    for stored in stored_tensors(*files):
+        if stored.name not in targets:
+            raise ValueError(
+                f"{stored.file}: unknown tensor {stored.name!r}; is this a checkpoint of another "
+                "model?"
+            )
+        target = targets[stored.name]
+        _fill(target, stored)
+        missing -= aliases[id(target)]
     if missing:
         names = sorted(missing)
         raise ValueError(
@@ -67,19 +66,20 @@ def load_weights(wrapper: HourLlavaForCausalLM, start: Path) -> None:
         )
 
 
-def _fill(target: Tensor, stored: Any, what: str) -> None:
-    shape = tuple(stored.get_shape())
-    if shape != tuple(target.shape):
+def _fill(target: Tensor, stored: StoredTensor) -> None:
+    """Copy a stored tensor, or this rank's rows of it, into `target`."""
+    if stored.shape != tuple(target.shape):
         raise ValueError(
-            f"{what} has shape {list(shape)}, the model's configuration says {list(target.shape)}"
+            f"{stored.file}: {stored.name} has shape {list(stored.shape)}, the model's "
+            f"configuration says {list(target.shape)}"
         )
     if not isinstance(target, DTensor):
-        target.copy_(stored[...] if shape else stored[:])
+        target.copy_(stored.read())
         return
     assert target.placements == (Shard(0),), f"unexpected placement {target.placements}"
     mesh, local = target.device_mesh, target.to_local()
-    rows = -(-shape[0] // mesh.size())  # of every rank but the last ones
-    first = min(mesh.get_local_rank() * rows, shape[0])
-    assert len(local) == min(rows, shape[0] - first)
+    rows = -(-stored.shape[0] // mesh.size())  # of every rank but the last ones
+    first = min(mesh.get_local_rank() * rows, stored.shape[0])
+    assert len(local) == min(rows, stored.shape[0] - first)
     if len(local):
-        local.copy_(stored[first : first + len(local)])
+        local.copy_(stored.rows(first, first + len(local)))

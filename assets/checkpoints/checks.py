@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.records.verdict import Verdict
+from model.weights.tensors import checkpoint_files, length_fault
 from training.metrics import METRICS_NAME, read_metrics
 from training.run_config import RunConfig
 
@@ -83,7 +84,7 @@ def export_loads(export: Path) -> Verdict:
     """The files are as long as their headers say, and ``from_pretrained`` loads them in a process
     of its own.
     """
-    faults = [fault for path in sorted(export.glob("*.safetensors")) if (fault := _cut_short(path))]
+    faults = [fault for file in checkpoint_files(export) if (fault := length_fault(file))]
     facts: dict[str, Any] = {"folder": str(export)}
     if not faults:
         command = [sys.executable, "-m", "assets.checkpoints.loads", str(export)]
@@ -114,24 +115,4 @@ def export_loads(export: Path) -> Verdict:
         EXPORT,
         f"{facts['tensors']:,} tensors, loaded with from_pretrained, all finite",
         facts=facts,
-    )
-
-
-def _cut_short(path: Path) -> str | None:
-    """What is wrong with the length of a safetensors file, by its header alone."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > size:
-            return f"{path.name} is cut short"
-        header = json.loads(file.read(length))
-    promised = (
-        8
-        + length
-        + max((e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"), default=0)
-    )
-    return (
-        None
-        if size == promised
-        else f"{path.name} has {size:,} bytes, its header promises {promised:,}"
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.weights.tensors import checkpoint_files, stored_tensors
 from training.formats.hashing import data_version, hash_file
 from training.formats.storage import Storage
 from training.metrics import METRICS_NAME, read_metrics
@@ -60,20 +60,14 @@ def read_weights(folder: Path) -> Weights:
     Raises:
         FileNotFoundError: there are none.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = checkpoint_files(folder)
     if not files:
         raise FileNotFoundError(
             f"{folder}: no safetensors file; the checkpoint is not complete, materialize it again"
         )
-    tensors = parameters = 0
-    for path in files:
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-        tensors += len(shapes)
-        parameters += sum(math.prod(shape) for shape in shapes)
+    tensors = list(stored_tensors(*files))
     version = data_version({path.name: hash_file(path) for path in files})
-    return Weights(version, tensors, parameters)
+    return Weights(version, len(tensors), sum(tensor.count for tensor in tensors))
 
 
 def verify_weights(folder: Path, version: str) -> str | None:

@@ -19,13 +19,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from assets.features.ring import Ring
 from model.config import VisionConfig
-from model.vision import VisionEncoder, VisionLayer, load_vision_encoder, pool_frames, siglip_name
+from model.vision import VisionEncoder, VisionLayer, pool_frames
+from model.weights.tensors import read_tensors
+from model.weights.vision_encoder import load_vision_encoder, siglip_name
 
 ATTENTION = [  # best first
     SDPBackend.CUDNN_ATTENTION,
@@ -287,7 +288,7 @@ def load_encoder(folder: Path) -> VisionEncoder:
     vision = {**_SIGLIP_DEFAULTS, **config.get("vision_config", config)}
     state: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        state |= load_file(file)
+        state |= read_tensors(file)
     with torch.device("meta"):
         encoder = VisionEncoder(
             VisionConfig(

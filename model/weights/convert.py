@@ -26,20 +26,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from model.config import PRESETS, HourLlavaConfig
 from model.hf import HourLlavaHFConfig
 from model.initialise import drawn
-from model.vision import siglip_name
 from model.weights.names import published_name, shapes
+from model.weights.tensors import (
+    SHARD_BYTES,
+    StoredTensor,
+    checkpoint_files,
+    stored_tensors,
+    write_shards,
+)
+from model.weights.vision_encoder import siglip_name
 
 logger = logging.getLogger(__name__)
 
-SHARD_BYTES = 2 * 1024**3
 HEAD, EMBEDDINGS = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -109,8 +113,8 @@ def publish(source: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     held = _held(Source(source, _own(config)), config, wanted)
     _refuse_differences(held, wanted, (), [source])
     with _appearing(out) as partial:
-        tensors = ((published_name(name), held[name]) for name in wanted)
-        _write_shards(partial, ((name, _read(*place)) for name, place in tensors), shard_bytes)
+        tensors = ((published_name(name), held[name].read()) for name in wanted)
+        write_shards(partial, tensors, shard_bytes)
         (partial / "config.json").write_text(json.dumps(_published_config(config), indent=2) + "\n")
         _copy_tokenizer(source, partial)
 
@@ -179,18 +183,17 @@ def _dropped(name: str, config: HourLlavaConfig) -> bool:
 
 # -- checking ------------------------------------------------------------------------------------
 
-Place = tuple[Path, str]  # a file and the name of a tensor in it
-
 
 def _held(
     source: Source, config: HourLlavaConfig, wanted: Mapping[str, tuple[int, ...]]
-) -> dict[str, Place]:
+) -> dict[str, StoredTensor]:
     """Where a source holds each of our tensors. Raises ValueError that lists what is unknown or has
     another shape.
     """
-    held: dict[str, Place] = {}
+    held: dict[str, StoredTensor] = {}
     unknown, misshapen, needless = [], [], 0
-    for file, name, shape in _tensors(source.directory):
+    for tensor in _tensors(source.directory):
+        name, shape = tensor.name, tensor.shape
         try:
             ours = source.ours(name)
         except UnknownTensor:
@@ -200,11 +203,11 @@ def _held(
             needless += 1
             continue
         if ours in held:
-            raise ValueError(f"{file}: {name} is already in {held[ours][0]}")
+            raise ValueError(f"{tensor.file}: {name} is already in {held[ours].file}")
         expected = wanted[EMBEDDINGS if ours == HEAD else ours]
         if shape != expected:
             misshapen.append(f"{name} is {list(shape)}, {config.variant} has {list(expected)}")
-        held[ours] = (file, name)
+        held[ours] = tensor
     if unknown or misshapen:
         raise ValueError(
             f"{source.directory}: "
@@ -212,7 +215,7 @@ def _held(
         )
     logger.info("%s: %d tensors, and %d that are not needed", source.directory, len(held), needless)
     head = held.pop(HEAD, None) if config.llm.tie_word_embeddings else None
-    if head and not torch.equal(_read(*head), _read(*held[EMBEDDINGS])):
+    if head and not torch.equal(head.read(), held[EMBEDDINGS].read()):
         raise ValueError(
             f"{source.directory}: its output head differs from its embeddings, but "
             f"{config.variant} ties them"
@@ -221,7 +224,7 @@ def _held(
 
 
 def _refuse_differences(
-    held: Mapping[str, Place],
+    held: Mapping[str, StoredTensor],
     wanted: Mapping[str, tuple[int, ...]],
     new: tuple[str, ...],
     sources: Iterable[Path],
@@ -241,28 +244,15 @@ def _lists(*kinds: tuple[str, list[str]], most: int = 20) -> Iterator[str]:
             yield f"{len(names)} {kind}: {', '.join(names[:most])}{more}"
 
 
-def _tensors(directory: Path) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
-    """File, name and shape of every tensor of a checkpoint, read from the files' headers alone."""
-    index = directory / "model.safetensors.index.json"
-    files = sorted(directory.glob("*.safetensors"))
-    if index.exists():
-        listed = set(json.loads(index.read_text())["weight_map"].values())
-        if outside := [name for name in listed if Path(name).name != name]:
-            raise ValueError(f"{index}: {outside[0]!r} is not a plain file name")
-        files = [directory / name for name in sorted(listed)]
-        if absent := [file.name for file in files if not file.exists()]:
-            raise ValueError(
-                f"{directory}: {', '.join(absent)} of its index is not there; download it again"
-            )
+def _tensors(directory: Path) -> Iterator[StoredTensor]:
+    """Every tensor of a checkpoint, from the files' headers alone."""
+    files = checkpoint_files(directory)
     if not files:
         raise ValueError(
             f"{directory}: no *.safetensors in it (pickled checkpoints are not read; convert them "
             "first)"
         )
-    for file in files:
-        with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no dictionary
-                yield file, name, tuple(opened.get_slice(name).get_shape())
+    return stored_tensors(*files)
 
 
 def _check_config(directory: Path, config: HourLlavaConfig) -> None:
@@ -299,21 +289,20 @@ def _assemble(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     wanted = shapes(config)
-    held: dict[str, Place] = {}
+    held: dict[str, StoredTensor] = {}
     for source in sources:
         held |= _held(source, config, wanted)
     _refuse_differences(held, wanted, new, [source.directory for source in sources])
     _check_config(sources[-1].directory, config)
-    file, name = held[EMBEDDINGS]
-    dtype = dtype or _read(file, name).dtype
+    dtype = dtype or held[EMBEDDINGS].read().dtype
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, shape in wanted.items():
-            tensor = _read(*held[name]) if name in held else drawn(name, shape, seed)
+            tensor = held[name].read() if name in held else drawn(name, shape, seed)
             yield f"model.{name}", tensor.to(dtype)
 
     with _appearing(out) as partial:
-        _write_shards(partial, tensors(), shard_bytes)
+        write_shards(partial, tensors(), shard_bytes)
         ids = {}
         if _copy_tokenizer(tokenizer, partial):
             known = AutoTokenizer.from_pretrained(partial)
@@ -339,44 +328,6 @@ class _appearing:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
             self.partial.rename(self.out)
-
-
-def _write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> None:
-    """Write tensors in order, at most `shard_bytes` (or one tensor) in memory and in a file, and
-    the index of them.
-    """
-    shards: list[list[str]] = []
-    total = size = 0
-    shard: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        if shard:
-            save_file(
-                shard, directory / f"part-{len(shards):05d}.safetensors", metadata={"format": "pt"}
-            )
-            shards.append(list(shard))
-            shard.clear()
-
-    for name, tensor in tensors:
-        more = tensor.numel() * tensor.element_size()
-        if size + more > shard_bytes:
-            flush()
-            size = 0
-        shard[name] = tensor.contiguous()
-        size, total = size + more, total + more
-    flush()
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (directory / f"part-{number:05d}.safetensors").rename(directory / file)
-        weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _read(file: Path, name: str) -> Tensor:
-    with safe_open(file, "pt") as opened:
-        return opened.get_tensor(name)
 
 
 def _copy_tokenizer(source: Path, out: Path) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from model.config import HourLlavaConfig
 from model.hour_llava import HourLlava
-from model.vision import siglip_name
+from model.weights.vision_encoder import siglip_name
 
 _PROJECTOR = {"up": "0", "out": "2"}
 _MEMAUG = {

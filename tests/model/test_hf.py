@@ -13,8 +13,9 @@ from model.config import PRESETS
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
 from model.initialise import initialise
 from model.inputs import IGNORE_INDEX
-from model.vision import VisionEncoder, load_vision_encoder, pool_frames, save_vision_encoder
+from model.vision import VisionEncoder, pool_frames
 from model.weights.tiny import build_tiny
+from model.weights.vision_encoder import load_vision_encoder, save_vision_encoder
 from tests.model import golden
 
 SAVED_CONFIGS = (

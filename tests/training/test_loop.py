@@ -101,7 +101,7 @@ def test_the_export_loads_with_from_pretrained_and_scores_as_training_did(run):
 
 
 def test_the_vision_encoder_is_exported_by_itself(run, tmp_path):
-    from model.vision import load_vision_encoder
+    from model.weights.vision_encoder import load_vision_encoder
 
     export_vision_encoder(tiny_base(), tmp_path / "encoder")
     encoder = load_vision_encoder(tmp_path / "encoder")

@@ -16,7 +16,8 @@ from assets.features.extract import FeatureReport, extract
 from assets.features.jobs import Video
 from assets.features.options import Options
 from model.config import PRESETS
-from model.vision import VisionEncoder, save_vision_encoder
+from model.vision import VisionEncoder
+from model.weights.vision_encoder import save_vision_encoder
 from training.formats.storage import Storage
 
 TINY = PRESETS["tiny"]

@@ -17,7 +17,7 @@ from transformers import (
 from model.config import PRESETS
 from model.hf import HourLlavaForCausalLM
 from model.initialise import STD
-from model.weights import convert
+from model.weights import convert, tensors
 from model.weights.names import published_name, shapes
 from model.weights.tiny import write_tokenizer
 from tests.model import golden
@@ -251,15 +251,15 @@ def test_no_shard_is_larger_than_asked_for(released, tmp_path):
 def test_a_conversion_that_was_stopped_leaves_no_checkpoint_and_can_be_repeated(
     released, tmp_path, monkeypatch
 ):
-    written = []
+    written, write = [], tensors.write_tensors
 
     def failing(*args, **kwargs):
         written.append(1)
         if len(written) == 2:
             raise OSError("disk full")
-        save_file(*args, **kwargs)
+        write(*args, **kwargs)
 
-    monkeypatch.setattr(convert, "save_file", failing)
+    monkeypatch.setattr(tensors, "write_tensors", failing)
     with pytest.raises(OSError, match="disk full"):
         convert.convert_released(released, tmp_path / "ours", CONFIG, shard_bytes=200_000)
     assert not (tmp_path / "ours").exists()
