@@ -2,7 +2,7 @@
 
 A Dagster run has one partition, and between the catalogue and stage 3 there are four sets of
 partitions. A backfill may span them: it launches a run for each piece once the pieces that it is
-made from are there. This job starts one.
+made from are there. The job of this file starts one.
 
 Dagster's public Python interface starts no backfills, and the UI's dialogs cannot choose one
 variant of some assets and all parts of others. What is imported from below `dagster._core` here is
@@ -11,6 +11,7 @@ what the webserver itself calls; tests hold it.
 
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -24,12 +25,21 @@ from pydantic import Field
 from assets.deployment.partitions import part_partitions, variant_partitions
 
 VARIANTS = variant_partitions.get_partition_keys()
-# Sources decide which partitions there are, so they come first, by hand or by the sensors; the last
-# is for people.
+# Sources decide which partitions there are, so they come first, by hand or by the sensors.
+# `videomarathon_json` is for people and other tools: nothing is made from it.
 NOT_INCLUDED = dg.AssetSelection.groups("sources") | dg.AssetSelection.assets("videomarathon_json")
 
+DESCRIPTION = """Whatever is missing for one variant, from LLaVA shards and videos to stage 3 and
+    its scores.
 
-class ForVariant(dg.Config):
+Starts a backfill (Runs > Backfills) that launches one run for each asset and partition as soon as
+its inputs are there: videos, conversations and shards of every part, stages 1 and 2, features of
+every part, the mixture, stage 3. What is there already is left alone, unless something that it is
+made from is missing. Run `collect_sources` first: the catalogue decides which parts there are.
+Cancel it by cancelling the backfill."""
+
+
+class VariantConfig(dg.Config):
     """What the job is asked for."""
 
     variant: str = Field(
@@ -37,64 +47,82 @@ class ForVariant(dg.Config):
     )
 
 
-@dg.op(
-    description="Starts a backfill of what is missing for the variant, and of what is made from that."
-)
-def start_backfill(context: dg.OpExecutionContext, config: ForVariant) -> None:
-    from pipeline.definitions import definitions
+def everything_for_variant(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefinition:
+    """The job `everything_for_variant`.
 
-    if config.variant not in VARIANTS:
+    Args:
+        asset_graph: gives the graph of the code location that the job belongs to. Called when the
+            job runs, because the graph is there only after all jobs are.
+    """
+
+    @dg.op(
+        description="Starts a backfill of what is missing for the variant, and of what is made "
+        "from that."
+    )
+    def start_backfill(context: dg.OpExecutionContext, config: VariantConfig) -> None:
+        _check_request(context.instance, config.variant)
+        due = due_subsets(context.instance, asset_graph(), config.variant)
+        if not due:
+            context.log.info("everything for %s is there", config.variant)
+            return
+        backfill = _add_backfill(context.instance, due, config.variant)
+        pieces = {subset.key.to_user_string(): subset.size for subset in due}
+        context.log.info("backfill %s, under Runs > Backfills: %s", backfill, pieces)
+        context.add_output_metadata({"backfill": backfill, "pieces": pieces})
+
+    @dg.job(
+        name="everything_for_variant",
+        executor_def=dg.in_process_executor,
+        tags={"hourllava/step": "everything"},
+        description=DESCRIPTION,
+    )
+    def job() -> None:
+        start_backfill()
+
+    return job
+
+
+def _check_request(instance: dg.DagsterInstance, variant: str) -> None:
+    """Stop with advice where there is nothing to start: an unknown variant, or no parts yet."""
+    if variant not in VARIANTS:
         known = ", ".join(VARIANTS)
+        description = f"there is no variant {variant!r}: the settings have {known} (variants)"
+        raise dg.Failure(description, allow_retries=False)
+    if not instance.get_dynamic_partitions(str(part_partitions.name)):
         description = (
-            f"there is no variant {config.variant!r}: the settings have {known} (variants)"
+            "there are no parts yet: run the job collect_sources first, its catalogue registers "
+            "them"
         )
         raise dg.Failure(description, allow_retries=False)
-    if not context.instance.get_dynamic_partitions(str(part_partitions.name)):
-        description = "there are no parts yet: run the job collect_sources first, its catalogue registers them"
-        raise dg.Failure(description, allow_retries=False)
-    due = due_subsets(context.instance, definitions().resolve_asset_graph(), config.variant)
-    if not due:
-        context.log.info("everything for %s is there", config.variant)
-        return
+
+
+def _add_backfill(
+    instance: dg.DagsterInstance, due: list[EntitySubset[dg.AssetKey]], variant: str
+) -> str:
+    """Hand a backfill of `due` to the daemon; returns its id."""
     backfill = PartitionBackfill.from_asset_graph_subset(
         backfill_id=uuid.uuid4().hex[:8],
         backfill_timestamp=time.time(),
-        tags={"hourllava/variant": config.variant},
-        dynamic_partitions_store=context.instance,
+        tags={"hourllava/variant": variant},
+        dynamic_partitions_store=instance,
         asset_graph_subset=AssetGraphSubset.from_entity_subsets(due),
-        title=f"everything for {config.variant}",
+        title=f"everything for {variant}",
         description="started by the job everything_for_variant",
         run_config=None,
     )
-    context.instance.add_backfill(backfill)
-    pieces = {subset.key.to_user_string(): subset.size for subset in due}
-    context.log.info("backfill %s, under Runs > Backfills: %s", backfill.backfill_id, pieces)
-    context.add_output_metadata({"backfill": backfill.backfill_id, "pieces": pieces})
-
-
-@dg.job(
-    executor_def=dg.in_process_executor,
-    tags={"hourllava/step": "everything"},
-    description="""Whatever is missing for one variant, from LLaVA shards and videos to stage 3 and
-    its scores.
-
-Starts a backfill (Runs > Backfills) that launches one run for each asset and partition as soon as
-its inputs are there: videos, conversations and shards of every part, stages 1 and 2, features of
-every part, the mixture, stage 3. What is there already is left alone, unless something that it is
-made from is missing. Run `collect_sources` first: the catalogue decides which parts there are.
-Cancel it by cancelling the backfill.""",
-)
-def everything_for_variant() -> None:
-    start_backfill()
+    instance.add_backfill(backfill)
+    return backfill.backfill_id
 
 
 def due_subsets(
     instance: dg.DagsterInstance, graph: AssetGraph, variant: str
 ) -> list[EntitySubset[dg.AssetKey]]:
-    """What of a variant was never made, or is made from something that was not; in the order of the
-    graph.
+    """What of a variant was never made, or is made from something that was not.
 
     Parts of shards, videos and conversations belong to every variant.
+
+    Returns:
+        One subset for each asset with something to make, in the order of the graph.
     """
     moment = TemporalContext(effective_dt=datetime.now(UTC), last_event_id=None)
     view = AssetGraphView(temporal_context=moment, instance=instance, asset_graph=graph)
@@ -115,7 +143,7 @@ def due_subsets(
 
 
 def _of_variant(view: AssetGraphView, key: dg.AssetKey, variant: str) -> EntitySubset[dg.AssetKey]:
-    """All of an asset that a variant needs."""
+    """All partitions of an asset that a variant needs, made or not."""
     full = view.get_full_subset(key=key)
     partitions = view.asset_graph.get(key).partitions_def
     if partitions == variant_partitions:
@@ -124,20 +152,19 @@ def _of_variant(view: AssetGraphView, key: dg.AssetKey, variant: str) -> EntityS
         isinstance(partitions, dg.MultiPartitionsDefinition)
         and "variant" in partitions.partition_dimension_names
     ):
-        keys = {
-            key: partitions.get_partition_key_from_str(key)
-            for key in full.expensively_compute_partition_keys()
+        of_variant = {
+            text
+            for text in full.expensively_compute_partition_keys()
+            if partitions.get_partition_key_from_str(text).keys_by_dimension["variant"] == variant
         }
-        mine = {
-            key for key, parsed in keys.items() if parsed.keys_by_dimension["variant"] == variant
-        }
-        return full.compute_intersection_with_partition_keys(mine)
+        return full.compute_intersection_with_partition_keys(of_variant)
     return full
 
 
 def _never_made(
     view: AssetGraphView, wanted: EntitySubset[dg.AssetKey]
 ) -> EntitySubset[dg.AssetKey]:
+    """What of `wanted` has no materialization."""
     if wanted.is_partitioned:
         keys = (
             wanted.expensively_compute_partition_keys()

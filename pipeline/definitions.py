@@ -17,6 +17,7 @@ from assets.evaluation import assets as evaluation
 from assets.features import assets as features
 from assets.shards import assets as shards
 from assets.videos import assets as videos
+from pipeline.backfill import everything_for_variant
 from pipeline.executors import step_executor
 from pipeline.jobs import JOBS
 from pipeline.schedules import download_nightly
@@ -36,19 +37,19 @@ ROOMS = [
 
 @dg.definitions
 def definitions() -> dg.Definitions:
+    """Everything that Dagster shows and runs for the deployment of `HOURLLAVA_CONFIG`."""
     assets = dg.load_assets_from_modules(ROOMS, include_specs=True)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", dg.BetaWarning
-        )  # so Dagster calls links from the UI to the code
+        # Dagster calls the links from the UI to the code a beta feature.
+        warnings.simplefilter("ignore", dg.BetaWarning)
         assets = dg.with_source_code_references(assets)
-    return dg.Definitions(
+    config = os.environ.get(CONFIG_VARIABLE) or str(DEFAULT_CONFIG)
+    made = dg.Definitions(
         assets=assets,
-        jobs=JOBS,
+        jobs=[*JOBS, everything_for_variant(lambda: made.resolve_asset_graph())],
         schedules=[download_nightly],
         sensors=SENSORS,
-        resources={
-            "deployment": Deployment(config=os.environ.get(CONFIG_VARIABLE) or str(DEFAULT_CONFIG))
-        },
+        resources={"deployment": Deployment(config=config)},
         executor=step_executor(assets),
     )
+    return made

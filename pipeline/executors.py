@@ -17,37 +17,46 @@ import yaml
 
 PODS_VARIABLE = "HOURLLAVA_PODS"
 POOLS = ("gpu", "download", "cpu")
+# Steps are forked from a process that has imported these, so that each starts fast. The last one
+# makes steps die with their run.
+PRELOADED = ["dagster", "pipeline.definitions", "pipeline.fork_server"]
 
 
 def step_executor(assets: Iterable[Any]) -> dg.ExecutorDefinition:
     """The executor of every job that names none.
 
+    Args:
+        assets: what the code location holds; those with a pool get its pod on a cluster.
+
     Raises:
-        ValueError: the file of pods names a pool that there is not, or does not fit Dagster's
-            schema.
+        ValueError: the file of pods names a pool that there is not.
+        DagsterInvalidConfigError: a pod of the file does not fit Dagster's schema.
     """
     if pods := os.environ.get(PODS_VARIABLE):
-        return pod_steps(Path(pods), assets)
-    # Forked from a process that has already imported the code location: each starts fast, dies
-    # alone or with its run.
-    preloaded = ["dagster", "pipeline.definitions", "pipeline.forked"]
+        return pod_executor(Path(pods), assets)
     return dg.multiprocess_executor.configured(
-        {"start_method": {"forkserver": {"preload_modules": preloaded}}}
+        {"start_method": {"forkserver": {"preload_modules": PRELOADED}}}
     )
 
 
-def in_one_process() -> dg.ExecutorDefinition | None:
-    """For jobs of one step, or of several short ones that share an import of seconds: the run's own
-    process does them.
+def single_process_executor() -> dg.ExecutorDefinition | None:
+    """For jobs of one step, or of several short ones: the run's own process does them.
 
-    None on a cluster, where the step needs the pod of its pool.
+    It spares a fork server, and with it an import of some seconds.
+
+    Returns:
+        None on a cluster, where the step needs the pod of its pool.
     """
     return None if os.environ.get(PODS_VARIABLE) else dg.in_process_executor
 
 
-def pod_steps(pods: Path, assets: Iterable[Any]) -> dg.ExecutorDefinition:
-    """Each step in a pod of its own, configured by its asset's pool."""
-    from dagster_k8s import k8s_job_executor
+def pod_executor(pods: Path, assets: Iterable[Any]) -> dg.ExecutorDefinition:
+    """Runs each step in a pod of its own, configured by its asset's pool.
+
+    Args:
+        pods: YAML: pool -> what Dagster's `k8s_job_executor` takes for a step.
+    """
+    from dagster_k8s import k8s_job_executor  # an extra, installed for clusters only
 
     by_pool = yaml.safe_load(pods.read_text()) or {}
     if unknown := sorted(set(by_pool) - set(POOLS)):

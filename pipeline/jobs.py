@@ -1,21 +1,19 @@
 """Named jobs: what a person wants done, in the order the graph needs.
 
 A job is materialized for one partition (or for none), because a Dagster run has one: assets whose
-partitions differ cannot share a job. `everything_for_variant` (`pipeline/backfill.py`) spans them
-by starting a backfill.
+partitions differ cannot share a job. The job `everything_for_variant` (`pipeline/backfill.py`)
+spans them by starting a backfill.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from pipeline.backfill import everything_for_variant
-from pipeline.executors import in_one_process
+from pipeline.executors import single_process_executor
 from training.formats.sample import LLAVA_KINDS, LONG_VIDEO_KIND
 
-_IN_ONE_PROCESS = in_one_process()
+_SINGLE_PROCESS = single_process_executor()
 
 
 def _job(
@@ -24,8 +22,8 @@ def _job(
     assets: list[str],
     description: str,
     executor: dg.ExecutorDefinition | None = None,
-) -> Any:
-    """A job; ``step`` is a tag that finds its runs in the UI (`hourllava/step`)."""
+) -> UnresolvedAssetJobDefinition:
+    """A job; `step` becomes the tag `hourllava/step`, which finds its runs in the UI."""
     return dg.define_asset_job(
         name,
         selection=dg.AssetSelection.assets(*assets),
@@ -42,7 +40,7 @@ ACQUIRE_VIDEOS = _job(
     "Fetch the long videos of one source and one part. Run it again to retry what failed in "
     "passing: finished files are never fetched again. The schedule download_nightly does so "
     "every evening.",
-    _IN_ONE_PROCESS,
+    _SINGLE_PROCESS,
 )
 
 JOBS = [
@@ -59,27 +57,23 @@ JOBS = [
         "shards",
         list(LLAVA_KINDS),
         "Write one part of the five kinds of LLaVA shards. All ten parts: backfill it.",
-        _IN_ONE_PROCESS,
+        _SINGLE_PROCESS,
     ),
     _job(
         "shard_long_videos",
         "shards",
         ["conversations", LONG_VIDEO_KIND],
-        (
-            "Group the questions of one part and write its shards; the part's videos of every source "
-            "come first."
-        ),
-        _IN_ONE_PROCESS,
+        "Group the questions of one part and write its shards; the part's videos of every source "
+        "come first.",
+        _SINGLE_PROCESS,
     ),
     _job(
         "export_annotations",
         "data",
         ["videomarathon_json"],
-        (
-            "Write the grouped conversations of all parts as one file in LLaVA's format, for people "
-            "and other tools."
-        ),
-        _IN_ONE_PROCESS,
+        "Write the grouped conversations of all parts as one file in LLaVA's format, for people "
+        "and other tools.",
+        _SINGLE_PROCESS,
     ),
     _job(
         "train_stage1",
@@ -92,10 +86,8 @@ JOBS = [
         "train_to_stage2",
         "training",
         ["base_model", "stage1", "stage2", "vision_encoder"],
-        (
-            "Train stages 1 and 2 of one variant and export its vision encoder. Needs the LLaVA "
-            "shards."
-        ),
+        "Train stages 1 and 2 of one variant and export its vision encoder. Needs the LLaVA "
+        "shards.",
     ),
     _job(
         "extract_features",
@@ -103,33 +95,28 @@ JOBS = [
         ["features"],
         "Make the features of one variant and one part. Needs the variant's vision encoder and "
         "the part's videos; files whose video and encoder are unchanged are not made again.",
-        _IN_ONE_PROCESS,
+        _SINGLE_PROCESS,
     ),
     _job(
         "mix",
         "shards",
         ["hourllava_s3"],
         "Renew the stage-3 mixture over all parts.",
-        _IN_ONE_PROCESS,
+        _SINGLE_PROCESS,
     ),
     _job(
         "train_stage3",
         "training",
         ["stage3", "evaluation"],
-        (
-            "Train stage 3 of one variant and score every stage. Needs stage 2, the mixture, and "
-            "features of every part."
-        ),
+        "Train stage 3 of one variant and score every stage. Needs stage 2, the mixture, and "
+        "features of every part.",
     ),
     _job(
         "evaluate",
         "training",
         ["evaluation"],
-        (
-            "Score every stage of one variant on the held-out questions again, without training "
-            "anything."
-        ),
-        _IN_ONE_PROCESS,
+        "Score every stage of one variant on the held-out questions again, without training "
+        "anything.",
+        _SINGLE_PROCESS,
     ),
-    everything_for_variant,
 ]

@@ -1,4 +1,5 @@
-"""What runs by itself at any time: watchers of outside data, and the two automation sensors.
+"""What runs by itself at any time: the sensor that watches outside data, and the two automation
+sensors.
 
 The nightly schedule is in `pipeline/schedules.py`.
 """
@@ -11,7 +12,7 @@ from assets.deployment.resources import Deployment
 from assets.deployment.settings import load_settings
 
 WATCH_INTERVAL_S = 300
-_CHOSEN = load_settings().automation
+_AUTOMATION = load_settings().automation
 
 
 def _status(running: bool) -> dg.DefaultSensorStatus:
@@ -21,35 +22,33 @@ def _status(running: bool) -> dg.DefaultSensorStatus:
 @dg.sensor(
     name="watch_outside_data",
     minimum_interval_seconds=WATCH_INTERVAL_S,
-    default_status=_status(_CHOSEN.data),
-    description="Looks at the landing folder and at the hub revisions that the settings follow, and records a new "
-    "version where one changed. No run is spent on watching.",
+    default_status=_status(_AUTOMATION.data),
+    description="Looks at the landing folder and at the hub revisions that the settings follow, "
+    "and records a new version where one changed. No run is spent on watching.",
 )
 def watch_outside_data(
     context: dg.SensorEvaluationContext, deployment: Deployment
 ) -> dg.SensorResult:
     settings = deployment.settings()
-    seen = dict(line.split("=", 1) for line in (context.cursor or "").splitlines())
-    events, now, troubles = [], {}, []
+    # The cursor holds the versions of the last look, one `name=version` a line.
+    before = dict(line.split("=", 1) for line in (context.cursor or "").splitlines())
+    events: list[dg.AssetMaterialization] = []
+    now: dict[str, str] = {}
     for name in WATCHED:
         try:
             version = watched_version(name, settings)
-        except (
-            OSError
-        ) as error:  # the hub cannot be reached: keep what was seen, look again next time
-            troubles.append(f"{name}: {error}")
-            version = seen.get(name)
+        except OSError as error:
+            # The hub cannot be reached: keep what was seen last, look again next time.
+            context.log.warning(f"{name}: {error}")
+            version = before.get(name)
         if version is None:
             continue
         now[name] = version
-        if seen.get(name) != version:
+        if before.get(name) != version:
             tags = {"dagster/data_version": version}
             events.append(dg.AssetMaterialization(name, tags=tags, metadata={"version": version}))
-    for trouble in troubles:
-        context.log.warning(trouble)
-    return dg.SensorResult(
-        asset_events=events, cursor="\n".join(f"{name}={now[name]}" for name in sorted(now))
-    )
+    cursor = "\n".join(f"{name}={now[name]}" for name in sorted(now))
+    return dg.SensorResult(asset_events=events, cursor=cursor)
 
 
 def _by_tag(tags: dict[str, str]) -> dg.AssetSelection:
@@ -60,16 +59,18 @@ def _by_tag(tags: dict[str, str]) -> dg.AssetSelection:
 data_automation = dg.AutomationConditionSensorDefinition(
     "data_automation",
     target=_by_tag(DATA),
-    default_status=_status(_CHOSEN.data),
+    default_status=_status(_AUTOMATION.data),
     minimum_interval_seconds=60,
-    description="New data makes its own way to the mixture: only the new part is fetched, grouped, encoded, sharded.",
+    description="New data makes its own way to the mixture: only the new part is fetched, grouped, "
+    "encoded, sharded.",
 )
 training_automation = dg.AutomationConditionSensorDefinition(
     "training_automation",
     target=_by_tag(TRAINING),
-    default_status=_status(_CHOSEN.training),
+    default_status=_status(_AUTOMATION.training),
     minimum_interval_seconds=300,
-    description="Stage 3 and its scores, nightly and only if contents changed. Off until a person switches it on.",
+    description="Stage 3 and its scores, nightly and only if contents changed. Off until a person "
+    "switches it on.",
 )
 
 SENSORS = [watch_outside_data, data_automation, training_automation]

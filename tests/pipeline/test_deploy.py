@@ -201,10 +201,10 @@ def test_a_download_step_holds_no_gpu(cluster_instance, pods):
 
 def test_each_asset_gets_the_pod_of_its_pool(pods):
     from pipeline.definitions import definitions
-    from pipeline.executors import pod_steps
+    from pipeline.executors import pod_executor
 
     assets = list(definitions().assets)
-    executor = pod_steps(pods, assets)
+    executor = pod_executor(pods, assets)
     config = executor.apply_config_mapping({"config": {}}).value["config"]["per_step_k8s_config"]
     assert {
         name for name, pod in config.items() if "limits" in pod["container_config"]["resources"]
@@ -222,13 +222,13 @@ def test_each_asset_gets_the_pod_of_its_pool(pods):
 
 
 def test_a_pool_that_there_is_not_is_named(tmp_path):
-    from pipeline.executors import pod_steps
+    from pipeline.executors import pod_executor
 
     (tmp_path / "pods.yaml").write_text("gpus: {}")
     with pytest.raises(
         ValueError, match=r"there is no pool gpus; the pools are gpu, download, cpu"
     ):
-        pod_steps(tmp_path / "pods.yaml", [])
+        pod_executor(tmp_path / "pods.yaml", [])
 
 
 def test_on_a_cluster_every_job_starts_its_steps_as_pods(pods):

@@ -9,7 +9,7 @@ from assets.deployment.automation import RETRY_NETWORK
 from assets.deployment.partitions import llava_part_partitions, source_partitions
 from assets.fetching.errors import AccessError
 from assets.records.reporting import errors_for_people
-from pipeline.backfill import due_subsets, everything_for_variant
+from pipeline.backfill import due_subsets
 
 PARTS = ["part0", "part1"]
 LLAVA = llava_part_partitions.get_partition_keys()
@@ -149,11 +149,10 @@ def test_a_missing_part_is_made_and_with_it_all_that_is_made_from_it(defs, insta
     assert due(instance, defs, "tiny") == expected
 
 
-def run_everything(instance, variant):
+def run_everything(defs, instance, variant):
     config = {"ops": {"start_backfill": {"config": {"variant": variant}}}}
-    return everything_for_variant.execute_in_process(
-        run_config=config, instance=instance, raise_on_error=False
-    )
+    job = defs.resolve_job_def("everything_for_variant")
+    return job.execute_in_process(run_config=config, instance=instance, raise_on_error=False)
 
 
 def failure(result):
@@ -161,8 +160,8 @@ def failure(result):
     return event.event_specific_data.error.message
 
 
-def test_the_job_starts_one_backfill_that_holds_all_of_it(instance):
-    assert run_everything(instance, "tiny").success
+def test_the_job_starts_one_backfill_that_holds_all_of_it(defs, instance):
+    assert run_everything(defs, instance, "tiny").success
     (backfill,) = instance.get_backfills()
     assert backfill.title == "everything for tiny"
     target = backfill.asset_backfill_data.target_subset
@@ -175,15 +174,15 @@ def test_the_job_starts_one_backfill_that_holds_all_of_it(instance):
     assert pieces == SHARED | of_variant("tiny")
 
 
-def test_when_everything_is_there_no_backfill_is_started(instance):
+def test_when_everything_is_there_no_backfill_is_started(defs, instance):
     made(instance, *SHARED, *of_variant("tiny"))
-    assert run_everything(instance, "tiny").success
+    assert run_everything(defs, instance, "tiny").success
     assert instance.get_backfills() == []
 
 
-def test_an_unknown_variant_and_a_missing_catalogue_say_what_to_do(instance):
+def test_an_unknown_variant_and_a_missing_catalogue_say_what_to_do(defs, instance):
     assert "no variant '4b': the settings have tiny, 3b, 7b" in failure(
-        run_everything(instance, "4b")
+        run_everything(defs, instance, "4b")
     )
     with dg.instance_for_test() as empty:
-        assert "run the job collect_sources first" in failure(run_everything(empty, "tiny"))
+        assert "run the job collect_sources first" in failure(run_everything(defs, empty, "tiny"))
