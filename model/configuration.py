@@ -9,6 +9,8 @@ known ones and the nearest of them. No torch here: anything may import it.
 from __future__ import annotations
 
 import difflib
+import json
+import reprlib
 from collections.abc import Mapping
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -25,41 +27,53 @@ class Section(BaseModel):
 
 
 def parse(kind: type[T], values: Any, *, strict: bool = False) -> T:
-    """Plain values, as JSON or YAML gives them, as a ``kind``.
+    """Plain values, as JSON or YAML gives them, as a `kind`.
 
     Args:
         kind: a `Section` or a pydantic dataclass.
         values: nested dictionaries, lists, strings and numbers.
-        strict: take each value only in its own type: ``"5"`` is no number and 1 is not true.
+        strict: take each value only in its own type: `"5"` is no number and 1 is not true, though
+            1 is a float. Values are then what JSON can hold.
 
     Raises:
         ValueError: one sentence for each value that does not fit.
     """
     adapter = TypeAdapter(kind)
     try:
-        return adapter.validate_python(values, strict=strict or None)
+        if strict:  # as JSON: strict Python values would have to be instances and tuples already
+            return adapter.validate_json(json.dumps(values), strict=True)
+        return adapter.validate_python(values)
     except ValidationError as error:
         sentences = [_sentence(kind, item) for item in error.errors()]
         raise ValueError("; ".join(sentences)) from None
 
 
 def _sentence(kind: Any, item: Any) -> str:
-    where = [str(step) for step in item["loc"]]
+    where, value = _path(item["loc"]), item["input"]
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = sorted(_known_keys(kind, item["loc"][:-1]))
-        close = difflib.get_close_matches(where[-1], known, n=1)
+        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
-        return f"unknown key {'.'.join(where)!r}{hint} (known: {', '.join(known)})"
+        return f"unknown key {where!r}{hint} (known: {', '.join(known)})"
+    if item["type"] == "missing":
+        return f"missing {where!r}"
     if item["type"] == "value_error":  # raised by a validator of ours, which says it all
         said = str(item["ctx"]["error"])
-        return f"{'.'.join(where)}: {said}" if where else said
+        return f"{where}: {said}" if where else said
     if not where and item["type"] == "dataclass_type":
-        return f"expected an object, found {type(item['input']).__name__}"
-    return f"{'.'.join(where) or 'the whole'}: {item['msg']}"
+        return f"expected an object, found {type(value).__name__}"
+    found = f", found {reprlib.repr(value)}" if isinstance(value, str | int | float) else ""
+    return f"{where or 'the whole'}: {item['msg']}{found}"
+
+
+def _path(steps: tuple[Any, ...]) -> str:
+    """How a person writes the place of a value: `streams[0].name`."""
+    written = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return written.removeprefix(".")
 
 
 def _known_keys(kind: Any, steps: tuple[Any, ...]) -> set[str]:
-    """Names of the fields that the section at ``steps`` of a value of ``kind`` has."""
+    """Names of the fields that the section at `steps` of a value of `kind` has."""
     for step in steps:
         kind = _inside(kind, step)
     return {name for member in _members(kind) for name in _fields(member)}

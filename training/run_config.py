@@ -8,29 +8,36 @@ used.
 
 from __future__ import annotations
 
-import difflib
 import json
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic.dataclasses import dataclass
+
+from model.configuration import parse
 from training.recipes import MODULES, Recipe, recipe
 
 Loss = Literal["tokens", "micro_batch"]
 Device = Literal["auto", "cpu", "cuda"]
 
+# Unknown names are refused, and a value has its own type: "5" is no number, True is none either.
+_PLAIN = ConfigDict(extra="forbid", strict=True)
+_RECIPE_FIELDS = (
+    "global_batch", "micro_batch", "max_length", "epochs", "rates", "warmup", "clip", "save_every",
+)  # fmt: skip
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, config=_PLAIN)
 class StreamConfig:
     """One stream of samples; a batch never mixes streams.
 
     Attributes:
         name: shown in metrics.
         root: folder or fsspec URL that the indexes count from.
-        indexes: paths of MDS ``index.json`` files below the root; the stream is their
+        indexes: paths of MDS `index.json` files below the root; the stream is their
             concatenation.
     """
 
@@ -39,17 +46,17 @@ class StreamConfig:
     indexes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=_PLAIN)
 class RunConfig:
     """One stage of one variant on this machine.
 
     Attributes:
         variant, stage: choose the recipe.
-        start: export folder (``from_pretrained``) that training starts from.
-        out: local folder of the result: ``metrics.jsonl``, ``state/step-N``, ``export``,
-            ``result.json``.
+        start: export folder (`from_pretrained`) that training starts from.
+        out: local folder of the result: `metrics.jsonl`, `state/step-N`, `export`,
+            `result.json`.
         streams: where the samples are.
-        features_root: folder or URL that holds ``<source>/<id>.safetensors``; needed where samples
+        features_root: folder or URL that holds `<source>/<id>.safetensors`; needed where samples
             name long videos.
         videos_root: folder or URL below which short videos are named.
         seed: name from which every seed of the run is derived.
@@ -87,95 +94,55 @@ class RunConfig:
     stage: int
     start: str
     out: str
-    streams: tuple[StreamConfig, ...]
+    streams: tuple[StreamConfig, ...] = Field(min_length=1)
     features_root: str = ""
     videos_root: str = ""
     seed: str = "hour-llava"
 
-    global_batch: int | None = None
-    micro_batch: int | None = None
-    max_length: int | None = None
-    epochs: int | None = None
+    global_batch: PositiveInt | None = None
+    micro_batch: PositiveInt | None = None
+    max_length: PositiveInt | None = None
+    epochs: PositiveInt | None = None
     rates: Mapping[str, float] | None = None
-    warmup: float | None = None
+    warmup: float | None = Field(default=None, ge=0, lt=1)
     clip: float | None = None
-    save_every: int | None = None
-    max_steps: int | None = None
+    save_every: PositiveInt | None = None
+    max_steps: PositiveInt | None = None
     reference_effective: bool = False
     loss: Loss = "tokens"
 
     device: Device = "auto"
     compile: bool | None = None
     checkpointing: bool | None = None
-    micro_tokens: int | None = None
-    workers: int = 2
-    prefetch: int = 2
+    micro_tokens: PositiveInt | None = None
+    workers: NonNegativeInt = 2
+    prefetch: PositiveInt = 2
     data_timeout_s: float = 600.0
-    canonical_nodes: int = 1
-    shuffle_block: int = 8192
+    canonical_nodes: PositiveInt = 1
+    shuffle_block: PositiveInt = 8192
     features_cache: str | None = None
     features_cache_bytes: int = 200 << 30
     max_dropped_share: float = 0.01
-    keep: int = 2
-    nonfinite_limit: int = 3
+    keep: int = Field(default=2, ge=2)
+    nonfinite_limit: PositiveInt = 3
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        chosen = self.recipe  # an unknown variant, stage or module is named here
-        if not self.streams:
-            raise ValueError(
-                "run configuration: streams is empty; name at least one stream of samples"
-            )
-        if self.keep < 2:
-            raise ValueError(
-                f"run configuration: keep is {self.keep}; at least 2 checkpoints are kept"
-            )
-        for name in ("global_batch", "micro_batch", "max_length", "epochs", "save_every"):
-            if getattr(chosen, name) < 1:
-                raise ValueError(
-                    f"run configuration: {name} is {getattr(chosen, name)}; it must be at least 1"
-                )
-        for name in (
-            "max_steps",
-            "micro_tokens",
-            "prefetch",
-            "canonical_nodes",
-            "shuffle_block",
-            "nonfinite_limit",
-        ):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"run configuration: {name} is {value}; it must be at least 1")
-        if self.workers < 0:
-            raise ValueError(
-                f"run configuration: workers is {self.workers}; it must be 0 (no processes) or more"
-            )
-        if not 0 <= chosen.warmup < 1:
-            raise ValueError(
-                f"run configuration: warmup is {chosen.warmup}; it is a share of the steps, in [0, "
-                "1)"
-            )
-        if self.rates is not None and any(rate <= 0 for rate in self.rates.values()):
-            raise ValueError(
-                f"run configuration: rates are {dict(self.rates)}; leave a module out to freeze it"
-            )
+        self.recipe  # noqa: B018 names an unknown variant, stage or module
+
+    @field_validator("rates")
+    @classmethod
+    def _tuned_modules_move(cls, rates: Mapping[str, float] | None) -> Mapping[str, float] | None:
+        if rates is not None and any(rate <= 0 for rate in rates.values()):
+            raise ValueError(f"found {dict(rates)}; leave a module out to freeze it")
+        return rates
 
     @property
     def recipe(self) -> Recipe:
         """The stage's recipe with this run's deviations applied."""
-        base = recipe(self.variant, self.stage)
-        names = (
-            "global_batch",
-            "micro_batch",
-            "max_length",
-            "epochs",
-            "rates",
-            "warmup",
-            "clip",
-            "save_every",
-        )
-        chosen = replace(
-            base, **{n: getattr(self, n) for n in names if getattr(self, n) is not None}
-        )
+        own = {name: getattr(self, name) for name in _RECIPE_FIELDS}
+        changes = {name: value for name, value in own.items() if value is not None}
+        chosen = replace(recipe(self.variant, self.stage), **changes)
         if self.reference_effective:
             chosen = replace(chosen, rates=dict.fromkeys(chosen.rates, chosen.reference_rate))
         return chosen
@@ -235,56 +202,4 @@ def load_run(path: Path) -> RunConfig:
 
 def parse_run(values: Any) -> RunConfig:
     """A run from plain JSON values; see `load_run`."""
-    return _build(RunConfig, values, "")
-
-
-def _build(kind: type, values: Any, where: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ValueError(
-            f"{where or 'run configuration'}: expected an object, found {type(values).__name__}"
-        )
-    known = [item.name for item in fields(kind)]
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f", did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"unknown key {where + str(key)!r}{hint} (known: {', '.join(sorted(known))})"
-            )
-    hints = typing.get_type_hints(kind)
-    read = {key: _convert(hints[key], value, where + key) for key, value in values.items()}
-    try:
-        return kind(**read)
-    except TypeError as error:
-        missing = str(error).partition("argument")[2].strip("s: ")
-        raise ValueError(f"{where or 'run configuration'}: missing {missing}") from None
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """``value`` as the type ``hint`` says, or a ValueError that names ``where``."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{where} is {value!r}; known: {', '.join(map(repr, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where}: expected a list, found {type(value).__name__}")
-        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{where}: expected an object, found {type(value).__name__}")
-        return {
-            str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()
-        }
-    if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
-        return _build(hint, value, f"{where}.")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where}: expected {hint.__name__}, found {value!r}")
-    return value
+    return parse(RunConfig, values, strict=True)
