@@ -70,11 +70,11 @@ def settings_of(folder: Path, device: str) -> Any:
         Annotations,
         Collections,
         Download,
-        DropSource,
         Features,
         Settings,
         Shards,
     )
+    from assets.sources.drop import DropSource
 
     known: Literal["auto", "cpu", "cuda"] = (
         "auto" if device == "auto" else "cuda" if device == "cuda" else "cpu"

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from assets.deployment.settings import DropSource, HubSource, Settings, YoutubeSource
+from assets.deployment.settings import Settings
+from assets.sources.findings import MISSING, NOTE, OK, Finding
 
 GIB = 2**30
-OK, NOTE, MISSING = "ok", "note", "missing"
 PYTHON = (3, 11)
 DEMO_MEMORY = 4.8 * GIB  # measured; see README.md
 SHARED_MEMORY = 1 * GIB  # containers often get 64 MiB, which the training's data loaders exhaust
@@ -34,18 +34,6 @@ BLIND_FROM = (
 DESCRIPTORS = 4096  # a StreamingDataset keeps some hundreds open
 MEMINFO = Path("/proc/meminfo")
 SHM = Path("/dev/shm")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the table: what was looked at, how it is, what was found, and what to do about
-    it.
-    """
-
-    what: str
-    state: str
-    found: str
-    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,44 +200,7 @@ def check_isolation(_: Settings) -> Iterator[Finding]:
 
 def check_sources(settings: Settings) -> Iterator[Finding]:
     for name, source in sorted(settings.sources.items()):
-        if isinstance(source, DropSource):
-            if source.folder.is_dir():
-                yield Finding(f"source {name}", OK, f"drop folder {source.folder}")
-            else:
-                advice = "make the folder and put files there; until then its videos are listed as missing"
-                yield Finding(f"source {name}", NOTE, f"no folder {source.folder}", advice)
-        elif isinstance(source, YoutubeSource):
-            yield from _youtube(name, source)
-        elif isinstance(source, HubSource):
-            yield Finding(f"source {name}", OK, f"{source.repo} at {source.revision}, on the hub")
-        else:
-            yield Finding(f"source {name}", OK, "the URLs of the annotations or of its list")
-
-
-def _youtube(name: str, source: YoutubeSource) -> Iterator[Finding]:
-    from assets.fetching import ytdlp
-    from assets.fetching.errors import MissingToolError
-
-    if not source.accept_terms:
-        advice = "read YouTube's terms; if you decide that you may download, set accept_terms: true"
-        yield Finding(
-            f"source {name}", NOTE, "YouTube, terms not accepted: nothing will be fetched", advice
-        )
-        return
-    said: list[str] = []
-    try:
-        ytdlp.preflight(said.append)
-    except MissingToolError as error:
-        what, _, advice = str(error).partition(": ")
-        yield Finding(f"source {name}", MISSING, what, advice)
-        return
-    yield Finding(f"source {name}", OK, said[0])
-    if shutil.which("ffmpeg") is None:
-        yield Finding(
-            "ffmpeg",
-            OK,
-            "not on the PATH, and not needed: HLS-only videos stay MPEG-TS files, which decode",
-        )
+        yield from source.findings(name)
 
 
 def check_hub(settings: Settings) -> Iterator[Finding]:

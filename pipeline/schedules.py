@@ -5,24 +5,15 @@ what was never tried, and what a person has put into a drop folder since: one ru
 and part in which something may have changed.
 """
 
-import os
-
 import dagster as dg
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.annotations.catalogue import (
-    EXHAUSTED,
-    MANUAL_MISSING,
-    PENDING,
-    TRANSIENT,
-    read_catalogue,
-    snapshot_name,
-)
+from assets.annotations.catalogue import read_catalogue, snapshot_name
 from assets.deployment.partitions import part_partitions
 from assets.deployment.parts import part_index
 from assets.deployment.resources import Deployment
-from assets.deployment.settings import DropSource, Settings, YoutubeSource, load_settings
+from assets.deployment.settings import Settings, load_settings
+from assets.sources.base import EXHAUSTED, MANUAL_MISSING, PENDING, TRANSIENT
 from pipeline.jobs import ACQUIRE_VIDEOS
 from training.formats.storage import Storage
 
@@ -83,25 +74,17 @@ def download_nightly(
 def is_download_due(storage: Storage, settings: Settings, source: str, part: str) -> bool:
     """Whether another run may fetch a missing video of one source and part."""
     chosen = settings.sources[source]
-    if isinstance(chosen, YoutubeSource) and not chosen.accept_terms:
+    if chosen.undecided() is not None:
         return False
     if not storage.exists(snapshot_name(source, part)):
         return False
     table = read_catalogue(storage, source, part)
     if WORTH_ANOTHER_TRY & set(table["status"].to_pylist()):
         return True
-    return isinstance(chosen, DropSource) and _drop_folder_changed(chosen, table)
-
-
-def _drop_folder_changed(source: DropSource, table: pa.Table) -> bool:
-    """Whether something was put into the folder since its missing videos were last looked for."""
     missing = table.filter(pc.equal(table["status"], MANUAL_MISSING))
     if not missing.num_rows:
         return False
-    last_look = pc.max(missing["updated_at"]).as_py()
-    if last_look is None:
-        return True
-    return any(os.stat(folder).st_mtime > last_look for folder, _, _ in os.walk(source.folder))
+    return chosen.changed_since(pc.max(missing["updated_at"]).as_py())
 
 
 def partitions_in_progress(instance: dg.DagsterInstance) -> set[str]:

@@ -28,6 +28,7 @@ from assets.deployment.parts import part_name
 from assets.deployment.settings import Settings
 from assets.fetching.disk import scratch
 from assets.fetching.errors import OperatorError
+from assets.sources.base import OK, VideoRow
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
 
@@ -35,10 +36,6 @@ FOLDER = "VideoMarathon/catalogue"
 PARTS = "VideoMarathon/parts.json"
 # An object store has no journal beside the snapshot, so snapshots are taken as work goes on.
 REMOTE_SNAPSHOT_S = 60.0
-
-PENDING, OK = "pending", "ok"
-TRANSIENT, EXHAUSTED = "transient", "exhausted"  # failed in passing; as often as the settings allow
-PERMANENT, NEEDS_OPERATOR, MANUAL_MISSING = "permanent", "needs_operator", "manual_missing"
 
 SCHEMA = pa.schema(
     [
@@ -68,48 +65,6 @@ SCHEMA = pa.schema(
         ("updated_at", pa.float64()),
     ]
 )
-
-
-@dataclass(slots=True)
-class VideoRow:
-    """One expected video.
-
-    Attributes:
-        video: ``source/id``.
-        url: from the annotations; expected_duration in seconds, likewise.
-        questions: question-answer pairs about it in this part.
-        status, reason, message: what became of it; one word each, and a sentence.
-        attempts: tries so far; next_try_at: seconds since 1970 before which it is left alone.
-        location: where it was found: a URL, ``repo@commit:member``, a dropped file.
-        path: below the root; size in bytes; duration in seconds.
-        damaged: one of the places looked at gave no picture; the rest did.
-        format, tool: what a downloader chose, and its version.
-    """
-
-    video: str
-    source: str
-    id: str
-    url: str | None = None
-    expected_duration: float | None = None
-    questions: int = 0
-    status: str = PENDING
-    reason: str | None = None
-    message: str | None = None
-    attempts: int = 0
-    next_try_at: float | None = None
-    location: str | None = None
-    path: str | None = None
-    size: int | None = None
-    sha256: str | None = None
-    duration: float | None = None
-    packets: int | None = None
-    codec: str | None = None
-    width: int | None = None
-    height: int | None = None
-    damaged: bool | None = None
-    format: str | None = None
-    tool: str | None = None
-    updated_at: float | None = None
 
 
 ROW_FIELDS = [item.name for item in fields(VideoRow)]

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from assets.fetching.errors import AnnotationError
+from assets.sources.base import VIDEO_SUFFIXES
 
 NORMALISER = (
     2  # raise it when the same row would give another result: it is part of the data version
@@ -45,20 +46,7 @@ SOURCE_NAMES = {
     "panda-70m": "panda",
     "youcookii": "youcook2",
 }
-VIDEO_SUFFIXES = (
-    ".mp4",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mov",
-    ".m4v",
-    ".flv",
-    ".ts",
-    ".mpg",
-    ".wmv",
-    ".pt",
-    "",
-)
+NAME_SUFFIXES = (*VIDEO_SUFFIXES, ".pt", "")  # what an id loses: also of a feature file
 ROLES = {
     "human": "human",
     "user": "human",
@@ -254,7 +242,7 @@ class Normaliser:
         if name is None:
             raise Reject("unknown_source")
         stem, suffix = posixpath.splitext(steps[-1])
-        steps[-1] = stem if suffix.lower() in VIDEO_SUFFIXES else steps[-1]
+        steps[-1] = stem if suffix.lower() in NAME_SUFFIXES else steps[-1]
         if any(not _safe_name(step) for step in steps):
             raise Reject("unsafe_video_path")
         return name, "/".join(steps)

@@ -9,82 +9,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
 from assets.fetching.options import Download
+from assets.sources.kinds import VideoSource
 from model.configuration import Section, parse
 
 CONFIG_VARIABLE = "HOURLLAVA_CONFIG"
 DEFAULT_CONFIG = Path(__file__).parents[2] / "pipeline" / "deployment.yaml"
-
-
-class Source(Section):
-    """What all kinds of source have in common."""
-
-    coverage_threshold: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="least share of this source's videos; default: download's",
-    )
-
-
-class HubSource(Source):
-    """Files of a Hugging Face dataset repository, loose or inside archives."""
-
-    kind: Literal["hub"]
-    repo: str
-    revision: str = "main"
-    archives: list[str] = Field(
-        default=[], description="glob patterns of zip / tar.gz files that hold the videos"
-    )
-    files: list[str] = Field(default=[], description="glob patterns of loose video files")
-
-
-class ListedSource(Source):
-    """Videos named by a URL: in the annotations, or in a list of its own."""
-
-    urls: Path | None = Field(
-        default=None,
-        description="CSV or JSONL with the columns id and url, or a text file with one URL a line",
-    )
-
-
-class YoutubeSource(ListedSource):
-    """Videos named by a YouTube URL; fetched by yt-dlp, only through its youtube extractor."""
-
-    kind: Literal["youtube"]
-    accept_terms: bool = Field(
-        default=False,
-        description="true: you have read YouTube's terms and decide yourself that you may download",
-    )
-
-
-class UrlSource(ListedSource):
-    """Videos named by any http(s) URL; fetched by yt-dlp's generic extractor."""
-
-    kind: Literal["url"]
-    hosts: list[str] = Field(
-        default=[], description="host[:port] that may be fetched although it is a private address"
-    )
-
-
-class DropSource(Source):
-    """Videos that a person puts into a folder: licensed sets such as Ego4D, or one's own."""
-
-    kind: Literal["drop"]
-    folder: Path
-    instructions: str = Field(
-        default="", description="how to obtain the files; shown when videos are missing"
-    )
-
-
-VideoSource = Annotated[
-    HubSource | YoutubeSource | UrlSource | DropSource, Field(discriminator="kind")
-]
 
 
 class Annotations(Section):

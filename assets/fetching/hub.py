@@ -117,7 +117,15 @@ class Hub:
             raise OperatorError(
                 f"{self.api.endpoint}: gave no commit for {repo} at {revision!r}; is it a hub?"
             )
-        return HubRepo(self, repo, str(info.sha), kind)
+        return self.repo_at(repo, str(info.sha), kind)
+
+    def repo_at(self, repo: str, commit: str, kind: Kind = "dataset") -> HubRepo:
+        """A repository at a commit that is known already: no request.
+
+        Args:
+            commit: 40 digits.
+        """
+        return HubRepo(self, repo, commit, kind)
 
     def patiently(self, action: Callable[[], Any], name: str, tries: int | None = None) -> Any:
         def one() -> Any:

@@ -69,6 +69,11 @@ def stage_tar(
     return {name: folder / step for name, step in chosen.items()}
 
 
+def forget_staged(folder: Path) -> None:
+    """Let the next `stage_tar` into ``folder`` read the archive again."""
+    (folder / RECORD).unlink(missing_ok=True)
+
+
 def _read_once(
     repo: HubRepo,
     file: HubFile,

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from assets.annotations.catalogue import VideoRow
-from assets.deployment.settings import UrlSource, YoutubeSource
 from assets.fetching.errors import TransferError
 from assets.fetching.options import Download
 from assets.fetching.probe import InvalidVideo, Prober, check
-from assets.sources.base import UrlFetcher, YoutubeFetcher, youtube_id
+from assets.sources.base import VideoRow
+from assets.sources.listed import youtube_id
+from assets.sources.url import UrlFetcher, UrlSource
+from assets.sources.youtube import YoutubeFetcher, YoutubeSource
 
 NAME = "asked"
 

@@ -1,30 +1,152 @@
-"""What every way of getting a video has in common, and the two ways that follow a URL."""
+"""What all kinds of video source have in common. Each kind is one other file of this folder.
+
+A kind is a section of settings (`Source`) that makes a `Fetcher`. The fetcher says which videos are
+not worth a try, and puts one video's file into a folder. Verifying, hashing, retrying, the journal
+and the report are not its business: `assets/videos/acquire.py` does that for all kinds alike.
+
+The settings import every kind, so modules of this folder import what is heavy (yt_dlp,
+huggingface_hub, requests) inside the functions that need it.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
-from urllib.parse import parse_qs, urlsplit
 
-from assets.annotations.catalogue import PERMANENT, VideoRow
-from assets.deployment.settings import UrlSource, YoutubeSource
-from assets.fetching import ytdlp
-from assets.fetching.address_guard import Guard
-from assets.fetching.errors import OperatorError
+from pydantic import Field
+
 from assets.fetching.options import Download
-from assets.fetching.table_files import read_rows
+from assets.sources.findings import OK as FINE
+from assets.sources.findings import Finding
+from model.configuration import Section
+from training.formats.storage import Storage
 
-YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
-YOUTUBE_HOSTS = (
-    "youtube.com",
-    "www.youtube.com",
-    "m.youtube.com",
-    "music.youtube.com",
-    "youtube-nocookie.com",
+# What became of a video. `transient` failed in passing, and `exhausted` did so as often as the
+# settings allow; `permanent` is not tried again; the last two wait for a person.
+PENDING, OK = "pending", "ok"
+TRANSIENT, EXHAUSTED = "transient", "exhausted"
+PERMANENT, NEEDS_OPERATOR, MANUAL_MISSING = "permanent", "needs_operator", "manual_missing"
+
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mov",
+    ".m4v",
+    ".flv",
+    ".ts",
+    ".mpg",
+    ".wmv",
 )
+
+
+class Source(Section):
+    """The settings of one source; a kind adds `kind: Literal["its name"]` and its own fields."""
+
+    coverage_threshold: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="least share of this source's videos; default: download's",
+    )
+
+    def fetcher(self, context: FetchContext) -> Fetcher:
+        """What gets the videos of one part of this source."""
+        raise NotImplementedError
+
+    def undecided(self) -> str | None:
+        """What a person must decide before anything is fetched, as a sentence for them; None when
+        nothing.
+        """
+        return None
+
+    def changed_since(self, time: float | None) -> bool:
+        """Whether a person may have provided videos after `time` (seconds since 1970; None: ever),
+        so that those found missing then are worth another look.
+        """
+        return False
+
+    def notes(self, context: FetchContext, missing: list[str]) -> list[str]:
+        """What a person should do about videos that only they can provide.
+
+        Args:
+            missing: ids of the part's videos whose status is `manual_missing`, at least one.
+        """
+        return []
+
+    def findings(self, name: str) -> Iterator[Finding]:
+        """What this machine has or lacks for this source, for `hourllava doctor`.
+
+        Args:
+            name: what the settings call the source.
+        """
+        yield Finding(f"source {name}", FINE, "nothing to look at")
+
+
+@dataclass(frozen=True, slots=True)
+class FetchContext:
+    """What a fetcher is given besides its source's own settings.
+
+    Attributes:
+        source: the source's name in the settings; part: of its videos.
+        download: how to fetch.
+        hub_endpoint: a mirror of the Hugging Face hub, None for the hub itself.
+        all_ids: gives the ids of the source's videos in all parts; it reads all of its catalogue.
+        log: takes lines for a person.
+    """
+
+    storage: Storage
+    source: str
+    part: str
+    download: Download
+    hub_endpoint: str | None
+    all_ids: Callable[[], set[str]]
+    log: Callable[[str], None]
+
+
+@dataclass(slots=True)
+class VideoRow:
+    """One expected video.
+
+    Attributes:
+        video: ``source/id``.
+        url: from the annotations; expected_duration in seconds, likewise.
+        questions: question-answer pairs about it in this part.
+        status, reason, message: what became of it; one word each, and a sentence.
+        attempts: tries so far; next_try_at: seconds since 1970 before which it is left alone.
+        location: where it was found: a URL, ``repo@commit:member``, a dropped file.
+        path: below the root; size in bytes; duration in seconds.
+        damaged: one of the places looked at gave no picture; the rest did.
+        format, tool: what a downloader chose, and its version.
+    """
+
+    video: str
+    source: str
+    id: str
+    url: str | None = None
+    expected_duration: float | None = None
+    questions: int = 0
+    status: str = PENDING
+    reason: str | None = None
+    message: str | None = None
+    attempts: int = 0
+    next_try_at: float | None = None
+    location: str | None = None
+    path: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    duration: float | None = None
+    packets: int | None = None
+    codec: str | None = None
+    width: int | None = None
+    height: int | None = None
+    damaged: bool | None = None
+    format: str | None = None
+    tool: str | None = None
+    updated_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,143 +201,6 @@ class Fetcher(Protocol):
         Raises:
             TransferError, OperatorError.
         """
-
-
-def with_listed_urls(rows: list[VideoRow], source: YoutubeSource | UrlSource) -> None:
-    """Give rows without a URL the one that the source's own list has for their id."""
-    if source.urls is not None:
-        listed = read_urls(source.urls)
-        for row in rows:
-            row.url = row.url or listed.get(row.id)
-
-
-def read_urls(path: Path) -> dict[str, str]:
-    """id -> URL, of a CSV or JSONL with the columns ``id`` (or ``video``) and ``url``, or a text
-    file with one URL a line, where the id is the YouTube id or the last step of the path without
-    its suffix.
-
-    Raises:
-        OperatorError: no such file, or other columns.
-    """
-    if not path.is_file():
-        raise OperatorError(f"{path}: no such file (urls of a source in the settings)")
-    found: dict[str, str] = {}
-    if path.suffix.lower() not in (".csv", ".jsonl", ".json", ".parquet"):
-        for line in path.read_text().splitlines():
-            url = line.strip()
-            if url and not url.startswith("#"):
-                found[youtube_id(url) or PurePosixPath(urlsplit(url).path).stem] = url
-        return found
-    for row in read_rows(path, path.name):
-        values = (
-            {name.lower(): value for name, value in row.value.items()}
-            if isinstance(row.value, dict)
-            else {}
-        )
-        name, target = values.get("id") or values.get("video"), values.get("url")
-        if name is None and target is None:
-            raise OperatorError(
-                f"{path}, row {row.number}: expected columns id and url, found {', '.join(values)}"
-            )
-        if name and target:
-            found[PurePosixPath(str(name)).name.removesuffix(".mp4")] = str(target)
-    return found
-
-
-class YoutubeFetcher:
-    """Through yt-dlp's YouTube extractor and no other. Of a URL only the video's id is used."""
-
-    def __init__(self, source: YoutubeSource, limits: Download, log: Callable[[str], None]) -> None:
-        self.source, self.limits, self.log = source, limits, log
-        self.min_interval_s = limits.min_interval_s
-        self.guard = Guard()
-
-    def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
-        if rows and not self.source.accept_terms:
-            raise OperatorError(
-                "YouTube's terms restrict downloading. Read them, and if you decide that you may, "
-                "set accept_terms: true for this source in the settings"
-            )
-        if rows:
-            ytdlp.preflight(self.log)
-        with_listed_urls(rows, self.source)
-        return {
-            row.id: Outcome(
-                PERMANENT, "bad_url", f"no YouTube video id in {row.url!r} or {row.id!r}"
-            )
-            for row in rows
-            if youtube_id(row.url) is None
-            and not (row.url is None and YOUTUBE_ID.fullmatch(row.id))
-        }
-
-    def host(self, row: VideoRow) -> str:
-        return "youtube"
-
-    def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
-        url = f"https://www.youtube.com/watch?v={youtube_id(row.url) or row.id}"
-        taken = ytdlp.take(
-            url, folder, extractors=("youtube",), guard=self.guard, limits=self.limits, watch=watch
-        )
-        return Fetched(
-            taken.path, url, duration=taken.duration, format=taken.format, tool=taken.tool
-        )
-
-
-class UrlFetcher:
-    """Any http(s) URL through yt-dlp's generic extractor: a media file, a playlist of segments, a
-    page with a video.
-    """
-
-    def __init__(self, source: UrlSource, limits: Download, log: Callable[[str], None]) -> None:
-        self.source, self.limits, self.log = source, limits, log
-        self.min_interval_s = limits.min_interval_s
-        self.guard = Guard(source.hosts)
-
-    def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
-        with_listed_urls(rows, self.source)
-        return {
-            row.id: Outcome(PERMANENT, "bad_url" if row.url else "no_url", f"url: {row.url!r}")
-            for row in rows
-            if not row.url or urlsplit(row.url).scheme not in ("http", "https")
-        }
-
-    def host(self, row: VideoRow) -> str:
-        return urlsplit(row.url or "").netloc
-
-    def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
-        assert row.url is not None, "prepare leaves out rows without a URL"
-        taken = ytdlp.take(
-            row.url,
-            folder,
-            extractors=("generic", "html5"),
-            guard=self.guard,
-            limits=self.limits,
-            watch=watch,
-        )
-        return Fetched(
-            taken.path, row.url, duration=taken.duration, format=taken.format, tool=taken.tool
-        )
-
-
-def youtube_id(url: str | None) -> str | None:
-    """The 11-character id in any of the forms that YouTube's URLs have, or in the bare id."""
-    if not url:
-        return None
-    if YOUTUBE_ID.fullmatch(url):
-        return url
-    parts = urlsplit(url if "://" in url else f"https://{url}")
-    if parts.scheme not in ("http", "https"):
-        return None
-    steps = [step for step in parts.path.split("/") if step]
-    found = None
-    if parts.hostname == "youtu.be" and steps:
-        found = steps[0]
-    elif parts.hostname in YOUTUBE_HOSTS:
-        if steps[:1] == ["watch"]:
-            found = parse_qs(parts.query).get("v", [""])[0]
-        elif len(steps) == 2 and steps[0] in ("embed", "shorts", "v", "live"):
-            found = steps[1]
-    return found if found and YOUTUBE_ID.fullmatch(found) else None
 
 
 def match_stems(rows: Iterable[VideoRow], paths: dict[str, list[str]]) -> dict[str, list[str]]:

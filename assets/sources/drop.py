@@ -5,15 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
-from assets.annotations.catalogue import FOLDER, MANUAL_MISSING, PERMANENT, VideoRow
-from assets.deployment.settings import DropSource
+from pydantic import Field
+
 from assets.fetching.retry import raise_if_disk
-from assets.sources.base import Fetched, Outcome, match_stems
-from assets.sources.hub import SUFFIXES
-from training.formats.storage import Storage
+from assets.sources.base import (
+    MANUAL_MISSING,
+    PERMANENT,
+    VIDEO_SUFFIXES,
+    FetchContext,
+    Fetched,
+    Outcome,
+    Source,
+    VideoRow,
+    match_stems,
+)
+from assets.sources.findings import NOTE, OK, Finding
+from training.formats import layout
 
 # {folder} and {list} are filled in. The licence is granted per person; no credential of it ever
 # passes through us.
@@ -28,15 +39,52 @@ DEFAULT_INSTRUCTIONS = (
 )
 
 
+class DropSource(Source):
+    """Videos that a person puts into a folder: licensed sets such as Ego4D, or one's own."""
+
+    kind: Literal["drop"]
+    folder: Path
+    instructions: str = Field(
+        default="", description="how to obtain the files; shown when videos are missing"
+    )
+
+    def fetcher(self, context: FetchContext) -> DropFetcher:
+        return DropFetcher(self, context.log)
+
+    def changed_since(self, time: float | None) -> bool:
+        return time is None or any(
+            os.stat(folder).st_mtime > time for folder, _, _ in os.walk(self.folder)
+        )
+
+    def notes(self, context: FetchContext, missing: list[str]) -> list[str]:
+        """How to obtain what is missing; the list of it is written below the root."""
+        name = layout.catalogue(context.source, f"{context.part}.missing.txt")
+        lines = "".join(f"{identifier}\n" for identifier in missing)
+        context.storage.write_bytes(name, lines.encode())
+        text = self.instructions or INSTRUCTIONS.get(context.source, DEFAULT_INSTRUCTIONS)
+        return [
+            text.replace("{folder}", str(self.folder)).replace("{list}", context.storage.path(name))
+        ]
+
+    def findings(self, name: str) -> Iterator[Finding]:
+        if self.folder.is_dir():
+            yield Finding(f"source {name}", OK, f"drop folder {self.folder}")
+            return
+        yield Finding(
+            f"source {name}",
+            NOTE,
+            f"no folder {self.folder}",
+            "make the folder and put files there; until then its videos are listed as missing",
+        )
+
+
 class DropFetcher:
     """Adopts files from a folder by their name. The folder itself is never changed."""
 
     min_interval_s = 0.0
 
-    def __init__(
-        self, storage: Storage, name: str, part: str, source: DropSource, log: Callable[[str], None]
-    ) -> None:
-        self.storage, self.name, self.part, self.source, self.log = storage, name, part, source, log
+    def __init__(self, source: DropSource, log: Callable[[str], None]) -> None:
+        self.source, self.log = source, log
         self.found: dict[str, Path] = {}
         self._copies_noted = False
 
@@ -45,7 +93,7 @@ class DropFetcher:
         folder = self.source.folder
         for parent, _, names in os.walk(folder):
             for name in names:
-                if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith("."):
                     stems[name.rsplit(".", 1)[0]].append(
                         (Path(parent) / name).relative_to(folder).as_posix()
                     )
@@ -78,14 +126,3 @@ class DropFetcher:
                 raise_if_disk(failure)
                 raise
         return Fetched(target, str(dropped), checked=True)
-
-    def instructions(self, missing: list[str]) -> str:
-        """What a person has to do, with the list of what is missing written below the root."""
-        name = f"{FOLDER}/{self.name}/{self.part}.missing.txt"
-        self.storage.write_bytes(
-            name, "".join(f"{identifier}\n" for identifier in missing).encode()
-        )
-        text = self.source.instructions or INSTRUCTIONS.get(self.name, DEFAULT_INSTRUCTIONS)
-        return text.replace("{folder}", str(self.source.folder)).replace(
-            "{list}", self.storage.path(name)
-        )

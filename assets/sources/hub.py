@@ -12,23 +12,52 @@ import os
 import threading
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal
 
-from assets.annotations.catalogue import FOLDER, PERMANENT, TRANSIENT, VideoRow
-from assets.annotations.rows import VIDEO_SUFFIXES
-from assets.deployment.settings import HubSource, Settings
+from pydantic import Field
+
 from assets.fetching.archives import ArchiveError, take_zip_member, zip_members
 from assets.fetching.disk import DiskGuard, scratch
 from assets.fetching.errors import OperatorError, TransferError
-from assets.fetching.hub import Hub, HubFile, HubRepo
-from assets.fetching.tar_members import RECORD, stage_tar
-from assets.sources.base import Fetched, Outcome, match_stems
-from training.formats.storage import Storage
+from assets.sources.base import (
+    PERMANENT,
+    TRANSIENT,
+    VIDEO_SUFFIXES,
+    FetchContext,
+    Fetched,
+    Outcome,
+    Source,
+    VideoRow,
+    match_stems,
+)
+from assets.sources.findings import OK, Finding
+from training.formats import layout
+
+if TYPE_CHECKING:
+    from assets.fetching.hub import HubFile, HubRepo
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-SUFFIXES = tuple(suffix for suffix in VIDEO_SUFFIXES if suffix not in ("", ".pt"))
+
+
+class HubSource(Source):
+    """Files of a Hugging Face dataset repository, loose or inside archives."""
+
+    kind: Literal["hub"]
+    repo: str
+    revision: str = "main"
+    archives: list[str] = Field(
+        default=[], description="glob patterns of zip / tar.gz files that hold the videos"
+    )
+    files: list[str] = Field(default=[], description="glob patterns of loose video files")
+
+    def fetcher(self, context: FetchContext) -> HubFetcher:
+        return HubFetcher(self, context)
+
+    def findings(self, name: str) -> Iterator[Finding]:
+        yield Finding(f"source {name}", OK, f"{self.repo} at {self.revision}, on the hub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,35 +77,19 @@ class Place:
 
 
 class HubFetcher:
-    """Finds and fetches the videos of one dataset repository.
-
-    Args:
-        wanted: all ids of the source, of every part.
-    """
+    """Finds and fetches the videos of one dataset repository."""
 
     # Plain files of a service that is made for it; what it asks for in a 429 is still honoured.
     min_interval_s = 0.0
 
-    def __init__(
-        self,
-        storage: Storage,
-        settings: Settings,
-        name: str,
-        source: HubSource,
-        wanted: Callable[[], set[str]],
-        log: Callable[[str], None],
-    ) -> None:
-        self.storage, self.settings, self.name, self.source, self.wanted, self.log = (
-            storage,
-            settings,
-            name,
-            source,
-            wanted,
-            log,
-        )
-        self.hub = Hub(settings.hub_endpoint, settings.download, log)
+    def __init__(self, source: HubSource, context: FetchContext) -> None:
+        from assets.fetching.hub import Hub
+
+        self.source, self.name = source, context.source
+        self.storage, self.all_ids, self.log = context.storage, context.all_ids, context.log
+        self.hub = Hub(context.hub_endpoint, context.download, context.log)
         self.places: dict[str, Place] = {}
-        self.disk = DiskGuard(scratch(storage), settings.download.min_free_bytes)
+        self.disk = DiskGuard(scratch(context.storage), context.download.min_free_bytes)
         self._local = threading.local()
 
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
@@ -84,7 +97,7 @@ class HubFetcher:
             return {}
         self.repo = self._resolve()
         listed = self.repo.files([*self.source.files, *self.source.archives])
-        loose = [file for file in listed if file.name.lower().endswith(SUFFIXES)]
+        loose = [file for file in listed if file.name.lower().endswith(VIDEO_SUFFIXES)]
         zips = [file for file in listed if file.name.lower().endswith(".zip")]
         tars = [file for file in listed if file.name.lower().endswith(TAR_SUFFIXES)]
         if not (loose or zips or tars):
@@ -131,6 +144,8 @@ class HubFetcher:
         return str(self.hub.api.endpoint)
 
     def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
+        from assets.fetching.tar_members import forget_staged
+
         place = self.places[row.id]
         target = folder / "file"
         where = f"{self.source.repo}@{self.repo.commit}:{place.file.path}"
@@ -138,7 +153,7 @@ class HubFetcher:
             if place.staged.exists():
                 os.replace(place.staged, target)
             elif not target.exists():
-                (place.staged.parent / RECORD).unlink(missing_ok=True)
+                forget_staged(place.staged.parent)
                 raise TransferError(
                     "transient",
                     "staging_lost",
@@ -162,12 +177,12 @@ class HubFetcher:
         """The revision is resolved once for the source, so that all its parts come from the same
         one.
         """
-        name = f"{FOLDER}/{self.name}/revision.json"
+        name = layout.catalogue(self.name, "revision.json")
         asked = {"repo": self.source.repo, "revision": self.source.revision}
         if self.storage.exists(name):
             known = self.storage.read_json(name)
             if {key: known.get(key) for key in asked} == asked:
-                return HubRepo(self.hub, self.source.repo, known["commit"])
+                return self.hub.repo_at(self.source.repo, known["commit"])
         repo = self.hub.repo(self.source.repo, self.source.revision)
         self.storage.write_json(name, {**asked, "commit": repo.commit})
         self.log(f"{self.source.repo}: {self.source.revision} is {repo.commit}")
@@ -179,7 +194,7 @@ class HubFetcher:
         stems: dict[str, list[str]] = defaultdict(list)
         for path in places:
             name = PurePosixPath(path).name
-            if name.lower().endswith(SUFFIXES):
+            if name.lower().endswith(VIDEO_SUFFIXES):
                 stems[name.rsplit(".", 1)[0]].append(path)
         for identifier, paths in match_stems(rows, stems).items():
             if paths:
@@ -221,12 +236,14 @@ class HubFetcher:
 
     def _stage(self, file: HubFile) -> dict[str, Path]:
         """What any part of the source wants of a tar, set aside."""
-        wanted = self.wanted()
+        from assets.fetching.tar_members import stage_tar
+
+        wanted = self.all_ids()
 
         def is_wanted(name: str) -> bool:
             path = PurePosixPath(name)
             steps = path.with_suffix("").parts
-            return path.suffix.lower() in SUFFIXES and any(
+            return path.suffix.lower() in VIDEO_SUFFIXES and any(
                 "/".join(steps[i:]) in wanted for i in range(len(steps))
             )
 

@@ -19,7 +19,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from assets.annotations.catalogue import (
+from assets.annotations.catalogue import Catalogue, read_catalogue, snapshot_name
+from assets.deployment.parts import part_name
+from assets.deployment.settings import Settings
+from assets.fetching.disk import DiskGuard, clear, scratch
+from assets.fetching.errors import CoverageError, DiskFullError, TransferError
+from assets.fetching.probe import InvalidVideo, Prober, VideoFacts, check
+from assets.fetching.retry import backoff, raise_if_disk
+from assets.sources.base import (
     EXHAUSTED,
     MANUAL_MISSING,
     NEEDS_OPERATOR,
@@ -27,20 +34,10 @@ from assets.annotations.catalogue import (
     PENDING,
     PERMANENT,
     TRANSIENT,
-    Catalogue,
+    FetchContext,
+    Fetched,
     VideoRow,
-    read_catalogue,
-    snapshot_name,
 )
-from assets.deployment.parts import part_name
-from assets.deployment.settings import DropSource, HubSource, Settings, UrlSource, YoutubeSource
-from assets.fetching.disk import DiskGuard, clear, scratch
-from assets.fetching.errors import CoverageError, DiskFullError, TransferError
-from assets.fetching.probe import InvalidVideo, Prober, VideoFacts, check
-from assets.fetching.retry import backoff, raise_if_disk
-from assets.sources.base import Fetched, Fetcher, UrlFetcher, YoutubeFetcher
-from assets.sources.drop import DropFetcher
-from assets.sources.hub import HubFetcher
 from assets.videos.pacing import Pace, Queue
 from assets.videos.report import AcquireReport, coverage_threshold, report_name, summarize, too_few
 from training.formats.hashing import hash_file, stable_hash
@@ -93,21 +90,6 @@ def acquire_part(
     return report
 
 
-def make_fetcher(
-    storage: Storage, settings: Settings, source: str, part: str, log: Callable[[str], None]
-) -> Fetcher:
-    """The way of getting videos that the settings give a source."""
-    chosen = settings.sources[source]
-    if isinstance(chosen, HubSource):
-        return HubFetcher(storage, settings, source, chosen, lambda: _all_ids(storage, source), log)
-    if isinstance(chosen, DropSource):
-        return DropFetcher(storage, source, part, chosen, log)
-    if isinstance(chosen, YoutubeSource):
-        return YoutubeFetcher(chosen, settings.download, log)
-    assert isinstance(chosen, UrlSource)
-    return UrlFetcher(chosen, settings.download, log)
-
-
 class _Acquisition:
     """The work on one source and part: some threads fetch, as many look into what was fetched."""
 
@@ -122,7 +104,16 @@ class _Acquisition:
         self.storage, self.settings, self.limits = storage, settings, settings.download
         self.catalogue, self.prober, self.log = catalogue, prober, log
         self.source, self.part = catalogue.source, catalogue.part
-        self.fetcher = make_fetcher(storage, settings, self.source, self.part, log)
+        self.context = FetchContext(
+            storage,
+            self.source,
+            self.part,
+            settings.download,
+            settings.hub_endpoint,
+            lambda: _all_ids(storage, self.source),
+            log,
+        )
+        self.fetcher = settings.sources[self.source].fetcher(self.context)
         self.pace = Pace(self.fetcher.min_interval_s, self.limits.breaker)
         self.disk = DiskGuard(scratch(storage), self.limits.min_free_bytes)
         self.tries: Counter[str] = Counter()
@@ -170,10 +161,9 @@ class _Acquisition:
                 raise
         if self.problem is not None:
             raise self.problem
-        if isinstance(self.fetcher, DropFetcher):
-            missing = [row.id for row in self.catalogue.rows([MANUAL_MISSING])]
-            if missing:
-                self.notes.append(self.fetcher.instructions(missing))
+        missing = [row.id for row in self.catalogue.rows([MANUAL_MISSING])]
+        if missing:
+            self.notes += self.settings.sources[self.source].notes(self.context, missing)
 
     def report(self) -> AcquireReport:
         return summarize(

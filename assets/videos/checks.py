@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from assets.annotations.catalogue import OK
 from assets.deployment.settings import Settings
 from assets.records.verdict import Verdict
+from assets.sources.base import OK
 from assets.videos.acquire import TRIED_AGAIN
 from assets.videos.report import AcquireReport, coverage_threshold, too_few
 

@@ -10,8 +10,8 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 
-from assets.annotations.catalogue import VideoRow
 from assets.fetching.retry import LONGEST_WAIT_S
+from assets.sources.base import VideoRow
 from training.formats.hashing import stable_hash
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from assets.annotations.catalogue import FOLDER, OK, Catalogue, read_catalogue
+from assets.annotations.catalogue import FOLDER, Catalogue, read_catalogue
 from assets.deployment.settings import Settings
 from assets.records.histogram import duration_histogram
+from assets.sources.base import OK
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
 

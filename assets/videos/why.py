@@ -11,17 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from assets.annotations.catalogue import (
-    MANUAL_MISSING,
-    OK,
-    PENDING,
-    PERMANENT,
-    VideoRow,
-    read_catalogue,
-)
 from assets.annotations.catalogue import SCHEMA as CATALOGUE_SCHEMA
+from assets.annotations.catalogue import read_catalogue
 from assets.annotations.collect import ANNOTATIONS, REJECTED, Ledger
 from assets.deployment.settings import Settings
+from assets.sources.base import MANUAL_MISSING, OK, PENDING, PERMANENT, VideoRow
 from training.formats.storage import Storage
 
 ADVICE = {

@@ -7,9 +7,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from assets.annotations.catalogue import OK, read_catalogue
+from assets.annotations.catalogue import read_catalogue
 from assets.annotations.collect import REJECTED
 from assets.records.lineage import Lineage, all_records
+from assets.sources.base import OK
 from pipeline.demo.client import DagsterClient
 from training.formats.storage import Storage
 

@@ -8,20 +8,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from assets.annotations.catalogue import (
-    EXHAUSTED,
-    MANUAL_MISSING,
-    OK,
-    PENDING,
-    PERMANENT,
-    TRANSIENT,
-    Catalogue,
-    build_catalogue,
-)
+from assets.annotations.catalogue import Catalogue, build_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.deployment.partitions import source_and_part
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import load_settings
+from assets.sources.base import EXHAUSTED, MANUAL_MISSING, OK, PENDING, PERMANENT, TRANSIENT
 from pipeline.schedules import download_nightly
 from training.formats.storage import Storage
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from assets.annotations.catalogue import Catalogue, VideoRow, build_catalogue
+from assets.annotations.catalogue import Catalogue, build_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.deployment.settings import Settings
+from assets.sources.base import VideoRow
 from assets.videos.acquire import AcquireReport, acquire_part
 from training.formats.storage import Storage
 

@@ -9,15 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from assets.annotations.catalogue import (
-    Catalogue,
-    VideoRow,
-    build_catalogue,
-    find_part,
-    read_catalogue,
-)
+from assets.annotations.catalogue import Catalogue, build_catalogue, find_part, read_catalogue
 from assets.deployment.parts import part_name, part_of
 from assets.fetching.errors import OperatorError
+from assets.sources.base import VideoRow
 from tests.servers.world import catalogued, make_settings, question, quiet, row
 from training.formats.storage import Storage
 

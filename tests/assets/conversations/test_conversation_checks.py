@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assets.annotations.catalogue import OK, Catalogue, VideoRow
+from assets.annotations.catalogue import Catalogue
 from assets.conversations.checks import sound
 from assets.conversations.grouping import SCHEMA, conversations_name
+from assets.sources.base import OK, VideoRow
 from tests.servers.world import make_settings
 from training.formats.storage import Storage
 

@@ -17,13 +17,12 @@ from yt_dlp.networking.common import Response
 from yt_dlp.networking.exceptions import HTTPError, TransportError
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, UnsupportedError
 
-from assets.fetching import ytdlp
+from assets.fetching import address_guard, ytdlp
 from assets.fetching.address_guard import Guard
 from assets.fetching.errors import DiskFullError, MissingToolError, OperatorError, TransferError
 from assets.fetching.options import Download
 from assets.fetching.ytdlp_errors import classify
-from assets.sources import base as fetchers
-from assets.sources.base import youtube_id
+from assets.sources.listed import youtube_id
 from pipeline.demo.servers import MediaServer
 from tests.servers.clips import clip
 from tests.servers.world import acquire, catalogued, make_settings, question, row
@@ -212,7 +211,7 @@ def site(tmp_path, monkeypatch):
 
         monkeypatch.setattr(yt_dlp.extractor.youtube.YoutubeIE, "_real_extract", extract)
         monkeypatch.setattr(ytdlp, "preflight", lambda log: None)
-        monkeypatch.setattr(fetchers, "Guard", lambda: Guard([f"127.0.0.1:{media.port}"]))
+        monkeypatch.setattr(address_guard, "Guard", lambda: Guard([f"127.0.0.1:{media.port}"]))
         yield site
 
 

@@ -1,0 +1,99 @@
+"""What the two kinds of source share whose videos are named by URLs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import Field
+
+from assets.fetching.errors import OperatorError
+from assets.sources.base import Source, VideoRow
+from assets.sources.findings import OK, Finding
+
+YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+YOUTUBE_HOSTS = (
+    "youtube.com",
+    "www.youtube.com",
+    "m.youtube.com",
+    "music.youtube.com",
+    "youtube-nocookie.com",
+)
+
+
+class ListedSource(Source):
+    """Videos named by a URL: in the annotations, or in a list of its own."""
+
+    urls: Path | None = Field(
+        default=None,
+        description="CSV or JSONL with the columns id and url, or a text file with one URL a line",
+    )
+
+    def findings(self, name: str) -> Iterator[Finding]:
+        yield Finding(f"source {name}", OK, "the URLs of the annotations or of its list")
+
+
+def with_listed_urls(rows: list[VideoRow], source: ListedSource) -> None:
+    """Give rows without a URL the one that the source's own list has for their id."""
+    if source.urls is not None:
+        listed = read_urls(source.urls)
+        for row in rows:
+            row.url = row.url or listed.get(row.id)
+
+
+def read_urls(path: Path) -> dict[str, str]:
+    """id -> URL, of a CSV or JSONL with the columns ``id`` (or ``video``) and ``url``, or a text
+    file with one URL a line, where the id is the YouTube id or the last step of the path without
+    its suffix.
+
+    Raises:
+        OperatorError: no such file, or other columns.
+    """
+    if not path.is_file():
+        raise OperatorError(f"{path}: no such file (urls of a source in the settings)")
+    from assets.fetching.table_files import read_rows
+
+    found: dict[str, str] = {}
+    if path.suffix.lower() not in (".csv", ".jsonl", ".json", ".parquet"):
+        for line in path.read_text().splitlines():
+            url = line.strip()
+            if url and not url.startswith("#"):
+                found[youtube_id(url) or PurePosixPath(urlsplit(url).path).stem] = url
+        return found
+    for row in read_rows(path, path.name):
+        values = (
+            {name.lower(): value for name, value in row.value.items()}
+            if isinstance(row.value, dict)
+            else {}
+        )
+        name, target = values.get("id") or values.get("video"), values.get("url")
+        if name is None and target is None:
+            raise OperatorError(
+                f"{path}, row {row.number}: expected columns id and url, found {', '.join(values)}"
+            )
+        if name and target:
+            found[PurePosixPath(str(name)).name.removesuffix(".mp4")] = str(target)
+    return found
+
+
+def youtube_id(url: str | None) -> str | None:
+    """The 11-character id in any of the forms that YouTube's URLs have, or in the bare id."""
+    if not url:
+        return None
+    if YOUTUBE_ID.fullmatch(url):
+        return url
+    parts = urlsplit(url if "://" in url else f"https://{url}")
+    if parts.scheme not in ("http", "https"):
+        return None
+    steps = [step for step in parts.path.split("/") if step]
+    found = None
+    if parts.hostname == "youtu.be" and steps:
+        found = steps[0]
+    elif parts.hostname in YOUTUBE_HOSTS:
+        if steps[:1] == ["watch"]:
+            found = parse_qs(parts.query).get("v", [""])[0]
+        elif len(steps) == 2 and steps[0] in ("embed", "shorts", "v", "live"):
+            found = steps[1]
+    return found if found and YOUTUBE_ID.fullmatch(found) else None

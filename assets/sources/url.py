@@ -1,0 +1,66 @@
+"""Videos behind any http(s) URL, through yt-dlp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from assets.fetching.options import Download
+from assets.sources.base import PERMANENT, FetchContext, Fetched, Outcome, VideoRow
+from assets.sources.listed import ListedSource, with_listed_urls
+
+
+class UrlSource(ListedSource):
+    """Videos named by any http(s) URL; fetched by yt-dlp's generic extractor."""
+
+    kind: Literal["url"]
+    hosts: list[str] = Field(
+        default=[], description="host[:port] that may be fetched although it is a private address"
+    )
+
+    def fetcher(self, context: FetchContext) -> UrlFetcher:
+        return UrlFetcher(self, context.download, context.log)
+
+
+class UrlFetcher:
+    """Any http(s) URL through yt-dlp's generic extractor: a media file, a playlist of segments, a
+    page with a video.
+    """
+
+    def __init__(self, source: UrlSource, limits: Download, log: Callable[[str], None]) -> None:
+        from assets.fetching.address_guard import Guard
+
+        self.source, self.limits, self.log = source, limits, log
+        self.min_interval_s = limits.min_interval_s
+        self.guard = Guard(source.hosts)
+
+    def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
+        with_listed_urls(rows, self.source)
+        return {
+            row.id: Outcome(PERMANENT, "bad_url" if row.url else "no_url", f"url: {row.url!r}")
+            for row in rows
+            if not row.url or urlsplit(row.url).scheme not in ("http", "https")
+        }
+
+    def host(self, row: VideoRow) -> str:
+        return urlsplit(row.url or "").netloc
+
+    def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
+        from assets.fetching import ytdlp
+
+        assert row.url is not None, "prepare leaves out rows without a URL"
+        taken = ytdlp.take(
+            row.url,
+            folder,
+            extractors=("generic", "html5"),
+            guard=self.guard,
+            limits=self.limits,
+            watch=watch,
+        )
+        return Fetched(
+            taken.path, row.url, duration=taken.duration, format=taken.format, tool=taken.tool
+        )

@@ -1,0 +1,89 @@
+"""Where everything lies below the storage root. The only place where these paths are spelled.
+
+Names and small functions, no input or output. docs/data_formats.md describes what each file holds.
+All paths are relative to the root, with `/` between their steps, as `Storage` takes them.
+"""
+
+from __future__ import annotations
+
+# Collections: rooms of the root. The same names stand in the mixtures (`collection` column).
+VIDEO_MARATHON = "VideoMarathon"
+LLAVA_ONEVISION = "LLaVA-OneVision"
+LLAVA_VIDEO = "LLaVA-Video-178K"
+COLLECTIONS = (LLAVA_ONEVISION, LLAVA_VIDEO, VIDEO_MARATHON)
+
+# Long videos, from the annotations to the shards.
+ANNOTATIONS = f"{VIDEO_MARATHON}/annotations.parquet"
+REJECTED_ANNOTATIONS = f"{VIDEO_MARATHON}/annotations.rejected.parquet"
+PARTS = f"{VIDEO_MARATHON}/parts.json"
+CATALOGUE = f"{VIDEO_MARATHON}/catalogue"
+VIDEOS = f"{VIDEO_MARATHON}/videos"
+QUARANTINE = f"{VIDEO_MARATHON}/quarantine"
+FEATURES = f"{VIDEO_MARATHON}/features"
+CONVERSATIONS = f"{VIDEO_MARATHON}/conversations"
+CONVERSATIONS_JSON = f"{VIDEO_MARATHON}/jsons/videomarathon.json"
+
+# Shards of all kinds, also those of the two LLaVA collections.
+SHARDS = f"{VIDEO_MARATHON}/sharding"
+STAGE3_MIXTURE = f"{SHARDS}/hourllava_s3"
+
+# Files of the two LLaVA collections.
+ONEVISION_IMAGES = f"{LLAVA_ONEVISION}/images"
+LLAVA_VIDEO_FILES = f"{LLAVA_VIDEO}/videos"
+
+CHECKPOINTS = "checkpoints"
+EVALUATION = "evaluation"
+LINEAGE = "lineage"
+
+
+def catalogue(source: str, *steps: str) -> str:
+    """The folder of a source in the catalogue, or a file in it (`steps`)."""
+    return "/".join((CATALOGUE, source, *steps))
+
+
+def quarantined_video(source: str, identifier: str) -> str:
+    """A file that turned out not to be the video `source/identifier`."""
+    return f"{QUARANTINE}/{source}/{identifier}.bin"
+
+
+def features(variant: str, video: str = "") -> str:
+    """The folder of a variant's features, or the path of one video's files without their suffix.
+
+    Args:
+        video: `source/id`, or a source alone.
+    """
+    return f"{FEATURES}/{variant}/{video}" if video else f"{FEATURES}/{variant}"
+
+
+def conversations(part: str) -> str:
+    """The samples of a part."""
+    return f"{CONVERSATIONS}/{part}.parquet"
+
+
+def rejected_conversations(part: str) -> str:
+    """The rows of a part that are in no sample."""
+    return f"{CONVERSATIONS}/{part}.rejected.parquet"
+
+
+def shards(kind: str, part: str) -> str:
+    """The folder with the shards of one kind and part."""
+    return f"{SHARDS}/{kind}_{part}"
+
+
+def base_checkpoint(variant: str) -> str:
+    """Where stage 1 of a variant starts."""
+    return f"{CHECKPOINTS}/{variant}/base"
+
+
+def vision_encoder(variant: str) -> str:
+    """The encoder that stage 2 of a variant trained; features are made with it."""
+    return f"{CHECKPOINTS}/{variant}/vision_encoder"
+
+
+def stage_run(variant: str, stage: int, inputs: str) -> str:
+    """One run of a training stage.
+
+    Args:
+        inputs: hash of what it was made from.
+    """
+    return f"{CHECKPOINTS}/{variant}/stage{stage}/{inputs}"
