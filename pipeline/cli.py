@@ -1,4 +1,8 @@
-"""The command line: ``hourllava COMMAND``."""
+"""The command line: `hourllava COMMAND`.
+
+Modules of other rooms are imported inside the commands, so that each starts without what only
+others need: torch alone takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,29 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from pipeline import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the process's exit code."""
-    parser = argparse.ArgumentParser(prog="hourllava", description=__doc__)
+    chosen = _parser().parse_args(arguments)
+    try:
+        return _COMMANDS[chosen.command](chosen)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"hourllava {chosen.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hourllava", description="Work with a deployment from the command line."
+    )
+    parser.add_argument("--version", action="version", version=f"hourllava {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     commands.add_parser(
@@ -25,42 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
     doctor.add_argument(
         "--port", type=int, default=3000, help="where the web UI is to listen (default: 3000)"
     )
-    _config_option(doctor)
+    _add_config_option(doctor)
 
     why = commands.add_parser("why", help="why is this video not in my shards?")
     why.add_argument("video", help="a video's id, with or without its source (panda/abc)")
-    _config_option(why)
+    _add_config_option(why)
 
-    ask = commands.add_parser(
-        "ask", help="ask a checkpoint about a video (questions line by line if none is given)"
-    )
-    ask.add_argument(
-        "video", help="a video file, a feature file of the checkpoint's variant, or a URL"
-    )
-    ask.add_argument("question", nargs="?")
-    ask.add_argument(
-        "--checkpoint", type=Path, required=True, help="a stage's export, or a released checkpoint"
-    )
-    ask.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    ask.add_argument(
-        "--longest", type=int, default=512, metavar="TOKENS", help="where an answer is cut off"
-    )
-    ask.add_argument(
-        "--any-encoder",
-        action="store_true",
-        help="take features that another vision encoder made than this one",
-    )
-    ask.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="HOST[:PORT]",
-        help="fetch from it though it is private",
-    )
-    ask.add_argument(
-        "--accept-youtube-terms",
-        action="store_true",
-        help="you have read them and decide that you may download",
+    _add_ask_options(
+        commands.add_parser(
+            "ask", help="ask a checkpoint about a video (questions line by line if none is given)"
+        )
     )
 
     lineage = commands.add_parser(
@@ -70,22 +63,47 @@ def main(arguments: list[str] | None = None) -> int:
         "what", help="a product (stage3[tiny]), a path inside of one, or a video (panda/abc)"
     )
     lineage.add_argument("--verify", action="store_true", help="also hash the files again")
-    _config_option(lineage)
+    _add_config_option(lineage)
 
     recover = commands.add_parser(
         "recover", help="tell an empty Dagster instance what was made below the root"
     )
-    _config_option(recover)
-
-    chosen = parser.parse_args(arguments)
-    try:
-        return _COMMANDS[chosen.command](chosen)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"hourllava {chosen.command}: {error}", file=sys.stderr)
-        return 2
+    _add_config_option(recover)
+    return parser
 
 
-def _config_option(parser: argparse.ArgumentParser) -> None:
+def _add_ask_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "video", help="a video file, a feature file of the checkpoint's variant, or a URL"
+    )
+    parser.add_argument("question", nargs="?")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a stage's export, or a released checkpoint"
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--longest", type=int, default=512, metavar="TOKENS", help="where an answer is cut off"
+    )
+    parser.add_argument(
+        "--any-encoder",
+        action="store_true",
+        help="take features that another vision encoder made than this one",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="fetch from it though it is private",
+    )
+    parser.add_argument(
+        "--accept-youtube-terms",
+        action="store_true",
+        help="you have read them and decide that you may download",
+    )
+
+
+def _add_config_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         type=Path,
@@ -96,21 +114,22 @@ def _config_option(parser: argparse.ArgumentParser) -> None:
 def _demo(_: argparse.Namespace) -> int:
     from pipeline.demo.run import run_demo
 
-    # Terminated like interrupted: the runs that it started end with it.
+    # On SIGTERM stop as on Ctrl+C, so that the runs that the demo started end with it.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     return run_demo()
 
 
-def _home() -> Path:
+def _instance_folder() -> Path:
     """The folder of the Dagster instance's dagster.yaml."""
     return Path(os.environ.get("DAGSTER_HOME") or REPOSITORY)
 
 
 def _doctor(chosen: argparse.Namespace) -> int:
     from assets.deployment.settings import load_settings
-    from pipeline.doctor import MISSING, examine, report
+    from assets.sources.findings import MISSING
+    from pipeline.doctor.report import examine, report
 
-    findings = examine(load_settings(chosen.config), _home(), chosen.port)
+    findings = examine(load_settings(chosen.config), _instance_folder(), chosen.port)
     print(report(findings))
     return 1 if any(finding.state == MISSING for finding in findings) else 0
 
@@ -131,9 +150,8 @@ def _ask(chosen: argparse.Namespace) -> int:
     from assets.inference.checkpoint import tell, usable_checkpoint
     from assets.inference.fetch import local_video
 
-    checkpoint = usable_checkpoint(
-        chosen.checkpoint, tell
-    )  # first: a download for nothing helps nobody
+    # The checkpoint first: nobody waits for a download that then is of no use.
+    checkpoint = usable_checkpoint(chosen.checkpoint, tell)
     terms = chosen.accept_youtube_terms
     with local_video(chosen.video, tell, hosts=chosen.allow_host, accept_terms=terms) as path:
         conversation = VideoConversation(
@@ -141,33 +159,37 @@ def _ask(chosen: argparse.Namespace) -> int:
         )
     video, timing, status = conversation.video, conversation.timing, 0
     tell(
-        f"video of {video.duration:.0f} s, {video.frames} frames, remembered in {timing.video:.2f} "
-        "s"
+        f"video of {video.duration:.0f} s, {video.frames} frames, "
+        f"remembered in {timing.video:.2f} s"
     )
-    for question in (
-        [chosen.question]
-        if chosen.question is not None
-        else filter(None, map(str.strip, sys.stdin))
-    ):
+    for question in _questions(chosen):
         try:
             for piece in conversation.ask(question, chosen.longest):
                 print(piece, end="", flush=True)
-        except ValueError as error:  # the video stays, and with it the next question
+        except ValueError as error:  # the next question can still be answered about this video
             tell(f"hourllava ask: {error}")
             status = 2
             continue
         print(flush=True)
         tell(
-            f"first token {timing.first_token:.2f} s, {timing.tokens} tokens in "
-            f"{timing.answer:.2f} s"
+            f"first token {timing.first_token:.2f} s, "
+            f"{timing.tokens} tokens in {timing.answer:.2f} s"
         )
     return status
+
+
+def _questions(chosen: argparse.Namespace) -> Iterable[str]:
+    """The question of the command line, else those of the standard input, one a line."""
+    if chosen.question is not None:
+        return [chosen.question]
+    return filter(None, map(str.strip, sys.stdin))
 
 
 def _lineage(chosen: argparse.Namespace) -> int:
     from assets.annotations.catalogue import find_part
     from assets.deployment.settings import load_settings
     from assets.records.provenance import Register, products_of_video
+    from pipeline.verify import verify
     from training.formats.storage import Storage
 
     settings = load_settings(chosen.config)
@@ -186,8 +208,6 @@ def _lineage(chosen: argparse.Namespace) -> int:
         print("\n".join(f"  {line}" for line in register.down(name)))
     if not chosen.verify:
         return 0
-    from pipeline.verify import verify
-
     records = [register.records[name] for name in products if name in register.records]
     verdicts = [verify(register.storage, record) for record in records]
     print("\n".join(["verified:", *(f"  {verdict}" for verdict in verdicts)]))
@@ -201,18 +221,18 @@ def _recover(chosen: argparse.Namespace) -> int:
     from training.formats.storage import Storage
 
     settings = load_settings(chosen.config)
-    if (
-        chosen.config
-    ):  # partitions are those of the deployment that the code location is loaded with
+    if chosen.config:
         os.environ[CONFIG_VARIABLE] = str(chosen.config)
+    # Only now: the code location reads its partitions from the settings while it is imported.
     from pipeline.recover import recover
 
-    with contextlib.chdir(_home()), DagsterInstance.from_config(str(_home())) as instance:
+    folder = _instance_folder()
+    with contextlib.chdir(folder), DagsterInstance.from_config(str(folder)) as instance:
         print(f"{recover(instance, Storage(settings.root), print):,} products recovered")
     return 0
 
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "ask": _ask,
     "demo": _demo,
     "doctor": _doctor,

@@ -20,24 +20,30 @@ from training.formats.storage import Storage
 
 
 def recover(instance: dg.DagsterInstance, storage: Storage, log: Callable[[str], None]) -> int:
-    """Register the parts, and record each product that Dagster does not know; returns how many
-    those were.
+    """Register the parts, and record each product that Dagster does not know.
 
-    Inputs come before what is made from them, so that nothing looks out of date.
+    Inputs are recorded before what is made from them, so that nothing looks out of date. What
+    Dagster knows is left alone, and so is a product that did not pass its checks. Runs, logs and
+    pictures are not in the register and stay lost.
 
-    What Dagster knows is left alone, and so is a product that did not pass its checks. Runs, logs
-    and pictures are not in the register and stay lost.
+    Args:
+        log: takes one line for each product that is recorded.
+
+    Returns:
+        How many products were recorded.
     """
     if storage.exists(PARTS):
         parts = [entry["name"] for entry in storage.read_json(PARTS)["parts"]]
         instance.add_dynamic_partitions(str(part_partitions.name), parts)
     graph = definitions().resolve_asset_graph()
-    place = {key.to_user_string(): number for number, key in enumerate(graph.toposorted_asset_keys)}
-    records = [record for record in all_records(storage) if _asset(record) in place]
+    position = {
+        key.to_user_string(): number for number, key in enumerate(graph.toposorted_asset_keys)
+    }
+    records = [record for record in all_records(storage) if _asset(record) in position]
     recovered = 0
-    for record in sorted(records, key=lambda record: place[_asset(record)]):
+    for record in sorted(records, key=lambda record: position[_asset(record)]):
         key = dg.AssetKey(_asset(record))
-        partition = record.product.partition("[")[2].removesuffix("]") or None
+        partition = _partition(record)
         if record.failed or _known(instance, key, partition):
             continue
         instance.report_runless_asset_event(_materialization(record, key, partition))
@@ -47,7 +53,13 @@ def recover(instance: dg.DagsterInstance, storage: Storage, log: Callable[[str],
 
 
 def _asset(record: Lineage) -> str:
+    """`features` of the product `features[part0|tiny]`."""
     return record.product.partition("[")[0]
+
+
+def _partition(record: Lineage) -> str | None:
+    """`part0|tiny` of the product `features[part0|tiny]`; None where there is no partition."""
+    return record.product.partition("[")[2].removesuffix("]") or None
 
 
 def _known(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> bool:

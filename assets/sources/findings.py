@@ -20,3 +20,18 @@ class Finding:
     state: str
     found: str
     advice: str = ""
+
+
+def ok(what: str, found: str) -> Finding:
+    """The pipeline can do what the settings ask."""
+    return Finding(what, OK, found)
+
+
+def note(what: str, found: str, advice: str) -> Finding:
+    """The pipeline can do what the settings ask, and a person may want to know this."""
+    return Finding(what, NOTE, found, advice)
+
+
+def missing(what: str, found: str, advice: str) -> Finding:
+    """The pipeline cannot do what the settings ask."""
+    return Finding(what, MISSING, found, advice)

@@ -15,7 +15,8 @@ from dagster import DagsterInstance
 from assets.deployment.settings import load_settings
 from pipeline.cli import main
 from pipeline.demo.instance import REPOSITORY
-from pipeline.doctor import Gpu, check_gpus, check_instance
+from pipeline.doctor.gpus import Gpu, check_gpus
+from pipeline.doctor.services import check_instance
 
 TINY = """
 root: root
@@ -189,7 +190,7 @@ def test_a_mistake_in_the_settings_is_told_by_its_name(machine, capsys):
 
 
 def test_the_module_is_imported_without_torch():
-    code = "import sys, pipeline.cli, pipeline.doctor; print('torch' in sys.modules)"
+    code = "import sys, pipeline.cli, pipeline.doctor.report; print('torch' in sys.modules)"
     variables = {**os.environ, "PYTHONPATH": str(Path(REPOSITORY))}
     assert (
         subprocess.check_output([sys.executable, "-c", code], env=variables, text=True).strip()

@@ -1,0 +1,1 @@
+"""What this machine lacks for what the deployment's settings ask: `hourllava doctor`."""
