@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from assets.annotations.catalogue import PARTS
 from assets.deployment.partitions import part_partitions
 from assets.records.lineage import Lineage, all_records
 from assets.records.reporting import table
 from pipeline.definitions import definitions
+from training.formats import layout
 from training.formats.storage import Storage
 
 
@@ -32,8 +32,8 @@ def recover(instance: dg.DagsterInstance, storage: Storage, log: Callable[[str],
     Returns:
         How many products were recorded.
     """
-    if storage.exists(PARTS):
-        parts = [entry["name"] for entry in storage.read_json(PARTS)["parts"]]
+    if storage.exists(layout.PARTS):
+        parts = [entry["name"] for entry in storage.read_json(layout.PARTS)["parts"]]
         instance.add_dynamic_partitions(str(part_partitions.name), parts)
     graph = definitions().resolve_asset_graph()
     position = {

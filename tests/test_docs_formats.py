@@ -18,9 +18,8 @@ import pytest
 
 from assets.annotations import catalogue, rows
 from assets.annotations import collect as annotations
-from assets.collections import collect as collections
 from assets.conversations import cleaning, grouping
-from assets.conversations.export import JSON_NAME, export_llava_json
+from assets.conversations.export import export_llava_json
 from assets.deployment.settings import load_settings
 from assets.evaluation import compare, questions, record
 from assets.features import quarantine
@@ -40,6 +39,7 @@ from tests.pages import names_in, page
 from tests.servers.clips import clip
 from training import run_identity as identity
 from training.formats import feature_file as features
+from training.formats import layout
 from training.formats import sample as samples
 from training.formats.storage import Storage
 from training.metrics import METRICS_NAME
@@ -197,27 +197,27 @@ def test_paths_are_those_that_the_code_uses():
 
     source = catalogue.snapshot_name("<source>", "<part>")
     used = {
-        annotations.ANNOTATIONS,
-        annotations.REJECTED,
-        catalogue.PARTS,
+        layout.ANNOTATIONS,
+        layout.REJECTED_ANNOTATIONS,
+        layout.PARTS,
         source,
         source.replace(".parquet", ".journal.jsonl"),
         source.replace(".parquet", ".report.json"),
-        f"{acquire.VIDEOS}/<source>/<id>.mp4",
-        f"{acquire.QUARANTINE}/<source>/<id>.bin",
+        f"{layout.VIDEOS}/<source>/<id>.mp4",
+        layout.quarantined_video("<source>", "<id>"),
         features.feature_path("<variant>", "<source>/<id>"),
         quarantine.record_path("<variant>", "<source>/<id>"),
         shown(grouping.conversations_name(0)),
         shown(grouping.rejected_name(0)),
-        JSON_NAME,
+        layout.CONVERSATIONS_JSON,
         f"{shown(part_folder('<kind>', 0))}/{INDEX}",
         f"{MIXTURE}/<stream>/{INDEX}",
         *(
             f"{name}/annotations/<name>.json"
-            for name in (collections.ONEVISION, collections.LLAVA_VIDEO)
+            for name in (layout.LLAVA_ONEVISION, layout.LLAVA_VIDEO)
         ),
-        f"{collections.ONEVISION}/images/",
-        f"{collections.LLAVA_VIDEO}/videos/",
+        f"{layout.LLAVA_ONEVISION}/images/",
+        f"{layout.LLAVA_VIDEO}/videos/",
         "checkpoints/<variant>/<stage>/<inputs>/",
         "checkpoints/<variant>/base/",
         "checkpoints/<variant>/vision_encoder/",
@@ -296,9 +296,9 @@ def test_keys_are_the_fields_of_their_dataclass(heading, keys):
 def test_keys_of_files_that_were_just_written_are_stated(root, tmp_path, monkeypatch):
     storage = root.storage
     written = {
-        "parts.json": list(storage.read_json(catalogue.PARTS)["parts"][0]),
+        "parts.json": list(storage.read_json(layout.PARTS)["parts"][0]),
         "Feature files": header_of_extraction(root, tmp_path, monkeypatch),
-        "videomarathon.json": list(storage.read_json(JSON_NAME)[0]),
+        "videomarathon.json": list(storage.read_json(layout.CONVERSATIONS_JSON)[0]),
         "manifest.json": list(
             storage.read_json(f"{part_folder(samples.LONG_VIDEO_KIND, 0)}/{MANIFEST}")
         ),
@@ -311,7 +311,7 @@ def test_keys_of_files_that_were_just_written_are_stated(root, tmp_path, monkeyp
 
 
 def test_the_ledger_and_the_conversations_of_a_real_root_are_as_described(root):
-    metadata = pq.read_schema(root.storage.local(annotations.ANNOTATIONS)).metadata
+    metadata = pq.read_schema(root.storage.local(layout.ANNOTATIONS)).metadata
     (key,) = metadata
     assert f"`{key.decode()}`" in FORMATS.section("The ledger").text
     (sample, *_) = pq.read_table(root.storage.local(grouping.conversations_name(0))).to_pylist()

@@ -15,6 +15,7 @@ from assets.records.reporting import (
     publish,
     table,
 )
+from training.formats import layout
 
 GROUP = "sources"
 
@@ -88,7 +89,6 @@ revision.""",
 )
 def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.annotations.checks import usable
-    from assets.annotations.collect import ANNOTATIONS as FILE
     from assets.annotations.collect import SCHEMA, collect_annotations
     from assets.records.columns import ANNOTATIONS
 
@@ -104,8 +104,8 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
         checks=[usable(report, settings)],
         metadata={
             "dagster/row_count": report.counts["rows"],
-            "dagster/uri": storage.path(FILE),
-            "bytes": storage.size(FILE),
+            "dagster/uri": storage.path(layout.ANNOTATIONS),
+            "bytes": storage.size(layout.ANNOTATIONS),
             "columns found": report.columns,
             "rejected": table(
                 [{"reason": reason, "rows": rows} for reason, rows in report.rejected.items()]
@@ -147,7 +147,7 @@ def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Publ
         version=report.version,
         inputs=inputs,
         counts=report.counts,
-        folder="VideoMarathon/catalogue",
+        folder=layout.CATALOGUE,
         metadata={
             "dagster/row_count": report.counts["videos"],
             "parts": report.parts,

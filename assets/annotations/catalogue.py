@@ -23,17 +23,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from assets.annotations.collect import ANNOTATIONS, Ledger
+from assets.annotations.collect import Ledger
 from assets.deployment.parts import part_name
 from assets.deployment.settings import Settings
 from assets.fetching.disk import scratch
 from assets.fetching.errors import OperatorError
 from assets.sources.base import OK, VideoRow
+from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
 
-FOLDER = "VideoMarathon/catalogue"
-PARTS = "VideoMarathon/parts.json"
 # An object store has no journal beside the snapshot, so snapshots are taken as work goes on.
 REMOTE_SNAPSHOT_S = 60.0
 
@@ -98,7 +97,7 @@ class CatalogueReport:
 
 
 def snapshot_name(source: str, part: str) -> str:
-    return f"{FOLDER}/{source}/{part}.parquet"
+    return layout.catalogue(source, f"{part}.parquet")
 
 
 class Catalogue:
@@ -277,7 +276,7 @@ def build_catalogue(
     ledger = Ledger.read(storage)
     if ledger is None:
         raise OperatorError(
-            f"{storage.path(ANNOTATIONS)}: not there; materialize the annotations first"
+            f"{storage.path(layout.ANNOTATIONS)}: not there; materialize the annotations first"
         )
     expected = _expected_videos(storage)
     parts = [part_name(index) for index in range(len(ledger.part_versions))]
@@ -305,7 +304,7 @@ def build_catalogue(
             parts, ledger.part_names, ledger.part_versions, strict=True
         )
     ]
-    storage.write_json(PARTS, {"parts": entries})
+    storage.write_json(layout.PARTS, {"parts": entries})
     log(
         f"catalogue: {counts['videos']:,} videos in {len(parts)} parts, {counts['new']:,} of them "
         "new"
@@ -316,7 +315,7 @@ def build_catalogue(
 def journal_path(storage: Storage, source: str, part: str) -> Path:
     """The journal lies beside a local snapshot; for a remote one it is in this machine's cache."""
     if storage.is_local:
-        return Path(storage.path(f"{FOLDER}/{source}/{part}.journal.jsonl"))
+        return Path(storage.path(layout.catalogue(source, f"{part}.journal.jsonl")))
     return scratch(storage, "catalogue", source) / f"{part}.journal.jsonl"
 
 
@@ -336,7 +335,7 @@ def _expected_videos(storage: Storage) -> dict[tuple[int, str], list[VideoRow]]:
     """(part index, source) -> its videos, from the annotations, read a row group at a time."""
     found: dict[tuple[int, str], dict[str, VideoRow]] = defaultdict(dict)
     keys = ["part", "source", "id", "video"]
-    with pq.ParquetFile(storage.local(ANNOTATIONS)) as file:
+    with pq.ParquetFile(storage.local(layout.ANNOTATIONS)) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=[*keys, "url", "duration"])
             summary = table.group_by(keys).aggregate(

@@ -29,12 +29,11 @@ from assets.deployment.settings import Settings
 from assets.fetching.disk import clear, scratch
 from assets.fetching.errors import AnnotationError
 from assets.fetching.table_files import read_rows
+from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
 from training.progress import Progress
 
-ANNOTATIONS = "VideoMarathon/annotations.parquet"
-REJECTED = "VideoMarathon/annotations.rejected.parquet"
 ROW_GROUP = 65_536
 BUFFER_ROWS = 8192
 LEDGER_KEY = b"hourllava.ledger"
@@ -110,13 +109,13 @@ class Ledger:
     @staticmethod
     def read(storage: Storage) -> Ledger | None:
         """The record of the annotations, or None before the first collection."""
-        if not storage.exists(ANNOTATIONS):
+        if not storage.exists(layout.ANNOTATIONS):
             return None
-        with storage.open(ANNOTATIONS) as file:
+        with storage.open(layout.ANNOTATIONS) as file:
             metadata = pq.read_schema(file).metadata or {}
         if LEDGER_KEY not in metadata:
             raise AnnotationError(
-                f"{storage.path(ANNOTATIONS)}: was not written by this pipeline (no ledger); move "
+                f"{storage.path(layout.ANNOTATIONS)}: was not written by this pipeline (no ledger); move "
                 "it away, and name it in annotations.paths to have it read"
             )
         raw = json.loads(metadata[LEDGER_KEY])
@@ -310,11 +309,11 @@ class _Collection:
             {LEDGER_KEY: json.dumps(asdict(ledger), sort_keys=True).encode()}
         )
         with (
-            self.storage.writing(ANNOTATIONS) as temporary,
+            self.storage.writing(layout.ANNOTATIONS) as temporary,
             pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
         ):
             if not self.base:
-                _copy(self.storage.local(ANNOTATIONS), writer)
+                _copy(self.storage.local(layout.ANNOTATIONS), writer)
             for paths in buckets.values():
                 for path in paths:
                     _copy(path, writer)
@@ -327,11 +326,11 @@ class _Collection:
         its own.
         """
         with (
-            self.storage.writing(REJECTED) as temporary,
+            self.storage.writing(layout.REJECTED_ANNOTATIONS) as temporary,
             pq.ParquetWriter(temporary, REJECTED_SCHEMA, compression="zstd") as writer,
         ):
-            if self.storage.exists(REJECTED):
-                with pq.ParquetFile(self.storage.local(REJECTED)) as earlier:
+            if self.storage.exists(layout.REJECTED_ANNOTATIONS):
+                with pq.ParquetFile(self.storage.local(layout.REJECTED_ANNOTATIONS)) as earlier:
                     for batch in earlier.iter_batches(ROW_GROUP):
                         known = pa.array(
                             [c not in checksums for c in batch.column("checksum").to_pylist()]
@@ -415,7 +414,7 @@ def _hash_rows(paths: list[Path]) -> tuple[str, int]:
 def _known_rows(storage: Storage) -> np.ndarray:
     """Sorted hashes of all rows that were collected before: 8 bytes a row."""
     hashes = []
-    with pq.ParquetFile(storage.local(ANNOTATIONS)) as file:
+    with pq.ParquetFile(storage.local(layout.ANNOTATIONS)) as file:
         for batch in file.iter_batches(BUFFER_ROWS, columns=["video", "question", "answer"]):
             columns = [batch.column(name).to_pylist() for name in ("video", "question", "answer")]
             hashes.append(np.fromiter(map(_row_hash, *columns), np.uint64, batch.num_rows))

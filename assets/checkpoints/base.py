@@ -13,6 +13,7 @@ from assets.checkpoints.results import read_weights
 from assets.deployment.settings import Settings
 from assets.fetching.hub import Hub
 from model.config import PRESETS
+from training.formats import layout
 from training.formats.storage import Storage
 
 PUBLISHED = {
@@ -68,7 +69,7 @@ def prepare_base(
 def _publish(
     storage: Storage, variant: str, origins: dict[str, str], make: Callable[[Path], None]
 ) -> BaseReport:
-    folder = f"checkpoints/{variant}/base"
+    folder = layout.base_checkpoint(variant)
     with storage.writing_folder(folder) as temporary:
         make(temporary / "export")
         weights = read_weights(temporary / "export")

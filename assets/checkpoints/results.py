@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.weights.tensors import checkpoint_files, stored_tensors
+from training.formats import layout
 from training.formats.hashing import data_version, hash_file
 from training.formats.storage import Storage
 from training.metrics import METRICS_NAME, read_metrics
@@ -139,7 +140,7 @@ def publish_vision_encoder(storage: Storage, stage_folder: str, variant: str) ->
     """
     from training.export import export_vision_encoder
 
-    folder = f"checkpoints/{variant}/vision_encoder"
+    folder = layout.vision_encoder(variant)
     with storage.writing_folder(folder) as temporary:
         export_vision_encoder(storage.local_folder(f"{stage_folder}/export"), temporary)
         weights = read_weights(temporary)

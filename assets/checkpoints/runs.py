@@ -10,12 +10,12 @@ from pathlib import Path
 
 from assets.deployment.settings import Settings
 from assets.records.lineage import Lineage, product
+from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
 from training.recipes import ShardInput, stage_inputs
 from training.run_config import RunConfig, StreamConfig, parse_run
 
-SHARDING = "VideoMarathon/sharding"
 MIXTURE = "hourllava_s3"
 
 
@@ -49,17 +49,17 @@ def stage_run(
         inputs: versions of the input products, by name.
     """
     overrides = settings.training.overrides.get(f"stage{stage}", {})
-    folder = f"checkpoints/{variant}/stage{stage}/{data_version([dict(inputs), overrides])[:12]}"
+    folder = layout.stage_run(variant, stage, data_version([dict(inputs), overrides])[:12])
     start = Lineage.read(storage, previous_checkpoint(variant, stage)).folder
     streams = (
         [
-            StreamConfig(name, storage.path(SHARDING), (f"{MIXTURE}/{index}/index.json",))
+            StreamConfig(name, storage.path(layout.SHARDS), (f"{MIXTURE}/{index}/index.json",))
             for index, name in enumerate(("short", "long"))
         ]
         if stage == 3
         else [
             StreamConfig(
-                "images" if stage == 1 else "mixed", storage.path(SHARDING), _indexes(stream)
+                "images" if stage == 1 else "mixed", storage.path(layout.SHARDS), _indexes(stream)
             )
             for stream in stage_inputs(stage, long_parts=())
         ]
@@ -71,8 +71,8 @@ def stage_run(
             "start": str(storage.local_folder(f"{start}/export")),
             "out": str(run_folder(settings, storage, folder)),
             "streams": [{"name": s.name, "root": s.root, "indexes": s.indexes} for s in streams],
-            "features_root": storage.path(f"VideoMarathon/features/{variant}"),
-            "videos_root": storage.path("LLaVA-Video-178K/videos"),
+            "features_root": storage.path(layout.features(variant)),
+            "videos_root": storage.path(layout.LLAVA_VIDEO_FILES),
             **overrides,
         }
     )

@@ -34,11 +34,11 @@ from assets.fetching.hub import Hub, HubFile, HubRepo
 from assets.fetching.probe import InvalidVideo, Prober, check
 from assets.fetching.table_files import read_rows
 from assets.fetching.tar_members import stage_tar
+from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
 from training.progress import Progress
 
-ONEVISION, LLAVA_VIDEO = "LLaVA-OneVision", "LLaVA-Video-178K"
 RECORD = "collected.json"
 CONFIGS = Path(__file__).with_name(
     "onevision_configs.csv"
@@ -76,7 +76,7 @@ def collect_onevision(
         chosen.onevision_repo, chosen.onevision_revision
     )
     listed = repo.files()
-    job = _Collecting(storage, settings, repo, ONEVISION, log)
+    job = _Collecting(storage, settings, repo, layout.LLAVA_ONEVISION, log)
     plans = {name: _onevision_files(name, listed) for name in job.wanted}
     job.forget_all_but(plans)
     todo = {name: files for name, files in plans.items() if files and not job.finished(name, files)}
@@ -91,7 +91,7 @@ def collect_onevision(
             (part for (owner, *_), part in zip(shards, counts, strict=True) if owner == name),
             Counter(),
         )
-        with storage.writing(f"{ONEVISION}/annotations/{name}") as temporary:
+        with storage.writing(f"{layout.LLAVA_ONEVISION}/annotations/{name}") as temporary:
             _join([_fragment(job, name, file) for file in files], temporary, name)
         job.finish(name, files, dict(total))
         shutil.rmtree(job.folder / _slug(name), ignore_errors=True)
@@ -112,7 +112,7 @@ def collect_llava_video(
         chosen.video_repo, chosen.video_revision
     )
     listed = repo.files(["*.json", "*.jsonl", "*.tar.gz", "*.tgz", "*.tar"])
-    job = _Collecting(storage, settings, repo, LLAVA_VIDEO, log)
+    job = _Collecting(storage, settings, repo, layout.LLAVA_VIDEO, log)
     sources = {name: _video_annotation(name, listed) for name in job.wanted}
     archives: dict[str, list[HubFile]] = defaultdict(list)
     for file in listed:
@@ -140,7 +140,7 @@ def collect_llava_video(
     if all(what.whole for what in taken.values()):
         clear(job.folder)
     report = job.report(plans)
-    report.counts["videos"] = len(storage.list(f"{LLAVA_VIDEO}/videos"))
+    report.counts["videos"] = len(storage.list(layout.LLAVA_VIDEO_FILES))
     for what in taken.values():
         for reason, count in what.left_out.items():
             report.counts[f"left out: {reason}"] = (
@@ -269,7 +269,7 @@ def _convert(
         counts: Counter[str] = Counter()
         folder = f"{_slug(name)}/{index:05d}"
         with (
-            job.storage.writing_folder(f"{ONEVISION}/images/{folder}") as images,
+            job.storage.writing_folder(f"{layout.ONEVISION_IMAGES}/{folder}") as images,
             open(fragment, "wb") as lines,
         ):
             if file.path.endswith(".parquet"):
@@ -347,7 +347,7 @@ def _take_videos(
     """Videos of one folder out of its archives, looked into, published under the names that the
     rows use.
     """
-    base = f"{LLAVA_VIDEO}/videos/{folder}"
+    base = f"{layout.LLAVA_VIDEO_FILES}/{folder}"
     there = {name[len(base) + 1 :] for name in job.storage.list(base)}
     by_name: dict[str, list[str]] = defaultdict(list)
     for video in videos - there:
@@ -374,7 +374,9 @@ def _take_videos(
         except InvalidVideo as error:
             taken.left_out[error.reason] += 1
             job.log(f"{folder}/{video}: set aside, {error.reason}: {error}")
-            with job.storage.writing(f"{LLAVA_VIDEO}/quarantine/{folder}/{video}") as temporary:
+            with job.storage.writing(
+                f"{layout.LLAVA_VIDEO}/quarantine/{folder}/{video}"
+            ) as temporary:
                 shutil.move(path, temporary)
             return
         with job.storage.writing(f"{base}/{video}") as temporary:
@@ -403,11 +405,11 @@ def _write_video_annotations(
 ) -> dict[str, int]:
     """Rows whose ``video`` is the path below ``videos/``."""
     folder, counts = _folder(file), Counter[str](rows=0)
-    base = f"{LLAVA_VIDEO}/videos"
+    base = layout.LLAVA_VIDEO_FILES
     there = {entry[len(base) + 1 :] for entry in storage.list(f"{base}/{folder}")}
     used = set()
     with (
-        storage.writing(f"{LLAVA_VIDEO}/annotations/{name}") as temporary,
+        storage.writing(f"{layout.LLAVA_VIDEO}/annotations/{name}") as temporary,
         open(temporary, "wb") as out,
     ):
         before = b"[\n"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
+from training.formats import layout
 from training.formats.sample import KINDS, is_relative_name
 
 BUILT_IN = Path(__file__).with_name("mixtures.csv")
-COLLECTIONS = ("LLaVA-OneVision", "LLaVA-Video-178K", "VideoMarathon")
 COLUMNS = ("kind", "collection", "annotation", "fraction")
 
 
@@ -78,8 +78,10 @@ def _entry(row: dict[str, str]) -> MixtureEntry:
     kind, collection, annotation, fraction = (str(row[name] or "").strip() for name in COLUMNS)
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r} (known: {', '.join(KINDS)})")
-    if collection not in COLLECTIONS:
-        raise ValueError(f"unknown collection {collection!r} (known: {', '.join(COLLECTIONS)})")
+    if collection not in layout.COLLECTIONS:
+        raise ValueError(
+            f"unknown collection {collection!r} (known: {', '.join(layout.COLLECTIONS)})"
+        )
     if not annotation or not is_relative_name(annotation):
         raise ValueError(f"annotation {annotation!r} is not a file name below the collection")
     try:

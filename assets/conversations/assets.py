@@ -20,6 +20,7 @@ from assets.records.reporting import (
     samples,
 )
 from assets.videos.assets import videos
+from training.formats import layout
 from training.formats.hashing import data_version
 
 
@@ -116,7 +117,7 @@ def videomarathon_json(context: dg.AssetExecutionContext, deployment: Deployment
         counts={"samples": samples},
         metadata={
             "dagster/row_count": samples,
-            "bytes": storage.size("VideoMarathon/jsons/videomarathon.json"),
-            "dagster/uri": storage.path("VideoMarathon/jsons/videomarathon.json"),
+            "bytes": storage.size(layout.CONVERSATIONS_JSON),
+            "dagster/uri": storage.path(layout.CONVERSATIONS_JSON),
         },
     )

@@ -8,10 +8,9 @@ import orjson
 import pyarrow.parquet as pq
 
 from assets.conversations.grouping import conversations_name
+from training.formats import layout
 from training.formats.sample import LONG_VIDEO_KIND
 from training.formats.storage import Storage
-
-JSON_NAME = "VideoMarathon/jsons/videomarathon.json"
 
 
 def export_llava_json(
@@ -24,7 +23,7 @@ def export_llava_json(
     Parts come in the order of their numbers.
     """
     written = 0
-    with storage.writing(JSON_NAME) as path, open(path, "wb") as file:
+    with storage.writing(layout.CONVERSATIONS_JSON) as path, open(path, "wb") as file:
         file.write(b"[")
         for part in sorted(parts):
             table = pq.ParquetFile(storage.local(conversations_name(part)))

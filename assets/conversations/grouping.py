@@ -25,16 +25,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assets.annotations.catalogue import present_videos
-from assets.annotations.collect import ANNOTATIONS
 from assets.conversations.cleaning import REJECTED_SCHEMA, CleanRows, clean
 from assets.deployment.parts import part_name
 from assets.deployment.settings import Settings
+from training.formats import layout
 from training.formats.hashing import hash_file, stable_hash
 from training.formats.sample import IMAGE_TOKEN, ROLES
 from training.formats.storage import Storage
 from training.progress import Progress
-
-FOLDER = "VideoMarathon/conversations"
 
 # Rows cleaned and sorted at once; bounds memory to a few hundred MB whatever the part's size.
 BUCKET_ROWS = 100_000
@@ -75,12 +73,12 @@ class GroupingReport:
 
 def conversations_name(part: int) -> str:
     """The part's samples, relative to the storage root."""
-    return f"{FOLDER}/{part_name(part)}.parquet"
+    return layout.conversations(part_name(part))
 
 
 def rejected_name(part: int) -> str:
     """The part's rows that are not used, with the reason."""
-    return f"{FOLDER}/{part_name(part)}.rejected.parquet"
+    return layout.rejected_conversations(part_name(part))
 
 
 def group_part(
@@ -98,7 +96,7 @@ def group_part(
     shards = settings.shards
     return group_rows(
         storage,
-        ANNOTATIONS,
+        layout.ANNOTATIONS,
         part,
         durations,
         seed=shards.seed,

@@ -13,6 +13,7 @@ from assets.evaluation.questions import read_questions
 from assets.evaluation.report import Answer, EvaluationReport
 from assets.evaluation.score import score_checkpoint
 from assets.records.lineage import Lineage, product
+from training.formats import layout
 from training.formats.hashing import data_version, hash_file
 from training.formats.storage import Storage
 
@@ -62,7 +63,7 @@ def compare_checkpoints(
             "the settings name no questions; set evaluation.questions to a questions file"
         )
     questions = read_questions(path)[: settings.evaluation.limit]
-    folder = f"evaluation/{variant}"
+    folder = layout.evaluation(variant)
     seen: list[EvaluationReport] = []
     blind: list[EvaluationReport] = []
     for name in CHECKPOINTS:

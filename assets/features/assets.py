@@ -28,6 +28,7 @@ from assets.records.reporting import (
     table,
 )
 from assets.videos.assets import videos
+from training.formats import layout
 from training.formats.storage import Storage
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def encoder_of(storage: Storage, settings: Settings, variant: str) -> tuple[Path
         folder = Path(settings.features.encoder)
         return folder, {str(folder): hash_encoder(folder)}
     versions = input_versions(storage, [product("vision_encoder", variant)])
-    return storage.local_folder(f"checkpoints/{variant}/vision_encoder"), versions
+    return storage.local_folder(layout.vision_encoder(variant)), versions
 
 
 def features_metadata(report: "FeatureReport") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from assets.features.pool import Pool
 from assets.features.quarantine import Quarantined, read_record, record_path, write_record
 from model.atomic import TEMPORARY_PREFIX
 from model.config import PRESETS
+from training.formats import layout
 from training.formats.feature_file import SUFFIX, FeatureHeader, feature_path, read_header
 from training.formats.hashing import data_version, hash_file, hash_value
 from training.formats.storage import Storage
@@ -168,7 +169,7 @@ def sweep(storage: Storage, variant: str, sources: Iterable[str]) -> None:
     if not storage.is_local:
         return
     for source in sources:
-        folder = Path(storage.path(f"VideoMarathon/features/{variant}/{source}"))
+        folder = Path(storage.path(layout.features(variant, source)))
         for path in folder.glob(f"{TEMPORARY_PREFIX}*{SUFFIX}"):
             try:
                 with open(path, "rb") as file:

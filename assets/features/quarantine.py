@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from training.formats import layout
 from training.formats.storage import Storage
 
 SUFFIX = ".quarantine.json"
@@ -52,7 +53,7 @@ class Quarantined:
 
 
 def record_path(variant: str, video: str) -> str:
-    return f"VideoMarathon/features/{variant}/{video}{SUFFIX}"
+    return layout.features(variant, video) + SUFFIX
 
 
 def read_record(storage: Storage, variant: str, video: str) -> Quarantined | None:

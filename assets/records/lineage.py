@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from training.formats import layout
 from training.formats.storage import Storage
 
 LINEAGE_NAME = "lineage.json"
-RECORDS = "lineage"
 
 
 def product(asset: str, partition: str | None = None) -> str:
@@ -75,12 +75,12 @@ class Lineage:
 def record_name(name: str) -> str:
     """File of a product's record, relative to the storage root."""
     asset, _, partition = name.partition("[")
-    return f"{RECORDS}/{asset}/{partition.rstrip(']').replace('|', '+') or 'all'}.json"
+    return f"{layout.LINEAGE}/{asset}/{partition.rstrip(']').replace('|', '+') or 'all'}.json"
 
 
 def all_records(storage: Storage) -> list[Lineage]:
     """Every record of the register, by product name."""
-    return [Lineage(**storage.read_json(name)) for name in storage.list(RECORDS, ".json")]
+    return [Lineage(**storage.read_json(name)) for name in storage.list(layout.LINEAGE, ".json")]
 
 
 def input_versions(storage: Storage, names: Iterable[str]) -> dict[str, str]:

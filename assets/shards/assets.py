@@ -29,6 +29,7 @@ from assets.records.reporting import (
     samples,
     table,
 )
+from training.formats import layout
 from training.formats.sample import LLAVA_KINDS, LONG_VIDEO_KIND, SHORT_VIDEO_KIND
 from training.formats.storage import Storage
 
@@ -66,7 +67,7 @@ def shard_result(
     """What a shard asset tells about the part it wrote."""
     from assets.shards.checks import whole
 
-    folder, storage = f"VideoMarathon/sharding/{kind}_{context.partition_key}", deployment.storage()
+    folder, storage = layout.shards(kind, context.partition_key), deployment.storage()
     with errors_for_people():
         verdict = whole(storage, folder)
         lengths = short_videos(storage, folder) if kind == SHORT_VIDEO_KIND else {}
@@ -245,6 +246,6 @@ def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> P
         inputs=inputs,
         counts=report.counts,
         checks=checks,
-        folder="VideoMarathon/sharding/hourllava_s3",
+        folder=layout.STAGE3_MIXTURE,
         metadata={"dagster/row_count": report.counts["samples"], "streams": table(report.table)},
     )

@@ -15,7 +15,8 @@ from assets.deployment.settings import Settings
 from assets.records.lineage import Lineage, product, record_name
 from assets.records.verdict import Verdict
 from assets.shards.mixture_views import MIXTURE
-from assets.shards.writer import FOLDER, INDEX
+from assets.shards.writer import INDEX
+from training.formats import layout
 from training.formats.hashing import stable_hash
 from training.formats.sample import Sample, decode
 from training.formats.storage import Storage
@@ -106,7 +107,7 @@ def _drawn(storage: Storage) -> Iterator[Sample]:
     for shards in kinds.values():
         shards.sort(key=lambda shard: stable_hash("labels", shard["raw_data"]["basename"]))
         for shard in shards[:SHARDS]:
-            path = storage.local(f"{FOLDER}/{shard['raw_data']['basename']}")
+            path = storage.local(f"{layout.SHARDS}/{shard['raw_data']['basename']}")
             reader = reader_from_json(
                 str(path.parent),
                 "",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from assets.fetching.probe import InvalidVideo, Prober
 from assets.shards.heads import read_column
-from assets.shards.tasks import VIDEOS
+from training.formats import layout
 from training.formats.hashing import stable_hash
 from training.formats.storage import Storage
 
@@ -67,7 +67,7 @@ def short_video_lengths(storage: Storage, folder: str) -> Lengths:
 
         def seconds(video: str) -> float | None:
             try:
-                return prober.examine(storage.local(f"{VIDEOS}/{video}")).duration
+                return prober.examine(storage.local(f"{layout.LLAVA_VIDEO_FILES}/{video}")).duration
             except (InvalidVideo, FileNotFoundError):
                 return None
 

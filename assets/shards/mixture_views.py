@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from assets.shards.mds import HASH, index_json
-from assets.shards.writer import FOLDER, INDEX, LLAVA_PARTS, MANIFEST
+from assets.shards.writer import INDEX, LLAVA_PARTS, MANIFEST
+from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.sample import is_relative_name
 from training.formats.storage import Storage
 from training.recipes import ShardInput, stage_inputs
 
-MIXTURE = f"{FOLDER}/hourllava_s3"
+MIXTURE = layout.STAGE3_MIXTURE
 
 
 @dataclass(slots=True)
@@ -57,11 +58,11 @@ def write_views(
         entry.folder
         for stream in streams
         for entry in stream
-        if not storage.exists(f"{FOLDER}/{entry.folder}/{INDEX}")
+        if not storage.exists(f"{layout.SHARDS}/{entry.folder}/{INDEX}")
     ]
     if missing:
         raise FileNotFoundError(
-            f"{storage.path(FOLDER)}: parts are missing: {', '.join(sorted(set(missing)))}; "
+            f"{storage.path(layout.SHARDS)}: parts are missing: {', '.join(sorted(set(missing)))}; "
             "materialize them first"
         )
     views: list[list[dict[str, Any]]] = []
@@ -104,15 +105,16 @@ def _shards(storage: Storage, entry: ShardInput) -> list[dict[str, Any]]:
     """Index entries of a part, or of one half of it, with names that count from the ``sharding``
     folder.
     """
-    shards = storage.read_json(f"{FOLDER}/{entry.folder}/{INDEX}")["shards"]
+    shards = storage.read_json(f"{layout.SHARDS}/{entry.folder}/{INDEX}")["shards"]
     if entry.half is not None:
-        middle = storage.read_json(f"{FOLDER}/{entry.folder}/{MANIFEST}")["first_half"]["shards"]
+        manifest = storage.read_json(f"{layout.SHARDS}/{entry.folder}/{MANIFEST}")
+        middle = manifest["first_half"]["shards"]
         shards = shards[middle:] if entry.half else shards[:middle]
     for shard in shards:
         name = shard["raw_data"]["basename"]
         if not is_relative_name(name) or "/" in name:
             raise ValueError(
-                f"{storage.path(FOLDER)}/{entry.folder}/{INDEX}: {name!r} is not a file of this "
+                f"{storage.path(layout.SHARDS)}/{entry.folder}/{INDEX}: {name!r} is not a file of this "
                 "part"
             )
         shard["raw_data"]["basename"] = f"{entry.folder}/{name}"

@@ -27,11 +27,10 @@ from assets.shards.images import ImagePolicy, RefusedImage, stored_image
 from assets.shards.llava_rows import EXPECTED_DROPS, Dropped, to_sample
 from assets.shards.mds import ROW_LIMIT, write_shards
 from model.atomic import writing_file
+from training.formats import layout
 from training.formats.sample import LONG_VIDEO_KIND, Sample, broken_rule, encode
 from training.formats.storage import Storage
 
-IMAGES = "LLaVA-OneVision/images"
-VIDEOS = "LLaVA-Video-178K/videos"
 PICTURE = "examples.png"
 EXAMPLES = 2  # samples that a task shows
 NAMED_DROPS = 20  # dropped rows that a task names; the rest is counted
@@ -168,7 +167,7 @@ def _llava_samples(
 
     def read_image(name: str) -> bytes:
         try:
-            data = storage.read_bytes(f"{IMAGES}/{name}")
+            data = storage.read_bytes(f"{layout.ONEVISION_IMAGES}/{name}")
         except FileNotFoundError:
             raise Dropped("image missing", name) from None
         except (IsADirectoryError, NotADirectoryError):
@@ -177,7 +176,7 @@ def _llava_samples(
 
     def video_duration(name: str) -> float | None:
         if name not in present:
-            present[name] = 0.0 if storage.exists(f"{VIDEOS}/{name}") else None
+            present[name] = 0.0 if storage.exists(f"{layout.LLAVA_VIDEO_FILES}/{name}") else None
         return present[name]
 
     with ExitStack() as stack:

@@ -46,12 +46,12 @@ from assets.shards.tasks import (
     run_task,
 )
 from model.atomic import TEMPORARY_PREFIX
+from training.formats import layout
 from training.formats.hashing import data_version, hash_file
 from training.formats.sample import LONG_VIDEO_KIND, SCHEMA_VERSION, SHORT_VIDEO_KIND
 from training.formats.storage import Storage
 from training.progress import Progress
 
-FOLDER = "VideoMarathon/sharding"
 INDEX = "index.json"
 MANIFEST = "manifest.json"
 LLAVA_PARTS = 10  # the five LLaVA kinds always have ten parts, because the stages name them
@@ -96,7 +96,7 @@ class ShardReport:
 
 def part_folder(kind: str, part: int) -> str:
     """A part's folder, relative to the storage root."""
-    return f"{FOLDER}/{kind}_{part_name(part)}"
+    return layout.shards(kind, part_name(part))
 
 
 def write_kind_part(
@@ -280,7 +280,7 @@ def _work_folder(storage: Storage, folder: str, key: str) -> Iterator[Path]:
     It is locked while it is used, and removed when the part is published or its rows turn out
     unusable. A run that is killed leaves it behind for the next one.
     """
-    parent = Path(storage.path(FOLDER)) if storage.is_local else storage.cache / "work"
+    parent = Path(storage.path(layout.SHARDS)) if storage.is_local else storage.cache / "work"
     name = folder.rpartition("/")[2]
     work, plan = parent / f"{TEMPORARY_PREFIX}work-{name}", "plan.json"
     with _locked_folder(work):

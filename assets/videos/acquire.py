@@ -40,12 +40,11 @@ from assets.sources.base import (
 )
 from assets.videos.pacing import Pace, Queue
 from assets.videos.report import AcquireReport, coverage_threshold, report_name, summarize, too_few
+from training.formats import layout
 from training.formats.hashing import hash_file, stable_hash
 from training.formats.storage import Storage
 from training.progress import Progress
 
-VIDEOS = "VideoMarathon/videos"
-QUARANTINE = "VideoMarathon/quarantine"
 TRIED_AGAIN = (PENDING, TRANSIENT, EXHAUSTED, NEEDS_OPERATOR, MANUAL_MISSING)
 PAUSING = ("rate_limited", "bot_check")  # the host speaks about us, not about one video
 DAMAGE = ("truncated", "damaged", "unreadable", "empty")  # another transfer may give a sound file
@@ -184,7 +183,7 @@ class _Acquisition:
         """Rows and files must agree: a finished file whose row was lost counts, a row whose file is
         gone does not.
         """
-        folder = f"{VIDEOS}/{self.source}"
+        folder = f"{layout.VIDEOS}/{self.source}"
         files = {
             name[len(folder) + 1 :].rsplit(".", 1)[0]: name for name in self.storage.list(folder)
         }
@@ -308,7 +307,7 @@ class _Acquisition:
                 "transient" if hopeful else "permanent", error.reason, str(error)
             ) from error
         sha256, size = fetched.sha256 or hash_file(fetched.path), fetched.path.stat().st_size
-        name = f"{VIDEOS}/{self.source}/{row.id}{facts.suffix}"
+        name = f"{layout.VIDEOS}/{self.source}/{row.id}{facts.suffix}"
         self.storage.remove_unfinished(name)  # a part is one process's at a time
         with self.storage.writing(name) as temporary:
             shutil.move(fetched.path, temporary)
@@ -316,7 +315,7 @@ class _Acquisition:
         with self._lock:
             self.fetched += 1
             self.fetched_bytes += size
-        self.storage.remove(f"{QUARANTINE}/{self.source}/{row.id}.bin")
+        self.storage.remove(layout.quarantined_video(self.source, row.id))
 
     def _record(
         self, row: VideoRow, name: str, size: int, sha256: str, facts: VideoFacts, fetched: Fetched
@@ -344,7 +343,7 @@ class _Acquisition:
 
     def _set_aside(self, row: VideoRow, path: Path, error: InvalidVideo) -> None:
         """Keep a bad file where a person can look at it."""
-        with self.storage.writing(f"{QUARANTINE}/{self.source}/{row.id}.bin") as temporary:
+        with self.storage.writing(layout.quarantined_video(self.source, row.id)) as temporary:
             shutil.move(path, temporary)
         self.log(f"{row.video}: set aside, {error.reason}: {error}")
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from assets.annotations.catalogue import FOLDER, Catalogue, read_catalogue
+from assets.annotations.catalogue import Catalogue, read_catalogue
 from assets.deployment.settings import Settings
 from assets.records.histogram import duration_histogram
 from assets.sources.base import OK
+from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
 
@@ -114,7 +115,7 @@ def summarize(
 
 def report_name(source: str, part: str) -> str:
     """Where the report of the newest acquisition lies below the root."""
-    return f"{FOLDER}/{source}/{part}.report.json"
+    return layout.catalogue(source, f"{part}.report.json")
 
 
 def read_report(storage: Storage, source: str, part: str) -> AcquireReport:

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 
 from assets.annotations.catalogue import SCHEMA as CATALOGUE_SCHEMA
 from assets.annotations.catalogue import read_catalogue
-from assets.annotations.collect import ANNOTATIONS, REJECTED, Ledger
+from assets.annotations.collect import Ledger
 from assets.deployment.settings import Settings
 from assets.sources.base import MANUAL_MISSING, OK, PENDING, PERMANENT, VideoRow
+from training.formats import layout
+from training.formats.sample import LONG_VIDEO_KIND
 from training.formats.storage import Storage
 
 ADVICE = {
@@ -102,7 +104,7 @@ def _acquired(storage: Storage, settings: Settings, row: VideoRow) -> list[str]:
 
 def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[str]:
     lines: list[str] = []
-    with pq.ParquetFile(storage.local(ANNOTATIONS)) as file:
+    with pq.ParquetFile(storage.local(layout.ANNOTATIONS)) as file:
         found = _count(
             file,
             ["video", "id"],
@@ -114,8 +116,8 @@ def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[st
         ]
     name = video.rsplit("/", 1)[-1]
     reasons: dict[str, int] = {}
-    if storage.exists(REJECTED):
-        with pq.ParquetFile(storage.local(REJECTED)) as file:
+    if storage.exists(layout.REJECTED_ANNOTATIONS):
+        with pq.ParquetFile(storage.local(layout.REJECTED_ANNOTATIONS)) as file:
             for batch in file.iter_batches(columns=["file", "row", "reason", "content"]):
                 for raw in batch.filter(pc.match_substring(batch["content"], name)).to_pylist():
                     reasons[raw["reason"]] = reasons.get(raw["reason"], 0) + 1
@@ -143,7 +145,7 @@ def _origins(storage: Storage) -> list[Any]:
 
 def _after(storage: Storage, settings: Settings, part: str, row: VideoRow) -> list[str]:
     """Conversations, features and shards of a video that is there."""
-    samples = f"VideoMarathon/conversations/{part}.parquet"
+    samples = layout.conversations(part)
     if not storage.exists(samples):
         return ["  conversations: not made yet: materialize conversations for this part"]
     with pq.ParquetFile(storage.local(samples)) as file:
@@ -160,7 +162,7 @@ def _after(storage: Storage, settings: Settings, part: str, row: VideoRow) -> li
 
 
 def _features(storage: Storage, variant: str, video: str) -> str:
-    name = f"VideoMarathon/features/{variant}/{video}"
+    name = layout.features(variant, video)
     if storage.exists(f"{name}.safetensors"):
         return "there"
     if storage.exists(f"{name}.quarantine.json"):
@@ -171,7 +173,7 @@ def _features(storage: Storage, variant: str, video: str) -> str:
 
 def _shards(storage: Storage, part: str, video: str, wanted: int) -> list[str]:
     """How many of a video's samples the part's shards really hold."""
-    folder = f"VideoMarathon/sharding/videomarathon_video_{part}"
+    folder = layout.shards(LONG_VIDEO_KIND, part)
     if not storage.exists(f"{folder}/index.json"):
         return ["  shards: not written yet: materialize videomarathon_video for this part"]
     found = sum(
@@ -219,7 +221,7 @@ def _samples_in(storage: Storage, folder: str, shard: dict[str, Any], video: str
 
 
 def _rejections(storage: Storage, part: str, video: str) -> str:
-    name = f"VideoMarathon/conversations/{part}.rejected.parquet"
+    name = layout.rejected_conversations(part)
     if not storage.exists(name):
         return "run conversations again"
     table = pq.read_table(storage.local(name), columns=["video", "reason"])

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from assets.annotations.catalogue import read_catalogue
-from assets.annotations.collect import REJECTED
 from assets.records.lineage import Lineage, all_records
 from assets.sources.base import OK
 from pipeline.demo.client import DagsterClient
+from training.formats import layout
 from training.formats.storage import Storage
 
 # Which of an asset's counts are its rows in and its rows out.
@@ -102,7 +102,9 @@ def _missing(storage: Storage) -> list[dict[str, Any]]:
     """Every question-answer row and every video that could not be used."""
     found = []
     for row in (
-        pq.read_table(storage.local(REJECTED)).to_pylist() if storage.exists(REJECTED) else []
+        pq.read_table(storage.local(layout.REJECTED_ANNOTATIONS)).to_pylist()
+        if storage.exists(layout.REJECTED_ANNOTATIONS)
+        else []
     ):
         found.append(
             {
@@ -111,7 +113,7 @@ def _missing(storage: Storage) -> list[dict[str, Any]]:
                 "detail": row["content"],
             }
         )
-    for name in storage.list("VideoMarathon/catalogue", ".parquet"):
+    for name in storage.list(layout.CATALOGUE, ".parquet"):
         source, part = name.removesuffix(".parquet").split("/")[-2:]
         for row in read_catalogue(storage, source, part).to_pylist():
             if row["status"] != OK:

@@ -3,9 +3,9 @@
 import dagster as dg
 import pytest
 
-from assets.annotations.catalogue import PARTS
 from assets.records.lineage import Lineage
 from pipeline.recover import recover
+from training.formats import layout
 from training.formats.storage import Storage
 
 
@@ -15,7 +15,7 @@ def root(tmp_path):
     did not pass.
     """
     storage = Storage(str(tmp_path))
-    storage.write_json(PARTS, {"parts": [{"name": "part0"}, {"name": "part1"}]})
+    storage.write_json(layout.PARTS, {"parts": [{"name": "part0"}, {"name": "part1"}]})
     Lineage("annotations", "a1", counts={"rows": 3}).write(storage)
     Lineage("conversations[part0]", "c1", inputs={"annotations": "a1"}).write(storage)
     Lineage("features[part0|tiny]", "f1").write(storage)

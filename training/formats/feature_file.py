@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import xxhash
 
+from training.formats import layout
 from training.formats.file_cache import DamagedFileError, FileCache
 from training.formats.storage import Storage
 
@@ -308,7 +309,7 @@ def hash_content(path: Path) -> str:
 
 def feature_path(variant: str, video: str) -> str:
     """Where a video's features lie, relative to the storage root."""
-    return f"VideoMarathon/features/{variant}/{video}{SUFFIX}"
+    return layout.features(variant, video) + SUFFIX
 
 
 class FeatureStore:

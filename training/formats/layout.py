@@ -32,7 +32,6 @@ ONEVISION_IMAGES = f"{LLAVA_ONEVISION}/images"
 LLAVA_VIDEO_FILES = f"{LLAVA_VIDEO}/videos"
 
 CHECKPOINTS = "checkpoints"
-EVALUATION = "evaluation"
 LINEAGE = "lineage"
 
 
@@ -87,3 +86,8 @@ def stage_run(variant: str, stage: int, inputs: str) -> str:
         inputs: hash of what it was made from.
     """
     return f"{CHECKPOINTS}/{variant}/stage{stage}/{inputs}"
+
+
+def evaluation(variant: str) -> str:
+    """Answers and scores of a variant's checkpoints."""
+    return f"evaluation/{variant}"

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from assets.annotations.catalogue import build_catalogue, read_catalogue
-from assets.annotations.collect import ANNOTATIONS, REJECTED, collect_annotations
+from assets.annotations.collect import collect_annotations
 from assets.annotations.landing import landing_fingerprint
 from assets.deployment.parts import part_of
 from assets.fetching.errors import AnnotationError
 from pipeline.demo.servers import Fault, HubServer, in_turn
 from tests.servers.world import make_settings, question, quiet
+from training.formats import layout
 from training.formats.storage import Storage
 
 SOURCES = {"panda": {"kind": "youtube"}, "mine": {"kind": "url"}}
@@ -35,7 +36,7 @@ def rows_of(count: int, prefix: str = "v") -> list[dict]:
 
 
 def table(storage: Storage) -> list[dict]:
-    return pq.read_table(storage.local(ANNOTATIONS)).to_pylist()
+    return pq.read_table(storage.local(layout.ANNOTATIONS)).to_pylist()
 
 
 @pytest.fixture
@@ -71,13 +72,13 @@ def test_rows_are_dealt_to_parts_by_the_hash_of_their_video(tmp_path):
 def test_the_same_input_gives_the_same_bytes_and_a_second_run_writes_nothing(tmp_path):
     settings, storage = deployment(tmp_path / "a", rows_of(50))
     first = collect_annotations(storage, settings, quiet)
-    bytes_of = storage.read_bytes(ANNOTATIONS)
-    before = Path(storage.path(ANNOTATIONS)).stat().st_mtime_ns
+    bytes_of = storage.read_bytes(layout.ANNOTATIONS)
+    before = Path(storage.path(layout.ANNOTATIONS)).stat().st_mtime_ns
     assert collect_annotations(storage, settings, quiet) == first
-    assert Path(storage.path(ANNOTATIONS)).stat().st_mtime_ns == before
+    assert Path(storage.path(layout.ANNOTATIONS)).stat().st_mtime_ns == before
     other, elsewhere = deployment(tmp_path / "b", rows_of(50))
     assert collect_annotations(elsewhere, other, quiet).version == first.version
-    assert elsewhere.read_bytes(ANNOTATIONS) == bytes_of
+    assert elsewhere.read_bytes(layout.ANNOTATIONS) == bytes_of
 
 
 def test_rejected_rows_are_kept_with_file_row_and_reason(tmp_path):
@@ -85,7 +86,7 @@ def test_rejected_rows_are_kept_with_file_row_and_reason(tmp_path):
     settings, storage = deployment(tmp_path, rows)
     report = collect_annotations(storage, settings, quiet)
     assert report.rejected == {"no_answer": 1, "unknown_source": 1}
-    rejected = pq.read_table(storage.local(REJECTED)).to_pylist()
+    rejected = pq.read_table(storage.local(layout.REJECTED_ANNOTATIONS)).to_pylist()
     assert [(row["file"], row["row"], row["reason"]) for row in rejected] == [
         ("qa.jsonl", 4, "unknown_source"),
         ("qa.jsonl", 5, "no_answer"),
@@ -226,12 +227,12 @@ def test_unknown_columns_stop_the_collection_and_write_nothing(tmp_path):
     settings, storage = deployment(tmp_path, [{**question("v", "panda"), "colour": "red"}])
     with pytest.raises(AnnotationError, match="colour"):
         collect_annotations(storage, settings, quiet)
-    assert not storage.exists(ANNOTATIONS)
+    assert not storage.exists(layout.ANNOTATIONS)
 
 
 def test_an_annotation_file_of_another_hand_is_not_overwritten(tmp_path):
     settings, storage = deployment(tmp_path, rows_of(3))
-    with storage.writing(ANNOTATIONS) as temporary:
+    with storage.writing(layout.ANNOTATIONS) as temporary:
         pq.write_table(pa.table({"video": ["x"]}), temporary)
     with pytest.raises(AnnotationError, match="not written by this pipeline"):
         collect_annotations(storage, settings, quiet)
@@ -283,4 +284,4 @@ def test_three_hundred_thousand_rows_need_little_memory(tmp_path):
     seconds, mebibytes = map(float, out.split())
     print(f"{seconds:.1f} s, {mebibytes:.0f} MiB")
     assert mebibytes < 500
-    assert Storage(settings.root).size(ANNOTATIONS) > 0
+    assert Storage(settings.root).size(layout.ANNOTATIONS) > 0

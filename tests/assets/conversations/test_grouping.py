@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from assets.conversations import grouping
-from assets.conversations.export import JSON_NAME, export_llava_json
+from assets.conversations.export import export_llava_json
 from assets.conversations.grouping import conversations_name, even_chunks, group_rows, rejected_name
+from training.formats import layout
 from training.formats.storage import Storage
 
 ANNOTATIONS = "annotations.parquet"
@@ -192,7 +193,7 @@ def test_grouping_the_exported_file_again_changes_nothing(tmp_path):
     _, samples, _, _ = group(first, rows)
     storage = Storage(str(first))
     assert export_llava_json(storage, [0], lambda _: None) == len(samples)
-    exported = json.loads(storage.read_bytes(JSON_NAME))
+    exported = json.loads(storage.read_bytes(layout.CONVERSATIONS_JSON))
     assert [item["id"] for item in exported] == [sample["id"] for sample in samples]
     assert exported[0].keys() == {"id", "data_source", "video", "conversations"}
 

@@ -12,7 +12,6 @@ import pytest
 
 from assets.shards.mixture_views import MIXTURE, write_mixture, write_views
 from assets.shards.writer import (
-    FOLDER,
     INDEX,
     MANIFEST,
     part_folder,
@@ -20,6 +19,7 @@ from assets.shards.writer import (
     write_long_video_part,
 )
 from tests.assets.shards.roots import contents, make_conversations, make_root, quiet, settings_for
+from training.formats import layout
 from training.formats.sample import LLAVA_KINDS
 from training.formats.storage import Storage
 from training.recipes import ShardInput
@@ -83,13 +83,13 @@ def test_views_hold_nothing_but_an_index_and_are_the_same_every_time(storage):
     folder = Path(storage.path(MIXTURE))
     before = contents(folder)
     assert set(before) == {"0/index.json", "1/index.json", "manifest.json"}
-    assert not any(path.is_symlink() for path in Path(storage.path(FOLDER)).rglob("*"))
+    assert not any(path.is_symlink() for path in Path(storage.path(layout.SHARDS)).rglob("*"))
     assert write_mixture(storage, [0, 1, 2]) == report
     assert contents(folder) == before
     for stream in (0, 1):
         for name in names(storage, stream):
             assert ".." not in name
-            assert storage.exists(f"{FOLDER}/{name}")
+            assert storage.exists(f"{layout.SHARDS}/{name}")
 
 
 def test_a_new_part_extends_the_long_stream_only(storage):

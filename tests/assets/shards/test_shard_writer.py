@@ -17,7 +17,6 @@ import pytest
 from assets.deployment.settings import Collections
 from assets.shards import writer
 from assets.shards.writer import (
-    FOLDER,
     INDEX,
     MANIFEST,
     part_folder,
@@ -34,6 +33,7 @@ from tests.assets.shards.roots import (
     turns,
     write,
 )
+from training.formats import layout
 from training.formats.sample import COLUMNS, KINDS, LLAVA_KINDS, decode
 from training.formats.storage import Storage
 
@@ -180,7 +180,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_one_that_wa
         Storage(str(whole)), settings_for(whole, rows_per_shard=2), "llavavideo_mi", 3, quiet
     )
     expected = contents(whole / part_folder("llavavideo_mi", 3))
-    generator, kills, folder = random.Random(0), 0, killed / FOLDER
+    generator, kills, folder = random.Random(0), 0, killed / layout.SHARDS
     for _ in range(5):
         process = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(killed)],
@@ -314,7 +314,7 @@ def test_a_part_that_would_lose_too_much_fails_names_why_and_publishes_nothing(t
         ValueError, match=r"cannot be used, more than shards.max_drop_share .* image missing"
     ):
         write_kind_part(storage, settings, "llavavideo_si", 0, quiet)
-    assert not (tmp_path / FOLDER).exists() or not list((tmp_path / FOLDER).iterdir())
+    assert not (tmp_path / layout.SHARDS).exists() or not list((tmp_path / layout.SHARDS).iterdir())
 
 
 def test_missing_annotation_files_are_an_error_only_if_asked_for(tmp_path):
@@ -348,7 +348,7 @@ def test_rows_may_come_in_any_layout_without_changing_a_sample(tmp_path):
 
 def test_a_second_run_on_the_same_part_is_refused(tmp_path):
     storage, settings = make_root(tmp_path), settings_for(tmp_path)
-    work = tmp_path / FOLDER / ".tmp-work-llavavideo_si_part1"
+    work = tmp_path / layout.SHARDS / ".tmp-work-llavavideo_si_part1"
     with (
         writer._locked_folder(work),
         pytest.raises(ValueError, match="another run is writing this part"),
@@ -374,8 +374,8 @@ def test_an_object_store_holds_the_same_bytes_as_a_local_folder(tmp_path):
         settings = settings_for(tmp_path)
         write_kind_part(storage, settings, "llavavideo_si", 0, quiet)
         write_long_video_part(storage, settings, 0, quiet)
-    names = local.list(FOLDER)
-    assert names == remote.list(FOLDER)
+    names = local.list(layout.SHARDS)
+    assert names == remote.list(layout.SHARDS)
     assert all(local.read_bytes(name) == remote.read_bytes(name) for name in names)
 
 
