@@ -44,6 +44,9 @@ assert report.counts["ok"] == 1, report
 assert storage.exists("VideoMarathon/videos/lectures/first.mp4")
 (lost,) = [row for row in read_catalogue(storage, "lectures", "part0").to_pylist() if row["status"] != "ok"]
 assert lost["reason"] == "not_in_bucket", lost
+
+import pytest
+assert pytest.main(["-q", "-p", "no:cacheprovider", "tests/assets/sources/test_bucket.py"]) == 0
 """,
     "shard": """
 from assets.collections.mixtures import read_mixture

@@ -31,6 +31,7 @@ from assets.fetching.disk import INCOMING
 from assets.records.lineage import LINEAGE_NAME, Lineage, record_name
 from assets.shards.mixture_views import MIXTURE, write_views
 from assets.shards.writer import INDEX, MANIFEST, part_folder, write_long_video_part
+from assets.sources import base as sources
 from assets.videos import acquire
 from model.atomic import TEMPORARY_PREFIX
 from model.config import PRESETS
@@ -335,10 +336,14 @@ def test_reasons_and_statuses_are_those_of_the_code():
     texts = set(re.findall(r'"((?:stray|empty|video)[a-z ]* [a-z]+)"', source)) | {"duplicate"}
     assert stated("Rows without a sample") == texts
     statuses = {
-        getattr(catalogue, name)
-        for name in ("PENDING", "OK", "TRANSIENT", "EXHAUSTED", "PERMANENT")
+        sources.PENDING,
+        sources.OK,
+        sources.TRANSIENT,
+        sources.EXHAUSTED,
+        sources.PERMANENT,
+        sources.NEEDS_OPERATOR,
+        sources.MANUAL_MISSING,
     }
-    statuses |= {catalogue.NEEDS_OPERATOR, catalogue.MANUAL_MISSING}
     assert {names_in(row[0])[0] for row in table_of("Statuses")[1:]} == statuses
 
 
