@@ -1,45 +1,66 @@
-# Works from any folder: the instance's history (.dagster/) follows the folder that Dagster is started in.
-ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+# The commands of this repository; `make help` lists them. Recipes run in the folder of this file and
+# name paths relative to it, because make splits absolute ones at spaces.
 PYTHON ?= python3
-BIN := $(ROOT)/.venv/bin
 PORT ?= 3000
-# The deployment that `make ui` opens: CONFIG=..., else the demo's when it has been built, else the built-in one.
-CONFIG ?= $(firstword $(wildcard $(ROOT)/.demo/deployment.yaml) $(ROOT)/pipeline/deployment.yaml)
-
-# Tests of one file stay in one process. The demo fills two cores by itself, so what asks for it runs alone.
+# The deployment that `make ui` opens: CONFIG=..., else the demo's when it has been built, else the
+# built-in one.
+CONFIG ?= $(CURDIR)/$(firstword $(wildcard .demo/deployment.yaml) pipeline/deployment.yaml)
+BIN := .venv/bin
+# Tests of one file stay in one process. The demo fills two cores by itself, so what asks for it runs
+# alone.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: install demo ui test test-slow lint bench browser screenshots clean
+.DEFAULT_GOAL := help
+HERE := $(shell file='$(MAKEFILE_LIST)'; cd "$$(dirname "$${file# }")" && pwd -P)
 
-install: $(ROOT)/.venv/.installed
+ifneq ($(CURDIR),$(HERE))
+# Called from another folder (make -f .../Makefile): the same goals, from this one.
+GOALS := $(or $(MAKECMDGOALS),help)
+.PHONY: $(GOALS)
+$(GOALS):
+	@"$(MAKE)" --no-print-directory -C "$(HERE)" $@
+else
 
-$(ROOT)/.venv/.installed: $(ROOT)/pyproject.toml $(ROOT)/constraints.txt
-	$(PYTHON) -m venv $(ROOT)/.venv
-	cd $(ROOT) && $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+.PHONY: help install demo ui test test-slow lint bench browser screenshots clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+install: .venv/.installed ## .venv/ with the tested versions of constraints.txt (PYTHON=python3.12 chooses another)
+
+.venv/.installed: pyproject.toml constraints.txt
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-compile -e ".[dev]"
 	touch $@
 
-demo: install
-	cd $(ROOT) && $(BIN)/hourllava demo
+demo: install ## build a small corpus in .demo/ and run the whole pipeline on it, on the CPU
+	$(BIN)/hourllava demo
 
-ui: install
+# The instance's history (.dagster/) lies in the folder that Dagster is started in.
+ui: install ## open Dagster's web UI for the demo's deployment, or for CONFIG=my.yaml (PORT=3000)
 	@echo "opening the deployment of $(CONFIG) on http://127.0.0.1:$(PORT) (CONFIG=... opens another)"
-	cd $(ROOT) && HOURLLAVA_CONFIG="$(CONFIG)" $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
+	HOURLLAVA_CONFIG="$(CONFIG)" $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
 
-test: install
-	cd $(ROOT) && $(BIN)/pytest -q $(SIDE_BY_SIDE) -m "not slow"
+test: install ## the fast tests
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow"
 
-test-slow: install
-	cd $(ROOT) && $(BIN)/pytest -q $(SIDE_BY_SIDE) -m "slow and not demo"
-	cd $(ROOT) && $(BIN)/pytest -q -m demo
+test-slow: install ## the slow tests: real processes, kills, the whole demo
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "slow and not demo"
+	$(BIN)/python -m pytest -q -m demo
 
-lint: install
-	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
+lint: install ## ruff, the import contracts, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
-bench: install
-	cd $(ROOT) && for script in $$(grep -l '"--preset"' benchmarks/*.py); do $(BIN)/python -m benchmarks.$$(basename $$script .py) --preset tiny || exit 1; done
+bench: install ## every benchmark at its smallest size
+	for script in $$(grep -l '"--preset"' benchmarks/*.py); do \
+		$(BIN)/python -m benchmarks.$$(basename $$script .py) --preset tiny || exit 1; \
+	done
 
-# Debian's Chromium for the browser tests and the screenshots, where there is none yet.
-browser:
+# Debian's Chromium, where there is none yet.
+browser: ## install the browser that tests of the UI and screenshots need
 	@command -v chromium > /dev/null || { \
 		[ "$$(id -u)" = 0 ] || as_root=sudo; \
 		$$as_root apt-get update -qq && \
@@ -47,8 +68,10 @@ browser:
 			apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
 	}
 
-screenshots: install browser
-	cd $(ROOT) && $(BIN)/python -m docs.screenshots
+screenshots: install browser ## take the pictures of docs/images from a finished demo
+	$(BIN)/python -m docs.screenshots
 
-clean:
-	rm -rf $(ROOT)/.demo $(ROOT)/.dagster
+clean: ## remove the demo and Dagster's history
+	rm -rf .demo .dagster
+
+endif

@@ -85,12 +85,9 @@ def page(name: str) -> Page:
 
 
 def pages() -> list[Page]:
-    """The README and everything in ``docs/``."""
-    names = [
-        "README.md",
-        *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")),
-    ]
-    return [page(name) for name in names]
+    """What lies at the root, the README among it, and everything in `docs/`."""
+    files = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
+    return [page(str(file.relative_to(REPOSITORY))) for file in files]
 
 
 def names_in(cell: str) -> list[str]:

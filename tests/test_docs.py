@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from assets.deployment.settings import Settings, load_settings
+from pipeline import __version__
 from pipeline.cli import main
 from tests.pages import REPOSITORY, Block, Page, names_in, page, pages
 from tests.servers.clips import clip
@@ -32,53 +33,61 @@ COMMANDS: dict[str, str] = {
     "make lint": RUN_BY_CI,
     "make test": RUN_BY_CI,
     "make test-slow": RUN_BY_CI,
+    "make help": "tests/test_docs.py::test_make_help_lists_every_command",
     "make demo": "tests/pipeline/test_demo.py::test_every_asset_was_made",
     "make ui": "tests/pipeline/test_running_instance.py::"
     "test_assets_materialize_over_graphql_and_a_bad_file_is_told_to_its_owner",
     "make ui CONFIG=my.yaml": "the same with another file; it runs until it is stopped",
     "make browser": "`.ci/run` calls it, and goes on where nothing can be installed",
-    "make screenshots": "takes its pictures from a finished demo; the tests of the UI share its code",
-    "make bench": "a minute each of every benchmark, measured on a quiet machine; tests cover what they call",
+    "make screenshots": "takes its pictures from a finished demo; tests of the UI share its code",
+    "make bench": "a minute each of every benchmark, measured on a quiet machine; "
+    "tests cover what they call",
     "hourllava why panda/abc": "tests/pipeline/test_demo.py::test_why_tells_what_became_of_a_video",
     "hourllava lineage 'stage3[3b]' --verify": "tests/pipeline/test_demo.py::"
     "test_lineage_walks_from_the_checkpoint_to_the_annotations_and_back",
     "hourllava lineage panda/abc": "tests/pipeline/test_demo.py::"
     "test_lineage_walks_from_the_checkpoint_to_the_annotations_and_back",
-    'hourllava ask video.mp4 "What happens at the end?" --checkpoint data/checkpoints/3b/stage3/.../export': (
-        "tests/assets/inference/test_ask.py::test_pieces_join_to_what_transformers_generates"
-    ),
-    "hourllava doctor --config my.yaml": "tests/test_docs.py::test_commands_of_hourllava_are_understood",
+    'hourllava ask video.mp4 "What happens at the end?" '
+    "--checkpoint data/checkpoints/3b/stage3/.../export": "tests/assets/inference/test_ask.py::"
+    "test_pieces_join_to_what_transformers_generates",
+    "hourllava doctor --config my.yaml": "tests/test_docs.py::"
+    "test_commands_of_hourllava_are_understood",
     "hourllava doctor --config my.yaml --port 3000": "tests/pipeline/test_doctor.py::"
     "test_a_machine_that_can_do_what_is_asked_is_told_so",
     "hourllava recover --config my.yaml": "tests/pipeline/test_recover.py::"
     "test_every_product_of_the_register_is_known_again_with_its_version",
     'DAGSTER_HOME="$PWD" dagster instance migrate': "tests/test_docs.py::"
     "test_dagster_has_the_commands_and_options_that_pages_name",
-    "HOURLLAVA_CONFIG=my.yaml dagster dev -w workspace.yaml": "tests/pipeline/test_running_instance.py::"
-    "test_assets_materialize_over_graphql_and_a_bad_file_is_told_to_its_owner",
-    "dagster instance concurrency set download 4": "tests/test_docs.py::test_a_pool_is_widened_as_the_page_says",
-    "dagster instance concurrency get --all": "tests/test_docs.py::test_a_pool_is_widened_as_the_page_says",
+    "HOURLLAVA_CONFIG=my.yaml dagster dev -w workspace.yaml": (
+        "tests/pipeline/test_running_instance.py::"
+        "test_assets_materialize_over_graphql_and_a_bad_file_is_told_to_its_owner"
+    ),
+    "dagster instance concurrency set download 4": "tests/test_docs.py::"
+    "test_a_pool_is_widened_as_the_page_says",
+    "dagster instance concurrency get --all": "tests/test_docs.py::"
+    "test_a_pool_is_widened_as_the_page_says",
     ".venv/bin/pytest -q tests/pipeline/test_definitions.py": "part of `make test`",
-    ".venv/bin/pytest -k test_private_addresses_are_not_contacted": "tests/assets/videos/test_url_acquisition.py::"
-    "test_private_addresses_are_not_contacted",
-    "python -m benchmarks.estimate --write": "tests/test_docs_estimate.py::test_the_page_is_what_the_script_prints",
+    ".venv/bin/pytest -k test_private_addresses_are_not_contacted": (
+        "tests/assets/videos/test_url_acquisition.py::test_private_addresses_are_not_contacted"
+    ),
+    "python -m benchmarks.estimate --write": "tests/test_docs_estimate.py::"
+    "test_the_page_is_what_the_script_prints",
 }
 
 # Programs of others, which no test starts for a page's sake.
 OTHERS: dict[str, str] = {
-    "docker": "needs a Docker daemon; tests/pipeline/test_deploy.py looks into what the image is used for",
-    "kubectl": "needs a cluster; tests/pipeline/test_deploy.py holds the manifests against Kubernetes' schema",
+    "docker": "needs a Docker daemon; tests/pipeline/test_deploy.py looks into what its image runs",
+    "kubectl": "needs a cluster; tests/pipeline/test_deploy.py checks the manifests by schema",
     "pip": "`make install` installs the tested versions",
     "git": "fetches another version of the repository",
     "export": "sets a variable for the lines below it",
 }
-BENCHMARK = re.compile(
-    r"(?:\.venv/bin/)?python -m benchmarks\."
-)  # long, on a quiet machine or on GPUs; options are checked
+# Long, on a quiet machine or on GPUs; their options are checked.
+BENCHMARK = re.compile(r"(?:\.venv/bin/)?python -m benchmarks\.")
 
 
 def commands(block: Block) -> list[str]:
-    """Its commands, one by one, without comments and without the brackets of what may be left out."""
+    """Its commands, one by one, without comments and without the brackets of optional words."""
     lines = re.sub(r"\\\n\s*", " ", block.text).splitlines()
     bare = [re.sub(r"(?:^|\s+)#.*$", "", re.sub(r"\[(--[^]]*)\]", r"\1", line)) for line in lines]
     return [command.strip() for line in bare for command in line.split(" && ") if command.strip()]
@@ -180,11 +189,69 @@ def test_who_runs_a_command_exists():
             assert len(runner.split()) > 3, f"{command}: {runner!r} is no reason"
 
 
+def make(*arguments: str, folder: Path = REPOSITORY) -> str:
+    """What make prints; it knows nothing of the make that may have started these tests."""
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    command = ["make", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, text=True, capture_output=True, check=True
+    ).stdout
+
+
+def make_targets() -> set[str]:
+    """The commands of the Makefile: its phony targets."""
+    (phony,) = re.findall(r"^\.PHONY: (help .*)$", (REPOSITORY / "Makefile").read_text(), re.M)
+    return set(phony.split())
+
+
+def test_make_help_lists_every_command():
+    for said in (make("help"), make()):
+        listed = dict(re.findall(r"^make ([a-z-]+) +(\S.*)$", said, re.M))
+        assert listed.keys() == make_targets()
+
+
+def test_make_works_from_another_folder_and_below_a_path_with_spaces(tmp_path: Path):
+    checkout = tmp_path / "with space" / "check out"
+    checkout.mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, checkout)
+    (checkout / ".demo").mkdir()
+    elsewhere = make("--file", str(checkout / "Makefile"), "clean", folder=tmp_path)
+    assert not (checkout / ".demo").exists(), elsewhere
+    inside = make("--dry-run", "ui")
+    assert f'HOURLLAVA_CONFIG="{REPOSITORY}/' in inside
+    outside = make("--dry-run", "--directory", str(checkout), "ui", folder=tmp_path)
+    assert f'HOURLLAVA_CONFIG="{checkout}/pipeline/deployment.yaml"' in outside
+
+
 def test_make_knows_every_target_that_pages_name():
-    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+    targets = make_targets()
     named = {match for shown in PAGES for match in re.findall(r"`make ([a-z-]+)", shown.text)}
     named |= {command.split()[1] for command in ALL_COMMANDS if command.startswith("make ")}
     assert named - targets == set()
+
+
+def test_the_version_is_the_same_everywhere_and_the_changelog_knows_it():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert any(heading.startswith(f"{__version__} ") for heading in page("CHANGELOG.md").headings())
+    assert "Unreleased" in page("CHANGELOG.md").headings()
+
+
+def test_the_workflow_calls_what_a_fresh_machine_runs_on_every_python_that_is_promised():
+    (job,) = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    (step,) = [step for step in job["steps"] if step.get("run") == ".ci/run"]
+    assert step["env"] == {"PYTHON": "python${{ matrix.python }}"}
+    assert "PYTHON ?=" in (REPOSITORY / "Makefile").read_text()
+
+
+def test_the_hooks_run_what_make_lint_runs():
+    (local,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local"
+    entries = [" ".join(hook["entry"].split()[:2]) for hook in local["hooks"]]
+    recipe = make("--dry-run", "lint")
+    assert [entry for entry in entries if entry not in recipe] == []
 
 
 def test_commands_of_hourllava_are_understood(tmp_path, monkeypatch, capsys):
