@@ -29,7 +29,7 @@ import av
 import numpy as np
 import requests
 
-from assets.annotations.catalogue import build_catalogue
+from assets.annotations.build import build_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.deployment.settings import Settings
 from assets.videos.acquire import acquire_part

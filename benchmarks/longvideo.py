@@ -33,7 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from assets.annotations.catalogue import build_catalogue, present_videos
+from assets.annotations.build import build_catalogue
+from assets.annotations.catalogue import present_videos
 from assets.annotations.collect import collect_annotations
 from assets.checkpoints.results import publish_vision_encoder, read_results
 from assets.checkpoints.runs import previous_checkpoint, shard_products, stage_run

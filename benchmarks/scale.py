@@ -118,7 +118,7 @@ def write_deployment(folder: Path, parts: int, videos: int) -> None:
 
 
 def catalogue(folder: Path) -> None:
-    from assets.annotations.catalogue import build_catalogue
+    from assets.annotations.build import build_catalogue
     from assets.annotations.collect import collect_annotations
     from assets.deployment.settings import load_settings
     from training.formats.storage import Storage

@@ -32,7 +32,8 @@ from pathlib import Path
 from assets.deployment.settings import load_settings
 from assets.annotations.collect import collect_annotations
 from assets.videos.acquire import acquire_part
-from assets.annotations.catalogue import build_catalogue, read_catalogue
+from assets.annotations.build import build_catalogue
+from assets.annotations.catalogue import read_catalogue
 from training.formats.storage import Storage
 
 settings = load_settings(Path("bucket.yaml"))

@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assets.annotations import catalogue, rows
-from assets.annotations import collect as annotations
+from assets.annotations import catalogue, rows, tables, video_names
+from assets.annotations.build import build_catalogue
+from assets.annotations.collect import collect_annotations
+from assets.annotations.record import AnnotationRecord
 from assets.conversations import cleaning, grouping
 from assets.conversations.export import export_llava_json
 from assets.deployment.settings import load_settings
@@ -93,11 +95,10 @@ def keys_that_are_written(module: object) -> list[str]:
 
 
 def reasons_of_reject() -> set[str]:
-    """Every text under which the normaliser rejects a row."""
-    calls = [
-        node for node in ast.walk(ast.parse(inspect.getsource(rows))) if isinstance(node, ast.Call)
-    ]
-    rejecting = [call for call in calls if getattr(call.func, "id", "") == "Reject"]
+    """Every text under which the parser of rows rejects one."""
+    trees = [ast.parse(inspect.getsource(module)) for module in (rows, video_names)]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    rejecting = [call for call in calls if getattr(call.func, "id", "") == "RejectedRow"]
     return {
         node.value
         for call in rejecting
@@ -125,8 +126,8 @@ def root(tmp_path_factory) -> SimpleNamespace:
     (folder / "dropped/a.mp4").write_bytes(clip())
     settings = load_settings(folder / "deployment.yaml")
     storage, log = Storage(settings.root), [].append
-    annotations.collect_annotations(storage, settings, log)
-    catalogue.build_catalogue(storage, settings, log)
+    collect_annotations(storage, settings, log)
+    build_catalogue(storage, settings, log)
     acquire.acquire_part(storage, settings, "lectures", "part0", log)
     grouping.group_part(storage, settings, 0, log)
     export_llava_json(storage, [0], log)
@@ -248,7 +249,7 @@ def test_files_of_a_real_root_lie_where_the_page_says(root):
     assert lost == []
 
 
-def test_accepted_columns_are_those_of_the_normaliser():
+def test_accepted_columns_are_those_of_the_row_parser():
     stated = {
         names_in(name)[0]: tuple(names_in(accepted))
         for name, accepted in table_of("Annotations that come in")[1:]
@@ -259,8 +260,8 @@ def test_accepted_columns_are_those_of_the_normaliser():
 @pytest.mark.parametrize(
     ("heading", "schema"),
     [
-        ("annotations.parquet", annotations.SCHEMA),
-        ("Rejected rows", annotations.REJECTED_SCHEMA),
+        ("annotations.parquet", tables.SCHEMA),
+        ("Rejected rows", tables.REJECTED_SCHEMA),
         ("Catalogue", catalogue.SCHEMA),
         ("Conversations", grouping.SCHEMA),
         ("Rows without a sample", cleaning.REJECTED_SCHEMA),
@@ -284,7 +285,7 @@ def test_columns_of_shards_are_those_of_the_sample_schema():
 @pytest.mark.parametrize(
     ("heading", "keys"),
     [
-        ("The ledger", names(annotations.Ledger)),
+        ("The ledger", names(AnnotationRecord)),
         ("Quarantined videos", names(quarantine.Quarantined)),
         ("lineage.json", names(Lineage)),
         ("Questions", names(questions.Question)),
@@ -336,14 +337,10 @@ def test_reasons_and_statuses_are_those_of_the_code():
     texts = set(re.findall(r'"((?:stray|empty|video)[a-z ]* [a-z]+)"', source)) | {"duplicate"}
     assert stated("Rows without a sample") == texts
     statuses = {
-        sources.PENDING,
-        sources.OK,
-        sources.TRANSIENT,
-        sources.EXHAUSTED,
-        sources.PERMANENT,
-        sources.NEEDS_OPERATOR,
-        sources.MANUAL_MISSING,
+        getattr(sources, name)
+        for name in ("PENDING", "OK", "TRANSIENT", "EXHAUSTED", "PERMANENT")
     }
+    statuses |= {sources.NEEDS_OPERATOR, sources.MANUAL_MISSING}
     assert {names_in(row[0])[0] for row in table_of("Statuses")[1:]} == statuses
 
 

@@ -89,7 +89,8 @@ revision.""",
 )
 def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.annotations.checks import usable
-    from assets.annotations.collect import SCHEMA, collect_annotations
+    from assets.annotations.collect import collect_annotations
+    from assets.annotations.tables import SCHEMA
     from assets.records.columns import ANNOTATIONS
 
     settings, storage = deployment.settings(), deployment.storage()
@@ -133,7 +134,8 @@ part never changes once it is catalogued: videos that appear later, from the lan
 new part.""",
 )
 def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
-    from assets.annotations.catalogue import SCHEMA, build_catalogue
+    from assets.annotations.build import build_catalogue
+    from assets.annotations.catalogue import SCHEMA
     from assets.deployment.partitions import part_partitions
     from assets.records.columns import CATALOGUE
 

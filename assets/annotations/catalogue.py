@@ -13,9 +13,9 @@ import json
 import os
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,14 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from assets.annotations.collect import Ledger
 from assets.deployment.parts import part_name
 from assets.deployment.settings import Settings
 from assets.fetching.disk import scratch
 from assets.fetching.errors import OperatorError
 from assets.sources.base import OK, VideoRow
 from training.formats import layout
-from training.formats.hashing import data_version
 from training.formats.storage import Storage
 
 # An object store has no journal beside the snapshot, so snapshots are taken as work goes on.
@@ -86,16 +84,6 @@ class PresentVideo:
     packets: int | None = None
 
 
-@dataclass(slots=True)
-class CatalogueReport:
-    """The parts there are, and how many videos each source has in each."""
-
-    version: str
-    parts: list[str]
-    counts: dict[str, int]
-    table: list[dict[str, Any]] = field(default_factory=list)
-
-
 def snapshot_name(source: str, part: str) -> str:
     return layout.catalogue(source, f"{part}.parquet")
 
@@ -114,9 +102,7 @@ class Catalogue:
         self._writer_lock = _lock_file(storage, source, part)
         self._journal_path = journal_path(storage, source, part)
         self._table, self._changed = _load(storage, source, part)
-        self._place = {
-            name: place for place, name in enumerate(self._table.column("id").to_pylist())
-        }
+        self._place = _places(self._table)
         self._changed = {
             name: change for name, change in self._changed.items() if name in self._place
         }
@@ -201,9 +187,7 @@ class Catalogue:
         """Write a new snapshot that holds all changes, then empty the journal."""
         with self._lock:
             self._table = _merged(self._table, self._changed).combine_chunks()
-            self._place = {
-                name: place for place, name in enumerate(self._table.column("id").to_pylist())
-            }
+            self._place = _places(self._table)
             with self.storage.writing(snapshot_name(self.source, self.part)) as temporary:
                 pq.write_table(self._table, temporary, compression="zstd")
             self._changed = {}
@@ -254,62 +238,15 @@ def find_part(storage: Storage, settings: Settings, video: str) -> str | None:
     """
     source, _, identifier = video.partition("/")
     index = 0
-    while source in settings.sources and storage.exists(snapshot_name(source, part_name(index))):
-        ids = pq.read_table(storage.local(snapshot_name(source, part_name(index))), columns=["id"])[
-            "id"
-        ]
+    while source in settings.sources:
+        snapshot = snapshot_name(source, part_name(index))
+        if not storage.exists(snapshot):
+            break
+        ids = pq.read_table(storage.local(snapshot), columns=["id"])["id"]
         if pc.any(pc.equal(ids, identifier)).as_py():
             return part_name(index)
         index += 1
     return None
-
-
-def build_catalogue(
-    storage: Storage, settings: Settings, log: Callable[[str], None]
-) -> CatalogueReport:
-    """Enter every video of the annotations into the catalogue of its source and part; known rows
-    keep their state.
-
-    Raises:
-        OperatorError: there are no annotations yet, or a table is being written by another process.
-    """
-    ledger = Ledger.read(storage)
-    if ledger is None:
-        raise OperatorError(
-            f"{storage.path(layout.ANNOTATIONS)}: not there; materialize the annotations first"
-        )
-    expected = _expected_videos(storage)
-    parts = [part_name(index) for index in range(len(ledger.part_versions))]
-    table, counts = [], Counter(videos=0, questions=0, new=0)
-    totals: Counter[str] = Counter()
-    for index, part in enumerate(parts):
-        for source in sorted(settings.sources):
-            rows = expected.get((index, source), [])
-            new = _enter(storage, source, part, rows)
-            questions = sum(row.questions for row in rows)
-            counts.update(videos=len(rows), questions=questions, new=new)
-            totals[part] += len(rows)
-            table.append(
-                {
-                    "part": part,
-                    "source": source,
-                    "videos": len(rows),
-                    "questions": questions,
-                    "new": new,
-                }
-            )
-    entries = [
-        {"name": part, "origin": origin, "version": version, "videos": totals[part]}
-        for part, origin, version in zip(
-            parts, ledger.part_names, ledger.part_versions, strict=True
-        )
-    ]
-    storage.write_json(layout.PARTS, {"parts": entries})
-    log(
-        f"catalogue: {counts['videos']:,} videos in {len(parts)} parts, {counts['new']:,} of them "
-        "new"
-    )
-    return CatalogueReport(data_version(entries), parts, {**counts, "parts": len(parts)}, table)
 
 
 def journal_path(storage: Storage, source: str, part: str) -> Path:
@@ -319,39 +256,9 @@ def journal_path(storage: Storage, source: str, part: str) -> Path:
     return scratch(storage, "catalogue", source) / f"{part}.journal.jsonl"
 
 
-def _enter(storage: Storage, source: str, part: str, rows: list[VideoRow]) -> int:
-    """Add what is new. A table that has everything is not opened for writing, so a running download
-    goes on.
-    """
-    if storage.exists(snapshot_name(source, part)):
-        known = set(read_catalogue(storage, source, part)["id"].to_pylist())
-        if all(row.id in known for row in rows):
-            return 0
-    with Catalogue(storage, source, part) as catalogue:
-        return catalogue.add(rows)
-
-
-def _expected_videos(storage: Storage) -> dict[tuple[int, str], list[VideoRow]]:
-    """(part index, source) -> its videos, from the annotations, read a row group at a time."""
-    found: dict[tuple[int, str], dict[str, VideoRow]] = defaultdict(dict)
-    keys = ["part", "source", "id", "video"]
-    with pq.ParquetFile(storage.local(layout.ANNOTATIONS)) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=[*keys, "url", "duration"])
-            summary = table.group_by(keys).aggregate(
-                [("url", "min"), ("duration", "max"), ("video", "count")]
-            )
-            for raw in summary.to_pylist():
-                rows = found[raw["part"], raw["source"]]
-                row = rows.get(raw["id"])
-                if row is None:
-                    row = rows[raw["id"]] = VideoRow(raw["video"], raw["source"], raw["id"])
-                row.questions += raw["video_count"]
-                row.url = min(filter(None, (row.url, raw["url_min"])), default=None)
-                row.expected_duration = max(
-                    filter(None, (row.expected_duration, raw["duration_max"])), default=None
-                )
-    return {key: [rows[name] for name in sorted(rows)] for key, rows in found.items()}
+def _places(table: pa.Table) -> dict[str, int]:
+    """Id of a video -> its row in the table."""
+    return {name: place for place, name in enumerate(table.column("id").to_pylist())}
 
 
 def _load(storage: Storage, source: str, part: str) -> tuple[pa.Table, dict[str, dict[str, Any]]]:

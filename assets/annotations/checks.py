@@ -1,4 +1,4 @@
-"""Whether the rows that were collected can be used. It stops nothing that follows: people decide."""
+"""Whether the rows that were collected can be used. Nothing that follows stops: people decide."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from assets.deployment.settings import Settings
 from assets.records.verdict import Verdict
 
 USABLE = "usable"
-NAMED = 10
+NAMED = 10  # files that the message names
 
 
 def usable(report: AnnotationReport, settings: Settings) -> Verdict:
     """Few rows were set aside, and every file in the landing folder could be read."""
-    most, read, lost = (
-        settings.shards.max_drop_share,
-        report.counts["rows_read"],
-        report.counts["rejected"],
-    )
+    most = settings.shards.max_drop_share
+    read, lost = report.counts["rows_read"], report.counts["rejected"]
     table = [{"reason": reason, "rows": rows} for reason, rows in report.rejected.items()]
     facts = {"rows read": read, "set aside": table}
-    told = f"{read - lost:,} of {read:,} rows can be used"
+    usable_rows = f"{read - lost:,} of {read:,} rows can be used"
     if report.problems:
-        says = f"{told}; not read: {'; '.join(report.problems[:NAMED])}. Mend these files and put them there again"
+        files = "; ".join(report.problems[:NAMED])
+        says = f"{usable_rows}; not read: {files}. Mend these files and put them there again"
         return Verdict(USABLE, says, passed=False, severe=False, facts=facts)
     if lost > most * read:
-        says = f"{told}; shards.max_drop_share is {most:g}. annotations.rejected.parquet says why, row by row"
+        says = (
+            f"{usable_rows}; shards.max_drop_share is {most:g}. annotations.rejected.parquet says "
+            "why, row by row"
+        )
         return Verdict(USABLE, says, passed=False, severe=False, facts=facts)
-    return Verdict(USABLE, told, severe=False, facts=facts)
+    return Verdict(USABLE, usable_rows, severe=False, facts=facts)

@@ -3,123 +3,40 @@
 The first collection deals its videos to the deployment's parts. Whatever comes later (another
 revision, files in the landing folder, a source that is configured afterwards) adds its unseen rows
 as one new part, so that new data never changes an old part. What was read, from where, and into
-which part stands in the file's own metadata: file and record change by the same rename.
+which part stands in the file's own metadata (`record.py`).
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
-from assets.annotations.landing import AnnotationFile, configured_files, landing_files
-from assets.annotations.rows import NORMALISER, Normaliser, Question, Reject
+from assets.annotations.files import AnnotationFile, configured_files
+from assets.annotations.landing import landing_files
+from assets.annotations.reading import FileReader, FileRows
+from assets.annotations.record import AnnotationRecord
+from assets.annotations.rows import PARSER_VERSION
+from assets.annotations.tables import (
+    REJECTED_SCHEMA,
+    ROW_GROUP,
+    KnownRows,
+    copy_rows,
+    hash_rows,
+)
 from assets.deployment.parts import part_of
 from assets.deployment.settings import Settings
 from assets.fetching.disk import clear, scratch
 from assets.fetching.errors import AnnotationError
-from assets.fetching.table_files import read_rows
 from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
-from training.progress import Progress
-
-ROW_GROUP = 65_536
-BUFFER_ROWS = 8192
-LEDGER_KEY = b"hourllava.ledger"
-
-SCHEMA = pa.schema(
-    [
-        ("video", pa.string()),
-        ("source", pa.string()),
-        ("id", pa.string()),
-        ("question_id", pa.string()),
-        ("question", pa.string()),
-        ("answer", pa.string()),
-        ("question_type", pa.string()),
-        ("url", pa.string()),
-        ("sample_id", pa.string()),
-        ("turn", pa.int32()),
-        ("duration", pa.float64()),
-        ("part", pa.int32()),
-    ]
-)
-REJECTED_SCHEMA = pa.schema(
-    [
-        ("file", pa.string()),
-        ("checksum", pa.string()),
-        ("row", pa.int64()),
-        ("reason", pa.string()),
-        ("content", pa.string()),
-    ]
-)
-
-
-@dataclass(slots=True)
-class Origin:
-    """One reading of files that ended in the annotations.
-
-    Attributes:
-        name, version: repository and commit, or file name and checksum.
-        checksums: of the files that were read.
-        reading: hash of what shaped the reading (sources, columns); another reading of a known file
-            counts as new.
-        parts: the parts that its rows went to; empty when all of them were known already.
-    """
-
-    name: str
-    version: str
-    checksums: list[str]
-    reading: str
-    parts: list[int]
-
-
-@dataclass(slots=True)
-class Ledger:
-    """What the annotations are made of."""
-
-    normaliser: int = NORMALISER
-    origins: list[Origin] = field(default_factory=list)
-    part_versions: list[str] = field(default_factory=list)
-    part_names: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    rejected: dict[str, int] = field(default_factory=dict)
-    columns: list[str] = field(default_factory=list)
-
-    @property
-    def version(self) -> str:
-        return data_version({"normaliser": self.normaliser, "parts": self.part_versions})
-
-    def knows(self, file: AnnotationFile, reading: str) -> bool:
-        return any(
-            origin.reading == reading and file.checksum in origin.checksums
-            for origin in self.origins
-        )
-
-    @staticmethod
-    def read(storage: Storage) -> Ledger | None:
-        """The record of the annotations, or None before the first collection."""
-        if not storage.exists(layout.ANNOTATIONS):
-            return None
-        with storage.open(layout.ANNOTATIONS) as file:
-            metadata = pq.read_schema(file).metadata or {}
-        if LEDGER_KEY not in metadata:
-            raise AnnotationError(
-                f"{storage.path(layout.ANNOTATIONS)}: was not written by this pipeline (no ledger); move "
-                "it away, and name it in annotations.paths to have it read"
-            )
-        raw = json.loads(metadata[LEDGER_KEY])
-        return Ledger(**{**raw, "origins": [Origin(**origin) for origin in raw["origins"]]})
 
 
 @dataclass(slots=True)
@@ -159,172 +76,122 @@ def collect_annotations(
     """
     reading = data_version(
         {
-            "normaliser": NORMALISER,
+            "normaliser": PARSER_VERSION,
             "sources": sorted(settings.sources),
             "columns": settings.annotations.columns,
         }
     )
-    ledger = Ledger.read(storage)
+    record = AnnotationRecord.read(storage)
+    growth = _Growth(storage, settings, reading, log)
+    configured, landed = configured_files(storage, settings, log), landing_files(settings)
+    if fresh := _unread(configured, record, reading):
+        record = growth.add(record or AnnotationRecord(), fresh)
     problems: list[str] = []
-    for files, lenient in (
-        (configured_files(storage, settings, log), False),
-        (landing_files(settings), True),
-    ):
-        fresh = [file for file in files if ledger is None or not ledger.knows(file, reading)]
-        if fresh:
-            ledger = _Collection(storage, settings, ledger or Ledger(), reading, log).add(
-                fresh, lenient, problems
-            )
+    if fresh := _unread(landed, record, reading):
+        record = growth.add(record or AnnotationRecord(), fresh, problems)
     clear(scratch(storage, "annotations"))
-    assert ledger is not None, "the settings name at least one file"
+    assert record is not None, "the settings name at least one file"
     for problem in problems:
         log(f"landing file left out: {problem}")
     return AnnotationReport(
-        version=ledger.version,
-        origins={origin.name: origin.version for origin in ledger.origins},
-        counts=ledger.counts | {"parts": len(ledger.part_versions)},
-        rejected=ledger.rejected,
-        columns=ledger.columns,
+        version=record.version,
+        origins={origin.name: origin.version for origin in record.origins},
+        counts=record.counts | {"parts": len(record.part_versions)},
+        rejected=record.rejected,
+        columns=record.columns,
         problems=problems,
     )
 
 
-class _Collection:
-    """One growth step: files are read into one bucket a part, then the buckets join the rows that
-    were there.
+def _unread(
+    files: list[AnnotationFile], record: AnnotationRecord | None, reading: str
+) -> list[AnnotationFile]:
+    return [file for file in files if record is None or not record.knows(file, reading)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Growth:
+    """Adds files to the annotations: each is read into Parquet files of its own, then all of them
+    join the rows that are there.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        settings: Settings,
-        ledger: Ledger,
-        reading: str,
-        log: Callable[[str], None],
-    ) -> None:
-        self.storage, self.settings, self.ledger, self.reading, self.log = (
-            storage,
-            settings,
-            ledger,
-            reading,
-            log,
-        )
-        self.base = not ledger.part_versions
-        self.known = np.empty(0, np.uint64) if self.base else _known_rows(storage)
-        self.folder = scratch(storage, "annotations", "buckets")
-        self.read, self.rejects, self.columns = 0, Counter[str](), set(ledger.columns)
+    storage: Storage
+    settings: Settings
+    reading: str
+    log: Callable[[str], None]
 
-    def add(self, files: list[AnnotationFile], lenient: bool, problems: list[str]) -> Ledger:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        taken, tables, rejected = [], [], []
+    def add(
+        self,
+        record: AnnotationRecord,
+        files: list[AnnotationFile],
+        problems: list[str] | None = None,
+    ) -> AnnotationRecord:
+        """Read ``files`` and publish what they add; returns the record, brought up to date.
+
+        Args:
+            problems: where files that cannot be read are listed. Without it they are an error.
+        """
+        folder = scratch(self.storage, "annotations", "buckets")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        reader = self._reader(record, folder)
+        read: list[FileRows] = []
         for number, file in enumerate(files):
             try:
-                buckets, rejects_path = self._read(file, number)
+                read.append(reader.read(file, number))
             except AnnotationError as error:
-                if not lenient:
+                if problems is None:
                     raise
                 problems.append(str(error))
-                continue
-            taken.append(file)
-            tables.append(buckets)
-            rejected.append(rejects_path)
-        if taken:
-            self._publish(taken, tables, rejected)
-        shutil.rmtree(self.folder)
-        return self.ledger
+        if read:
+            self._publish(record, read)
+        shutil.rmtree(folder)
+        return record
 
-    def _read(self, file: AnnotationFile, number: int) -> tuple[dict[int, Path], Path]:
-        """Normalise a file into one bucket a part. Counts only once the whole file was understood."""
-        normaliser = Normaliser(self.settings.sources, self.settings.annotations.columns)
-        first = len(self.ledger.part_versions)
-        progress = Progress(self.log, None, f"rows of {file.name}")
-        buckets: dict[int, _Bucket] = {}
-        rejects = _Bucket(self.folder / f"{number}.rejected.parquet", REJECTED_SCHEMA)
-        counts, read = Counter[str](), 0
-        columns: set[str] = set()
-        with file.opened() as path:
-            for row in read_rows(path, file.name):
-                read += 1
-                if isinstance(row.value, dict):
-                    columns.update(row.value)
-                try:
-                    questions = normaliser.questions(row.value, file.name)
-                except Reject as error:
-                    counts[str(error)] += 1
-                    rejects.append(
-                        (file.name, file.checksum, row.number, str(error), _as_text(row.value))
-                    )
-                    continue
-                for question in questions:
-                    part = part_of(question.video, self.settings.parts) if self.base else first
-                    if self.known.size and self._is_known(question):
-                        counts["known already"] += 1
-                        continue
-                    if part not in buckets:
-                        buckets[part] = _Bucket(self.folder / f"{number}.{part}.parquet", SCHEMA)
-                    buckets[part].append((*_values(question), part))
-                progress.advance()
-        for bucket in (*buckets.values(), rejects):
-            bucket.close()
-        if read == 0:
-            raise AnnotationError(f"{file.name}: holds no rows")
-        self.read += read
-        self.rejects += counts
-        self.columns |= columns
-        self.log(
-            f"{file.name}: {read:,} rows, {sum(counts.values()):,} set aside {dict(counts) or ''}"
-        )
-        return {part: bucket.path for part, bucket in buckets.items()}, rejects.path
+    def _reader(self, record: AnnotationRecord, folder: Path) -> FileReader:
+        """A first collection deals videos to all parts; a later one makes one new part."""
+        new_part = len(record.part_versions)
+        is_first = new_part == 0
+        known = KnownRows(None if is_first else self.storage.local(layout.ANNOTATIONS))
 
-    def _publish(
-        self, files: list[AnnotationFile], tables: list[dict[int, Path]], rejected: list[Path]
-    ) -> None:
-        used = sorted({part for buckets in tables for part in buckets})
-        parts = list(range(self.settings.parts)) if self.base else used
-        buckets = {part: [table[part] for table in tables if part in table] for part in parts}
-        hashes = {part: _hash_rows(paths) for part, paths in buckets.items()}
-        rows = sum(count for _, count in hashes.values())
-        ledger = self.ledger
-        versions: dict[tuple[str, str], list[str]] = {}
-        for file in files:
-            versions.setdefault((file.origin, file.version), []).append(file.checksum)
-        for (name, version), sums in versions.items():
-            ledger.origins.append(Origin(name, version, sums, self.reading, parts))
-        ledger.part_versions += [hashes[part][0] for part in parts]
-        names = sorted({file.origin for file in files})
-        ledger.part_names += [
-            names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-        ] * len(parts)
-        ledger.columns = sorted(self.columns)
-        self.rejects += Counter(ledger.rejected)
-        ledger.rejected = dict(sorted(self.rejects.items()))
-        ledger.counts = {
-            "rows_read": ledger.counts.get("rows_read", 0) + self.read,
-            "rows": ledger.counts.get("rows", 0) + rows,
-            "rejected": sum(ledger.rejected.values()),
-        }
-        self._publish_rejected({file.checksum for file in files}, rejected)
-        schema = SCHEMA.with_metadata(
-            {LEDGER_KEY: json.dumps(asdict(ledger), sort_keys=True).encode()}
+        def part_of_video(video: str) -> int:
+            return part_of(video, self.settings.parts) if is_first else new_part
+
+        return FileReader(self.settings, folder, known, part_of_video, self.log)
+
+    def _publish(self, record: AnnotationRecord, read: list[FileRows]) -> None:
+        is_first = not record.part_versions
+        filled = sorted({part for rows in read for part in rows.parts})
+        parts = range(self.settings.parts) if is_first else filled
+        paths = {part: [r.parts[part] for r in read if part in r.parts] for part in parts}
+        hashes = {part: hash_rows(paths[part]) for part in parts}
+        record.add_parts(
+            [rows.file for rows in read],
+            self.reading,
+            {part: version for part, (version, _) in hashes.items()},
         )
+        record.add_counts(
+            rows_read=sum(rows.rows_read for rows in read),
+            rows=sum(count for _, count in hashes.values()),
+            rejected=sum((rows.reasons for rows in read), Counter[str]()),
+            columns=set[str]().union(*(rows.columns for rows in read)),
+        )
+        self._publish_rejected(read)
         with (
             self.storage.writing(layout.ANNOTATIONS) as temporary,
-            pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+            pq.ParquetWriter(temporary, record.schema(), compression="zstd") as writer,
         ):
-            if not self.base:
-                _copy(self.storage.local(layout.ANNOTATIONS), writer)
-            for paths in buckets.values():
-                for path in paths:
-                    _copy(path, writer)
-        self.log(
-            f"annotations: {ledger.counts['rows']:,} rows in {len(ledger.part_versions)} parts"
-        )
+            earlier = [] if is_first else [self.storage.local(layout.ANNOTATIONS)]
+            for path in (*earlier, *(path for part in parts for path in paths[part])):
+                copy_rows(path, writer)
+        total = f"{record.counts['rows']:,} rows in {len(record.part_versions)} parts"
+        self.log(f"annotations: {total}")
 
-    def _publish_rejected(self, checksums: set[str], rejected: list[Path]) -> None:
+    def _publish_rejected(self, read: list[FileRows]) -> None:
         """Rows set aside, those of earlier readings included; a reading that is repeated replaces
         its own.
         """
+        repeated = pa.array(sorted({rows.file.checksum for rows in read}), pa.string())
         with (
             self.storage.writing(layout.REJECTED_ANNOTATIONS) as temporary,
             pq.ParquetWriter(temporary, REJECTED_SCHEMA, compression="zstd") as writer,
@@ -332,106 +199,7 @@ class _Collection:
             if self.storage.exists(layout.REJECTED_ANNOTATIONS):
                 with pq.ParquetFile(self.storage.local(layout.REJECTED_ANNOTATIONS)) as earlier:
                     for batch in earlier.iter_batches(ROW_GROUP):
-                        known = pa.array(
-                            [c not in checksums for c in batch.column("checksum").to_pylist()]
-                        )
-                        writer.write_batch(batch.filter(known))
-            for path in rejected:
-                _copy(path, writer)
-
-    def _is_known(self, question: Question) -> bool:
-        digest = np.uint64(_row_hash(question.video, question.question, question.answer))
-        place = int(np.searchsorted(self.known, digest))
-        return place < self.known.size and self.known[place] == digest
-
-
-class _Bucket:
-    """Rows on their way into one Parquet file, a few thousand in memory at a time."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path, self.schema = path, schema
-        self._rows: list[tuple[Any, ...]] = []
-        self._writer: pq.ParquetWriter | None = None
-
-    def append(self, row: tuple[Any, ...]) -> None:
-        self._rows.append(row)
-        if len(self._rows) >= BUFFER_ROWS:
-            self._flush()
-
-    def close(self) -> None:
-        self._flush()
-        if self._writer:
-            self._writer.close()
-
-    def _flush(self) -> None:
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self.path, self.schema, compression="lz4")
-        columns = zip(*self._rows, strict=True) if self._rows else [[] for _ in self.schema]
-        arrays = [pa.array(c, field.type) for c, field in zip(columns, self.schema, strict=True)]
-        self._writer.write_batch(pa.record_batch(arrays, schema=self.schema))
-        self._rows.clear()
-
-
-def _copy(path: Path, writer: pq.ParquetWriter) -> None:
-    with pq.ParquetFile(path) as file:
-        for table in _row_groups(file):
-            writer.write_table(
-                table.replace_schema_metadata(writer.schema.metadata), row_group_size=ROW_GROUP
-            )
-
-
-def _row_groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
-    """Tables of about ``ROW_GROUP`` rows that never hold rows of two parts."""
-    pending: list[pa.RecordBatch] = []
-    for index in range(file.num_row_groups):
-        pending += file.read_row_group(index).to_batches()
-        part_ends = (
-            index + 1 == file.num_row_groups or sum(b.num_rows for b in pending) >= ROW_GROUP
-        )
-        if not part_ends and "part" in file.schema_arrow.names:
-            statistics = [
-                file.metadata.row_group(i).column(SCHEMA.get_field_index("part")).statistics
-                for i in (index, index + 1)
-            ]
-            part_ends = statistics[0].max != statistics[1].min
-        if part_ends and pending:
-            yield pa.Table.from_batches(pending)
-            pending = []
-
-
-def _hash_rows(paths: list[Path]) -> tuple[str, int]:
-    """Content hash of a part, and its number of rows."""
-    digest, rows = xxhash.xxh3_128(), 0
-    for path in paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BUFFER_ROWS):
-                rows += batch.num_rows
-                for name in SCHEMA.names[:-1]:
-                    digest.update(orjson.dumps(batch.column(name).to_pylist()))
-    return digest.hexdigest(), rows
-
-
-def _known_rows(storage: Storage) -> np.ndarray:
-    """Sorted hashes of all rows that were collected before: 8 bytes a row."""
-    hashes = []
-    with pq.ParquetFile(storage.local(layout.ANNOTATIONS)) as file:
-        for batch in file.iter_batches(BUFFER_ROWS, columns=["video", "question", "answer"]):
-            columns = [batch.column(name).to_pylist() for name in ("video", "question", "answer")]
-            hashes.append(np.fromiter(map(_row_hash, *columns), np.uint64, batch.num_rows))
-    return np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
-
-
-def _row_hash(video: str, question: str, answer: str) -> int:
-    return xxhash.xxh3_64_intdigest(f"{video}\0{question}\0{answer}".encode())
-
-
-def _values(question: Question) -> tuple[Any, ...]:
-    return tuple(getattr(question, name) for name in SCHEMA.names[:-1])
-
-
-def _as_text(value: Any) -> str:
-    return (
-        value
-        if isinstance(value, str)
-        else json.dumps(value, ensure_ascii=False, default=str, sort_keys=True)
-    )
+                        again = pc.is_in(batch.column("checksum"), repeated)
+                        writer.write_batch(batch.filter(pc.invert(again)))
+            for rows in read:
+                copy_rows(rows.rejected, writer)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from assets.annotations.catalogue import SCHEMA as CATALOGUE_SCHEMA
 from assets.annotations.catalogue import read_catalogue
-from assets.annotations.collect import Ledger
+from assets.annotations.record import AnnotationRecord
 from assets.deployment.settings import Settings
 from assets.sources.base import MANUAL_MISSING, OK, PENDING, PERMANENT, VideoRow
 from training.formats import layout
@@ -41,7 +41,7 @@ def why(storage: Storage, settings: Settings, video: str) -> list[str]:
     Args:
         video: ``source/id``, or the id alone.
     """
-    ledger = Ledger.read(storage)
+    ledger = AnnotationRecord.read(storage)
     if ledger is None:
         return [f"{storage.root} holds no annotations yet: materialize annotations first"]
     video = video.removesuffix(".mp4")
@@ -139,7 +139,7 @@ def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[st
 
 
 def _origins(storage: Storage) -> list[Any]:
-    ledger = Ledger.read(storage)
+    ledger = AnnotationRecord.read(storage)
     return list(ledger.origins) if ledger else []
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from assets.annotations.catalogue import Catalogue, build_catalogue
+from assets.annotations.build import build_catalogue
+from assets.annotations.catalogue import Catalogue
 from assets.annotations.collect import collect_annotations
 from assets.deployment.partitions import source_and_part
 from assets.deployment.resources import Deployment

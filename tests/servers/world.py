@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from assets.annotations.catalogue import Catalogue, build_catalogue
+from assets.annotations.build import build_catalogue
+from assets.annotations.catalogue import Catalogue
 from assets.annotations.collect import collect_annotations
 from assets.deployment.settings import Settings
 from assets.sources.base import VideoRow

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assets.annotations.catalogue import build_catalogue, read_catalogue
+from assets.annotations.build import build_catalogue
+from assets.annotations.catalogue import read_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.annotations.landing import landing_fingerprint
 from assets.deployment.parts import part_of

@@ -6,14 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assets.annotations.rows import Normaliser, Reject
+from assets.annotations.rows import RowParser
+from assets.annotations.video_names import RejectedRow
 from assets.fetching.errors import AnnotationError
 
 SOURCES = ("panda", "ego4d", "activitynet")
 
 
 def one(row: dict, sources=SOURCES, columns=None):
-    (question,) = Normaliser(sources, columns).questions(row, "file.jsonl")
+    (question,) = RowParser(sources, columns).parse(row, "file.jsonl")
     return question
 
 
@@ -49,7 +50,7 @@ def test_an_id_may_contain_dots_and_folders():
     "video", ["../x.mp4", "panda/../../x.mp4", "/etc/x.mp4", "..\\x.mp4", ".hidden.mp4", "a\nb", ""]
 )
 def test_a_video_that_leaves_its_folder_is_rejected(video):
-    with pytest.raises(Reject, match=r"unsafe_video_path|no_video"):
+    with pytest.raises(RejectedRow, match=r"unsafe_video_path|no_video"):
         one(flat(video=video))
 
 
@@ -57,7 +58,7 @@ def test_a_video_that_leaves_its_folder_is_rejected(video):
 def test_no_video_name_ever_leaves_its_folder(video, source):
     try:
         question = one(flat(video=video, data_source=source))
-    except Reject:
+    except RejectedRow:
         return
     steps = question.id.split("/")
     assert all(steps)
@@ -81,7 +82,7 @@ def test_no_video_name_ever_leaves_its_folder(video, source):
     ],
 )
 def test_a_row_that_cannot_be_used_is_rejected_with_its_reason(row, reason):
-    with pytest.raises(Reject, match=reason):
+    with pytest.raises(RejectedRow, match=reason):
         one(row)
 
 
@@ -129,17 +130,17 @@ def test_missing_columns_are_an_error():
 
 
 def test_a_later_row_with_other_columns_is_set_aside_alone():
-    normaliser = Normaliser(SOURCES)
-    normaliser.questions(flat(), "file.jsonl")
+    parser = RowParser(SOURCES)
+    parser.parse(flat(), "file.jsonl")
     without_answer = {name: value for name, value in flat().items() if name != "answer"}
     for row, reason in (
         (without_answer, "no_answer"),
         (flat(mood="good"), "other_columns"),
         ({}, "no_video"),
     ):
-        with pytest.raises(Reject, match=reason):
-            normaliser.questions(row, "file.jsonl")
-    assert len(normaliser.questions(flat(url="https://a.example/x.mp4"), "file.jsonl")) == 1
+        with pytest.raises(RejectedRow, match=reason):
+            parser.parse(row, "file.jsonl")
+    assert len(parser.parse(flat(url="https://a.example/x.mp4"), "file.jsonl")) == 1
 
 
 def test_the_settings_may_name_columns_or_leave_them_out():
@@ -169,7 +170,7 @@ def test_a_grouped_row_becomes_its_turns():
         {"role": "user", "content": [{"type": "text", "text": "Two?"}]},
         {"role": "assistant", "content": "2"},
     ]
-    questions = Normaliser(SOURCES).questions(
+    questions = RowParser(SOURCES).parse(
         {"id": "s1", "video": "x.mp4", "data_source": "panda", "conversations": talk}, "file.json"
     )
     assert [(q.question, q.answer, q.sample_id, q.turn) for q in questions] == [
@@ -196,7 +197,7 @@ def test_a_grouped_row_becomes_its_turns():
     ],
 )
 def test_a_broken_conversation_is_rejected_with_its_reason(talk, reason):
-    with pytest.raises(Reject, match=reason):
-        Normaliser(SOURCES).questions(
+    with pytest.raises(RejectedRow, match=reason):
+        RowParser(SOURCES).parse(
             {"video": "x", "data_source": "panda", "conversations": talk}, "f"
         )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from assets.annotations.catalogue import Catalogue, build_catalogue, find_part, read_catalogue
+from assets.annotations.build import build_catalogue
+from assets.annotations.catalogue import Catalogue, find_part, read_catalogue
 from assets.deployment.parts import part_name, part_of
 from assets.fetching.errors import OperatorError
 from assets.sources.base import VideoRow
@@ -19,7 +20,8 @@ from training.formats.storage import Storage
 LARGE = 100_000
 WORK = """
 import json, sys, time
-from assets.annotations.catalogue import Catalogue, VideoRow, read_catalogue
+from assets.annotations.catalogue import Catalogue, read_catalogue
+from assets.sources.base import VideoRow
 from tests.memory import peak_mib
 from training.formats.storage import Storage
 storage, count = Storage(sys.argv[1]), int(sys.argv[2])

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from assets.annotations.catalogue import SCHEMA as CATALOGUE
-from assets.annotations.collect import SCHEMA as ANNOTATIONS
+from assets.annotations.tables import SCHEMA as ANNOTATIONS
 from assets.conversations.grouping import SCHEMA as CONVERSATIONS
 from assets.deployment.resources import Deployment
 from assets.evaluation.record import SCHEMA as ANSWERS

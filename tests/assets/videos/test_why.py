@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from assets.annotations.catalogue import Catalogue, build_catalogue
+from assets.annotations.build import build_catalogue
+from assets.annotations.catalogue import Catalogue
 from assets.annotations.collect import collect_annotations
 from assets.conversations.grouping import group_part
 from assets.shards.writer import write_long_video_part
