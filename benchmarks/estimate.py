@@ -23,15 +23,16 @@ from model.config import PRESETS, HourLlavaConfig
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from training.flops import Sizes, flops, parameters, sizes_of, video_sizes
 from training.formats.feature_file import HEADER_ROOM
-from training.formats.sample import (
+from training.formats.kinds import (
     IMAGE_KIND,
     LONG_VIDEO_KIND,
     MULTI_IMAGE_KIND,
     SHORT_VIDEO_KIND,
     SINGLE_IMAGE_KIND,
     TEXT_KIND,
+    kinds_of,
 )
-from training.recipes import MODULES, SMALL_KINDS, recipe, stage_inputs
+from training.recipes import MODULES, recipe, stage_inputs
 
 PAGE = Path(__file__).parents[1] / "docs" / "estimate.md"
 BEGIN, END = "<!-- printed by benchmarks/estimate.py -->", "<!-- end -->"
@@ -91,7 +92,7 @@ def rows_of(entry: MixtureEntry) -> int:
 
 def samples_of_kinds() -> dict[str, int]:
     """Samples of each kind, all parts together."""
-    found = dict.fromkeys(SMALL_KINDS, 0) | {IMAGE_KIND: 0}
+    found = dict.fromkeys(kinds_of("images and text"), 0) | {IMAGE_KIND: 0}
     for entry in read_mixture():
         if entry.kind in found and not (
             entry.kind == IMAGE_KIND and entry.annotation.startswith(TEXT_FILES)

@@ -54,7 +54,7 @@ from model.config import PRESETS as MODELS
 from model.config import HourLlavaConfig, LLMConfig, MemoryConfig
 from training.formats.feature_file import FeatureFile, write_features
 from training.formats.hashing import hash_file
-from training.formats.sample import LLAVA_KINDS
+from training.formats.kinds import LLAVA_KINDS
 from training.formats.storage import Storage
 from training.parallel import join_ranks, leave_ranks
 from training.run_config import RunConfig

@@ -32,7 +32,7 @@ from benchmarks import training_data
 from benchmarks.feature_baseline import make_encoder, make_videos
 from benchmarks.features import end_to_end
 from model.config import PRESETS
-from training.formats.sample import LONG_VIDEO_KIND
+from training.formats.kinds import LONG_VIDEO_KIND
 
 MEASURES = ("training", "extraction", "resume")
 STEPS, TAKEN_OVER_AFTER = 4, 2  # of the run that is resumed

@@ -36,7 +36,7 @@ from PIL import Image
 
 from assets.deployment.settings import Annotations, Settings, Shards
 from benchmarks.locality import locality_ours, locality_plain
-from training.formats.sample import SINGLE_IMAGE_KIND
+from training.formats.kinds import SINGLE_IMAGE_KIND
 from training.formats.storage import Storage
 
 ROWS_PER_VIDEO = 118  # 3.3 million rows about 28,000 videos

@@ -48,7 +48,7 @@ from training.checkpoint import Checkpoints
 from training.data.loader import build_loader
 from training.data.prefetch import Budget
 from training.export import export_vision_encoder
-from training.formats.sample import (
+from training.formats.kinds import (
     IMAGE_KIND,
     LONG_VIDEO_KIND,
     MULTI_IMAGE_KIND,

@@ -22,16 +22,14 @@ from model.weights.tensors import write_tensors
 from model.weights.tiny import write_tokenizer
 from training.formats.feature_file import write_features
 from training.formats.hashing import seed_of
-from training.formats.sample import (
-    COLUMNS,
+from training.formats.kinds import (
     IMAGE_KIND,
     LONG_VIDEO_KIND,
     MULTI_IMAGE_KIND,
     SHORT_VIDEO_KIND,
     TEXT_KIND,
-    Sample,
-    encode,
 )
+from training.formats.sample import COLUMNS, Sample, encode
 
 MINUTE = 60
 # An hour-long video each; and what the long stream of stage 3 looks like: videos of 3 to 60 minutes

@@ -1,7 +1,6 @@
 """What a Hour-LLaVA model is, as plain data: no torch here, so that anything may import it.
 
-The numbers of the released models are in `PRESETS`; `to_dict` gives what a checkpoint's config.json
-holds.
+`VARIANTS` is the table of the model's sizes. `to_dict` gives what a checkpoint's config.json holds.
 """
 
 from __future__ import annotations
@@ -149,36 +148,64 @@ def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
         raise ValueError(f"model configuration {where or '(top)'}: {error}") from error
 
 
-PRESETS: dict[str, HourLlavaConfig] = {
-    # For a demo on a CPU, with every mechanism of the large ones: grouped queries, tied embeddings,
-    # pooling.
-    "tiny": HourLlavaConfig(
-        variant="tiny",
-        vision=VisionConfig(
-            112, 14, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4
-        ),
-        llm=LLMConfig(
-            128,
-            2,
-            4,
-            2,
-            256,
-            vocab_size=512,
-            tie_word_embeddings=True,
-            max_position_embeddings=4096,
-        ),
-        memory=MemoryConfig(pooled_side=4, min_frames=16),
-        memaug_depth=2,
-        max_length=4096,
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One size of the model.
+
+    Attributes:
+        config: its numbers.
+        start: repository on the hub with the LLaVA-OneVision weights that stage 1 starts from.
+            None: the project builds them from a seed, for demos and tests on a CPU.
+    """
+
+    config: HourLlavaConfig
+    start: str | None = None
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether it is small enough to be trained on a CPU, and made for that."""
+        return self.start is None
+
+
+# A new variant is an entry here. It is trained by the recipes of training/recipes.py.
+VARIANTS: dict[str, Variant] = {
+    # With every mechanism of the large ones: grouped queries, tied embeddings, pooling.
+    "tiny": Variant(
+        HourLlavaConfig(
+            variant="tiny",
+            vision=VisionConfig(
+                112, 14, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4
+            ),
+            llm=LLMConfig(
+                128,
+                2,
+                4,
+                2,
+                256,
+                vocab_size=512,
+                tie_word_embeddings=True,
+                max_position_embeddings=4096,
+            ),
+            memory=MemoryConfig(pooled_side=4, min_frames=16),
+            memaug_depth=2,
+            max_length=4096,
+        )
     ),
-    "3b": HourLlavaConfig(  # on Qwen2.5-3B
-        variant="3b",
-        vision=VisionConfig(),
-        llm=LLMConfig(2048, 36, 16, 2, 11008, vocab_size=151936, tie_word_embeddings=True),
+    "3b": Variant(
+        HourLlavaConfig(  # on Qwen2.5-3B
+            variant="3b",
+            vision=VisionConfig(),
+            llm=LLMConfig(2048, 36, 16, 2, 11008, vocab_size=151936, tie_word_embeddings=True),
+        ),
+        start="jylins/llava-onevision-qwen25-3b-si",
     ),
-    "7b": HourLlavaConfig(  # on Qwen2-7B
-        variant="7b",
-        vision=VisionConfig(),
-        llm=LLMConfig(3584, 28, 28, 4, 18944, vocab_size=152064),
+    "7b": Variant(
+        HourLlavaConfig(  # on Qwen2-7B
+            variant="7b",
+            vision=VisionConfig(),
+            llm=LLMConfig(3584, 28, 28, 4, 18944, vocab_size=152064),
+        ),
+        start="lmms-lab/llava-onevision-qwen2-7b-si",
     ),
 }
+PRESETS: dict[str, HourLlavaConfig] = {name: row.config for name, row in VARIANTS.items()}

@@ -11,7 +11,7 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from pipeline.executors import single_process_executor
-from training.formats.sample import LLAVA_KINDS, LONG_VIDEO_KIND
+from training.formats.kinds import LLAVA_KINDS, LONG_VIDEO_KIND
 
 _SINGLE_PROCESS = single_process_executor()
 

@@ -1,6 +1,7 @@
 """The diffs of docs/contributing.md, applied to a copy of the repository: each adds what it says."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,8 +57,9 @@ assert "llavavideo_documents" in parents("stage2") & parents("hourllava_s3")
 assert sum(entry.kind == "llavavideo_documents" for entry in read_mixture()) == 2
 """,
     "stage": """
+from model.config import VARIANTS
 from training.run_config import RunConfig, StreamConfig
-from training.recipes import VARIANTS, stage_inputs
+from training.recipes import stage_inputs
 assert parents("stage4") == {"stage3", "llavavideo_text", "llavavideo_si", "llavavideo_mi"}
 assert {item.part for stream in stage_inputs(4) for item in stream} == {9}
 for variant in VARIANTS:
@@ -65,16 +67,16 @@ for variant in VARIANTS:
     assert run.modules == ("llm",)
 """,
     "variant": """
-from assets.checkpoints.base import PUBLISHED
 from assets.deployment.partitions import variant_partitions
-from model.config import PRESETS, HourLlavaConfig
+from model.config import PRESETS, VARIANTS, HourLlavaConfig
 from training.recipes import STAGES, recipe
 assert variant_partitions.get_partition_keys() == ["0.5b"]
 assert HourLlavaConfig.from_dict(PRESETS["0.5b"].to_dict()) == PRESETS["0.5b"]
 assert all(recipe("0.5b", stage).rates for stage in STAGES)
-assert "0.5b" in PUBLISHED
+assert VARIANTS["0.5b"].start and not VARIANTS["0.5b"].is_demo
 """,
 }
+RECIPE_TESTS = "tests/training/test_recipes.py"  # three of the diffs add a test to it
 BUCKET = """
 root: data
 parts: 1
@@ -99,6 +101,8 @@ def copy(tmp_path) -> Path:
         shutil.copytree(
             REPOSITORY / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__")
         )
+    (tmp_path / RECIPE_TESTS).parent.mkdir(parents=True)
+    shutil.copy(REPOSITORY / RECIPE_TESTS, tmp_path / RECIPE_TESTS)
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bucket/first.mp4").write_bytes(clip())
     (tmp_path / "rows.csv").write_text("video,question,answer\nfirst,Who?,I\nsecond,Who?,You\n")
@@ -116,15 +120,20 @@ def apply(diff: Block, folder: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def run(script: str, folder: Path, settings: str) -> subprocess.CompletedProcess[str]:
+def run(arguments: list[str], folder: Path, settings: str) -> subprocess.CompletedProcess[str]:
+    """A Python process in the copy, with the copy's code."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(folder),
         "HOURLLAVA_CONFIG": str(folder / settings),
     }
-    command = [sys.executable, "-c", script]
     return subprocess.run(
-        command, cwd=folder, env=environment, text=True, capture_output=True, check=False
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
     )
 
 
@@ -132,8 +141,25 @@ def run(script: str, folder: Path, settings: str) -> subprocess.CompletedProcess
 def test_a_diff_adds_what_it_says(name, copy):
     apply(DIFFS[name], copy)
     settings = "small.yaml" if name == "variant" else "pipeline/deployment.yaml"
-    result = run(CHECKS[name] if name == "kind" else GRAPH + CHECKS[name], copy, settings)
+    script = CHECKS[name] if name == "kind" else GRAPH + CHECKS[name]
+    result = run(["-c", script], copy, settings)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", ["shard", "stage", "variant"])
+def test_a_diff_that_adds_a_row_adds_a_test_that_holds_with_it_alone(name, copy):
+    (added,) = re.findall(r"^\+def (test_\w+)", DIFFS[name].text, re.MULTILINE)
+    apply(DIFFS[name], copy)
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"{RECIPE_TESTS}::{added}"]
+    with_row = run(command, copy, "pipeline/deployment.yaml")
+    assert with_row.returncode == 0, with_row.stdout + with_row.stderr
+    for room in ("assets", "training", "model"):
+        shutil.rmtree(copy / room)
+        shutil.copytree(
+            REPOSITORY / room, copy / room, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    without_row = run(command, copy, "pipeline/deployment.yaml")
+    assert without_row.returncode == 1, without_row.stdout + without_row.stderr
 
 
 def test_no_check_holds_without_its_diff(copy):
@@ -146,7 +172,7 @@ for name, check in {CHECKS!r}.items():
     else:
         print("HOLDS", name)
 """
-    result = run(GRAPH + each, copy, "pipeline/deployment.yaml")
+    result = run(["-c", GRAPH + each], copy, "pipeline/deployment.yaml")
     assert result.stdout.count("fails") == len(CHECKS), result.stdout + result.stderr
 
 

@@ -42,7 +42,7 @@ from tests.pages import names_in, page
 from tests.servers.clips import clip
 from training import run_identity as identity
 from training.formats import feature_file as features
-from training.formats import layout
+from training.formats import kinds, layout
 from training.formats import sample as samples
 from training.formats.storage import Storage
 from training.metrics import METRICS_NAME
@@ -132,7 +132,7 @@ def root(tmp_path_factory) -> SimpleNamespace:
     grouping.group_part(storage, settings, 0, log)
     export_llava_json(storage, [0], log)
     write_long_video_part(storage, settings, 0, log)
-    write_views(storage, [[ShardInput(samples.LONG_VIDEO_KIND, 0)]])
+    write_views(storage, [[ShardInput(kinds.LONG_VIDEO_KIND, 0)]])
     return SimpleNamespace(storage=storage, settings=settings, folder=folder)
 
 
@@ -279,7 +279,7 @@ def test_columns_of_shards_are_those_of_the_sample_schema():
     assert f"Sample schema **{samples.SCHEMA_VERSION}**" in FORMATS.text
     (row,) = [row for row in table_of("Shards") if row[0] == "`modality`"]
     assert tuple(names_in(row[2])[:4]) == samples.MODALITIES
-    assert [names_in(row[0])[0] for row in table_of("Kinds")[1:]] == list(samples.KINDS)
+    assert [names_in(row[0])[0] for row in table_of("Kinds")[1:]] == list(kinds.KINDS)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_keys_of_files_that_were_just_written_are_stated(root, tmp_path, monkeyp
         "Feature files": header_of_extraction(root, tmp_path, monkeypatch),
         "videomarathon.json": list(storage.read_json(layout.CONVERSATIONS_JSON)[0]),
         "manifest.json": list(
-            storage.read_json(f"{part_folder(samples.LONG_VIDEO_KIND, 0)}/{MANIFEST}")
+            storage.read_json(f"{part_folder(kinds.LONG_VIDEO_KIND, 0)}/{MANIFEST}")
         ),
         "The mixture's manifest": list(storage.read_json(f"{MIXTURE}/{MANIFEST}")),
         "A record of metrics.jsonl": record_of_step(),
@@ -322,7 +322,7 @@ def test_the_ledger_and_the_conversations_of_a_real_root_are_as_described(root):
     assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
     assert turns[0]["value"].startswith("<image>")
     assert (
-        root.storage.read_json(f"{part_folder(samples.LONG_VIDEO_KIND, 0)}/{INDEX}")["version"] == 2
+        root.storage.read_json(f"{part_folder(kinds.LONG_VIDEO_KIND, 0)}/{INDEX}")["version"] == 2
     )
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
+from model.config import VARIANTS
 from model.hf import HourLlavaForCausalLM
 from model.processor import Processor
 from training.checkpoint import Checkpoints
@@ -434,7 +435,9 @@ def _model(run: RunConfig) -> tuple[HourLlavaForCausalLM, Processor, bool]:
     config = replace(config, max_length=min(config.max_length, run.recipe.max_length))
     cuda = torch.cuda.is_available() if run.device == "auto" else run.device == "cuda"
     checkpointing = (
-        (cuda and run.variant != "tiny") if run.checkpointing is None else run.checkpointing
+        (cuda and not VARIANTS[run.variant].is_demo)
+        if run.checkpointing is None
+        else run.checkpointing
     )
     return wrapper, Processor(config, tokenizer), checkpointing
 

@@ -15,14 +15,10 @@ from dataclasses import dataclass, replace
 from model.config import HourLlavaConfig
 from training.data.prefetch import Budget
 from training.flops import Sizes, parameters, video_sizes
+from training.recipes import STAGES
 from training.run_config import RunConfig
 
 GIB = 2**30
-LONGEST_FRAMES = {
-    1: 600,
-    2: 600,
-    3: 3600,
-}  # of a video, by stage: short ones are pixels, long ones features
 PICTURES = 128  # in a pack, where the model sets no limit of its own
 FULL_PACK = 8192  # tokens from which on a longer pack is no faster
 USABLE = 0.95  # of a device's free memory
@@ -148,7 +144,7 @@ class _Trial:
     @property
     def longest(self) -> Sizes:
         """A sample about the longest video that the stage has."""
-        return video_sizes(LONGEST_FRAMES[self.run.stage], 400, 256, self.config)
+        return video_sizes(STAGES[self.run.stage].longest_frames, 400, 256, self.config)
 
     def budget(self, tokens: int) -> Budget:
         return Budget(

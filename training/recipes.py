@@ -1,5 +1,5 @@
-"""The three training stages as data: what is tuned, at which rate, in which batches, and which
-shard parts feed it.
+"""The training stages as data: what is tuned, at which rate, in which batches, and which shard
+parts feed it.
 
 Read the tables; `recipe` and `stage_inputs` only look things up. No torch here: the asset graph
 reads this module.
@@ -7,27 +7,18 @@ reads this module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from training.formats.sample import (
-    IMAGE_KIND,
-    LONG_VIDEO_KIND,
-    MULTI_IMAGE_KIND,
-    SHORT_VIDEO_KIND,
-    SINGLE_IMAGE_KIND,
-    TEXT_KIND,
-)
+from model.config import VARIANTS
+from training.formats.kinds import Group, kinds_of
 
-VARIANTS = ("tiny", "3b", "7b")
-STAGES = (1, 2, 3)
+MIXTURE = "hourllava_s3"  # the asset, and its folder beside the shards
 
 # Every parameter of the model belongs to exactly one of these. `llm` includes embeddings, head and
 # image_newline.
 MODULES = ("vision", "projector", "memaug", "llm")
-
-SMALL_KINDS = (TEXT_KIND, SINGLE_IMAGE_KIND, MULTI_IMAGE_KIND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,55 +56,12 @@ class Recipe:
             )
 
 
-_S1 = {"memaug": 1e-4}
-_S3 = {"projector": 1e-4, "memaug": 1e-4, "llm": 2e-5}
-
-
-def _s2(llm: float) -> dict[str, float]:
-    return {"vision": 5e-6, "projector": 1e-4, "memaug": 1e-4, "llm": llm}
-
-
-_TINY: dict[str, Any] = {
-    "global_batch": 8,
-    "micro_batch": 8,
-    "max_length": 4096,
-    "betas": (0.9, 0.95),
-    "save_every": 100,
-}
-
-RECIPES: dict[tuple[str, int], Recipe] = {
-    ("3b", 1): Recipe(_S1, micro_batch=8, reference_rate=1e-4),
-    ("3b", 2): Recipe(_s2(2e-5), micro_batch=4, reference_rate=2e-5),
-    ("3b", 3): Recipe(_S3, micro_batch=4, reference_rate=2e-5),
-    ("7b", 1): Recipe(_S1, micro_batch=4, reference_rate=1e-4),
-    ("7b", 2): Recipe(_s2(1e-5), micro_batch=2, reference_rate=1e-5),
-    ("7b", 3): Recipe(_S3, global_batch=256, micro_batch=2, reference_rate=2e-5),
-    # The demo's variant learns from random weights and few samples: larger steps, many epochs. Its
-    # second moment forgets sooner (0.95): the first gradients, when every token is wrong, would
-    # keep the steps small for long.
-    ("tiny", 1): Recipe({"memaug": 3e-4}, epochs=1, reference_rate=3e-4, **_TINY),
-    ("tiny", 2): Recipe(dict.fromkeys(MODULES, 1e-3), epochs=13, reference_rate=1e-3, **_TINY),
-    ("tiny", 3): Recipe(dict.fromkeys(MODULES[1:], 1e-3), epochs=2, reference_rate=1e-3, **_TINY),
-}
-
-
-def recipe(variant: str, stage: int) -> Recipe:
-    """The recipe of ``stage`` (1, 2, 3) of ``variant``. Raises ValueError, naming the known ones."""
-    try:
-        return RECIPES[variant, stage]
-    except KeyError:
-        raise ValueError(
-            f"no recipe for variant {variant!r}, stage {stage!r}; variants: {', '.join(VARIANTS)}, "
-            "stages: 1, 2, 3"
-        ) from None
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class ShardInput:
     """One shard part, or one half of it.
 
     Attributes:
-        kind: one of the six kinds of shards.
+        kind: name of a kind of shards.
         part: index of the part.
         half: None for the whole part; 0 or 1 for the first or second half of its samples (the first
             half of an odd number is the smaller one).
@@ -125,8 +73,163 @@ class ShardInput:
 
     @property
     def folder(self) -> str:
-        """The folder's name under ``sharding/``."""
+        """The folder's name under `sharding/`."""
         return f"{self.kind}_part{self.part}"
+
+
+# The parts that a stage reads of a kind, as (part, half) of the parts that there are; see
+# `ShardInput`.
+Share = Callable[[Sequence[int]], list[tuple[int, int | None]]]
+
+
+def whole(parts: Sequence[int]) -> list[tuple[int, int | None]]:
+    """Every part."""
+    return [(part, None) for part in parts]
+
+
+def first(one_in: int) -> Share:
+    """The first parts: one in `one_in` of them, at least one."""
+    return lambda parts: whole(parts[: _cut(parts, one_in)])
+
+
+def rest(one_in: int) -> Share:
+    """All parts but the `first` ones."""
+    return lambda parts: whole(parts[_cut(parts, one_in) :])
+
+
+def first_half_of_rest(one_in: int) -> Share:
+    """The `rest` up to its middle, which may lie inside of a part."""
+
+    def share(parts: Sequence[int]) -> list[tuple[int, int | None]]:
+        left = parts[_cut(parts, one_in) :]
+        middle, odd = divmod(len(left), 2)
+        return whole(left[:middle]) + ([(left[middle], 0)] if odd else [])
+
+    return share
+
+
+def second_half_of_rest(one_in: int) -> Share:
+    """The `rest` from its middle on."""
+
+    def share(parts: Sequence[int]) -> list[tuple[int, int | None]]:
+        left = parts[_cut(parts, one_in) :]
+        middle, odd = divmod(len(left), 2)
+        return ([(left[middle], 1)] if odd else []) + whole(left[middle + odd :])
+
+    return share
+
+
+def _cut(parts: Sequence[int], one_in: int) -> int:
+    return max(1, round(len(parts) / one_in))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        title: of its asset, for the UI.
+        recipe: the published one of the 3b variant; `DEVIATIONS` says where others differ.
+        streams: name -> what the stream reads of each group of kinds, in this order. Every batch
+            comes from one stream.
+        longest_frames: of a video, at one frame a second; memory is planned for it.
+    """
+
+    title: str
+    recipe: Recipe
+    streams: Mapping[str, Mapping[Group, Share]]
+    longest_frames: int
+
+    @property
+    def reads_long_videos(self) -> bool:
+        """Long videos are read as features. New parts of them land at any time, so such a stage
+        reads its shards through the mixture, which lists all parts.
+        """
+        return any("long videos" in groups for groups in self.streams.values())
+
+
+# With the published ten parts: stage 1 reads all of `llava_ov_si_onlyimg`; stage 2 part 0 of text,
+# si and mi and parts 0 and 1 of the short videos; stage 3 has a short stream (short videos 2-9 with
+# text, si, mi 1-4 and the first half of 5) and a long one (all long videos with text, si, mi 6-9
+# and the second half of 5). With another number of parts the same shares are kept.
+STAGES: dict[int, Stage] = {
+    1: Stage(
+        "Stage 1, image-language pretraining: MemAug learns on single images.",
+        Recipe({"memaug": 1e-4}, micro_batch=8, reference_rate=1e-4),
+        streams={"images": {"pretraining": whole}},
+        longest_frames=600,
+    ),
+    2: Stage(
+        "Stage 2, video-language adaptation: everything is tuned on images, text and short videos.",
+        Recipe(
+            {"vision": 5e-6, "projector": 1e-4, "memaug": 1e-4, "llm": 2e-5},
+            micro_batch=4,
+            reference_rate=2e-5,
+        ),
+        streams={"mixed": {"images and text": first(10), "short videos": first(5)}},
+        longest_frames=600,
+    ),
+    3: Stage(
+        "Stage 3, video instruction tuning: projector, MemAug and LLM learn on hour-long videos "
+        "through their features.",
+        Recipe(
+            {"projector": 1e-4, "memaug": 1e-4, "llm": 2e-5}, micro_batch=4, reference_rate=2e-5
+        ),
+        streams={
+            "short": {"short videos": rest(5), "images and text": first_half_of_rest(10)},
+            "long": {"long videos": whole, "images and text": second_half_of_rest(10)},
+        },
+        longest_frames=3600,
+    ),
+}
+
+_TINY: dict[str, Any] = {
+    "global_batch": 8,
+    "micro_batch": 8,
+    "max_length": 4096,
+    "betas": (0.9, 0.95),
+}
+_ADAPTATION_7B = {"vision": 5e-6, "projector": 1e-4, "memaug": 1e-4, "llm": 1e-5}
+
+# Where a variant is trained otherwise than `Stage.recipe` says, by stage. A variant without an
+# entry is trained as it says.
+DEVIATIONS: dict[str, dict[int, dict[str, Any]]] = {
+    # The demo's variant learns from random weights and few samples: larger steps, many epochs. Its
+    # second moment forgets sooner (0.95): the first gradients, when every token is wrong, would
+    # keep the steps small for long.
+    "tiny": {
+        1: {"rates": {"memaug": 3e-4}, "reference_rate": 3e-4, **_TINY},
+        2: {"rates": dict.fromkeys(MODULES, 1e-3), "epochs": 13, "reference_rate": 1e-3, **_TINY},
+        3: {
+            "rates": dict.fromkeys(MODULES[1:], 1e-3),
+            "epochs": 2,
+            "reference_rate": 1e-3,
+            **_TINY,
+        },
+    },
+    "7b": {
+        1: {"micro_batch": 4},
+        2: {"rates": _ADAPTATION_7B, "micro_batch": 2, "reference_rate": 1e-5},
+        3: {"global_batch": 256, "micro_batch": 2},
+    },
+}
+
+RECIPES: dict[tuple[str, int], Recipe] = {
+    (variant, stage): replace(row.recipe, **DEVIATIONS.get(variant, {}).get(stage, {}))
+    for variant in VARIANTS
+    for stage, row in STAGES.items()
+}
+
+
+def recipe(variant: str, stage: int) -> Recipe:
+    """The recipe of a stage of a variant. Raises ValueError, naming the known ones."""
+    try:
+        return RECIPES[variant, stage]
+    except KeyError:
+        raise ValueError(
+            f"no recipe for variant {variant!r}, stage {stage!r}; variants: {', '.join(VARIANTS)}, "
+            f"stages: {', '.join(map(str, STAGES))}"
+        ) from None
 
 
 def stage_inputs(
@@ -134,48 +237,30 @@ def stage_inputs(
 ) -> tuple[tuple[ShardInput, ...], ...]:
     """Which shard parts feed a stage: one tuple for each of its streams.
 
-    With the published ten parts: stage 1 reads all of ``llava_ov_si_onlyimg``; stage 2 part 0 of
-    text, si and mi and parts 0 and 1 of the short videos; stage 3 has a short stream (short videos
-    2-9 with text, si, mi 1-4 and the first half of 5) and a long one (all long videos with text,
-    si, mi 6-9 and the second half of 5). With another number of parts the same shares are kept: a
-    tenth of text, si and mi, a fifth of the short videos go to stage 2 (at least one part of each),
-    and the rest of text, si and mi is cut in the middle between the streams of stage 3.
-
     Args:
-        stage: 1, 2 or 3.
-        parts: number of parts of the first five kinds.
-        long_parts: indices of the parts of long videos, later landings included; ``range(parts)``
+        stage: a key of `STAGES`.
+        parts: number of parts of the kinds of the LLaVA collections.
+        long_parts: indices of the parts of long videos, later landings included; `range(parts)`
             by default. They all belong to the long stream of stage 3.
 
     Raises:
         ValueError: an unknown stage, or fewer than two parts (stages 2 and 3 share no part).
     """
     if stage not in STAGES:
-        raise ValueError(f"unknown stage {stage!r}; known: 1, 2, 3")
+        raise ValueError(f"unknown stage {stage!r}; known: {', '.join(map(str, STAGES))}")
     if parts < 2:
         raise ValueError(
             f"the setting 'parts' is {parts}; stages 2 and 3 read different parts, so at least 2 "
             "are needed"
         )
-    if stage == 1:
-        return (tuple(ShardInput(IMAGE_KIND, part) for part in range(parts)),)
-
-    image_cut, video_cut = max(1, round(parts / 10)), max(1, round(parts / 5))
-    if stage == 2:
-        small = [ShardInput(kind, part) for kind in SMALL_KINDS for part in range(image_cut)]
-        return ((*small, *(ShardInput(SHORT_VIDEO_KIND, part) for part in range(video_cut))),)
-
-    rest = list(range(image_cut, parts))
-    middle, odd = divmod(len(rest), 2)
-    short = [ShardInput(SHORT_VIDEO_KIND, part) for part in range(video_cut, parts)]
-    long = [
-        ShardInput(LONG_VIDEO_KIND, part)
-        for part in sorted(range(parts) if long_parts is None else long_parts)
-    ]
-    for kind in SMALL_KINDS:
-        short += [ShardInput(kind, part) for part in rest[:middle]]
-        if odd:
-            short.append(ShardInput(kind, rest[middle], half=0))
-            long.append(ShardInput(kind, rest[middle], half=1))
-        long += [ShardInput(kind, part) for part in rest[middle + odd :]]
-    return tuple(short), tuple(long)
+    indices = range(parts)
+    long = indices if long_parts is None else sorted(long_parts)
+    return tuple(
+        tuple(
+            ShardInput(kind, part, half)
+            for group, share in groups.items()
+            for kind in kinds_of(group)
+            for part, half in share(long if group == "long videos" else indices)
+        )
+        for groups in STAGES[stage].streams.values()
+    )

@@ -8,7 +8,6 @@ import dagster as dg
 
 from assets.checkpoints.launcher import Torchrun
 from assets.checkpoints.runs import (
-    MIXTURE,
     previous_checkpoint,
     publish_results,
     shard_products,
@@ -35,7 +34,7 @@ from assets.records.reporting import (
     publish,
     table,
 )
-from training.recipes import stage_inputs
+from training.recipes import MIXTURE, STAGES, stage_inputs
 from training.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -77,21 +76,22 @@ def base_model(context: dg.AssetExecutionContext, deployment: Deployment) -> Pub
     )
 
 
-def make_stage(
-    stage: int, title: str, previous: dg.AssetsDefinition, deps: list[dg.AssetDep]
-) -> dg.AssetsDefinition:
-    """The asset of one training stage, a partition a variant."""
+def make_stage(stage: int) -> dg.AssetsDefinition:
+    """The asset of one training stage, a partition for each variant."""
+    row = STAGES[stage]
+    previous = "base_model" if stage == 1 else f"stage{stage - 1}"
 
     @dg.asset(
         name=f"stage{stage}",
-        deps=[dg.AssetDep(previous, partition_mapping=same_partition), *deps],
+        deps=[dg.AssetDep(previous, partition_mapping=same_partition), *shard_deps(stage)],
         partitions_def=variant_partitions,
         group_name=GROUP,
         kinds={"pytorch"},
         owners=OWNERS,
         pool="gpu",
-        tags=TRAINING if stage == 3 else BY_HAND,
-        automation_condition=NIGHTLY_IF_NEW_DATA if stage == 3 else None,
+        # Only a stage that reads long videos gets new data by itself.
+        tags=TRAINING if row.reads_long_videos else BY_HAND,
+        automation_condition=NIGHTLY_IF_NEW_DATA if row.reads_long_videos else None,
         code_version=CODE_VERSION,
         check_specs=[
             check_spec(
@@ -120,12 +120,12 @@ def make_stage(
                 variant_partitions,
             ),
         ],
-        description=f"""{title}
+        description=f"""{row.title}
 
-Runs under torchrun as its own processes and reports loss and rate while it runs. A run that is stopped or killed goes
-on from its newest complete checkpoint when it is materialized again; changed inputs start a new run beside the old one.
-The recipe is in training/recipes.py; for one run, the launchpad takes deviations from it (`overrides`) and the number of
-ranks.""",
+Runs under torchrun as its own processes and reports loss and rate while it runs. A run that is
+stopped or killed goes on from its newest complete checkpoint when it is materialized again; changed
+inputs start a new run beside the old one. The recipe is in training/recipes.py; for one run, the
+launchpad takes deviations from it (`overrides`) and the number of ranks.""",
     )
     def train(
         context: dg.AssetExecutionContext, deployment: Deployment, config: StageLaunch
@@ -136,7 +136,7 @@ ranks.""",
         settings, storage = config.applied(deployment.settings(), stage), deployment.storage()
         variant = context.partition_key
         needed = [previous_checkpoint(variant, stage), *shard_products(stage)]
-        if stage == 3:
+        if row.reads_long_videos:
             parts = context.instance.get_dynamic_partitions(str(part_partitions.name))
             needed += [product("features", f"{part}|{variant}") for part in sorted(parts)]
         with errors_for_people():
@@ -184,7 +184,12 @@ def stage_metadata(run: RunConfig, results: "Results") -> dict[str, Any]:
 
 
 def shard_deps(stage: int) -> list[dg.AssetDep]:
-    """The shard parts that feed stage 1 or 2."""
+    """What a stage reads besides the checkpoint before it."""
+    if STAGES[stage].reads_long_videos:
+        return [
+            dg.AssetDep(MIXTURE, partition_mapping=all_partitions),
+            dg.AssetDep("features", partition_mapping=same_variant),
+        ]
     parts: dict[str, list[str]] = {}
     for stream in stage_inputs(stage, long_parts=()):
         for item in stream:
@@ -195,22 +200,11 @@ def shard_deps(stage: int) -> list[dg.AssetDep]:
     ]
 
 
-stage1 = make_stage(
-    1,
-    "Stage 1, image-language pretraining: MemAug learns on single images.",
-    base_model,
-    shard_deps(1),
-)
-stage2 = make_stage(
-    2,
-    "Stage 2, video-language adaptation: everything is tuned on images, text and short videos.",
-    stage1,
-    shard_deps(2),
-)
+stages = [make_stage(stage) for stage in STAGES]
 
 
 @dg.asset(
-    deps=[dg.AssetDep(stage2, partition_mapping=same_partition)],
+    deps=[dg.AssetDep("stage2", partition_mapping=same_partition)],
     partitions_def=variant_partitions,
     group_name=GROUP,
     kinds={"safetensors"},
@@ -237,17 +231,3 @@ def vision_encoder(context: dg.AssetExecutionContext, deployment: Deployment) ->
         folder=report.folder,
         metadata={"parameters": report.parameters},
     )
-
-
-stage3 = make_stage(
-    3,
-    (
-        "Stage 3, video instruction tuning: projector, MemAug and LLM learn on hour-long videos "
-        "through their features."
-    ),
-    stage2,
-    [
-        dg.AssetDep(MIXTURE, partition_mapping=all_partitions),
-        dg.AssetDep("features", partition_mapping=same_variant),
-    ],
-)

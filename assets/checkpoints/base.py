@@ -12,14 +12,10 @@ from pathlib import Path
 from assets.checkpoints.results import read_weights
 from assets.deployment.settings import Settings
 from assets.fetching.hub import Hub
-from model.config import PRESETS
+from model.config import PRESETS, VARIANTS
 from training.formats import layout
 from training.formats.storage import Storage
 
-PUBLISHED = {
-    "3b": "jylins/llava-onevision-qwen25-3b-si",
-    "7b": "lmms-lab/llava-onevision-qwen2-7b-si",
-}
 FILES = ("*.safetensors", "*.json", "merges.txt")
 
 
@@ -43,14 +39,15 @@ def prepare_base(
         ValueError: the weights do not fit the variant; the tensors are named.
         OperatorError: the hub does not have them, or asks for a token.
     """
-    if variant == "tiny":
+    published = VARIANTS[variant].start
+    if published is None:
         from model.weights.tiny import build_tiny
 
         return _publish(storage, variant, {"model/weights/tiny.py": "tiny"}, build_tiny)
 
     from model.weights.convert import convert_onevision
 
-    chosen = settings.base_models.get(variant, PUBLISHED[variant])
+    chosen = settings.base_models.get(variant, published)
     if Path(chosen).is_dir():
         source, origins = Path(chosen), {chosen: read_weights(Path(chosen)).version}
     else:

@@ -13,10 +13,8 @@ from assets.records.lineage import Lineage, product
 from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
-from training.recipes import ShardInput, stage_inputs
-from training.run_config import RunConfig, StreamConfig, parse_run
-
-MIXTURE = "hourllava_s3"
+from training.recipes import MIXTURE, STAGES, ShardInput, stage_inputs
+from training.run_config import RunConfig, parse_run
 
 
 def previous_checkpoint(variant: str, stage: int) -> str:
@@ -25,8 +23,8 @@ def previous_checkpoint(variant: str, stage: int) -> str:
 
 
 def shard_products(stage: int, long_parts: Sequence[int] = ()) -> list[str]:
-    """The shard products that feed a stage; stage 3 reads them through its mixture."""
-    if stage == 3:
+    """The shard products that feed a stage, or the mixture that it reads them through."""
+    if STAGES[stage].reads_long_videos:
         return [MIXTURE]
     inputs = [item for stream in stage_inputs(stage, long_parts=long_parts) for item in stream]
     return [product(item.kind, f"part{item.part}") for item in inputs]
@@ -48,29 +46,26 @@ def stage_run(
     Args:
         inputs: versions of the input products, by name.
     """
+    row = STAGES[stage]
     overrides = settings.training.overrides.get(f"stage{stage}", {})
     folder = layout.stage_run(variant, stage, data_version([dict(inputs), overrides])[:12])
     start = Lineage.read(storage, previous_checkpoint(variant, stage)).folder
-    streams = (
-        [
-            StreamConfig(name, storage.path(layout.SHARDS), (f"{MIXTURE}/{index}/index.json",))
-            for index, name in enumerate(("short", "long"))
-        ]
-        if stage == 3
-        else [
-            StreamConfig(
-                "images" if stage == 1 else "mixed", storage.path(layout.SHARDS), _indexes(stream)
-            )
-            for stream in stage_inputs(stage, long_parts=())
-        ]
-    )
+    indexes: list[tuple[str, ...]]
+    if row.reads_long_videos:
+        indexes = [(f"{MIXTURE}/{number}/index.json",) for number in range(len(row.streams))]
+    else:
+        indexes = [_indexes(stream) for stream in stage_inputs(stage, long_parts=())]
+    streams = [
+        {"name": name, "root": storage.path(layout.SHARDS), "indexes": of_stream}
+        for name, of_stream in zip(row.streams, indexes, strict=True)
+    ]
     run = parse_run(
         {
             "variant": variant,
             "stage": stage,
             "start": str(storage.local_folder(f"{start}/export")),
             "out": str(run_folder(settings, storage, folder)),
-            "streams": [{"name": s.name, "root": s.root, "indexes": s.indexes} for s in streams],
+            "streams": streams,
             "features_root": storage.path(layout.features(variant)),
             "videos_root": storage.path(layout.LLAVA_VIDEO_FILES),
             **overrides,

@@ -10,7 +10,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from training.formats import layout
-from training.formats.sample import KINDS, is_relative_name
+from training.formats.kinds import KINDS
+from training.formats.sample import is_relative_name
 
 BUILT_IN = Path(__file__).with_name("mixtures.csv")
 COLUMNS = ("kind", "collection", "annotation", "fraction")

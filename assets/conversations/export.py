@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from assets.conversations.grouping import conversations_name
 from training.formats import layout
-from training.formats.sample import LONG_VIDEO_KIND
+from training.formats.kinds import LONG_VIDEO_KIND
 from training.formats.storage import Storage
 
 

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
 from assets.fetching.options import Download
 from assets.sources.kinds import VideoSource
+from model.config import VARIANTS
 from model.configuration import Section, parse
+
+if TYPE_CHECKING:
+    VariantName = str
+else:  # a type checker cannot read names out of a table
+    VariantName = Literal[tuple(VARIANTS)]
 
 CONFIG_VARIABLE = "HOURLLAVA_CONFIG"
 DEFAULT_CONFIG = Path(__file__).parents[2] / "pipeline" / "deployment.yaml"
@@ -177,7 +183,7 @@ class Settings(Section):
 
     root: str = Field(description="local folder or fsspec URL")
     parts: int = Field(default=10, ge=1, lt=100)
-    variants: list[Literal["tiny", "3b", "7b"]] = Field(default=["3b", "7b"])
+    variants: list[VariantName] = Field(default=["3b", "7b"])
     base_models: dict[str, str] = Field(
         default={},
         description="where stage 1 starts instead: namespace/name[@revision] on the hub, or a local folder",

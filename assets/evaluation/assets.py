@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from assets.checkpoints.assets import base_model, stage1, stage2, stage3
 from assets.deployment.automation import FILL_AND_FOLLOW, TRAINING
 from assets.deployment.launchpad import EvaluationLaunch
 from assets.deployment.partitions import same_partition, variant_partitions
@@ -23,7 +22,7 @@ from assets.records.reporting import (
 @dg.asset(
     deps=[
         dg.AssetDep(stage, partition_mapping=same_partition)
-        for stage in (base_model, stage1, stage2, stage3)
+        for stage in ("base_model", "stage1", "stage2", "stage3")
     ],
     partitions_def=variant_partitions,
     group_name="evaluation",

@@ -4,8 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.collections.assets import llava_onevision, llava_video
-from assets.conversations.assets import conversations
 from assets.deployment.automation import DATA, FILL_AND_FOLLOW, FOLLOW_CONTENT
 from assets.deployment.launchpad import ShardsLaunch
 from assets.deployment.partitions import (
@@ -30,20 +28,13 @@ from assets.records.reporting import (
     table,
 )
 from training.formats import layout
-from training.formats.sample import LLAVA_KINDS, LONG_VIDEO_KIND, SHORT_VIDEO_KIND
+from training.formats.kinds import KINDS, LLAVA_KINDS, LONG_VIDEO_KIND, MIXED_KINDS
 from training.formats.storage import Storage
 
 if TYPE_CHECKING:
     from assets.shards.writer import ShardReport
 
 GROUP = "shards"
-DESCRIPTIONS = {
-    "llava_ov_si_onlyimg": "Single images for stage 1 (LLaVA-OneVision, rows without an image left out).",
-    "llavavideo_text": "Text-only conversations (LLaVA-OneVision).",
-    "llavavideo_si": "Single images for stages 2 and 3 (LLaVA-OneVision).",
-    "llavavideo_mi": "Conversations about several images (LLaVA-OneVision).",
-    "llavavideo_video": "Short videos (LLaVA-Video-178K); samples name their video, frames are decoded in training.",
-}
 
 
 def whole_spec(kind: str, partitions: dg.PartitionsDefinition) -> dg.AssetCheckSpec:
@@ -70,7 +61,7 @@ def shard_result(
     folder, storage = layout.shards(kind, context.partition_key), deployment.storage()
     with errors_for_people():
         verdict = whole(storage, folder)
-        lengths = short_videos(storage, folder) if kind == SHORT_VIDEO_KIND else {}
+        lengths = short_videos(storage, folder) if KINDS[kind].rows == "short video" else {}
     yield from publish(
         context,
         deployment,
@@ -115,11 +106,11 @@ def short_videos(storage: Storage, folder: str) -> dict[str, Any]:
 
 def make_llava_shards(kind: str) -> dg.AssetsDefinition:
     """The shard asset of one kind of the LLaVA collections, ten parts."""
-    collection = llava_video if kind == "llavavideo_video" else llava_onevision
+    row = KINDS[kind]
 
     @dg.asset(
         name=kind,
-        deps=[dg.AssetDep(collection, partition_mapping=all_partitions)],
+        deps=[dg.AssetDep(row.collection, partition_mapping=all_partitions)],
         partitions_def=llava_part_partitions,
         group_name=GROUP,
         kinds={"mosaicml"},
@@ -129,7 +120,9 @@ def make_llava_shards(kind: str) -> dg.AssetsDefinition:
         pool="cpu",
         code_version=CODE_VERSION,
         check_specs=[whole_spec(kind, llava_part_partitions)],
-        description=f"{DESCRIPTIONS[kind]}\n\nMosaicML Streaming shards; the same inputs give the same bytes.",
+        description=f"""{row.description}
+
+MosaicML Streaming shards; the same inputs give the same bytes.""",
     )
     def shards(
         context: dg.AssetExecutionContext, deployment: Deployment, config: ShardsLaunch
@@ -138,7 +131,7 @@ def make_llava_shards(kind: str) -> dg.AssetsDefinition:
 
         settings = config.applied(deployment.settings())
         with errors_for_people():
-            inputs = input_versions(deployment.storage(), [collection.key.to_user_string()])
+            inputs = input_versions(deployment.storage(), [row.collection])
             report = write_kind_part(
                 deployment.storage(),
                 settings,
@@ -156,7 +149,7 @@ llava_shards = [make_llava_shards(kind) for kind in LLAVA_KINDS]
 
 @dg.asset(
     name=LONG_VIDEO_KIND,
-    deps=[dg.AssetDep(conversations, partition_mapping=same_partition)],
+    deps=[dg.AssetDep("conversations", partition_mapping=same_partition)],
     partitions_def=part_partitions,
     group_name=GROUP,
     kinds={"mosaicml"},
@@ -166,8 +159,7 @@ llava_shards = [make_llava_shards(kind) for kind in LLAVA_KINDS]
     pool="cpu",
     code_version=CODE_VERSION,
     check_specs=[whole_spec(LONG_VIDEO_KIND, part_partitions)],
-    description="""Long-video conversations for stage 3 (VideoMarathon); samples name their video,
-    never embed features.
+    description=f"""{KINDS[LONG_VIDEO_KIND].description}
 
 MosaicML Streaming shards; the rows of one video stand together, so training reads each feature file
 about once.""",
@@ -188,8 +180,8 @@ def videomarathon_video(
 
 @dg.asset(
     deps=[
-        *(dg.AssetDep(kind, partition_mapping=all_partitions) for kind in llava_shards[1:]),
-        dg.AssetDep(videomarathon_video, partition_mapping=all_partitions),
+        *(dg.AssetDep(kind, partition_mapping=all_partitions) for kind in MIXED_KINDS),
+        dg.AssetDep(LONG_VIDEO_KIND, partition_mapping=all_partitions),
     ],
     group_name=GROUP,
     kinds={"mosaicml"},
@@ -231,7 +223,7 @@ def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> P
             [
                 *(
                     product(kind, part_name(index))
-                    for kind in LLAVA_KINDS[1:]
+                    for kind in MIXED_KINDS
                     for index in range(1, LLAVA_PARTS)
                 ),
                 *(product(LONG_VIDEO_KIND, part) for part in parts),

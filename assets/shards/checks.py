@@ -25,7 +25,7 @@ from assets.shards.mds import HASH
 from assets.shards.mixture_views import MIXTURE
 from assets.shards.writer import INDEX, LLAVA_PARTS, MANIFEST, part_folder
 from training.formats.hashing import hash_file_xxh64
-from training.formats.sample import LLAVA_KINDS, LONG_VIDEO_KIND
+from training.formats.kinds import LONG_VIDEO_KIND, MIXED_KINDS
 from training.formats.storage import Storage
 
 WHOLE, ONE_PLACE = "whole", "one_place"
@@ -114,7 +114,7 @@ def one_place(storage: Storage, parts: Sequence[str]) -> Verdict:
     ]
     ids = {LONG_VIDEO_KIND: [_long_ids(storage, part) for part in parts]}
     if storage.is_local:
-        for kind in LLAVA_KINDS[1:]:
+        for kind in MIXED_KINDS:
             folders = [part_folder(kind, number) for number in range(LLAVA_PARTS)]
             ids[kind] = [
                 pa.array(read_column(storage, name, "id"), pa.string())

@@ -6,13 +6,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from training.formats.kinds import KINDS
 from training.formats.sample import (
-    IMAGE_KIND,
     IMAGE_TOKEN,
     ROLES,
-    SHORT_VIDEO_KIND,
     STRAY_TOKENS,
-    TEXT_KIND,
     Modality,
     Sample,
     broken_rule,
@@ -73,11 +71,12 @@ def to_sample(
     if row is None:
         raise Dropped("row is not valid JSON")
     images, video = _names(row.get("image")), row.get("video") or ""
-    if kind == IMAGE_KIND and not images:
+    needs = KINDS[kind].rows
+    if needs == "images" and not images:
         raise Dropped(NOT_AN_IMAGE_ROW)
-    if kind == TEXT_KIND and (images or video):
+    if needs == "text" and (images or video):
         raise Dropped("visual row in a text-only kind")
-    if kind == SHORT_VIDEO_KIND and not video:
+    if needs == "short video" and not video:
         raise Dropped("row without a video")
     if images and video:
         raise Dropped("row with images and a video")

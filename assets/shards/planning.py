@@ -17,7 +17,7 @@ from assets.shards.annotation_rows import mapped, parse_row, row_spans
 from assets.shards.llava_rows import row_key
 from assets.shards.tasks import LlavaRows
 from training.formats.hashing import stable_hash
-from training.formats.sample import SHORT_VIDEO_KIND
+from training.formats.kinds import KINDS
 from training.formats.storage import Storage
 
 POOL_FROM_BYTES = 32 << 20  # less is read in this process: starting workers would take longer
@@ -76,7 +76,7 @@ def _plan_file(
     begins, ends = row_spans(path)
     used = entry.rows(len(begins))
     places, keys = [], []
-    by_video = entry.kind == SHORT_VIDEO_KIND
+    by_video = KINDS[entry.kind].rows == "short video"
     with mapped(path) as data:
         for ordinal, (begin, end) in enumerate(
             zip(begins[:used].tolist(), ends[:used].tolist(), strict=True)

@@ -28,7 +28,8 @@ from assets.shards.llava_rows import EXPECTED_DROPS, Dropped, to_sample
 from assets.shards.mds import ROW_LIMIT, write_shards
 from model.atomic import writing_file
 from training.formats import layout
-from training.formats.sample import LONG_VIDEO_KIND, Sample, broken_rule, encode
+from training.formats.kinds import LONG_VIDEO_KIND
+from training.formats.sample import Sample, broken_rule, encode
 from training.formats.storage import Storage
 
 PICTURE = "examples.png"

@@ -48,7 +48,8 @@ from assets.shards.tasks import (
 from model.atomic import TEMPORARY_PREFIX
 from training.formats import layout
 from training.formats.hashing import data_version, hash_file
-from training.formats.sample import LONG_VIDEO_KIND, SCHEMA_VERSION, SHORT_VIDEO_KIND
+from training.formats.kinds import KINDS, LONG_VIDEO_KIND
+from training.formats.sample import SCHEMA_VERSION
 from training.formats.storage import Storage
 from training.progress import Progress
 
@@ -446,5 +447,5 @@ def _collection_version(storage: Storage, kind: str) -> dict[str, str]:
     """Version of the collection that a kind reads, where the pipeline made it: images and videos
     are inputs too.
     """
-    name = "llava_video" if kind == SHORT_VIDEO_KIND else "llava_onevision"
+    name = KINDS[kind].collection
     return {name: Lineage.read(storage, name).version} if storage.exists(record_name(name)) else {}

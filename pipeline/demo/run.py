@@ -20,7 +20,7 @@ from pipeline.demo.client import FINISHED, DagsterClient, DagsterError, partitio
 from pipeline.demo.corpus import build_corpus
 from pipeline.demo.instance import REPOSITORY, dagster
 from pipeline.demo.summary import print_summary
-from training.formats.sample import LLAVA_KINDS, LONG_VIDEO_KIND
+from training.formats.kinds import LLAVA_KINDS, LONG_VIDEO_KIND
 from training.formats.storage import Storage
 
 VARIANT = "tiny"

@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from assets.deployment.settings import Settings
 from assets.sources.findings import Finding, missing, note, ok
+from model.config import PRESETS, VARIANTS
 from pipeline.doctor.machine import GIB, run_python
 
 
@@ -39,7 +40,7 @@ def installed_gpus() -> list[Gpu]:
 
 def check_gpus(settings: Settings, gpus: list[Gpu]) -> Iterator[Finding]:
     """Whether there are the GPUs that the settings' variants and processes need."""
-    large = [variant for variant in settings.variants if variant != "tiny"]
+    large = [variant for variant in settings.variants if not VARIANTS[variant].is_demo]
     if gpus:
         first = gpus[0]
         yield ok(
@@ -75,7 +76,6 @@ def _check_stages(settings: Settings, variant: str, memory: float | None) -> Ite
     Args:
         memory: bytes of the smallest device; None tells how much a device needs.
     """
-    from model.config import PRESETS
     from training.memory_plan import plan_memory
     from training.run_config import parse_run
 

@@ -9,7 +9,7 @@ from assets.records.lineage import Lineage
 from assets.shards.writer import part_folder, write_kind_part
 from pipeline.verify import verify
 from tests.assets.shards.roots import make_root, quiet, settings_for
-from training.formats.sample import TEXT_KIND
+from training.formats.kinds import TEXT_KIND
 from training.formats.storage import Storage
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.formats.sample import KINDS
-from training.recipes import RECIPES, STAGES, VARIANTS, Recipe, ShardInput, recipe, stage_inputs
+from model.config import VARIANTS
+from training.formats.kinds import KINDS
+from training.recipes import RECIPES, STAGES, Recipe, ShardInput, recipe, stage_inputs
 
 
 def parts(stream, kind):

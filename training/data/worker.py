@@ -27,7 +27,8 @@ from training.data.order import RowReader
 from training.formats.feature_file import FeatureFile, FeatureStore
 from training.formats.file_cache import DamagedFileError, FileCache
 from training.formats.hashing import seed_of
-from training.formats.sample import LONG_VIDEO_KIND, Sample, decode
+from training.formats.kinds import LONG_VIDEO_KIND
+from training.formats.sample import Sample, decode
 from training.formats.storage import Storage
 from training.run_config import RunConfig
 from training.supervise import die_with_parent

@@ -14,26 +14,12 @@ from typing import Any, Literal
 
 import orjson
 
+from training.formats.kinds import KINDS
+
 SCHEMA_VERSION = 1
 
 Modality = Literal["text", "image", "multi_image", "video"]
 MODALITIES: tuple[Modality, ...] = ("text", "image", "multi_image", "video")
-
-LONG_VIDEO_KIND = "videomarathon_video"
-SHORT_VIDEO_KIND = "llavavideo_video"
-IMAGE_KIND = "llava_ov_si_onlyimg"
-TEXT_KIND = "llavavideo_text"
-SINGLE_IMAGE_KIND = "llavavideo_si"
-MULTI_IMAGE_KIND = "llavavideo_mi"
-KINDS = (
-    IMAGE_KIND,
-    TEXT_KIND,
-    SINGLE_IMAGE_KIND,
-    MULTI_IMAGE_KIND,
-    SHORT_VIDEO_KIND,
-    LONG_VIDEO_KIND,
-)
-LLAVA_KINDS = KINDS[:-1]
 
 IMAGE_TOKEN = "<image>"
 ROLES = ("human", "gpt")

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from assets.collections.mixtures import MixtureEntry, read_mixture
-from training.formats.sample import KINDS
+from training.formats.kinds import KINDS
 
 
 def test_the_built_in_table_has_every_kind():

@@ -20,7 +20,7 @@ from assets.shards.writer import (
 )
 from tests.assets.shards.roots import contents, make_conversations, make_root, quiet, settings_for
 from training.formats import layout
-from training.formats.sample import LLAVA_KINDS
+from training.formats.kinds import MIXED_KINDS
 from training.formats.storage import Storage
 from training.recipes import ShardInput
 
@@ -29,7 +29,7 @@ from training.recipes import ShardInput
 def parts(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("parts")
     storage, settings = make_root(root), settings_for(root)
-    for kind in LLAVA_KINDS[1:]:
+    for kind in MIXED_KINDS:
         for part in range(10):
             write_kind_part(storage, settings, kind, part, quiet)
     for part in range(3):

@@ -16,7 +16,8 @@ from assets.shards.mixture_views import write_views
 from assets.shards.writer import part_folder, write_kind_part
 from tests.assets.shards.roots import make_root, quiet, settings_for, turns
 from tests.model.media import clips
-from training.formats.sample import SHORT_VIDEO_KIND, TEXT_KIND, Sample, encode
+from training.formats.kinds import SHORT_VIDEO_KIND, TEXT_KIND
+from training.formats.sample import Sample, encode
 from training.recipes import ShardInput
 
 VIDEOS = "LLaVA-Video-178K/videos"

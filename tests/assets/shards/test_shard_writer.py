@@ -34,7 +34,8 @@ from tests.assets.shards.roots import (
     write,
 )
 from training.formats import layout
-from training.formats.sample import COLUMNS, KINDS, LLAVA_KINDS, decode
+from training.formats.kinds import KINDS, LLAVA_KINDS
+from training.formats.sample import COLUMNS, decode
 from training.formats.storage import Storage
 
 
