@@ -17,7 +17,7 @@ from assets.annotations.record import AnnotationRecord
 from assets.deployment.settings import Settings
 from assets.sources.base import MANUAL_MISSING, OK, PENDING, PERMANENT, VideoRow
 from training.formats import layout
-from training.formats.sample import LONG_VIDEO_KIND
+from training.formats.kinds import LONG_VIDEO_KIND
 from training.formats.storage import Storage
 
 ADVICE = {
