@@ -32,7 +32,7 @@ from assets.annotations.tables import (
 )
 from assets.deployment.parts import part_of
 from assets.deployment.settings import Settings
-from assets.fetching.disk import clear, scratch
+from assets.fetching.disk import remove_scratch, scratch
 from assets.fetching.errors import AnnotationError
 from training.formats import layout
 from training.formats.hashing import data_version
@@ -89,7 +89,7 @@ def collect_annotations(
     problems: list[str] = []
     if fresh := _unread(landed, record, reading):
         record = growth.add(record or AnnotationRecord(), fresh, problems)
-    clear(scratch(storage, "annotations"))
+    remove_scratch(scratch(storage, "annotations"))
     assert record is not None, "the settings name at least one file"
     for problem in problems:
         log(f"landing file left out: {problem}")

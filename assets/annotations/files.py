@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from assets.deployment.settings import Settings
-from assets.fetching.disk import DiskGuard, clear, scratch
+from assets.fetching.disk import DiskGuard, remove_scratch, scratch
 from assets.fetching.errors import AnnotationError
 from assets.fetching.hub import Hub, HubFile, HubRepo
 from assets.fetching.table_files import SUFFIXES
@@ -73,7 +73,7 @@ def _hub_file(storage: Storage, repo: HubRepo, disk: DiskGuard, file: HubFile) -
         folder = scratch(storage, "annotations", file.checksum)
         disk.check(file.size)
         yield repo.download(file, folder / "file")
-        clear(folder)
+        remove_scratch(folder)
 
     return AnnotationFile(file.path, file.checksum, repo.repo, repo.commit, opened)
 

@@ -28,10 +28,10 @@ import orjson
 from assets.collections.mixtures import read_mixture
 from assets.collections.onevision_rows import parquet_rows, plain_rows
 from assets.deployment.settings import Settings
-from assets.fetching.disk import DiskGuard, clear, scratch
+from assets.fetching.disk import DiskGuard, remove_scratch, scratch
 from assets.fetching.errors import AnnotationError, TransferError
 from assets.fetching.hub import Hub, HubFile, HubRepo
-from assets.fetching.probe import InvalidVideo, Prober, check
+from assets.fetching.probe import InvalidVideo, ProbePool, check_video
 from assets.fetching.table_files import read_rows
 from assets.fetching.tar_members import stage_tar
 from training.formats import layout
@@ -131,14 +131,14 @@ def collect_llava_video(
             if isinstance(row.value, dict) and isinstance(row.value.get("video"), str):
                 names[_folder(file)].add(row.value["video"])
     taken = {}
-    with Prober() as prober:
+    with ProbePool() as prober:
         for folder, videos in sorted(names.items()):
             taken[folder] = _take_videos(job, prober, folder, archives[folder], videos)
     for name, (file, *rest) in todo.items():
         counts = _write_video_annotations(storage, name, local[name], file)
         job.finish(name, [file, *rest], counts, whole=taken[_folder(file)].whole)
     if all(what.whole for what in taken.values()):
-        clear(job.folder)
+        remove_scratch(job.folder)
     report = job.report(plans)
     report.counts["videos"] = len(storage.list(layout.LLAVA_VIDEO_FILES))
     for what in taken.values():
@@ -342,7 +342,7 @@ class _Taken:
 
 
 def _take_videos(
-    job: _Collecting, prober: Prober, folder: str, archives: list[HubFile], videos: set[str]
+    job: _Collecting, prober: ProbePool, folder: str, archives: list[HubFile], videos: set[str]
 ) -> _Taken:
     """Videos of one folder out of its archives, looked into, published under the names that the
     rows use.
@@ -370,7 +370,7 @@ def _take_videos(
         if video is None or not path.exists():
             return
         try:
-            check(prober.examine(path), job.settings.download, None)
+            check_video(prober.probe(path), job.settings.download, None)
         except InvalidVideo as error:
             taken.left_out[error.reason] += 1
             job.log(f"{folder}/{video}: set aside, {error.reason}: {error}")

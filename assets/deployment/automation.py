@@ -1,8 +1,8 @@
 """When assets are materialized by themselves.
 
-Two rules, and two sensors (``pipeline/sensors.py``) that evaluate them: data assets follow new
+Two rules, and two sensors (`pipeline/sensors.py`) that evaluate them: data assets follow new
 data, one part at a time; training waits for the night, for all parts, and for contents that really
-changed. Both ask whether an input's *content* changed: Dagster's ``eager`` also fires when an input
+changed. Both ask whether an input's *content* changed: Dagster's `eager` also fires when an input
 was made again with the same bytes, and a part that is rewritten alike must not cost a GPU day.
 """
 

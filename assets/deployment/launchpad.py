@@ -1,7 +1,8 @@
-"""What a person may change for one run, in the launchpad. The deployment's settings hold for all others.
+"""What a person may change for one run, in the launchpad. All other runs follow the settings.
 
-Each class is the run configuration of one asset: every field has a default that changes nothing. What was set, and
-shapes the product, is recorded in its lineage; versions come from content, so they tell the truth whatever is set here.
+Each class is the run configuration of one asset; its defaults change nothing. What was set for a
+run is recorded in the lineage of its product. A product's version is a hash of its content, so it
+is right whatever is set here.
 """
 
 from typing import Any
@@ -21,6 +22,8 @@ def _changed(section: Section, **values: Any) -> Any:
 
 
 class _Launch(dg.Config):
+    """What the run configurations have in common."""
+
     def chosen(self) -> dict[str, Any]:
         """The fields that were set for this run, for the lineage record."""
         defaults = type(self)().model_dump()
@@ -32,22 +35,24 @@ class VideosLaunch(_Launch):
 
     retry: list[str] = Field(
         default=[],
-        description="Reasons for which videos were given up for good and that are tried again now, besides those of "
-        "download.retry: for example geo or age, after a proxy or cookies were set. The outcomes table of an earlier "
-        "run names the reasons. Files that are there are never fetched again.",
+        description="Reasons for which videos were given up for good and that are tried again "
+        "now, besides those of download.retry: for example geo or age, after a proxy or cookies "
+        "were set. The outcomes table of an earlier run names the reasons. Files that are there "
+        "are never fetched again.",
     )
     coverage_threshold: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Least share of the expected videos, in place of the settings': 0.3 accepts a part of which 30 % "
-        "are there. Empty: as the settings say.",
+        description="Least share of the expected videos, in place of the settings': 0.3 accepts a "
+        "part of which 30 % are there. Empty: as the settings say.",
     )
     workers: int | None = Field(
         default=None, ge=1, description="Downloads at the same time, in place of download.workers."
     )
 
     def applied(self, settings: Settings, source: str) -> Settings:
+        """The settings of this run."""
         download = settings.download
         sources = {
             **settings.sources,
@@ -66,20 +71,22 @@ class FeaturesLaunch(_Launch):
 
     retry_quarantined: bool = Field(
         default=False,
-        description="Try videos again that were set aside because they could not be decoded, for example after "
-        "replacing a file or giving the machine more memory. Otherwise only passing reasons are tried again.",
+        description="Try videos again that were set aside because they could not be decoded, for "
+        "example after replacing a file or giving the machine more memory. Otherwise only passing "
+        "reasons are tried again.",
     )
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="Frames in one forward pass of the encoder, in place of features.batch_size: less after the GPU's "
-        "memory ran out. It decides how fast, not what.",
+        description="Frames in one forward pass of the encoder, in place of features.batch_size: "
+        "less after the GPU's memory ran out. It decides how fast, not what.",
     )
     decode_workers: int | None = Field(
         default=None, ge=1, description="Decoding processes, in place of features.decode_workers."
     )
 
     def applied(self, settings: Settings) -> Settings:
+        """The settings of this run."""
         features = _changed(
             settings.features, batch_size=self.batch_size, decode_workers=self.decode_workers
         )
@@ -93,11 +100,12 @@ class ShardsLaunch(_Launch):
         default=None,
         ge=0,
         le=1,
-        description="Share of samples that may be lost before the part fails, in place of shards.max_drop_share: look "
-        "at the reasons in the failed run first.",
+        description="Share of samples that may be lost before the part fails, in place of "
+        "shards.max_drop_share: look at the reasons in the failed run first.",
     )
 
     def applied(self, settings: Settings) -> Settings:
+        """The settings of this run."""
         return _changed(
             settings, shards=_changed(settings.shards, max_drop_share=self.max_drop_share)
         )
@@ -109,18 +117,20 @@ class StageLaunch(_Launch):
     processes: int | None = Field(
         default=None,
         ge=1,
-        description="Ranks on this machine, in place of training.processes. A run that was begun with another number "
-        "goes on: the steps and their samples are the same.",
+        description="Ranks on this machine, in place of training.processes. A run that was begun "
+        "with another number goes on: the steps and their samples are the same.",
     )
     overrides: dict[str, Any] = Field(
         default={},
-        description="Fields of training.run_config.RunConfig for this run, over training.overrides of the settings: "
-        "{max_steps: 20} tries the machine, {micro_tokens: 8192} saves memory. They belong to the run: it gets a "
-        "folder of its own, and only the same overrides continue it. A later stage starts from whatever "
-        "checkpoint was made last.",
+        description="Fields of training.run_config.RunConfig for this run, over "
+        "training.overrides of the settings: {max_steps: 20} tries the machine, "
+        "{micro_tokens: 8192} saves memory. They belong to the run: it gets a folder of its own, "
+        "and only the same overrides continue it. A later stage starts from whatever checkpoint "
+        "was made last.",
     )
 
     def applied(self, settings: Settings, stage: int) -> Settings:
+        """The settings of this run."""
         training, name = settings.training, f"stage{stage}"
         overrides = {
             **training.overrides,
@@ -137,9 +147,10 @@ class EvaluationLaunch(_Launch):
     limit: int | None = Field(
         default=None,
         ge=1,
-        description="Ask only the first so many questions, in place of evaluation.limit. Answers that are there are "
-        "not asked again.",
+        description="Ask only the first so many questions, in place of evaluation.limit. Answers "
+        "that are there are not asked again.",
     )
 
     def applied(self, settings: Settings) -> Settings:
+        """The settings of this run."""
         return _changed(settings, evaluation=_changed(settings.evaluation, limit=self.limit))

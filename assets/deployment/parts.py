@@ -6,7 +6,7 @@ from training.formats.hashing import stable_hash
 
 
 def part_of(key: str, parts: int) -> int:
-    """The part, 0 .. parts-1, that ``key`` (a video, or a sample's id) belongs to."""
+    """The part, 0 .. parts-1, that `key` (a video, or a sample's id) belongs to."""
     return stable_hash("part", key) % parts
 
 
@@ -15,7 +15,7 @@ def part_name(index: int) -> str:
 
 
 def part_index(name: str) -> int:
-    """The number in ``part7``.
+    """The number in `part7`.
 
     Raises:
         ValueError: the name is not of that form.

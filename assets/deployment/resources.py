@@ -15,7 +15,8 @@ class Deployment(dg.ConfigurableResource):
     """The settings of this deployment and the storage root they name."""
 
     config: str = Field(
-        description="the deployment's settings file (YAML); see assets/deployment/settings.py for every key"
+        description="the deployment's settings file (YAML); see assets/deployment/settings.py for "
+        "every key"
     )
 
     def settings(self) -> Settings:

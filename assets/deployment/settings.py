@@ -1,8 +1,8 @@
 """The deployment's settings: one YAML file, typed, every key known.
 
-A user changes this file, never the code: where data lives, which sources there are, how much to download at once, how
-a stage is launched. Paths that are relative are relative to the file. Secrets never stand here: tokens, cookies and
-proxies come from the environment.
+A user changes this file, never the code: where data lives, which sources there are, how much to
+download at once, how a stage is launched. Relative paths count from the file. Secrets never stand
+here: tokens, cookies and proxies come from the environment.
 """
 
 from __future__ import annotations
@@ -136,25 +136,30 @@ class Features(Section):
 
 
 class Training(Section):
-    """How a stage is launched. Recipes are in training/recipes.py; these numbers only override for this deployment."""
+    """How a stage is launched. The recipes are in training/recipes.py; `overrides` changes them for
+    this deployment.
+    """
 
     processes: int = Field(default=1, ge=1, description="ranks on this machine, one for each GPU")
     nodes: int = Field(
         default=1,
         ge=1,
-        description="machines that train a stage together. This one starts its own share; on every other one, start "
-        "what the step's log shows after 'starting:'. All of them see the same root, under the same path",
+        description="machines that train a stage together. This one starts its own share; on "
+        "every other one, start what the step's log shows after 'starting:'. All of them see the "
+        "same root, under the same path",
     )
     rendezvous: str | None = Field(
         default=None,
-        description="when nodes > 1: host:port of one of them that the others can reach, any free port",
+        description="when nodes > 1: host:port of one of them that the others can reach, any free "
+        "port",
     )
     cpu_threads: int = Field(
         default=2, ge=1, description="threads of each rank when there is no GPU"
     )
     scratch: Path = Field(
         default=Path(".scratch"),
-        description="folder of running stages when root is remote; when nodes > 1, one that all of them see",
+        description="folder of running stages when root is remote; when nodes > 1, one that all "
+        "of them see",
     )
     overrides: dict[str, dict[str, Any]] = Field(
         default={},
@@ -163,7 +168,7 @@ class Training(Section):
 
 
 class Automation(Section):
-    """What runs by itself from the first start; the UI's switches (Automation) decide from then on."""
+    """What runs by itself from the first start; later the UI's switches (Automation) decide."""
 
     data: bool = Field(default=True, description="data assets follow new data, part by part")
     training: bool = Field(default=False, description="stage 3 follows changed contents, nightly")
@@ -186,7 +191,8 @@ class Settings(Section):
     variants: list[VariantName] = Field(default=["3b", "7b"])
     base_models: dict[str, str] = Field(
         default={},
-        description="where stage 1 starts instead: namespace/name[@revision] on the hub, or a local folder",
+        description="where stage 1 starts instead: namespace/name[@revision] on the hub, or a "
+        "local folder",
     )
     hub_endpoint: str | None = Field(
         default=None, description="a mirror of the Hugging Face hub; default: the hub"
@@ -206,7 +212,8 @@ class Settings(Section):
 
 
 def load_settings(path: Path | None = None) -> Settings:
-    """Read the deployment's YAML: ``path``, else the file that ``HOURLLAVA_CONFIG`` names, else the built-in one.
+    """Read the deployment's YAML: `path`, else the file that `HOURLLAVA_CONFIG` names, else the
+    built-in one.
 
     Raises:
         ValueError: unknown keys (with the known ones), wrong types, a file that is not YAML.

@@ -33,7 +33,7 @@ class Guard:
     """Judges URLs and opens sockets.
 
     Args:
-        allow: ``host`` or ``host:port`` that may be contacted although it is a private address (a
+        allow: `host` or `host:port` that may be contacted although it is a private address (a
             mirror inside the company, the demo's own server).
     """
 
@@ -70,11 +70,11 @@ class Guard:
         return host.lower() in self.allow or f"{host.lower()}:{port}" in self.allow
 
     def connect(self, host: str, port: int, **options: Any) -> socket.socket:
-        """A connected socket to ``host``, only if all its addresses are public or the host is
+        """A connected socket to `host`, only if all its addresses are public or the host is
         allowed.
 
         Args:
-            options: ``timeout``, ``source_address`` and ``socket_options`` as urllib3 keeps them.
+            options: `timeout`, `source_address` and `socket_options` as urllib3 keeps them.
 
         Raises:
             BlockedError: one of the addresses is not public.
@@ -122,7 +122,7 @@ def _embedded(address: Any) -> list[Any]:
 
 
 def guard_manager(manager: Any, guard: Guard) -> Any:
-    """Make a urllib3 PoolManager open its sockets through ``guard``. Returns the manager."""
+    """Make a urllib3 PoolManager open its sockets through `guard`. Returns the manager."""
 
     class Plain(_GuardedConnection, HTTPConnection):
         pass

@@ -32,7 +32,7 @@ class Readable(Protocol):
 
 
 class ArchiveError(Exception):
-    """The archive is damaged or hostile; ``reason`` is one word."""
+    """The archive is damaged or hostile; `reason` is one word."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class ArchiveError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Caps:
+class ArchiveLimits:
     """What an archive may contain: bytes of one member, of all, their number, and bytes out for
     each byte in.
     """
@@ -55,7 +55,7 @@ def safe_name(name: str) -> str:
     """A member's name with plain separators.
 
     Raises:
-        ArchiveError: absolute, or with ``..``: nobody packs such names by accident.
+        ArchiveError: absolute, or with `..`: nobody packs such names by accident.
     """
     plain = name.replace("\\", "/")
     steps = [step for step in plain.split("/") if step not in ("", ".")]
@@ -69,7 +69,7 @@ def stream_tar(
     *,
     compressed: bool,
     choose: Callable[[str, int], Path | None],
-    caps: Caps | None = None,
+    limits: ArchiveLimits | None = None,
 ) -> list[str]:
     """Read a tar or tar.gz once from front to back and write the chosen members; returns the names
     of all members.
@@ -80,11 +80,11 @@ def stream_tar(
             Written under a temporary name and renamed when complete.
 
     Raises:
-        ArchiveError: cut off, damaged, or beyond the caps.
+        ArchiveError: cut off, damaged, or beyond the limits.
     """
-    caps = caps or Caps()
+    limits = limits or ArchiveLimits()
     counted = _Counted(raw)
-    body: Any = _Inflated(counted, caps.ratio) if compressed else counted
+    body: Any = _Inflated(counted, limits.ratio) if compressed else counted
     names: list[str] = []
     total = 0
     try:
@@ -93,9 +93,9 @@ def stream_tar(
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 total += member.size
                 if (
-                    len(names) >= caps.members
-                    or total > caps.total_bytes
-                    or member.size > caps.member_bytes
+                    len(names) >= limits.members
+                    or total > limits.total_bytes
+                    or member.size > limits.member_bytes
                 ):
                     raise ArchiveError(
                         "archive_too_large", f"member {len(names):,} ({member.size:,} bytes)"
@@ -120,17 +120,19 @@ def stream_tar(
     return names
 
 
-def zip_members(archive: zipfile.ZipFile, caps: Caps | None = None) -> list[zipfile.ZipInfo]:
+def zip_members(
+    archive: zipfile.ZipFile, limits: ArchiveLimits | None = None
+) -> list[zipfile.ZipInfo]:
     """The regular, readable members of a zip file.
 
     Raises:
         ArchiveError: too many or too large, or hostile names.
     """
-    caps = caps or Caps()
+    limits = limits or ArchiveLimits()
     members = archive.infolist()
     if (
-        len(members) > caps.members
-        or sum(member.file_size for member in members) > caps.total_bytes
+        len(members) > limits.members
+        or sum(member.file_size for member in members) > limits.total_bytes
     ):
         raise ArchiveError("archive_too_large", f"{len(members):,} members")
     for member in members:
@@ -144,19 +146,22 @@ def zip_members(archive: zipfile.ZipFile, caps: Caps | None = None) -> list[zipf
     ]
 
 
-def take_zip_member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, caps: Caps | None = None
+def extract_zip_member(
+    archive: zipfile.ZipFile,
+    member: zipfile.ZipInfo,
+    target: Path,
+    limits: ArchiveLimits | None = None,
 ) -> None:
     """Write one member; its CRC is checked.
 
     Raises:
-        ArchiveError: damaged, larger than it states, or beyond the caps.
+        ArchiveError: damaged, larger than it states, or beyond the limits.
     """
-    caps = caps or Caps()
-    if member.file_size > caps.member_bytes:
+    limits = limits or ArchiveLimits()
+    if member.file_size > limits.member_bytes:
         raise ArchiveError("archive_too_large", f"{member.filename}: {member.file_size:,} bytes")
     if (
-        member.file_size > max(member.compress_size, 1) * caps.ratio
+        member.file_size > max(member.compress_size, 1) * limits.ratio
         and member.file_size > RATIO_FREE_BYTES
     ):
         raise ArchiveError(
@@ -171,7 +176,7 @@ def take_zip_member(
 
 
 def write_member(source: Any, target: Path, size: int) -> None:
-    """Copy exactly ``size`` bytes to ``target``, which appears only when they are all there."""
+    """Copy exactly `size` bytes to `target`, which appears only when they are all there."""
     count = 0
     try:
         with writing_file(target, durable=False) as temporary:
@@ -184,9 +189,7 @@ def write_member(source: Any, target: Path, size: int) -> None:
                         )
                     file.write(chunk)
             if count != size:
-                raise ArchiveError(
-                    "archive_damaged", f"{target.name}: {count:,} of {size:,} bytes"
-                )
+                raise ArchiveError("archive_damaged", f"{target.name}: {count:,} of {size:,} bytes")
     except OSError as error:
         raise_if_disk(error)
         raise

@@ -40,7 +40,7 @@ class DiskGuard:
         self._since_check = 0
 
     def check(self, coming: int = 0) -> None:
-        """Raises DiskFullError when less is free, or will be after ``coming`` more bytes, than must
+        """Raises DiskFullError when less is free, or will be after `coming` more bytes, than must
         stay free.
         """
         free = shutil.disk_usage(self.folder).free - coming
@@ -51,14 +51,14 @@ class DiskGuard:
             )
 
     def watch(self, count: int) -> None:
-        """``check`` now and then while ``count`` more bytes arrive."""
+        """`check` now and then while `count` more bytes arrive."""
         self._since_check += count
         if self._since_check >= self.EVERY_BYTES:
             self._since_check = 0
             self.check()
 
 
-def clear(folder: Path) -> None:
+def remove_scratch(folder: Path) -> None:
     """Remove a scratch folder and the empty ones above it, up to the scratch root."""
     shutil.rmtree(folder, ignore_errors=True)
     parent = folder.parent

@@ -35,17 +35,13 @@ class TransferError(Exception):
     """One item could not be fetched.
 
     Attributes:
-        status: ``transient`` (worth another try), ``permanent`` or ``needs_operator``.
-        reason: one word for the report, e.g. ``rate_limited``.
+        status: `transient` (worth another try), `permanent` or `needs_operator`.
+        reason: one word for the report, e.g. `rate_limited`.
         retry_after: seconds the server asked to wait, if it did.
     """
 
     def __init__(
-        self,
-        status: str,
-        reason: str,
-        message: str,
-        retry_after: float | None = None,
+        self, status: str, reason: str, message: str, retry_after: float | None = None
     ) -> None:
         super().__init__(message)
         self.status, self.reason, self.retry_after = status, reason, retry_after

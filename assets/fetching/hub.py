@@ -1,6 +1,6 @@
 """Repositories of the Hugging Face hub or a mirror: revisions, files, and bytes that are checked.
 
-Everything goes through ``huggingface_hub``. Around it stands what it leaves to its caller: it does
+Everything goes through `huggingface_hub`. Around it stands what it leaves to its caller: it does
 not compare the hash of what it fetched, does not try again after a 429 or a broken body, hides both
 behind "not found locally", and writes wherever a mirror's file names point.
 """
@@ -36,7 +36,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from assets.fetching.errors import AccessError, OperatorError, TransferError
 from assets.fetching.options import Download
-from assets.fetching.retry import patiently, raise_if_disk, retry_after
+from assets.fetching.retry import raise_if_disk, retry_after, retrying
 
 Kind = Literal["dataset", "model"]
 
@@ -71,7 +71,7 @@ class HubFile:
         return PurePosixPath(self.path).name
 
     def new_digest(self) -> Any:
-        """A hash object that, fed with the content, gives ``checksum``."""
+        """A hash object that, fed with the content, gives `checksum`."""
         if len(self.checksum) == 64:
             return hashlib.sha256()
         return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
@@ -90,7 +90,7 @@ class HubFile:
 class Hub:
     """The hub that the settings name, patient with it.
 
-    The token is the one that the Hugging Face client finds: ``HF_TOKEN`` or a login on this
+    The token is the one that the Hugging Face client finds: `HF_TOKEN` or a login on this
     machine.
     """
 
@@ -110,7 +110,7 @@ class Hub:
             AccessError: it is gated, and the token is missing or not accepted.
             TransferError: the hub does not answer.
         """
-        info = self.patiently(
+        info = self.retrying(
             lambda: self.api.repo_info(repo, revision=revision, repo_type=kind), repo
         )
         if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):
@@ -127,12 +127,12 @@ class Hub:
         """
         return HubRepo(self, repo, commit, kind)
 
-    def patiently(self, action: Callable[[], Any], name: str, tries: int | None = None) -> Any:
+    def retrying(self, action: Callable[[], Any], name: str, tries: int | None = None) -> Any:
         def one() -> Any:
             with hub_errors(name):
                 return action()
 
-        return patiently(
+        return retrying(
             one, name, tries=tries or self.tries, backoff_s=self.backoff_s, log=self.log
         )
 
@@ -151,7 +151,7 @@ class HubRepo:
         return f"{self.repo}@{self.commit}"
 
     def files(self, patterns: Iterable[str] = ("*",)) -> list[HubFile]:
-        """All files whose path matches one of the patterns (``*`` also crosses folders), by path.
+        """All files whose path matches one of the patterns (`*` also crosses folders), by path.
 
         Raises:
             OperatorError: the listing names a path outside of the repository.
@@ -166,7 +166,7 @@ class HubRepo:
             )
 
         entries = [
-            entry for entry in self.hub.patiently(listing, self.repo) if isinstance(entry, RepoFile)
+            entry for entry in self.hub.retrying(listing, self.repo) if isinstance(entry, RepoFile)
         ]
         return sorted(
             (
@@ -182,10 +182,10 @@ class HubRepo:
         )
 
     def download(self, file: HubFile, target: Path, tries: int | None = None) -> Path:
-        """Fetch a file to ``target``, going on where an earlier call was interrupted. Its hash is
+        """Fetch a file to `target`, going on where an earlier call was interrupted. Its hash is
         compared.
 
-        A folder ``<target>.hub`` holds the part; it belongs to this download alone.
+        A folder `<target>.hub` holds the part; it belongs to this download alone.
 
         Raises:
             TransferError, AccessError, DiskFullError.
@@ -212,17 +212,17 @@ class HubRepo:
             os.replace(path, target)
             shutil.rmtree(private)
 
-        self.hub.patiently(fetch, f"{self.repo}/{file.path}", tries)
+        self.hub.retrying(fetch, f"{self.repo}/{file.path}", tries)
         return target
 
-    def open(self, file: HubFile) -> PatientFile:
+    def open(self, file: HubFile) -> RetryingFile:
         """A file to read from, anywhere; only what is read travels."""
         prefix = "datasets/" if self.kind == "dataset" else ""
         filesystem = HfFileSystem(
             endpoint=self.hub.endpoint, token=self.hub.token, skip_instance_cache=True
         )
         name = f"{prefix}{self.repo}@{self.commit}/{safe_path(file.path, self.repo)}"
-        return PatientFile(
+        return RetryingFile(
             lambda: filesystem.open(name, "rb", block_size=BLOCK_BYTES),
             file.size,
             self.hub,
@@ -230,7 +230,7 @@ class HubRepo:
         )
 
 
-class PatientFile(io.RawIOBase):
+class RetryingFile(io.RawIOBase):
     """A remote file whose reads are tried again, each time from a fresh start at the same place.
 
     Args:
@@ -263,7 +263,7 @@ class PatientFile(io.RawIOBase):
         expected = min(len(buffer), self.size - self._at)
         if expected <= 0:
             return 0
-        data = self.hub.patiently(lambda: self._read(expected), self.label)
+        data = self.hub.retrying(lambda: self._read(expected), self.label)
         buffer[:expected] = data
         self._at += expected
         return expected
@@ -295,7 +295,7 @@ class PatientFile(io.RawIOBase):
 
 
 def safe_path(path: str, where: str) -> str:
-    """``path`` if it stays inside the folder it is relative to.
+    """`path` if it stays inside the folder it is relative to.
 
     Raises:
         OperatorError: it does not; a listing that tries is not used at all.
@@ -326,9 +326,8 @@ def hub_errors(name: str) -> Iterator[None]:
 def _translated(error: BaseException, name: str) -> Exception:
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
-    text = f"{name}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"[
-        :400
-    ]
+    said = str(error).strip()
+    text = f"{name}: {said.splitlines()[0] if said else type(error).__name__}"[:400]
     if isinstance(error, GatedRepoError) or (
         status in (401, 403) and not isinstance(error, RevisionNotFoundError)
     ):

@@ -20,7 +20,7 @@ from typing import Any
 
 from assets.fetching.options import Download
 
-EXAMINER = Path(__file__).with_name("examine.py")
+WORKER = Path(__file__).with_name("probe_worker.py")
 MAX_PIXELS = 8192 * 4320
 LEAST_TIME_S = 60.0
 BYTES_PER_S = 4 << 20  # a disk slower than this is taken for a hang
@@ -28,7 +28,7 @@ TOLERANCE_SHARE = 0.02
 
 
 class InvalidVideo(Exception):
-    """The file is not a usable video; ``reason`` is one word, the text says what was seen."""
+    """The file is not a usable video; `reason` is one word, the text says what was seen."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -40,8 +40,8 @@ class VideoFacts:
     """What a file holds.
 
     Attributes:
-        suffix: by content (``.mp4``, ``.webm``, ...), whatever the file is called.
-        duration: seconds of picture, by its packets; ``stated_duration`` by the header.
+        suffix: by content (`.mp4`, `.webm`, ...), whatever the file is called.
+        duration: seconds of picture, by its packets; `stated_duration` by the header.
         missing_s: how much earlier the packets end than the header says.
         bad_places: where, from 0 to 1, no sound picture could be decoded.
     """
@@ -57,7 +57,7 @@ class VideoFacts:
     bad_places: tuple[float, ...]
 
 
-class Prober:
+class ProbePool:
     """Child processes that look into files; a hung one is killed, a crashed one replaced.
 
     Use as a context manager. Safe for many threads, each of which has a child to itself while it
@@ -66,24 +66,24 @@ class Prober:
 
     def __init__(self, time_limit_s: float | None = None) -> None:
         self.time_limit_s = time_limit_s
-        self._idle: queue.LifoQueue[subprocess.Popen[bytes]] = queue.LifoQueue()
+        self._unused: queue.LifoQueue[subprocess.Popen[bytes]] = queue.LifoQueue()
 
-    def __enter__(self) -> Prober:
+    def __enter__(self) -> ProbePool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while not self._idle.empty():
-            _end(self._idle.get())
+        while not self._unused.empty():
+            _kill(self._unused.get())
 
-    def examine(self, path: Path) -> VideoFacts:
-        """What ``path`` holds.
+    def probe(self, path: Path) -> VideoFacts:
+        """What `path` holds.
 
         Raises:
             InvalidVideo: it is no readable video, or it hung or crashed the decoder.
         """
         limit = self.time_limit_s or max(LEAST_TIME_S, path.stat().st_size / BYTES_PER_S)
         with self._child() as child:
-            answer = _ask(child, {"path": str(path), "max_pixels": MAX_PIXELS}, limit)
+            answer = _request(child, {"path": str(path), "max_pixels": MAX_PIXELS}, limit)
         if "invalid" in answer:
             raise InvalidVideo(*answer["invalid"])
         facts = answer["facts"]
@@ -92,10 +92,10 @@ class Prober:
     @contextmanager
     def _child(self) -> Iterator[subprocess.Popen[bytes]]:
         try:
-            child = self._idle.get_nowait()
+            child = self._unused.get_nowait()
         except queue.Empty:
             child = subprocess.Popen(
-                [sys.executable, "-P", str(EXAMINER)],
+                [sys.executable, "-P", str(WORKER)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -104,16 +104,16 @@ class Prober:
         try:
             yield child
         except BaseException:
-            _end(child)
+            _kill(child)
             raise
-        self._idle.put(child)
+        self._unused.put(child)
 
 
-def check(facts: VideoFacts, limits: Download, expected_s: float | None) -> None:
+def check_video(facts: VideoFacts, limits: Download, expected_s: float | None) -> None:
     """Compare a file with what was expected of it.
 
     Raises:
-        InvalidVideo: ``truncated``, ``damaged``, ``duration_differs`` or ``too_long``.
+        InvalidVideo: `truncated`, `damaged`, `duration_differs` or `too_long`.
     """
 
     def tolerance(duration: float) -> float:
@@ -137,7 +137,7 @@ def check(facts: VideoFacts, limits: Download, expected_s: float | None) -> None
         )
 
 
-def _ask(
+def _request(
     child: subprocess.Popen[bytes], request: dict[str, object], limit_s: float
 ) -> dict[str, Any]:
     assert child.stdin is not None
@@ -159,7 +159,7 @@ def _ask(
     return json.loads(line)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _kill(child: subprocess.Popen[bytes]) -> None:
     child.kill()
     for stream in (child.stdin, child.stdout):
         if stream is not None:

@@ -17,7 +17,7 @@ LONGEST_WAIT_S = 3600.0
 T = TypeVar("T")
 
 
-def patiently(
+def retrying(
     action: Callable[[], T],
     name: str,
     *,
@@ -25,7 +25,7 @@ def patiently(
     backoff_s: float,
     log: Callable[[str], None] = print,
 ) -> T:
-    """Run ``action`` again after each passing failure, at most ``tries`` times, waiting longer and
+    """Run `action` again after each passing failure, at most `tries` times, waiting longer and
     longer.
 
     Raises:
@@ -44,7 +44,7 @@ def patiently(
 
 
 def backoff(first_s: float, attempt: int, name: str, asked_s: float | None = None) -> float:
-    """Seconds to wait after failure number ``attempt``: doubling, spread by the item's name, never
+    """Seconds to wait after failure number `attempt`: doubling, spread by the item's name, never
     less than asked.
     """
     spread = 0.5 + stable_hash("backoff", name, str(attempt)) / 2**64
@@ -64,10 +64,21 @@ def retry_after(value: str | None) -> float | None:
     return max((when.astimezone(UTC) - datetime.now(UTC)).total_seconds(), 0.0)
 
 
-def raise_if_disk(error: OSError) -> None:
-    """Raise what an operator must see if the system refused to write."""
+def disk_error(error: OSError) -> DiskFullError | None:
+    """What an operator must see if the system refused to write; None for any other error."""
     where = error.filename or "the disk"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise DiskFullError(f"{where}: {error.strerror}; free some space and run again") from error
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        raise DiskFullError(f"{where}: {error.strerror}; make it writable and run again") from error
+        problem = DiskFullError(f"{where}: {error.strerror}; free some space and run again")
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        problem = DiskFullError(f"{where}: {error.strerror}; make it writable and run again")
+    else:
+        return None
+    problem.__cause__ = error
+    return problem
+
+
+def raise_if_disk(error: OSError) -> None:
+    """Raise `disk_error` if the system refused to write."""
+    problem = disk_error(error)
+    if problem is not None:
+        raise problem

@@ -27,7 +27,7 @@ WRAPPED_LIST = re.compile(r'\s*\{\s*"(?:data|annotations|samples)"\s*:\s*\[')
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as it stands in a file. ``value`` is a mapping, or the text of a line that is no JSON
+    """A row as it stands in a file. `value` is a mapping, or the text of a line that is no JSON
     object.
     """
 
@@ -89,7 +89,7 @@ def _object(line: bytes) -> dict[str, Any] | str:
 
 
 def _json(path: Path) -> Iterator[dict[str, Any] | str]:
-    """A list, a list under ``data``, ``annotations`` or ``samples``, or objects one after another."""
+    """A list, a list under `data`, `annotations` or `samples`, or objects one after another."""
     decoder = json.JSONDecoder()
     with open(path, encoding="utf-8-sig") as file:
         buffer = file.read(READ_CHARS)

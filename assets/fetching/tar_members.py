@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from assets.fetching.archives import ArchiveError, stream_tar
 from assets.fetching.disk import DiskGuard
 from assets.fetching.errors import TransferError
-from assets.fetching.hub import HubFile, HubRepo, PatientFile
+from assets.fetching.hub import HubFile, HubRepo, RetryingFile
 from model.atomic import writing_file
 from training.progress import Progress
 
@@ -70,7 +70,7 @@ def stage_tar(
 
 
 def forget_staged(folder: Path) -> None:
-    """Let the next `stage_tar` into ``folder`` read the archive again."""
+    """Let the next `stage_tar` into `folder` read the archive again."""
     (folder / RECORD).unlink(missing_ok=True)
 
 
@@ -82,7 +82,7 @@ def _read_once(
     disk: DiskGuard,
     log: Callable[[str], None],
 ) -> dict[str, str]:
-    """One pass over the archive; name in the archive -> name in ``folder``."""
+    """One pass over the archive; name in the archive -> name in `folder`."""
     chosen: dict[str, str] = {}
     progress = Progress(log, None, f"members of {file.path}")
 
@@ -104,7 +104,7 @@ def stream_verified(
     """Stream a tar archive of a repository; its hash is compared with the hub's at the end.
 
     Raises:
-        TransferError: as ``stage_tar``.
+        TransferError: as `stage_tar`.
     """
     with repo.open(file) as raw:
         hashed = _Hashed(raw, file)
@@ -125,7 +125,7 @@ def stream_verified(
 class _Hashed:
     """The bytes of a remote file, hashed as they pass."""
 
-    def __init__(self, raw: PatientFile, file: HubFile) -> None:
+    def __init__(self, raw: RetryingFile, file: HubFile) -> None:
         self.raw, self.digest, self.checksum = raw, file.new_digest(), file.checksum
 
     def read(self, size: int = -1) -> bytes:

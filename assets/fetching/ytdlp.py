@@ -47,8 +47,8 @@ JS_RUNTIMES: dict[str, dict[str, str]] = {"deno": {}, "node": {}, "bun": {}, "qu
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What yt-dlp downloaded; ``duration`` is what the site states, in seconds."""
+class Downloaded:
+    """What yt-dlp downloaded; `duration` is what the site states, in seconds."""
 
     path: Path
     duration: float | None
@@ -56,7 +56,7 @@ class Taken:
     tool: str = f"yt-dlp {YTDLP_VERSION}"
 
 
-def take(
+def download(
     url: str,
     folder: Path,
     *,
@@ -64,20 +64,20 @@ def take(
     guard: Guard,
     limits: Download,
     watch: Callable[[int], None],
-) -> Taken:
-    """Download the video behind ``url`` into ``folder``, which belongs to this video alone.
+) -> Downloaded:
+    """Download the video behind `url` into `folder`, which belongs to this video alone.
 
     Args:
         extractors: names of the only yt-dlp extractors that are used.
-        watch: called with the bytes that arrived; what it raises stops the download and keeps the
-            part for later.
+        watch: called with the number of bytes that came; what it raises stops the download and
+            keeps the partial file for later.
 
     Raises:
         TransferError, OperatorError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with guarded(guard, _Parts(folder))(
+        with guarded_downloader(guard, _PartialFiles(folder))(
             _options(folder, extractors, limits, watch)
         ) as downloader:
             info = downloader.extract_info(url, download=True)
@@ -105,7 +105,7 @@ def take(
     described = "+".join(
         filter(None, (chosen.get("format_id"), chosen.get("vcodec"), chosen.get("resolution")))
     )
-    return Taken(Path(path), float(duration) if duration else None, described or "unknown")
+    return Downloaded(Path(path), float(duration) if duration else None, described or "unknown")
 
 
 def preflight(log: Callable[[str], None]) -> None:
@@ -141,8 +141,8 @@ def preflight(log: Callable[[str], None]) -> None:
         )
 
 
-def guarded(guard: Guard, parts: _Parts) -> type[yt_dlp.YoutubeDL]:
-    """YoutubeDL whose every connection (page, redirect, media) is judged by ``guard``; http(s) is
+def guarded_downloader(guard: Guard, partial: _PartialFiles) -> type[yt_dlp.YoutubeDL]:
+    """YoutubeDL whose every connection (page, redirect, media) is judged by `guard`; http(s) is
     all it can speak.
     """
 
@@ -159,7 +159,7 @@ def guarded(guard: Guard, parts: _Parts) -> type[yt_dlp.YoutubeDL]:
                 BlockedError
             ) as error:  # as an error of its own, yt-dlp carries it up instead of hiding it
                 raise RequestError(str(error), cause=error) from error
-            parts.seen(request.url, response)
+            partial.response_came(request.url, response)
             return response
 
     class GuardedRH(RequestsRH):
@@ -182,7 +182,7 @@ def guarded(guard: Guard, parts: _Parts) -> type[yt_dlp.YoutubeDL]:
     return Guarded
 
 
-class _Quiet:
+class _SilentLog:
     """yt-dlp's messages come back as exceptions; its log lines would only repeat them."""
 
     def debug(self, message: str) -> None:
@@ -191,7 +191,7 @@ class _Quiet:
     info = warning = error = debug
 
 
-class _Parts:
+class _PartialFiles:
     """Keeps parts of a file from being continued with bytes of another one.
 
     yt-dlp asks for the rest of a part without asking whether the file is still the same. Before it
@@ -205,7 +205,7 @@ class _Parts:
             json.loads(self.record.read_text()) if self.record.exists() else {}
         )
 
-    def seen(self, url: str, response: Any) -> None:
+    def response_came(self, url: str, response: Any) -> None:
         if response.status_code != 200:
             return
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
@@ -223,7 +223,7 @@ def _options(
 ) -> dict[str, Any]:
     done = 0
 
-    def arrived(state: dict[str, Any]) -> None:
+    def report_bytes(state: dict[str, Any]) -> None:
         nonlocal done
         so_far = int(state.get("downloaded_bytes") or 0)
         watch(max(so_far - done, 0))
@@ -233,7 +233,7 @@ def _options(
         "quiet": True,
         "noprogress": True,
         "no_warnings": True,
-        "logger": _Quiet(),
+        "logger": _SilentLog(),
         "noplaylist": True,
         "cachedir": False,
         "allowed_extractors": [f"{name}$" for name in extractors],
@@ -254,7 +254,7 @@ def _options(
         },
         "socket_timeout": limits.timeout_s,
         "sleep_interval_requests": min(limits.min_interval_s, 1.0),
-        "progress_hooks": [arrived],
+        "progress_hooks": [report_bytes],
         "js_runtimes": JS_RUNTIMES,
         "fixup": "never",
         # No program but ours may open a connection: ffmpeg as a downloader would pass by the guard.

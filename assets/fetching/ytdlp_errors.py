@@ -18,60 +18,106 @@ from assets.fetching.address_guard import BlockedError
 from assets.fetching.errors import OperatorError, TransferError
 from assets.fetching.retry import raise_if_disk, retry_after
 
-# (status, reason, pattern), the first match counts
-TEXTS: tuple[tuple[str, str, str], ...] = (
+# (status, reason, regular expressions); the first that is found counts.
+TEXTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "needs_operator",
         "bot_check",
-        r"confirm you.re not a bot|captcha|ip is likely being blocked|unusual traffic",
+        ("confirm you.re not a bot", "captcha", "ip is likely being blocked", "unusual traffic"),
     ),
-    ("transient", "rate_limited", r"try again later|rate.?limit|too many requests|\b429\b"),
-    ("needs_operator", "cookies_invalid", r"cookies are no longer valid|account cookies"),
-    ("permanent", "private", r"private video|is private"),
-    ("permanent", "members_only", r"members[- ]only|channel.s members|join this channel"),
-    ("permanent", "age", r"confirm your age|age.?restricted|inappropriate for some users"),
+    (
+        "transient",
+        "rate_limited",
+        ("try again later", "rate.?limit", "too many requests", r"\b429\b"),
+    ),
+    ("needs_operator", "cookies_invalid", ("cookies are no longer valid", "account cookies")),
+    ("permanent", "private", ("private video", "is private")),
+    ("permanent", "members_only", ("members[- ]only", "channel.s members", "join this channel")),
+    ("permanent", "age", ("confirm your age", "age.?restricted", "inappropriate for some users")),
     (
         "permanent",
         "geo",
-        r"available in your country|geo.?restrict|blocked it in your country|not available from your",
+        (
+            "available in your country",
+            "geo.?restrict",
+            "blocked it in your country",
+            "not available from your",
+        ),
     ),
     (
         "permanent",
         "removed",
-        r"has been removed|no longer available|account (associated with this video )?has been terminated"
-        r"|does not exist|copyright|violat",
+        (
+            "has been removed",
+            "no longer available",
+            "account (associated with this video )?has been terminated",
+            "does not exist",
+            "copyright",
+            "violat",
+        ),
     ),
-    ("permanent", "drm", r"\bDRM\b"),
+    ("permanent", "drm", (r"\bDRM\b",)),
     (
         "permanent",
         "live",
-        r"live event will begin|premieres in|is_live|currently live|live stream recording",
+        (
+            "live event will begin",
+            "premieres in",
+            "is_live",
+            "currently live",
+            "live stream recording",
+        ),
     ),
-    ("permanent", "payment", r"requires payment|purchase|rental"),
+    ("permanent", "payment", ("requires payment", "purchase", "rental")),
     (
         "permanent",
         "unsupported",
-        r"unsupported url|no suitable extractor|no suitable infoextractor|not a valid url|unusual and will be skipped"
-        r"|file:// urls are disabled|unsupported url scheme|no request handlers|playlist",
+        (
+            "unsupported url",
+            "no suitable extractor",
+            "no suitable infoextractor",
+            "not a valid url",
+            "unusual and will be skipped",
+            "file:// urls are disabled",
+            "unsupported url scheme",
+            "no request handlers",
+            "playlist",
+        ),
     ),
     (
         "needs_operator",
         "no_format",
-        r"requested format is not available|no video formats found|only images are avail",
+        ("requested format is not available", "no video formats found", "only images are avail"),
     ),
-    ("permanent", "unavailable", r"video unavailable|video is not available|isn.t available"),
-    ("transient", "range_refused", r"\b416\b"),
-    ("transient", "forbidden", r"\b403\b"),
+    (
+        "permanent",
+        "unavailable",
+        ("video unavailable", "video is not available", "isn.t available"),
+    ),
+    ("transient", "range_refused", (r"\b416\b",)),
+    ("transient", "forbidden", (r"\b403\b",)),
     (
         "transient",
         "connection",
-        r"timed? ?out|timeout|connection (refused|reset|broken|aborted)|failed to resolve|name or service"
-        r"|temporary failure|remote end closed|more expected|http error 5\d\d|incomplete|content too short|ssl"
-        r"|unable to download (webpage|api page|video data)",
+        (
+            "timed? ?out",
+            "timeout",
+            "connection (refused|reset|broken|aborted)",
+            "failed to resolve",
+            "name or service",
+            "temporary failure",
+            "remote end closed",
+            "more expected",
+            r"http error 5\d\d",
+            "incomplete",
+            "content too short",
+            "ssl",
+            "unable to download (webpage|api page|video data)",
+        ),
     ),
 )
 PATTERNS = [
-    (status, reason, re.compile(pattern, re.IGNORECASE)) for status, reason, pattern in TEXTS
+    (status, reason, re.compile("|".join(texts), re.IGNORECASE)) for status, reason, texts in TEXTS
 ]
 HTTP_STATUSES = {
     401: ("needs_operator", "login_required"),
@@ -89,7 +135,7 @@ def classify(error: BaseException) -> TransferError:
     """The failure as ours.
 
     Raises:
-        OperatorError: the disk is full or read-only, or whatever of the kind lies behind ``error``.
+        OperatorError: the disk is full or read-only, or whatever of the kind lies behind `error`.
     """
     chain = list(causes(error))
     message = " | ".join(dict.fromkeys(_plain(str(one)) for one in chain))[:500]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from assets.fetching.errors import TransferError
 from assets.fetching.options import Download
-from assets.fetching.probe import InvalidVideo, Prober, check
+from assets.fetching.probe import InvalidVideo, ProbePool, check_video
 from assets.sources.base import VideoRow
 from assets.sources.listed import youtube_id
 from assets.sources.url import UrlFetcher, UrlSource
@@ -55,8 +55,8 @@ def local_video(
     with tempfile.TemporaryDirectory(prefix="hourllava-ask-") as scratch:
         try:
             path = _fetch(video, Path(scratch), log, hosts, accept_terms, limits)
-            with Prober() as prober:
-                check(prober.examine(path), limits, None)
+            with ProbePool() as prober:
+                check_video(prober.probe(path), limits, None)
         except TransferError as error:
             raise ValueError(f"{video}: not fetched ({error.reason}): {error}") from error
         except InvalidVideo as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from assets.fetching.probe import InvalidVideo, Prober
+from assets.fetching.probe import InvalidVideo, ProbePool
 from assets.shards.heads import read_column
 from training.formats import layout
 from training.formats.hashing import stable_hash
@@ -63,11 +63,11 @@ def short_video_lengths(storage: Storage, folder: str) -> Lengths:
     if not storage.is_local:
         return lengths
 
-    with Prober() as prober, ThreadPoolExecutor(CHILDREN) as pool:
+    with ProbePool() as prober, ThreadPoolExecutor(CHILDREN) as pool:
 
         def seconds(video: str) -> float | None:
             try:
-                return prober.examine(storage.local(f"{layout.LLAVA_VIDEO_FILES}/{video}")).duration
+                return prober.probe(storage.local(f"{layout.LLAVA_VIDEO_FILES}/{video}")).duration
             except (InvalidVideo, FileNotFoundError):
                 return None
 

@@ -29,18 +29,7 @@ PENDING, OK = "pending", "ok"
 TRANSIENT, EXHAUSTED = "transient", "exhausted"
 PERMANENT, NEEDS_OPERATOR, MANUAL_MISSING = "permanent", "needs_operator", "manual_missing"
 
-VIDEO_SUFFIXES = (
-    ".mp4",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mov",
-    ".m4v",
-    ".flv",
-    ".ts",
-    ".mpg",
-    ".wmv",
-)
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".ts", ".mpg", ".wmv")
 
 
 class Source(Section):
@@ -112,12 +101,12 @@ class VideoRow:
     """One expected video.
 
     Attributes:
-        video: ``source/id``.
+        video: `source/id`.
         url: from the annotations; expected_duration in seconds, likewise.
         questions: question-answer pairs about it in this part.
         status, reason, message: what became of it; one word each, and a sentence.
         attempts: tries so far; next_try_at: seconds since 1970 before which it is left alone.
-        location: where it was found: a URL, ``repo@commit:member``, a dropped file.
+        location: where it was found: a URL, `repo@commit:member`, a dropped file.
         path: below the root; size in bytes; duration in seconds.
         damaged: one of the places looked at gave no picture; the rest did.
         format, tool: what a downloader chose, and its version.
@@ -185,7 +174,7 @@ class Fetcher(Protocol):
     min_interval_s: float
 
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
-        """Get ready to fetch ``rows``; returns, by id, those that need not be tried and why.
+        """Get ready to fetch `rows`; returns, by id, those that need not be tried and why.
 
         Raises:
             OperatorError: nothing can be fetched before a person acts.
@@ -195,7 +184,7 @@ class Fetcher(Protocol):
         """Whom a fetch would bother: politeness counts by host."""
 
     def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
-        """Fetch into ``folder``, which belongs to the row alone and may hold an earlier,
+        """Fetch into `folder`, which belongs to the row alone and may hold an earlier,
         interrupted part.
 
         Raises:

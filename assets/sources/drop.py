@@ -1,4 +1,4 @@
-"""Videos that a person obtains and drops into a folder: licensed sets such as Ego4D, or one's own."""
+"""Videos that a person puts into a folder: licensed sets such as Ego4D, or one's own."""
 
 from __future__ import annotations
 
@@ -29,10 +29,14 @@ from training.formats import layout
 # {folder} and {list} are filled in. The licence is granted per person; no credential of it ever
 # passes through us.
 INSTRUCTIONS = {
-    "ego4d": """Ego4D needs a licence of your own (https://ego4ddataset.com, granted within about two days). Then:
-  pip install ego4d && aws configure --profile ego4d
-  ego4d --output_directory {folder} --datasets full_scale --video_uid_file {list} --aws_profile_name ego4d -y
-Run this asset again afterwards; it adopts what is there.""",
+    "ego4d": (
+        "Ego4D needs a licence of your own (https://ego4ddataset.com, granted within about two "
+        "days). Then:\n"
+        "  pip install ego4d && aws configure --profile ego4d\n"
+        "  ego4d --output_directory {folder} --datasets full_scale --video_uid_file {list} "
+        "--aws_profile_name ego4d -y\n"
+        "Run this asset again afterwards; it adopts what is there."
+    )
 }
 DEFAULT_INSTRUCTIONS = (
     "Put the files listed in {list} into {folder} as <id>.mp4, and run this asset again."

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from assets.fetching.archives import ArchiveError, take_zip_member, zip_members
+from assets.fetching.archives import ArchiveError, extract_zip_member, zip_members
 from assets.fetching.disk import DiskGuard, scratch
 from assets.fetching.errors import OperatorError, TransferError
 from assets.sources.base import (
@@ -62,7 +62,7 @@ class HubSource(Source):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a video lies: a loose file, a member of a zip, or a member of a tar that was set aside."""
+    """Where a video lies: a loose file, a member of a zip, or a staged member of a tar."""
 
     file: HubFile
     member: zipfile.ZipInfo | None = None
@@ -167,7 +167,7 @@ class HubFetcher:
             return Fetched(target, where, checked=True, sha256=known)
         archive = self._zip(place.file)
         try:
-            take_zip_member(archive, place.member, target)
+            extract_zip_member(archive, place.member, target)
         except ArchiveError as error:
             raise TransferError("permanent", error.reason, str(error)) from error
         watch(place.member.file_size)

@@ -44,7 +44,7 @@ def with_listed_urls(rows: list[VideoRow], source: ListedSource) -> None:
 
 
 def read_urls(path: Path) -> dict[str, str]:
-    """id -> URL, of a CSV or JSONL with the columns ``id`` (or ``video``) and ``url``, or a text
+    """id -> URL, of a CSV or JSONL with the columns `id` (or `video`) and `url`, or a text
     file with one URL a line, where the id is the YouTube id or the last step of the path without
     its suffix.
 

@@ -53,7 +53,7 @@ class UrlFetcher:
         from assets.fetching import ytdlp
 
         assert row.url is not None, "prepare leaves out rows without a URL"
-        taken = ytdlp.take(
+        taken = ytdlp.download(
             row.url,
             folder,
             extractors=("generic", "html5"),

@@ -98,7 +98,7 @@ class YoutubeFetcher:
         from assets.fetching import ytdlp
 
         url = f"https://www.youtube.com/watch?v={youtube_id(row.url) or row.id}"
-        taken = ytdlp.take(
+        taken = ytdlp.download(
             url, folder, extractors=("youtube",), guard=self.guard, limits=self.limits, watch=watch
         )
         return Fetched(

@@ -20,7 +20,8 @@ def coverage(report: AcquireReport, settings: Settings) -> list[Verdict]:
     enough = report.coverage >= threshold
     hopeful = sum(row["videos"] for row in missing if row["status"] in TRIED_AGAIN)
     gone = sum(row["videos"] for row in missing) - hopeful
-    more = f"{hopeful:,} more may still be had: materialize again to retry. {' '.join(report.notes)}".strip()
+    notes = " ".join(report.notes)
+    more = f"{hopeful:,} more may still be had: materialize again to retry. {notes}".strip()
     return [
         Verdict(COVERAGE, there if enough else too_few(report, threshold), enough, facts=facts),
         Verdict(

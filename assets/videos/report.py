@@ -23,7 +23,7 @@ class AcquireReport:
 
     Attributes:
         version: content hash over the videos that are present.
-        counts: ``expected``, and videos by status; ``fetched`` and ``adopted`` in this run.
+        counts: `expected`, and videos by status; `fetched` and `adopted` in this run.
         coverage: share of the expected videos that is present.
         hours, bytes: of the videos present; fetched_bytes and bytes_per_s of this run.
         table: one row for each status and reason, with videos and question-answer pairs.
@@ -69,7 +69,7 @@ def summarize(
     seconds: float,
     notes: list[str],
 ) -> AcquireReport:
-    """The report of a run over ``catalogue``, in one walk over its rows."""
+    """The report of a run over `catalogue`, in one walk over its rows."""
     groups: dict[tuple[str, str], list[int]] = {}
     hours, size, lost = 0.0, 0, 0
     hashes: list[tuple[str, str | None]] = []
@@ -137,13 +137,13 @@ def durations_picture(storage: Storage, source: str, part: str) -> bytes | None:
 
 
 def coverage_threshold(settings: Settings, source: str) -> float:
-    """The least share of a source's videos: its own where it has one, else that of all downloads."""
+    """The least share of a source's videos: its own if it has one, else that of all downloads."""
     own = settings.sources[source].coverage_threshold
     return settings.download.coverage_threshold if own is None else own
 
 
 def too_few(report: AcquireReport, threshold: float) -> str:
-    """Why a coverage below ``threshold`` is an error, and what can be done."""
+    """Why a coverage below `threshold` is an error, and what can be done."""
     reasons = ", ".join(
         f"{row['videos']:,} {row['status']}{' (' + row['reason'] + ')' if row['reason'] else ''}"
         for row in report.table

@@ -23,23 +23,29 @@ from training.formats.storage import Storage
 ADVICE = {
     "private": "its owner made it private; nothing can be done",
     "removed": "it was removed; nothing can be done",
-    "geo": "set HTTPS_PROXY to a country where it may be seen, add geo to download.retry, and run videos again",
-    "age": "set YTDLP_COOKIES to an account that may see it, add age to download.retry, and run videos again",
-    "members_only": "set YTDLP_COOKIES to an account that may see it, and add members_only to download.retry",
-    "bot_check": "the host doubts this machine: set YTDLP_COOKIES, raise download.min_interval_s, or wait",
+    "geo": "set HTTPS_PROXY to a country where it may be seen, add geo to download.retry, and run "
+    "videos again",
+    "age": "set YTDLP_COOKIES to an account that may see it, add age to download.retry, and run "
+    "videos again",
+    "members_only": "set YTDLP_COOKIES to an account that may see it, and add members_only to "
+    "download.retry",
+    "bot_check": "the host doubts this machine: set YTDLP_COOKIES, raise download.min_interval_s, "
+    "or wait",
     "login_required": "set YTDLP_COOKIES, and run videos again",
     "no_format": "check that a JavaScript runtime is installed (Deno), and run videos again",
-    "blocked": "its URL leads to a private address; list the host in the source's hosts if you trust it",
-    "ambiguous": "give the files different names, add ambiguous to download.retry, and run videos again",
+    "blocked": "its URL leads to a private address; list the host in the source's hosts if you "
+    "trust it",
+    "ambiguous": "give the files different names, add ambiguous to download.retry, and run videos "
+    "again",
     "not_in_repo": "check the source's archives and files patterns in the settings",
 }
 
 
 def why(storage: Storage, settings: Settings, video: str) -> list[str]:
-    """What became of ``video``, as lines for a person.
+    """What became of `video`, as lines for a person.
 
     Args:
-        video: ``source/id``, or the id alone.
+        video: `source/id`, or the id alone.
     """
     ledger = AnnotationRecord.read(storage)
     if ledger is None:
@@ -112,7 +118,8 @@ def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[st
         )
     if found:
         return [
-            f"{video}: {found:,} question-answer pairs, but it is not catalogued: materialize catalogue"
+            f"{video}: {found:,} question-answer pairs, but it is not catalogued: materialize "
+            "catalogue"
         ]
     name = video.rsplit("/", 1)[-1]
     reasons: dict[str, int] = {}
@@ -134,7 +141,8 @@ def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[st
             )
         return lines
     return [
-        f"{video}: no annotation file asks for it ({', '.join(sorted(o.name for o in _origins(storage)))})"
+        f"{video}: no annotation file asks for it "
+        f"({', '.join(sorted(o.name for o in _origins(storage)))})"
     ]
 
 
@@ -195,7 +203,7 @@ def _shards(storage: Storage, part: str, video: str, wanted: int) -> list[str]:
 
 
 def _samples_in(storage: Storage, folder: str, shard: dict[str, Any], video: str) -> int:
-    """Samples about ``video`` in one MDS file, read without the library, which takes ten seconds to
+    """Samples about `video` in one MDS file, read without the library, which takes ten seconds to
     import.
 
     The file: the number of samples, their offsets, then each sample as the sizes of its variable

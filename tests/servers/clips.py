@@ -18,7 +18,7 @@ def clip(
     codec: str = "libx264",
     size: tuple[int, int] = (96, 64),
 ) -> bytes:
-    """A video whose content depends on ``seed``; the header of an mp4 stands at its front."""
+    """A video whose content depends on `seed`; the header of an mp4 stands at its front."""
     width, height = size
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"clip{suffix}"

@@ -56,7 +56,7 @@ def zip_with_link(name: str, target: str) -> bytes:
 
 
 def tar_with_huge_header(stated: int) -> bytes:
-    """A tar whose long-name header says that the name has ``stated`` bytes."""
+    """A tar whose long-name header says that the name has `stated` bytes."""
     info = tarfile.TarInfo("././@LongLink")
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, stated
     return gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(10_240), mtime=0)

@@ -35,7 +35,7 @@ def quiet(_: str) -> None:
 def make_settings(
     folder: Path, sources: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (), **changes: Any
 ) -> Settings:
-    """Settings with one part and quick retries, and an annotation file with ``rows`` where they are
+    """Settings with one part and quick retries, and an annotation file with `rows` where they are
     given.
     """
     rows = list(rows)

@@ -13,19 +13,19 @@ import pytest
 
 from assets.fetching import probe
 from assets.fetching.options import Download
-from assets.fetching.probe import InvalidVideo, Prober, check
+from assets.fetching.probe import InvalidVideo, ProbePool, check_video
 from tests.servers.clips import clip, sound
 
 
 @pytest.fixture(scope="module")
 def prober():
-    with Prober() as one:
+    with ProbePool() as one:
         yield one
 
 
-def verdict(prober: Prober, path) -> str:
+def verdict(prober: ProbePool, path) -> str:
     try:
-        check(prober.examine(path), Download(), None)
+        check_video(prober.probe(path), Download(), None)
     except InvalidVideo as error:
         return error.reason
     return "ok"
@@ -46,8 +46,8 @@ def verdict(prober: Prober, path) -> str:
 def test_every_container_is_known_by_its_content(suffix, codec, name, prober, tmp_path):
     path = tmp_path / "without a suffix"
     path.write_bytes(clip(1, 6.0, suffix, codec))
-    facts = prober.examine(path)
-    check(facts, Download(), 6.0)
+    facts = prober.probe(path)
+    check_video(facts, Download(), 6.0)
     assert (facts.suffix, facts.codec, facts.width, facts.height) == (suffix, name, 96, 64)
     assert facts.duration == pytest.approx(6.0, abs=0.15)
     assert facts.packets == 60
@@ -101,25 +101,25 @@ def test_a_picture_that_would_fill_the_memory_is_refused(prober, tmp_path, monke
 )
 def test_a_decoder_that_hangs_or_crashes_is_replaced(body, reason, tmp_path, monkeypatch):
     """The examiner is exchanged for one that misbehaves on one file."""
-    real = probe.EXAMINER.read_text()
-    bad = tmp_path / "examine.py"
+    real = probe.WORKER.read_text()
+    bad = tmp_path / "probe_worker.py"
     bad.write_text(
         real.replace(
-            "def examine(path, max_pixels):",
-            f"def examine(path, max_pixels):\n    if 'evil' in path:\n        {body}",
+            "def probe(path, max_pixels):",
+            f"def probe(path, max_pixels):\n    if 'evil' in path:\n        {body}",
         )
     )
-    monkeypatch.setattr(probe, "EXAMINER", bad)
+    monkeypatch.setattr(probe, "WORKER", bad)
     for name in ("evil.mp4", "good.mp4"):
         (tmp_path / name).write_bytes(clip(1))
-    with Prober(time_limit_s=3.0) as prober:
+    with ProbePool(time_limit_s=3.0) as prober:
         start = time.monotonic()
         assert verdict(prober, tmp_path / "evil.mp4") == reason
         assert time.monotonic() - start < 10
         assert verdict(prober, tmp_path / "good.mp4") == "ok"
 
 
-def test_no_examiner_outlives_its_parent(tmp_path):
+def test_no_worker_outlives_its_parent(tmp_path):
     import subprocess
 
     path = tmp_path / "x.mp4"
@@ -128,10 +128,10 @@ def test_no_examiner_outlives_its_parent(tmp_path):
         f"""
         import os, signal
         from pathlib import Path
-        from assets.fetching.probe import Prober
-        prober = Prober()
-        prober.examine(Path({str(path)!r}))
-        print(prober._idle.get().pid, flush=True)
+        from assets.fetching.probe import ProbePool
+        prober = ProbePool()
+        prober.probe(Path({str(path)!r}))
+        print(prober._unused.get().pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )
@@ -145,9 +145,9 @@ def test_no_examiner_outlives_its_parent(tmp_path):
 def test_seconds_are_compared_with_what_is_expected(prober, tmp_path):
     path = tmp_path / "x.mp4"
     path.write_bytes(clip(1))
-    facts = prober.examine(path)
-    check(facts, Download(), 9.9)
+    facts = prober.probe(path)
+    check_video(facts, Download(), 9.9)
     with pytest.raises(InvalidVideo, match=r"8\.0 s, expected 10\.1 s"):
-        check(facts, Download(), 10.1)
+        check_video(facts, Download(), 10.1)
     with pytest.raises(InvalidVideo, match="allowed are 5 s"):
-        check(facts, Download(max_duration_s=5), None)
+        check_video(facts, Download(max_duration_s=5), None)

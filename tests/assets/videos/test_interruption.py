@@ -39,7 +39,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_killed_three_times_in_forty_downloads(tmp_path):
-    """Padding makes the files large enough to be caught in the middle: a box of type ``free`` holds
+    """Padding makes the files large enough to be caught in the middle: a box of type `free` holds
     nothing.
     """
     served = tmp_path / "served"

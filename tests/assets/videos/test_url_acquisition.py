@@ -28,7 +28,7 @@ def media(tmp_path: Path):
 
 @pytest.fixture
 def world(tmp_path: Path, media: MediaServer):
-    """Catalogues ``v0`` (or other names) behind the media server's URLs, or others that a test
+    """Catalogues `v0` (or other names) behind the media server's URLs, or others that a test
     gives.
     """
 

@@ -189,7 +189,7 @@ def formats(url: str) -> list[dict]:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A local YouTube: its extractor gives ``site.formats`` (or raises ``site.error``) for any id."""
+    """A local YouTube: its extractor gives `site.formats` (or raises `site.error`) for any id."""
     served = tmp_path / "served"
     served.mkdir()
     (served / "v.mp4").write_bytes(clip(1))
@@ -302,7 +302,7 @@ def test_other_extractors_are_locked_out(tmp_path):
         "https://www.youtube.com/playlist?list=PL1",
     ):
         with pytest.raises(TransferError) as error:
-            ytdlp.take(
+            ytdlp.download(
                 url,
                 tmp_path / "x",
                 extractors=("youtube",),

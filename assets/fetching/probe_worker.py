@@ -1,9 +1,9 @@
-"""Looks into one video file. Runs as a child process of ``probe`` and imports nothing of ours:
+"""Looks into one video file. Runs as a child process of `probe` and imports nothing of ours:
 strangers' files are opened here, and the parent kills this process when it hangs, and survives when
 it crashes.
 
-Reads one JSON object a line (``path``, ``max_pixels``) and answers with one: ``{"facts": {...}}``
-or ``{"invalid": [reason, message]}``.
+Reads one JSON object a line (`path`, `max_pixels`) and answers with one: `{"facts": {...}}`
+or `{"invalid": [reason, message]}`.
 """
 
 import json
@@ -50,7 +50,7 @@ def container_of(head):
     return None
 
 
-def examine(path, max_pixels):
+def probe(path, max_pixels):
     with open(path, "rb") as file:
         head = file.read(1024)
     container = container_of(head)
@@ -149,7 +149,7 @@ def decode_places(file, span):
 
 
 def sound(file, stream, first, since):
-    """Whether a picture at or after ``since`` can be decoded. Where a container seeks past it,
+    """Whether a picture at or after `since` can be decoded. Where a container seeks past it,
     begin earlier.
     """
     back = int(BACK_S / stream.time_base)
@@ -161,7 +161,7 @@ def sound(file, stream, first, since):
 
 
 def decodes(file, stream, start, since):
-    """True: a sound picture at or after ``since``, from a seek to ``start``. False: damage. None:
+    """True: a sound picture at or after `since`, from a seek to `start`. False: damage. None:
     nothing came.
     """
     pictures = 0
@@ -190,7 +190,7 @@ def main():
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = {"facts": examine(request["path"], request["max_pixels"])}
+            answer = {"facts": probe(request["path"], request["max_pixels"])}
         except InvalidVideoError as error:
             answer = {"invalid": [error.reason, str(error)]}
         except (MemoryError, ValueError, OverflowError) as error:
