@@ -13,7 +13,7 @@ import dagster as dg
 
 from assets.deployment.partitions import part_partitions
 from assets.records.lineage import Lineage, all_records
-from assets.records.reporting import table
+from assets.records.rendering import table
 from pipeline.definitions import definitions
 from training.formats import layout
 from training.formats.storage import Storage

@@ -5,16 +5,15 @@ import dagster as dg
 from assets.deployment.automation import DATA, FOLLOW_CONTENT, RETRY_NETWORK, WATCHED
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions
-from assets.records.reporting import (
+from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
-    column_schema,
     errors_for_people,
     publish,
-    table,
 )
+from assets.records.rendering import column_schema, table
 from training.formats import layout
 
 GROUP = "sources"

@@ -24,16 +24,15 @@ from assets.deployment.partitions import (
 )
 from assets.deployment.resources import Deployment
 from assets.records.lineage import Lineage, input_versions, product
-from assets.records.reporting import (
+from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
     errors_for_people,
-    picture,
     publish,
-    table,
 )
+from assets.records.rendering import picture, table
 from training.recipes import MIXTURE, STAGES, stage_inputs
 from training.run_config import RunConfig
 

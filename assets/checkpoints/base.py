@@ -21,7 +21,7 @@ FILES = ("*.safetensors", "*.json", "merges.txt")
 
 @dataclass(frozen=True, slots=True)
 class BaseReport:
-    """The starting point of a variant; ``origins`` names each source and its revision."""
+    """The starting point of a variant; `origins` names each source and its revision."""
 
     version: str
     folder: str
@@ -33,7 +33,7 @@ class BaseReport:
 def prepare_base(
     storage: Storage, settings: Settings, variant: str, log: Callable[[str], None]
 ) -> BaseReport:
-    """Make ``checkpoints/<variant>/base/export``, a checkpoint that ``from_pretrained`` loads.
+    """Make `checkpoints/<variant>/base/export`, a checkpoint that `from_pretrained` loads.
 
     Raises:
         ValueError: the weights do not fit the variant; the tensors are named.
@@ -76,7 +76,7 @@ def _publish(
 def _download(
     settings: Settings, chosen: str, log: Callable[[str], None]
 ) -> tuple[Path, dict[str, str]]:
-    """Fetch a model repository, ``namespace/name`` or ``namespace/name@revision``, verified and
+    """Fetch a model repository, `namespace/name` or `namespace/name@revision`, verified and
     resumable.
     """
     name, _, revision = chosen.partition("@")

@@ -37,7 +37,7 @@ def loss(records: Sequence[dict[str, Any]]) -> list[Verdict]:
     second is for a person to judge.
 
     Args:
-        records: of a finished run, see ``training.metrics``.
+        records: of a finished run, see `training.metrics`.
     """
     streams: dict[str, list[float]] = defaultdict(list)
     for record in records:
@@ -52,7 +52,7 @@ def loss(records: Sequence[dict[str, Any]]) -> list[Verdict]:
             {"stream": name, "steps": len(losses), "first": round(first, 4), "last": round(last, 4)}
         )
     facts = {"streams": table, "skipped steps": skipped}
-    told = "; ".join(f"{row['stream']}: {row['first']:.3f} -> {row['last']:.3f}" for row in table)
+    means = "; ".join(f"{row['stream']}: {row['first']:.3f} -> {row['last']:.3f}" for row in table)
     if not table or records[-1]["loss"] is None:
         sound = Verdict(
             LOSS,
@@ -63,28 +63,33 @@ def loss(records: Sequence[dict[str, Any]]) -> list[Verdict]:
     elif any(row["last"] > RISEN * row["first"] for row in table):
         sound = Verdict(
             LOSS,
-            f"the loss rose: {told}; look at the learning rate and the data",
+            f"the loss rose: {means}; look at the learning rate and the data",
             False,
             facts=facts,
         )
     else:
-        sound = Verdict(LOSS, told, facts=facts)
+        sound = Verdict(LOSS, means, facts=facts)
     if not table or any(row["last"] >= row["first"] for row in table):
-        learned = Verdict(FALLS, f"the loss did not fall: {told or 'no step'}", False, severe=False)
+        learned = Verdict(
+            FALLS, f"the loss did not fall: {means or 'no step'}", False, blocking=False
+        )
     elif skipped > SKIPPED * len(records):
         learned = Verdict(
-            FALLS, f"{skipped:,} of {len(records):,} steps were skipped", False, severe=False
+            FALLS, f"{skipped:,} of {len(records):,} steps were skipped", False, blocking=False
         )
     else:
-        learned = Verdict(FALLS, told, severe=False)
+        learned = Verdict(FALLS, means, blocking=False)
     return [sound, learned]
 
 
 def export_loads(export: Path) -> Verdict:
-    """The files are as long as their headers say, and ``from_pretrained`` loads them in a process
+    """The files are as long as their headers say, and `from_pretrained` loads them in a process
     of its own.
     """
-    faults = [fault for file in checkpoint_files(export) if (fault := length_fault(file))]
+    try:
+        faults = [fault for file in checkpoint_files(export) if (fault := length_fault(file))]
+    except ValueError as error:  # a file of its index is not there
+        faults = [str(error)]
     facts: dict[str, Any] = {"folder": str(export)}
     if not faults:
         command = [sys.executable, "-m", "assets.checkpoints.loads", str(export)]

@@ -26,7 +26,7 @@ def loss_curve(run: RunConfig) -> bytes:
 
 
 def draw(records: list[dict[str, Any]], title: str) -> bytes:
-    """PNG of the ``loss`` of ``records`` over their ``step``; streams in their own colours, skipped
+    """PNG of the `loss` of `records` over their `step`; streams in their own colours, skipped
     steps marked.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -43,7 +43,7 @@ class Torchrun:
     Attributes:
         settings: processes, nodes, rendezvous, threads.
         grace_s: how long the training may take to write a checkpoint and leave after it was asked
-            to; after that it is told, and killed when that does not help within ``force_s``.
+            to; after that it is told, and killed when that does not help within `force_s`.
         module: the module that the ranks run; it takes the run's JSON file.
         arguments: what it takes besides.
     """
@@ -58,7 +58,7 @@ class Torchrun:
     _observed: float = field(default=float("-inf"), init=False)
 
     def run(self, context: dg.AssetExecutionContext, run: RunConfig) -> dict[str, Any]:
-        """Train, report while it runs, and return what ``result.json`` holds.
+        """Train, report while it runs, and return what `result.json` holds.
 
         Raises:
             dg.Failure: the training ended otherwise than well; it says why, and whether trying

@@ -18,10 +18,10 @@ from training.supervise import die_with_parent
 
 
 def load(export: Path) -> dict[str, list[str] | int]:
-    """``from_pretrained``, every tensor looked at, and one sentence read.
+    """`from_pretrained`, every tensor looked at, and one sentence read.
 
     Returns:
-        ``tensors``: how many there are; ``faults``: what is wrong, a sentence each.
+        `tensors`: how many there are; `faults`: what is wrong, a sentence each.
     """
     import torch
     from transformers import AutoTokenizer

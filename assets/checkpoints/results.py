@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,15 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """How a stage ended; losses are means over supervised tokens, ``dropped`` samples that could
-    not be used.
+    """How a stage ended.
 
-    ``throughput`` tells of the steps as rows ``{"what", "value"}``, the first ones left out.
+    Attributes:
+        version: hash of the exported weights.
+        counts: steps, samples, tokens and parameters.
+        first_loss, last_loss: means over supervised tokens.
+        seconds: of the whole run.
+        dropped: samples that could not be used, by reason.
+        throughput: speed of the steps but the first tenth, as rows `{"what", "value"}`.
     """
 
     version: str
@@ -49,6 +55,8 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class EncoderReport:
+    """The exported vision encoder; `folder` is below the storage root."""
+
     version: str
     folder: str
     tensors: int
@@ -56,7 +64,7 @@ class EncoderReport:
 
 
 def read_weights(folder: Path) -> Weights:
-    """Describe the weights in ``folder``.
+    """Describe the weights in `folder`.
 
     Raises:
         FileNotFoundError: there are none.
@@ -67,8 +75,11 @@ def read_weights(folder: Path) -> Weights:
             f"{folder}: no safetensors file; the checkpoint is not complete, materialize it again"
         )
     tensors = list(stored_tensors(*files))
-    version = data_version({path.name: hash_file(path) for path in files})
-    return Weights(version, len(tensors), sum(tensor.count for tensor in tensors))
+    return Weights(_version(files), len(tensors), sum(tensor.count for tensor in tensors))
+
+
+def _version(files: Sequence[Path]) -> str:
+    return data_version({path.name: hash_file(path) for path in files})
 
 
 def verify_weights(folder: Path, version: str) -> str | None:
@@ -81,18 +92,17 @@ def verify_weights(folder: Path, version: str) -> str | None:
         A clause that says whether they are those, or None where the folder holds no weights.
     """
     for place in (folder / "export", folder):
-        if list(place.glob("*.safetensors")):
-            weights = read_weights(place)
-            if weights.version == version:
-                return f"verified, {weights.tensors} tensors"
-            return (
-                f"CHANGED: the weights are {weights.version[:12]}, the record says {version[:12]}"
-            )
+        # By their bytes alone: what was damaged may have no header to read.
+        if files := sorted(place.glob("*.safetensors")):
+            found = _version(files)
+            if found == version:
+                return f"verified, {read_weights(place).tensors} tensors"
+            return f"CHANGED: the weights are {found[:12]}, the record says {version[:12]}"
     return None
 
 
 def read_results(run: RunConfig) -> Results:
-    """What the finished run in ``run.out`` tells.
+    """What the finished run in `run.out` tells.
 
     Raises:
         FileNotFoundError: it is not finished.
@@ -136,7 +146,7 @@ def _throughput(records: list[dict[str, Any]], ranks: int) -> list[dict[str, str
 
 def publish_vision_encoder(storage: Storage, stage_folder: str, variant: str) -> EncoderReport:
     """Export the vision encoder of a stage's checkpoint to
-    ``checkpoints/<variant>/vision_encoder``.
+    `checkpoints/<variant>/vision_encoder`.
     """
     from training.export import export_vision_encoder
 

@@ -9,15 +9,15 @@ from assets.collections.collect import CollectionReport, collect_llava_video, co
 from assets.deployment.automation import DATA, FOLLOW_CONTENT, RETRY_NETWORK
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
-from assets.records.reporting import (
+from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
     errors_for_people,
     publish,
-    table,
 )
+from assets.records.rendering import table
 from training.formats.storage import Storage
 
 Collect = Callable[[Storage, Settings, Callable[[str], None]], CollectionReport]

@@ -14,7 +14,7 @@ def all_there(report: CollectionReport) -> Verdict:
     missing = [row["annotation"] for row in report.table if row["state"] != "ready"]
     told = f"{len(report.table) - len(missing):,} of {len(report.table):,} annotation files of the mixture"
     if not missing:
-        return Verdict(ALL_THERE, told, severe=False)
+        return Verdict(ALL_THERE, told, blocking=False)
     named = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
     says = f"{told}; the hub has nothing for {named}. Training does without them, or change collections.mixtures"
-    return Verdict(ALL_THERE, says, passed=False, severe=False, facts={"missing": len(missing)})
+    return Verdict(ALL_THERE, says, passed=False, blocking=False, facts={"missing": len(missing)})

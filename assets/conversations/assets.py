@@ -8,17 +8,15 @@ from assets.deployment.partitions import all_partitions, part_partitions, same_p
 from assets.deployment.parts import part_index
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions, product
-from assets.records.reporting import (
+from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
-    column_schema,
-    drops,
     errors_for_people,
     publish,
-    samples,
 )
+from assets.records.rendering import column_schema, drops, samples
 from assets.videos.assets import videos
 from training.formats import layout
 from training.formats.hashing import data_version

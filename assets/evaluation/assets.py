@@ -7,16 +7,15 @@ from assets.deployment.launchpad import EvaluationLaunch
 from assets.deployment.partitions import same_partition, variant_partitions
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions, product
-from assets.records.reporting import (
+from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
-    column_schema,
     errors_for_people,
     publish,
-    table,
 )
+from assets.records.rendering import column_schema, table
 
 
 @dg.asset(

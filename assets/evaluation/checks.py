@@ -26,6 +26,6 @@ def above_blind(report: Comparison) -> Verdict:
     }
     told = f"{seeing:.1%} right, {blind:.1%} with nothing shown, {asked:,} questions"
     if asked and seeing - blind > CERTAIN * error:
-        return Verdict(SEES, told, severe=False, facts=facts)
+        return Verdict(SEES, told, blocking=False, facts=facts)
     says = f"{told}: no more than chance. Compare the stages in the table, or ask more questions"
-    return Verdict(SEES, says, passed=False, severe=False, facts=facts)
+    return Verdict(SEES, says, passed=False, blocking=False, facts=facts)

@@ -17,16 +17,15 @@ from assets.deployment.partitions import (
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
 from assets.records.lineage import input_versions, product
-from assets.records.reporting import (
+from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
     errors_for_people,
-    picture,
     publish,
-    table,
 )
+from assets.records.rendering import picture, table
 from assets.videos.assets import videos
 from training.formats import layout
 from training.formats.storage import Storage

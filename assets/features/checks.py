@@ -101,10 +101,10 @@ def _complete(
 
 def _none_quarantined(videos: int, reasons: Counter[str]) -> Verdict:
     if not reasons:
-        return Verdict(NONE_QUARANTINED, f"none of {videos:,} videos", severe=False)
+        return Verdict(NONE_QUARANTINED, f"none of {videos:,} videos", blocking=False)
     told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
     says = f"{reasons.total():,} of {videos:,} videos are quarantined: {told}. Training leaves them out"
-    return Verdict(NONE_QUARANTINED, says, passed=False, severe=False)
+    return Verdict(NONE_QUARANTINED, says, passed=False, blocking=False)
 
 
 def _look(

@@ -13,9 +13,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 @cache
 def code_version() -> str:
     """The package's version, and the commit where it runs from a checkout of its own:
-    ``0.1.0+1a2b3c4d5e6f``.
+    `0.1.0+1a2b3c4d5e6f`.
 
-    ``-changed`` follows where tracked files differ from the commit.
+    `-changed` follows where tracked files differ from the commit.
     """
     package = version("hour-llava")
     if not (PROJECT / ".git").exists():

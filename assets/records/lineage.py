@@ -1,7 +1,7 @@
 """Where things came from: content hashes, data versions, and a lineage record for every product.
 
-A *product* is what one materialization makes: ``stage3[tiny]``, ``videomarathon_video[part3]``,
-``annotations``. Its record lies under ``lineage/`` in the storage root, where ``hourllava lineage``
+A *product* is what one materialization makes: `stage3[tiny]`, `videomarathon_video[part3]`,
+`annotations`. Its record lies under `lineage/` in the storage root, where `hourllava lineage`
 walks it, and a copy lies beside the product itself where that is a folder (shards, checkpoints), so
 that a copied folder still knows its origin.
 """
@@ -19,7 +19,7 @@ LINEAGE_NAME = "lineage.json"
 
 
 def product(asset: str, partition: str | None = None) -> str:
-    """``asset`` or ``asset[partition]``."""
+    """`asset` or `asset[partition]`."""
     return f"{asset}[{partition}]" if partition else asset
 
 
@@ -60,7 +60,7 @@ class Lineage:
 
     @staticmethod
     def read(storage: Storage, name: str) -> Lineage:
-        """The record of product ``name``.
+        """The record of product `name`.
 
         Raises:
             FileNotFoundError: the product was never made, or not finished.
@@ -84,7 +84,7 @@ def all_records(storage: Storage) -> list[Lineage]:
 
 
 def input_versions(storage: Storage, names: Iterable[str]) -> dict[str, str]:
-    """``{product: version}`` of inputs that must be there.
+    """`{product: version}` of inputs that must be there.
 
     Raises:
         FileNotFoundError: one or more of them were not made; all are named.

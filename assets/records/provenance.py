@@ -21,7 +21,7 @@ class Register:
                 self.children.setdefault(parent, []).append(name)
 
     def find(self, text: str) -> str:
-        """The product that ``text`` means: its name, or a path of its folder or of anything inside
+        """The product that `text` means: its name, or a path of its folder or of anything inside
         of it.
 
         Raises:
@@ -50,7 +50,7 @@ class Register:
         yield from self._tree(name, upward=False)
 
     def ancestors(self, name: str) -> set[str]:
-        """Every product and origin that ``name`` was made from."""
+        """Every product and origin that `name` was made from."""
         found: set[str] = set()
         queue = [name]
         while queue:

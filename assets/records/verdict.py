@@ -1,4 +1,4 @@
-"""What a check of a finished product found, in words and numbers; ``assets/records/reporting.py``
+"""What a check of a finished product found, in words and numbers. `assets/records/publishing.py`
 tells it to Dagster.
 """
 
@@ -15,20 +15,20 @@ class Verdict:
 
     Attributes:
         check: its name, unique among the checks of the asset.
-        says: what was found, and what to do where something is wrong.
+        message: what was found, and what to do where something is wrong.
         passed: whether all is well.
-        severe: where it is not: whether the product must not be used. Otherwise it is only
-            something to look at. That is a matter of the check and not of what it found.
-        facts: numbers and tables behind the sentence, by name.
+        blocking: whether the product must not be used where the check does not pass. Otherwise
+            that is only something to look at. It depends on the check, not on what it found.
+        facts: numbers and tables behind the message, by name.
     """
 
     check: str
-    says: str
+    message: str
     passed: bool = True
-    severe: bool = True
+    blocking: bool = True
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def stops(self) -> bool:
+    def blocks(self) -> bool:
         """Whether nothing may be made from the product."""
-        return self.severe and not self.passed
+        return self.blocking and not self.passed

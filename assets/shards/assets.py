@@ -16,17 +16,15 @@ from assets.deployment.partitions import (
 from assets.deployment.parts import part_index, part_name
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions, product
-from assets.records.reporting import (
+from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
     errors_for_people,
-    picture,
     publish,
-    samples,
-    table,
 )
+from assets.records.rendering import picture, samples, table
 from training.formats import layout
 from training.formats.kinds import KINDS, LLAVA_KINDS, LONG_VIDEO_KIND, MIXED_KINDS
 from training.formats.storage import Storage

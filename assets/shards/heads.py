@@ -13,7 +13,7 @@ from training.formats.storage import Storage
 
 
 def read_column(storage: Storage, folder: str, column: str) -> Iterator[str]:
-    """The text column ``column`` of every sample of a part, in order. A remote part is fetched for
+    """The text column `column` of every sample of a part, in order. A remote part is fetched for
     it.
     """
     for shard in storage.read_json(f"{folder}/index.json")["shards"]:

@@ -52,7 +52,7 @@ DEFAULT_POLICY = ImagePolicy()
 
 
 class RefusedImage(ValueError):
-    """An image that does not go into a shard; ``reason`` is one of a few fixed phrases."""
+    """An image that does not go into a shard; `reason` is one of a few fixed phrases."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -60,7 +60,7 @@ class RefusedImage(ValueError):
 
 
 def stored_image(data: bytes, policy: ImagePolicy = DEFAULT_POLICY) -> bytes:
-    """The bytes that a shard holds for an image file's ``data``.
+    """The bytes that a shard holds for an image file's `data`.
 
     Raises:
         RefusedImage: the file cannot be used.

@@ -53,7 +53,7 @@ class Lengths:
 
 
 def short_video_lengths(storage: Storage, folder: str) -> Lengths:
-    """Look into at most ``LOOKED_AT`` videos of a part, in processes of their own; on a remote root
+    """Look into at most `LOOKED_AT` videos of a part, in processes of their own; on a remote root
     into none.
     """
     videos = sorted(

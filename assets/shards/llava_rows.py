@@ -29,7 +29,7 @@ EXPECTED_DROPS = frozenset({NOT_AN_IMAGE_ROW})  # left out by design: they never
 
 
 class Dropped(ValueError):
-    """A row that does not become a sample; ``reason`` is one of a few fixed phrases."""
+    """A row that does not become a sample; `reason` is one of a few fixed phrases."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -59,7 +59,7 @@ def to_sample(
     read_image: Callable[[str], bytes],
     video_duration: Callable[[str], float | None],
 ) -> Sample:
-    """The sample that ``row`` describes.
+    """The sample that `row` describes.
 
     Args:
         read_image: bytes to store for an image's path; may raise :class:`Dropped`.
@@ -153,7 +153,7 @@ def _turns(value: Any, placeholder: re.Pattern[str]) -> list[dict[str, str]]:
 def _with_placeholders(
     turns: list[dict[str, str]], placeholder: re.Pattern[str], modality: Modality, images: int
 ) -> list[dict[str, str]]:
-    """A video or an image gets one ``<image>``, opening the first question; several images where
+    """A video or an image gets one `<image>`, opening the first question; several images where
     the row has them.
     """
     found = sum(len(placeholder.findall(turn["value"])) for turn in turns)

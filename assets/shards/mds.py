@@ -1,6 +1,6 @@
 """MDS shard files through the library's own writer, with its traps closed.
 
-``MDSWriter`` as a context manager publishes a valid-looking index when it is left by an exception,
+`MDSWriter` as a context manager publishes a valid-looking index when it is left by an exception,
 begins with a shard of no samples when the first one is large, waits whole seconds for uploads where
 nothing is uploaded, and imports torch. So it is used here for one handful of shards at a time, in a
 folder of its own, finished by hand, and imported only by the process that writes.
@@ -31,8 +31,8 @@ ROW_LIMIT = (
 def write_shards(
     folder: Path, prefix: str, rows: Iterable[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Write rows of ``COLUMNS`` as ``<prefix>.mds``, ``<prefix>.1.mds``, ... and return their
-    ``index.json`` entries.
+    """Write rows of `COLUMNS` as `<prefix>.mds`, `<prefix>.1.mds`, ... and return their
+    `index.json` entries.
 
     The files are on the disk when this returns. No rows give no file.
     """
@@ -76,5 +76,5 @@ class _AtOnce(ThreadPoolExecutor):
 
 
 def index_json(shards: Iterable[Mapping[str, Any]]) -> str:
-    """The text of an ``index.json``."""
+    """The text of an `index.json`."""
     return json.dumps({"shards": list(shards), "version": 2}, sort_keys=True)

@@ -1,8 +1,8 @@
 """The stage-3 mixture: two index files over shard parts that already exist. Nothing is copied and
 nothing is linked.
 
-A view is an MDS index whose file names count from the ``sharding`` folder
-(``llavavideo_si_part1/shard.00000.mds``), so no name leaves that folder. A part that is added later
+A view is an MDS index whose file names count from the `sharding` folder
+(`llavavideo_si_part1/shard.00000.mds`), so no name leaves that folder. A part that is added later
 joins when the views are written again.
 """
 
@@ -30,7 +30,7 @@ class MixtureReport:
 
     Attributes:
         version: content hash of the views.
-        counts: ``samples`` and ``shards`` of each stream, and of all together.
+        counts: `samples` and `shards` of each stream, and of all together.
         table: one row for each part, or half of a part, of a stream.
     """
 
@@ -40,7 +40,7 @@ class MixtureReport:
 
 
 def write_mixture(storage: Storage, long_parts: Sequence[int]) -> MixtureReport:
-    """Write ``hourllava_s3/{0,1}/index.json`` over ten parts of the LLaVA kinds and ``long_parts``
+    """Write `hourllava_s3/{0,1}/index.json` over ten parts of the LLaVA kinds and `long_parts`
     of long videos.
 
     Raises:
@@ -102,7 +102,7 @@ def write_views(
 
 
 def _shards(storage: Storage, entry: ShardInput) -> list[dict[str, Any]]:
-    """Index entries of a part, or of one half of it, with names that count from the ``sharding``
+    """Index entries of a part, or of one half of it, with names that count from the `sharding`
     folder.
     """
     shards = storage.read_json(f"{layout.SHARDS}/{entry.folder}/{INDEX}")["shards"]

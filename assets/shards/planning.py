@@ -47,7 +47,7 @@ def plan_part(
     seed: str,
     pool: Executor | None,
 ) -> PartPlan:
-    """Plan one part of the kind that ``entries`` describe. Rows about one video stand together."""
+    """Plan one part of the kind that `entries` describe. Rows about one video stand together."""
     present = [entry for entry in entries if storage.exists(entry.name)]
     missing = [entry.name for entry in entries if entry not in present]
     jobs = [(storage.local(entry.name), entry, part, parts, seed) for entry in present]

@@ -43,7 +43,7 @@ class LlavaRows:
 
     Attributes:
         names: annotation files, relative to the storage root.
-        places: int64 [n, 4]: index into ``names``, ordinal in the file, first byte, last byte + 1.
+        places: int64 [n, 4]: index into `names`, ordinal in the file, first byte, last byte + 1.
     """
 
     names: tuple[str, ...]
@@ -52,7 +52,7 @@ class LlavaRows:
 
 @dataclass(frozen=True, slots=True)
 class ConversationRows:
-    """Rows ``start`` .. ``stop`` of a part's grouped conversations."""
+    """Rows `start` .. `stop` of a part's grouped conversations."""
 
     name: str
     start: int
@@ -66,7 +66,7 @@ class ShardTask:
     Attributes:
         index: place in the part; decides the names of the files.
         kind: kind of sample.
-        root, cache: where inputs are (see ``Storage``).
+        root, cache: where inputs are (see `Storage`).
         folder: local folder that takes the files.
     """
 
@@ -92,9 +92,9 @@ class TaskResult:
     """What a task made of its rows.
 
     Attributes:
-        shards: entries for ``index.json``; none when every row was dropped.
+        shards: entries for `index.json`; none when every row was dropped.
         rows: rows read.
-        drops: rows dropped, by reason; ``named`` holds some of them, one line each.
+        drops: rows dropped, by reason; `named` holds some of them, one line each.
         text_bytes: bytes of text of all samples.
         durations: video -> seconds, of the samples' videos.
         examples: a few samples as a person reads them.

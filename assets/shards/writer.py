@@ -1,9 +1,9 @@
 """Writes one part of one kind as MDS shards: in parallel, in bounded memory, resumable, the same
 bytes every time.
 
-A part is cut into tasks of ``rows_per_shard`` rows each. Finished tasks stay in a work folder
+A part is cut into tasks of `rows_per_shard` rows each. Finished tasks stay in a work folder
 beside the part, so a run that was killed is continued; when all are done the shards move into a
-fresh folder that is published by one rename. An ``index.json`` therefore only ever describes a
+fresh folder that is published by one rename. An `index.json` therefore only ever describes a
 whole part.
 """
 
@@ -69,7 +69,7 @@ class ShardReport:
 
     Attributes:
         version: content hash: names, sizes and hashes of all shards.
-        counts: ``rows_in``, ``samples``, ``shards``, ``videos``, missing annotation files, rows
+        counts: `rows_in`, `samples`, `shards`, `videos`, missing annotation files, rows
             dropped by reason.
         config: the settings that decide the bytes.
         bytes: of all shards.
@@ -108,7 +108,7 @@ def write_kind_part(
 
     Raises:
         ValueError: the mixture or an annotation file is broken, files are missing and
-            ``require_all`` asks for them, or more rows are unusable than ``max_drop_share`` allows.
+            `require_all` asks for them, or more rows are unusable than `max_drop_share` allows.
     """
     collections, shards = settings.collections, settings.shards
     entries = [entry for entry in read_mixture(collections.mixtures) if entry.kind == kind]
@@ -146,7 +146,7 @@ def write_long_video_part(
 
     Raises:
         FileNotFoundError: the part's conversations were not made.
-        ValueError: more rows are unusable than ``max_drop_share`` allows.
+        ValueError: more rows are unusable than `max_drop_share` allows.
     """
     name, shards = conversations_name(part), settings.shards
     if not storage.exists(name):
@@ -176,7 +176,7 @@ def write_part(
     pool: Executor | None = None,
     missing: Sequence[str] = (),
 ) -> ShardReport:
-    """Write shards, ``index.json`` and ``manifest.json`` of one part, or continue where an earlier
+    """Write shards, `index.json` and `manifest.json` of one part, or continue where an earlier
     run was killed.
 
     A part that was made from the same inputs with the same settings, and lost no row, is left as it
@@ -228,7 +228,7 @@ Halves = tuple[list[LlavaRows] | list[ConversationRows], list[LlavaRows] | list[
 
 
 def halves(rows: np.ndarray, most: int, task_rows: Callable[[np.ndarray], Any]) -> Halves:
-    """Tasks of at most ``most`` rows, none of which reaches over the middle: halves can be
+    """Tasks of at most `most` rows, none of which reaches over the middle: halves can be
     addressed by shards.
     """
     middle = len(rows) // 2

@@ -11,16 +11,15 @@ from assets.deployment.partitions import dimensions, source_and_part
 from assets.deployment.resources import Deployment
 from assets.fetching.errors import CoverageError
 from assets.records.lineage import input_versions
-from assets.records.reporting import (
+from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
     errors_for_people,
-    picture,
     publish,
-    table,
 )
+from assets.records.rendering import picture, table
 
 if TYPE_CHECKING:
     from assets.videos.report import AcquireReport

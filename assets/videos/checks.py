@@ -28,6 +28,6 @@ def coverage(report: AcquireReport, settings: Settings) -> list[Verdict]:
             NOTHING_MORE,
             more if hopeful else f"{gone:,} videos cannot be had",
             not hopeful,
-            severe=False,
+            blocking=False,
         ),
     ]

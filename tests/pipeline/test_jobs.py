@@ -8,7 +8,7 @@ import pytest
 from assets.deployment.automation import RETRY_NETWORK
 from assets.deployment.partitions import llava_part_partitions, source_partitions
 from assets.fetching.errors import AccessError
-from assets.records.reporting import errors_for_people
+from assets.records.publishing import errors_for_people
 from pipeline.backfill import due_subsets
 
 PARTS = ["part0", "part1"]

@@ -72,7 +72,7 @@ class Days:
             result = dg.AssetCheckResult(check_name=check, passed=passed, severity=severity)
             if spec.blocking and not passed:
                 yield result
-                raise dg.Failure("as in assets/records/reporting.py")
+                raise dg.Failure("as in assets/records/publishing.py")
             yield dg.MaterializeResult(data_version=dg.DataVersion("2"), check_results=[result])
 
         key = partition.rstrip("]") or None

@@ -1,8 +1,8 @@
 """What a shard holds: one schema, written by the shard writer and read by the data loader.
 
 A row names its video and carries its images; it never embeds features and never holds an absolute
-path. Columns use plain MDS encodings only, so any ``streaming.StreamingDataset`` reads the shards
-without this module: ``images`` is the files' bytes one after another, ``image_bytes`` the JSON list
+path. Columns use plain MDS encodings only, so any `streaming.StreamingDataset` reads the shards
+without this module: `images` is the files' bytes one after another, `image_bytes` the JSON list
 of their lengths.
 """
 
@@ -49,13 +49,13 @@ class Sample:
 
     Attributes:
         id: unique within its kind.
-        kind: one of ``KINDS``.
-        modality: what the ``<image>`` placeholders stand for.
-        conversations: turns ``{"from": "human" | "gpt", "value": text}``, human first, alternating.
-        images: encoded image files (JPEG or PNG bytes), one for each ``<image>`` of an image
+        kind: one of `KINDS`.
+        modality: what the `<image>` placeholders stand for.
+        conversations: turns `{"from": "human" | "gpt", "value": text}`, human first, alternating.
+        images: encoded image files (JPEG or PNG bytes), one for each `<image>` of an image
             sample.
-        video: ``<source>/<id>`` of a long video, or the path of a short one below
-            ``LLaVA-Video-178K/videos``.
+        video: `<source>/<id>` of a long video, or the path of a short one below
+            `LLaVA-Video-178K/videos`.
         duration: seconds of video, 0 where unknown or not a video.
     """
 
@@ -69,7 +69,7 @@ class Sample:
 
 
 def encode(sample: Sample) -> dict[str, Any]:
-    """The row of ``COLUMNS`` that stores ``sample``; JSON columns come out encoded, in one
+    """The row of `COLUMNS` that stores `sample`; JSON columns come out encoded, in one
     canonical form.
 
     Raises:
@@ -124,14 +124,14 @@ def decode(row: dict[str, Any]) -> Sample:
 
 
 def check(sample: Sample) -> None:
-    """Raise ValueError where ``sample`` breaks the schema."""
+    """Raise ValueError where `sample` breaks the schema."""
     reason = broken_rule(sample)
     if reason:
         raise ValueError(f"sample {sample.id!r} of {sample.kind}: {reason}")
 
 
 def broken_rule(sample: Sample) -> str | None:
-    """Why ``sample`` does not fit the schema, or None when it does."""
+    """Why `sample` does not fit the schema, or None when it does."""
     if not sample.id:
         return "empty id"
     if sample.kind not in KINDS:
@@ -162,7 +162,7 @@ def broken_rule(sample: Sample) -> str | None:
 
 
 def is_relative_name(name: str) -> bool:
-    """Whether ``name`` stays below the folder it is resolved in, on any system."""
+    """Whether `name` stays below the folder it is resolved in, on any system."""
     path = PurePosixPath(name)
     return (
         not path.is_absolute()

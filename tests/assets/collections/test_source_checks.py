@@ -21,7 +21,7 @@ def annotations(read: int, rejected: int, problems: tuple[str, ...] = ()) -> Ann
 
 def test_a_few_rows_set_aside_are_no_trouble(settings):
     verdict = usable(annotations(100, 3), settings)
-    assert (verdict.passed, verdict.says) == (True, "97 of 100 rows can be used")
+    assert (verdict.passed, verdict.message) == (True, "97 of 100 rows can be used")
 
 
 def test_many_rows_set_aside_and_unreadable_landing_files_are_warnings(settings):
@@ -29,8 +29,8 @@ def test_many_rows_set_aside_and_unreadable_landing_files_are_warnings(settings)
         usable(annotations(100, 30), settings),
         usable(annotations(9, 0, ("x.csv: empty",)), settings),
     )
-    assert [(v.passed, v.stops) for v in (many, unreadable)] == [(False, False)] * 2
-    assert "x.csv: empty" in unreadable.says
+    assert [(v.passed, v.blocks) for v in (many, unreadable)] == [(False, False)] * 2
+    assert "x.csv: empty" in unreadable.message
 
 
 def test_sets_that_the_hub_lacks_are_named():
@@ -39,6 +39,8 @@ def test_sets_that_the_hub_lacks_are_named():
         {"annotation": "b.json", "state": "not in the repository"},
     ]
     verdict = all_there(CollectionReport("v", {}, {}, rows))
-    assert (verdict.passed, verdict.stops) == (False, False)
-    assert "1 of 2 annotation files of the mixture; the hub has nothing for b.json" in verdict.says
+    assert (verdict.passed, verdict.blocks) == (False, False)
+    assert (
+        "1 of 2 annotation files of the mixture; the hub has nothing for b.json" in verdict.message
+    )
     assert all_there(CollectionReport("v", {}, {}, rows[:1])).passed

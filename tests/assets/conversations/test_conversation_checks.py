@@ -71,5 +71,5 @@ def test_what_cannot_become_a_sample_is_named_and_stops_the_shards(
 ):
     write(storage, ("s0", "mine/a", "red"), second)
     verdict = sound(storage, settings, 0)
-    assert verdict.stops
-    assert fault in verdict.says
+    assert verdict.blocks
+    assert fault in verdict.message

@@ -76,15 +76,17 @@ def test_a_part_whose_videos_all_have_features_passes(storage, settings, encoder
     make(video("a"))
     make(video("b"))
     verdict = found(storage, settings, encoder, video("a"), video("b"))
-    assert verdict.passed, verdict.says
-    assert verdict.says == "2 of 2 videos have sound features"
+    assert verdict.passed, verdict.message
+    assert verdict.message == "2 of 2 videos have sound features"
 
 
 def test_a_video_without_features_stops_training(storage, settings, encoder, make):
     make(video("a"))
     verdict = found(storage, settings, encoder, video("a"), video("b"))
-    assert verdict.stops
-    assert "panda/b: VideoMarathon/features/tiny/panda/b.safetensors is not there" in verdict.says
+    assert verdict.blocks
+    assert (
+        "panda/b: VideoMarathon/features/tiny/panda/b.safetensors is not there" in verdict.message
+    )
 
 
 def test_features_of_another_encoder_or_another_file_stop_training(
@@ -93,15 +95,15 @@ def test_features_of_another_encoder_or_another_file_stop_training(
     make(video("a"), encoder="of stage 2 before it was trained again")
     make(video("b"), source_sha256="of the file before it was fetched again")
     verdict = found(storage, settings, encoder, video("a"), video("b"))
-    assert verdict.stops
-    assert verdict.says.startswith("2 of 2 videos lack sound features")
+    assert verdict.blocks
+    assert verdict.message.startswith("2 of 2 videos lack sound features")
 
 
 def test_frames_that_do_not_fit_the_duration_stop_training(storage, settings, encoder, make):
     make(video("a"), frames=20)
     verdict = found(storage, settings, encoder, video("a"))
-    assert verdict.stops
-    assert "20 frames, but 40.0 s of video make about 40" in verdict.says
+    assert verdict.blocks
+    assert "20 frames, but 40.0 s of video make about 40" in verdict.message
 
 
 def test_a_video_with_fewer_pictures_than_seconds_has_a_frame_for_each(
@@ -118,8 +120,8 @@ def test_numbers_that_are_not_finite_or_all_alike_stop_training(storage, setting
     make(video("a"), features=values)
     make(video("b"), features=torch.zeros(40, TOKENS, WIDTH))
     verdict = found(storage, settings, encoder, video("a"), video("b"))
-    assert "panda/a: frame 0 holds numbers that are not finite" in verdict.says
-    assert "panda/b: all numbers of frame 0 are the same" in verdict.says
+    assert "panda/a: frame 0 holds numbers that are not finite" in verdict.message
+    assert "panda/b: all numbers of frame 0 are the same" in verdict.message
 
 
 def quarantine(storage, name: str) -> None:
@@ -132,10 +134,10 @@ def test_a_few_quarantined_videos_are_told_and_stop_nothing(storage, settings, e
         make(one)
     quarantine(storage, "v0")
     whole, none_quarantined = complete(storage, settings, "tiny", videos, encoder)
-    assert (whole.passed, whole.says) == (True, "19 of 20 videos have sound features")
-    assert (none_quarantined.passed, none_quarantined.stops) == (False, False)
+    assert (whole.passed, whole.message) == (True, "19 of 20 videos have sound features")
+    assert (none_quarantined.passed, none_quarantined.blocks) == (False, False)
     assert (
-        none_quarantined.says
+        none_quarantined.message
         == "1 of 20 videos are quarantined: 1 corrupt. Training leaves them out"
     )
 
@@ -146,8 +148,8 @@ def test_more_quarantined_videos_than_the_settings_allow_stop_training(
     make(video("a"))
     quarantine(storage, "b")
     verdict = found(storage, settings, encoder, video("a"), video("b"))
-    assert verdict.stops
-    assert "shards.max_drop_share allows 0.1" in verdict.says
+    assert verdict.blocks
+    assert "shards.max_drop_share allows 0.1" in verdict.message
 
 
 def test_a_forgotten_record_lets_the_next_run_try_again(storage):

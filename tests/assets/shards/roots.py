@@ -131,7 +131,7 @@ def write(path: Path, rows: list[dict[str, Any]], indent: int | None = None) -> 
 def make_conversations(
     storage: Storage, part: int, videos: int, samples: int, duration: float = 30.0
 ) -> None:
-    """Grouped conversations of one part: ``samples`` of each of ``videos`` videos, as grouping
+    """Grouped conversations of one part: `samples` of each of `videos` videos, as grouping
     leaves them.
     """
     names = [f"panda/p{part}v{number}" for number in range(videos) for _ in range(samples)]

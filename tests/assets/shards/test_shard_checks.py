@@ -58,13 +58,13 @@ def test_each_sort_of_damage_is_named_and_stops_what_follows(root, text_part):
     second.unlink()
     (first.parent / "shard.99999.mds").write_bytes(b"of another run")
     verdict = whole(root, text_part)
-    assert verdict.stops
+    assert verdict.blocks
     for fault in (
         f"the content of {first.name}",
         f"{second.name} is missing",
         "shard.99999.mds is not in index.json",
     ):
-        assert fault in verdict.says
+        assert fault in verdict.message
 
 
 def test_an_index_that_contradicts_the_manifest_is_noticed(root, text_part):
@@ -73,8 +73,8 @@ def test_an_index_that_contradicts_the_manifest_is_noticed(root, text_part):
     content["shards"].pop()
     index.write_text(json.dumps(content))
     verdict = whole(root, text_part)
-    assert verdict.stops
-    assert "manifest.json and index.json name different shards" in verdict.says
+    assert verdict.blocks
+    assert "manifest.json and index.json name different shards" in verdict.message
 
 
 def test_a_column_is_read_as_the_library_reads_it(root, text_part):
@@ -100,16 +100,16 @@ def test_samples_that_are_in_one_part_each_pass(root, settings, text_part):
     write_kind_part(root, settings, TEXT_KIND, 1, quiet)
     mix(root, 0, 1)
     verdict = one_place(root, parts=[])
-    assert verdict.passed, verdict.says
+    assert verdict.passed, verdict.message
 
 
 def test_a_sample_in_two_parts_is_named_and_stops_the_mixture(root, text_part):
     shutil.copytree(root.path(text_part), root.path(part_folder(TEXT_KIND, 1)))
     mix(root, 0, 1)
     verdict = one_place(root, parts=[])
-    assert verdict.stops
+    assert verdict.blocks
     twice = sorted(read_column(root, text_part, "id"))
-    assert f"{TEXT_KIND}: sample {twice[0].partition('#')[0]}" in verdict.says
+    assert f"{TEXT_KIND}: sample {twice[0].partition('#')[0]}" in verdict.message
     assert {row["kind"]: row["twice"] for row in verdict.facts["samples looked at"]}[
         TEXT_KIND
     ] == len(twice)
@@ -118,8 +118,8 @@ def test_a_sample_in_two_parts_is_named_and_stops_the_mixture(root, text_part):
 def test_a_shard_that_stands_twice_in_the_mixture_is_named(root, text_part):
     mix(root, 0, 0)
     verdict = one_place(root, parts=[])
-    assert verdict.stops
-    assert "shard.00000.mds stands 2 times" in verdict.says
+    assert verdict.blocks
+    assert "shard.00000.mds stands 2 times" in verdict.message
 
 
 def test_without_a_base_model_only_the_text_is_looked_at_and_that_is_said(
@@ -128,7 +128,7 @@ def test_without_a_base_model_only_the_text_is_looked_at_and_that_is_said(
     mix(root, 0, 0)
     verdict = labels(root, settings)
     assert verdict.passed
-    assert "not tokenised, for want of a base_model" in verdict.says
+    assert "not tokenised, for want of a base_model" in verdict.message
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def base_model(root, settings):
 def test_samples_with_answers_are_supervised(root, base_model, text_part):
     mix(root, 0, 0)
     verdict = labels(root, base_model)
-    assert verdict.passed, verdict.says
+    assert verdict.passed, verdict.message
     (drawn,) = verdict.facts["drawn"]
     assert drawn["supervised, least"] > 0
 
@@ -160,8 +160,8 @@ def test_an_answer_without_a_word_stops_the_mixture(root, base_model):
     (folder / "index.json").write_text(index_json(entries))
     write_views(root, [[ShardInput(TEXT_KIND, 0)], []])
     verdict = labels(root, base_model)
-    assert verdict.stops
-    assert "llavavideo_text, t1: turn 1, an answer, is empty" in verdict.says
+    assert verdict.blocks
+    assert "llavavideo_text, t1: turn 1, an answer, is empty" in verdict.message
 
 
 def test_hours_of_short_videos_come_from_the_files(root, settings):

@@ -30,10 +30,10 @@ def report(source: str = "web", **statuses: int) -> AcquireReport:
 
 def test_too_few_videos_stop_what_follows_and_say_why(settings):
     enough, _ = coverage(report(ok=1, permanent=3), settings)
-    assert enough.stops
+    assert enough.blocks
     assert (
         "1 of 4 videos are there (25%), coverage_threshold asks for 50%. Missing: 3 permanent (why)"
-        in enough.says
+        in enough.message
     )
 
 
@@ -45,13 +45,13 @@ def test_a_source_may_ask_for_less(settings):
 def test_videos_that_could_still_be_had_are_worth_a_look(settings):
     enough, nothing_more = coverage(report(ok=6, exhausted=1, permanent=1), settings)
     assert enough.passed
-    assert (nothing_more.passed, nothing_more.stops) == (False, False)
-    assert "1 more may still be had" in nothing_more.says
+    assert (nothing_more.passed, nothing_more.blocks) == (False, False)
+    assert "1 more may still be had" in nothing_more.message
 
 
 def test_videos_that_are_gone_for_good_are_told_and_pass(settings):
     verdicts = coverage(report(ok=6, permanent=2), settings)
-    assert [(verdict.passed, verdict.says) for verdict in verdicts] == [
+    assert [(verdict.passed, verdict.message) for verdict in verdicts] == [
         (True, "6 of 8 videos are there"),
         (True, "2 videos cannot be had"),
     ]

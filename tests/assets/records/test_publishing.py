@@ -11,7 +11,8 @@ from assets.deployment.resources import Deployment
 from assets.evaluation.record import SCHEMA as ANSWERS
 from assets.records import columns
 from assets.records.lineage import Lineage, input_versions
-from assets.records.reporting import Published, check_spec, column_schema, publish, samples, table
+from assets.records.publishing import Published, check_spec, publish
+from assets.records.rendering import column_schema, samples, table
 from assets.records.verdict import Verdict
 from training.formats.storage import Storage
 
@@ -35,8 +36,8 @@ def storage(tmp_path):
 def materialize(
     deployment: Deployment, instance: dg.DagsterInstance, verdict: Verdict
 ) -> dg.ExecuteInProcessResult:
-    """Make ``features[part0]``, whose check finds ``verdict``."""
-    spec = check_spec("complete", "features", "Is all there?", PARTS, blocking=verdict.severe)
+    """Make `features[part0]`, whose check finds `verdict`."""
+    spec = check_spec("complete", "features", "Is all there?", PARTS, blocking=verdict.blocking)
 
     @dg.asset(partitions_def=PARTS, check_specs=[spec])
     def features(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
@@ -95,7 +96,7 @@ def test_what_failed_its_check_is_refused_as_an_input_also_in_another_run(deploy
 def test_a_warning_stops_nothing_and_is_seen(deployment, storage):
     with dg.instance_for_test() as instance:
         result = materialize(
-            deployment, instance, Verdict("complete", "1 is quarantined", False, severe=False)
+            deployment, instance, Verdict("complete", "1 is quarantined", False, blocking=False)
         )
         (evaluation,) = result.get_asset_check_evaluations()
         assert instance.get_materialized_partitions(dg.AssetKey("features")) == {"part0"}

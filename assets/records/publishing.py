@@ -1,35 +1,32 @@
-"""From a step's report to what a person sees in the Dagster UI, and errors a person can act on."""
+"""From what a step made to a lineage record, and to what Dagster records: a materialization, its
+checks, or a failure that a person can act on.
+"""
 
 from __future__ import annotations
 
-import base64
 import math
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
 from assets.deployment.resources import Deployment
 from assets.records.code_version import code_version
 from assets.records.lineage import Lineage, product
+from assets.records.rendering import table
 from assets.records.verdict import Verdict
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 CODE_VERSION = "1"
 OWNERS = ["team:hour-llava"]
-INLINE = 900  # characters of Markdown that the UI shows without a click
 
 Published = Iterator[dg.MaterializeResult | dg.AssetCheckResult]
 
 
 @contextmanager
 def errors_for_people() -> Iterator[None]:
-    """Errors that a retry cannot mend become a ``dagster.Failure`` that is not retried and says
+    """Errors that a retry cannot mend become a `dagster.Failure` that is not retried and says
     what to do.
     """
     try:
@@ -47,8 +44,7 @@ def check_spec(
 ) -> dg.AssetCheckSpec:
     """A check that an asset makes of itself, once a materialization and partition.
 
-    What it finds stops everything after it (``blocking``) or only warns, never now this and now
-    that.
+    What it finds always stops everything after it (`blocking`), or always only warns.
 
     Checks are made by the asset's own step and not by steps of their own: so they also run when
     automation materializes the asset, they know which partition they speak of, and a product that
@@ -93,11 +89,11 @@ def publish(
     # Dagster counts a warning of a blocking check as failed, and automation would wait for ever: so
     # none of them warns.
     blocking = {spec.name: spec.blocking for spec in context.assets_def.check_specs}
-    assert {verdict.check: verdict.severe for verdict in checks} == blocking, (
-        "a check is either severe or it warns"
+    assert {verdict.check: verdict.blocking for verdict in checks} == blocking, (
+        "a check either blocks or it warns"
     )
     partition = context.partition_key if context.has_partition_key else None
-    stopping = {verdict.check: verdict.says for verdict in checks if verdict.stops}
+    stopping = {verdict.check: verdict.message for verdict in checks if verdict.blocks}
     record = Lineage(
         product=product(context.asset_key.to_user_string(), partition),
         version=version,
@@ -129,10 +125,10 @@ def _described(record: Lineage, metadata: Mapping[str, Any], place: str | None) 
     """A materialization's entries in the order that the UI keeps: what fits a line, then tables and
     pictures.
     """
-    told = {name: value for name, value in metadata.items() if not _is_empty(value)}
+    shown = {name: value for name, value in metadata.items() if not _is_empty(value)}
     short = {
         name: _rounded(value)
-        for name, value in told.items()
+        for name, value in shown.items()
         if isinstance(value, str | int | float)
     }
     return {
@@ -142,7 +138,7 @@ def _described(record: Lineage, metadata: Mapping[str, Any], place: str | None) 
         "counts": table(
             [{"what": what, "count": count} for what, count in record.counts.items() if count]
         ),
-        **{name: value for name, value in told.items() if name not in short},
+        **{name: value for name, value in shown.items() if name not in short},
         "lineage": dg.MetadataValue.json(
             {
                 name: getattr(record, name)
@@ -168,8 +164,8 @@ def _check_result(verdict: Verdict) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         check_name=verdict.check,
         passed=verdict.passed,
-        severity=dg.AssetCheckSeverity.ERROR if verdict.severe else dg.AssetCheckSeverity.WARN,
-        description=verdict.says,
+        severity=dg.AssetCheckSeverity.ERROR if verdict.blocking else dg.AssetCheckSeverity.WARN,
+        description=verdict.message,
         metadata=facts,
     )
 
@@ -182,89 +178,3 @@ def _is_empty(value: Any) -> bool:
 
 def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
-
-
-def column_schema(schema: pa.Schema, told: Mapping[str, str]) -> dict[str, dg.TableSchema]:
-    """The ``dagster/column_schema`` entry of a Parquet file.
-
-    Args:
-        told: what each column holds, for a person.
-
-    Raises:
-        ValueError: a column is not told, or a told one is not there.
-    """
-    if unknown := set(told) ^ set(schema.names):
-        raise ValueError(
-            f"columns that are either not told or not there: {', '.join(sorted(unknown))}"
-        )
-    columns = [dg.TableColumn(field.name, str(field.type), told[field.name]) for field in schema]
-    return {"dagster/column_schema": dg.TableSchema(columns)}
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    """Rows as a table in the UI; a cell that a row lacks is empty, and no rows give an empty table."""
-    columns = list(dict.fromkeys(name for row in rows for name in row)) or ["what"]
-    schema = dg.TableSchema(
-        columns=[dg.TableColumn(name, _column_type(rows, name)) for name in columns]
-    )
-    records = [dg.TableRecord({name: _cell(row.get(name)) for name in columns}) for row in rows]
-    return dg.MetadataValue.table(records=records, schema=schema)
-
-
-def samples(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Example rows as a person reads them: one of them turn by turn, and all of them as a table.
-
-    Dagster shows Markdown at once where it is shorter than a thousand characters, else behind a
-    click.
-    """
-    if not examples:
-        return {}
-    turns = re.sub(
-        r"(?m)^(human|gpt): ", r"\n**\1:** ", examples[0]["conversation"].replace("<", "&lt;")
-    )
-    others = [
-        {name: row[name] for name in ("id", *sorted(row)) if name != "conversation"}
-        for row in examples
-    ]
-    return {"one sample": dg.MetadataValue.md(turns.strip()[:INLINE]), "examples": table(others)}
-
-
-def drops(counts: Mapping[str, int]) -> dg.TableMetadataValue:
-    """What was lost and why: the counts that are called ``dropped: <reason>``."""
-    lost = {
-        what.partition(": ")[2]: count
-        for what, count in counts.items()
-        if what.startswith("dropped: ")
-    }
-    return table(
-        [
-            {"reason": reason, "rows": count}
-            for reason, count in sorted(lost.items(), key=lambda kv: -kv[1])
-        ]
-    )
-
-
-def _cell(value: Any) -> str | int | float | bool:
-    if value is None:
-        return ""
-    return value if isinstance(value, str | int | float | bool) else str(value)
-
-
-def picture(png: bytes | None, title: str) -> dg.MarkdownMetadataValue | None:
-    """A small PNG, shown inline, or nothing. It lives in the event log, so keep it under about 100
-    kB.
-    """
-    if not png:
-        return None
-    return dg.MetadataValue.md(
-        f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
-    )
-
-
-def _column_type(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    kinds = {type(row.get(name)) for row in rows}
-    if kinds <= {int}:
-        return "int"
-    if kinds <= {int, float}:
-        return "float"
-    return "string"
