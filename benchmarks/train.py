@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer
 
 import model.attention as attention
-import training.data.prefetch as feed
+import training.data.prefetch as prefetch
 from benchmarks import training_data
 from benchmarks.communication import communication
 from model.attention import Packing
@@ -46,7 +46,7 @@ from model.hour_llava import HourLlava, Output
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from training.checkpoint import Checkpoints
 from training.data.loader import build_loader
-from training.data.prefetch import Budget
+from training.data.packing import Budget
 from training.export import export_vision_encoder
 from training.formats.kinds import (
     IMAGE_KIND,
@@ -190,14 +190,14 @@ def measure(training: Training, steps: int, published: bool, profiled: bool) -> 
     training.steps = steps + 1 + profiled
     with ExitStack() as stack:
         if published:
-            _feed_as_published(training, stack)
+            _train_as_published(training, stack)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        windows = training.windows()
-        stack.callback(windows.close)
+        groups = training.pack_groups()
+        stack.callback(groups.close)
         for _ in range(steps + 1):
-            training.step(windows)
-        shares = communication(lambda: training.step(windows)) if profiled else {}
+            training.step(groups)
+        shares = communication(lambda: training.step(groups)) if profiled else {}
     timed = records[1 : steps + 1]
     seconds = sum(record["step_s"] for record in timed)
     return {
@@ -215,16 +215,16 @@ def measure(training: Training, steps: int, published: bool, profiled: bool) -> 
     }
 
 
-def _feed_as_published(training: Training, stack: ExitStack) -> None:
+def _train_as_published(training: Training, stack: ExitStack) -> None:
     """Replace what the published way does otherwise; everything is put back when ``stack`` closes."""
-    held = (feed.WINDOW_SAMPLES, training.memory, attention.PRIORITY, training.model.forward)
+    held = (prefetch.GROUP_SAMPLES, training.memory, attention.PRIORITY, training.model.forward)
 
     def restore() -> None:
-        feed.WINDOW_SAMPLES, training.memory, attention.PRIORITY, training.model.forward = held
+        prefetch.GROUP_SAMPLES, training.memory, attention.PRIORITY, training.model.forward = held
         torch.compiler.set_stance("default")
 
     stack.callback(restore)
-    feed.WINDOW_SAMPLES = PUBLISHED_BATCH
+    prefetch.GROUP_SAMPLES = PUBLISHED_BATCH
     training.memory = replace(
         training.memory, budget=Budget(1 << 40, 1 << 40, 1 << 40), kept_tokens=0
     )

@@ -29,7 +29,8 @@ from model.config import VARIANTS
 from model.hf import HourLlavaForCausalLM
 from model.processor import Processor
 from training.checkpoint import Checkpoints
-from training.data.prefetch import Courier, Feed, Loader, Window
+from training.data.micro_batch import MicroBatchLoader
+from training.data.prefetch import DevicePrefetcher, PackGroup, Prefetcher
 from training.device import device_name, free_memory, hardware
 from training.export import publish_export
 from training.flops import flops
@@ -46,7 +47,7 @@ from training.supervise import stop_requested
 
 log = logging.getLogger(__name__)
 
-MakeLoader = Callable[[RunConfig, Processor, int, int], Loader]
+MakeLoader = Callable[[RunConfig, Processor, int, int], MicroBatchLoader]
 
 
 class Preempted(Exception):
@@ -181,7 +182,7 @@ class Training:
                 f"the streams hold less than one global batch of {self.recipe.global_batch} "
                 "samples; add samples or set a smaller global_batch"
             )
-        self.courier = Courier(ranks.device)
+        self.device_prefetcher = DevicePrefetcher(ranks.device)
         self.progress = Progress()
         self.position: dict[str, Any] | None = None
         self.metrics: MetricsWriter | None = None
@@ -212,10 +213,10 @@ class Training:
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
-        windows = self.windows()
+        groups = self.pack_groups()
         try:
             while self.progress.step < self.steps:
-                self.step(windows)
+                self.step(groups)
                 self.checkpoints.settle()
                 last = self.progress.step == self.steps
                 if last or self.progress.step % self.recipe.save_every == 0:
@@ -225,11 +226,11 @@ class Training:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            windows.close()
+            groups.close()
 
-    def windows(self) -> Generator[Window]:
+    def pack_groups(self) -> Generator[PackGroup]:
         """This rank's data for all steps that are left; to be closed."""
-        feed = Feed(
+        prefetcher = Prefetcher(
             self.loader,
             steps=self.steps - self.progress.step,
             accumulation=self.accumulation,
@@ -239,9 +240,9 @@ class Training:
             tuned=self.config.modules,
             ranks=self.ranks,
         )
-        return iter(feed)
+        return iter(prefetcher)
 
-    def step(self, windows: Generator[Window]) -> None:
+    def step(self, groups: Generator[PackGroup]) -> None:
         """One optimizer step. Raises StopAsked, and leaves all as it was before, if a rank was
         asked to stop.
         """
@@ -249,8 +250,8 @@ class Training:
         rates = set_rates(self.optimizer, self.progress.step, self.steps, self.recipe.warmup)
         done = Done()
         loss = torch.zeros((), device=self.ranks.device)
-        for window in self._until_step_ends(windows, done):
-            for pack in self.courier.send(window.packs):
+        for group in self._until_step_ends(groups, done):
+            for pack in self.device_prefetcher.on_device(group.packs):
                 self.recomputation.wanted = pack.sizes.tokens > self.memory.kept_tokens
                 output = self.model(
                     pack.samples, forgetting="random", lockstep=self.ranks.world > 1
@@ -273,10 +274,10 @@ class Training:
         if not finite:
             self._not_finite(everywhere, norm)
 
-    def _until_step_ends(self, windows: Generator[Window], done: Done) -> Iterator[Window]:
-        """Windows up to the end of this step; the time spent waiting for them is counted.
+    def _until_step_ends(self, groups: Generator[PackGroup], done: Done) -> Iterator[PackGroup]:
+        """Groups up to the end of this step; the time spent waiting for them is counted.
 
-        A step may take minutes, so before each window all ranks ask each other whether to go on.
+        A step may take minutes, so before each group all ranks ask each other whether to go on.
         """
         self._ids: list[str] = []
         ended = False
@@ -284,12 +285,12 @@ class Training:
             if self.ranks.max(self._signalled or stop_requested())[0]:
                 raise StopAsked
             asked = time.monotonic()
-            window = next(windows)
+            group = next(groups)
             done.waited_s += time.monotonic() - asked
-            yield window
-            self._ids += window.sample_ids
-            self._stream, ended = window.stream, window.ends_step
-        self.position = window.position
+            yield group
+            self._ids += group.sample_ids
+            self._stream, ended = group.stream, group.ends_step
+        self.position = group.position
 
     def _objective(self, loss_sum: torch.Tensor, supervised: int) -> torch.Tensor:
         """What is differentiated; `_update` divides the gradients by what is known only at the end

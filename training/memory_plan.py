@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from model.config import HourLlavaConfig
-from training.data.prefetch import Budget
+from training.data.packing import Budget
 from training.flops import Sizes, parameters, video_sizes
 from training.recipes import STAGES
 from training.run_config import RunConfig

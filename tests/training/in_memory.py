@@ -26,6 +26,7 @@ import torch
 
 from model.inputs import SampleInputs
 from model.processor import Processor
+from training.data.micro_batch import MicroBatch
 from training.formats.hashing import seed_of
 from training.run_config import RunConfig, parse_run
 
@@ -51,13 +52,6 @@ class Behaviour:
         return json.dumps(asdict(self))
 
 
-@dataclass(slots=True)
-class MemoryBatch:
-    samples: list[SampleInputs]
-    sample_ids: list[str]
-    stream: int
-
-
 class MemoryLoader:
     """Samples in a seeded order that depends on the epoch and not on the number of ranks.
 
@@ -81,7 +75,7 @@ class MemoryLoader:
         self.epoch, self.step = 0, 0
         self.closed = False
 
-    def __iter__(self) -> Iterator[MemoryBatch]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         order = list(range(self.behaviour.count))
         random.Random(seed_of(self.seed, self.epoch)).shuffle(order)
         for step in range(self.step, self.steps_per_epoch):
@@ -95,7 +89,7 @@ class MemoryLoader:
                 if micro == self.accumulation - 1:
                     self.step = step + 1
                 samples = [self._sample(number) for number in chosen]
-                yield MemoryBatch(samples, [sample.id for sample in samples], 0)
+                yield MicroBatch(samples, [sample.id for sample in samples], 0)
         self.epoch, self.step = self.epoch + 1, 0
 
     def _sample(self, number: int) -> SampleInputs:

@@ -21,8 +21,9 @@ from streaming.base.world import World
 
 from assets.deployment.parts import part_of
 from tests.training.shard_runs import FRAMES, Blind, Corpus, features_of, make_corpus
-from training.data.loader import Loader, build_loader
-from training.data.order import Streams
+from training.data.loader import ShardLoader, build_loader
+from training.data.order import EpochOrder
+from training.data.shard_index import ShardIndex
 from training.formats.hashing import seed_of
 from training.run_config import StreamConfig
 
@@ -41,7 +42,7 @@ def corpus(pristine, tmp_path) -> Corpus:
 
 def loader_of(
     corpus: Corpus, rank: int = 0, world: int = 1, seeing: bool = False, **changes
-) -> Loader:
+) -> ShardLoader:
     """A loader that leaves images out of its samples unless it is ``seeing``: most tests are about
     which, not what.
     """
@@ -51,7 +52,7 @@ def loader_of(
     return build_loader(corpus.run(**changes), processor, rank, world)
 
 
-def ids(loader: Loader) -> list[list[str]]:
+def ids(loader: ShardLoader) -> list[list[str]]:
     return [batch.sample_ids for batch in loader]
 
 
@@ -208,7 +209,6 @@ def test_short_videos_are_decoded(pristine):
 
 
 # --- damage
-# -----------------------------------------------------------------------------------------------------------
 
 
 def cut(path: Path) -> None:
@@ -330,19 +330,18 @@ def test_a_worker_that_gives_nothing_raises_in_time(corpus):
     loader = loader_of(corpus, workers=1, data_timeout_s=10.0)
     batches = iter(loader)
     next(batches)
-    worker = loader._loader._iterator._workers[0]
-    os.kill(worker.pid, 19)  # SIGSTOP: it is alive and does nothing
+    (worker,) = loader.workers.pids()
+    os.kill(worker, 19)  # SIGSTOP: it is alive and does nothing
     try:
         with pytest.raises(RuntimeError, match="timed out"):
             for _ in batches:
                 pass
     finally:
-        os.kill(worker.pid, 9)
+        os.kill(worker, 9)
         loader.close()
 
 
 # --- indexes
-# ----------------------------------------------------------------------------------------------------------
 
 
 def images_only(corpus: Corpus, index: str = "llavavideo_si_part0/index.json") -> StreamConfig:
@@ -389,12 +388,14 @@ def test_a_remote_root_reads_the_same_through_a_bounded_cache(pristine, tmp_path
     run = pristine.run()
     remote = tuple(StreamConfig(stream.name, root, stream.indexes) for stream in run.streams)
     expected = ids(loader_of(pristine))
-    streams = Streams(pristine.run(streams=remote), 0, 1)
-    largest = max(shard.bytes for shard in streams.shards)
-    for cache in streams.caches:
+    run = pristine.run(streams=remote)
+    index = ShardIndex(remote)
+    order = EpochOrder(run, index, 0, 1)
+    largest = max(shard.bytes for shard in index.shards)
+    for cache in index.caches:
         cache.folder, cache.max_bytes = tmp_path / "cache", 3 * largest
     blind = Blind(pristine.processor.config, pristine.processor.tokenizer)
-    loader = Loader(pristine.run(streams=remote), blind, streams)
+    loader = ShardLoader(run, blind, index, order)
     assert ids(loader) == expected
     held = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*/*"))
     assert 0 < held <= 3 * largest
@@ -402,13 +403,13 @@ def test_a_remote_root_reads_the_same_through_a_bounded_cache(pristine, tmp_path
     broken = f"/{tmp_path.name}/videomarathon_video_part0/shard.00001.mds"
     memory.pipe_file(broken, memory.cat_file(broken)[:-1] + b"?")
     shutil.rmtree(tmp_path / "cache")
-    again = Loader(pristine.run(streams=remote, max_dropped_share=0.5), blind, streams)
+    lenient = pristine.run(streams=remote, max_dropped_share=0.5)
+    again = ShardLoader(lenient, blind, index, order)
     ids(again)
     assert again.report() == {"damaged shard": 8}
 
 
 # --- order
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("nodes", "per_node"), [(1, 1), (1, 2), (2, 1)])
@@ -437,7 +438,7 @@ def test_the_order_is_that_of_a_plain_streaming_dataset(pristine, monkeypatch, n
         for epoch in (0, 1):
             work = generate_work("per_stream", plain, World(nodes, per_node, 1, rank), epoch, 0)
             expected = work[rank // per_node, rank % per_node, 0]
-            order = Streams(run, rank, world).order(epoch)
+            order = EpochOrder(run, ShardIndex(run.streams), rank, world).rows(epoch)
             assert len(order) > 5
             assert np.array_equal(order, expected[(expected >= 0).all(axis=1)])
 

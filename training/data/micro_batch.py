@@ -1,0 +1,51 @@
+"""What a loader gives to training, and what training needs of a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from model.inputs import SampleInputs
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Some samples of one rank. All micro-batches of one optimizer step, on all ranks, are of one
+    stream.
+
+    Attributes:
+        samples: at most as many as the run's micro-batch; fewer, or none, where some were dropped.
+        sample_ids: their ids.
+        stream: number of the stream.
+        dropped: (name, reason) of each sample that is missing here.
+    """
+
+    samples: list[SampleInputs]
+    sample_ids: list[str]
+    stream: int
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+
+
+class MicroBatchLoader(Protocol):
+    """Micro-batches of one rank; iterating goes over what is left of one epoch.
+
+    Attributes:
+        steps_per_epoch: optimizer steps of an epoch.
+    """
+
+    steps_per_epoch: int
+
+    def __iter__(self) -> Iterator[MicroBatch]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last micro-batch that was taken, as JSON values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a position; to be called before the first micro-batch is taken."""
+
+    def report(self) -> dict[str, int]:
+        """Samples that this rank could not use, by reason."""
+
+    def close(self) -> None:
+        """End what it started."""

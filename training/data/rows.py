@@ -1,0 +1,51 @@
+"""Rows of shards by their number, in any process: a row that cannot be read is one error in its own
+place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from streaming.base.format.mds import MDSReader
+
+from training.data.shard_index import ShardIndex
+from training.formats.file_cache import DamagedFileError
+
+TRIES = 3  # a cached shard can be removed between finding and opening it
+
+
+@dataclass(slots=True)
+class RowReader:
+    """Reads the rows of an index."""
+
+    index: ShardIndex
+
+    def name(self, row: int) -> str:
+        """What a row is called that could not be read: its shard and its place in it."""
+        number, place = self.index.locate(row)
+        return f"{self.index.shards[number].rel}#{place}"
+
+    def read(self, row: int) -> dict[str, Any]:
+        """The columns of a row.
+
+        Raises:
+            DamagedFileError: the shard is damaged or gone; the message names it.
+        """
+        number, place = self.index.locate(row)
+        shard, reader = self.index.shards[number], self.index.readers[number]
+        cache = self.index.caches[shard.stream]
+        if number in self.index.damaged:
+            raise DamagedFileError(self.index.damaged[number])
+        for attempt in range(1, TRIES + 1):
+            try:
+                path = cache.path(shard.rel, shard.bytes, shard.xxh64)
+                assert isinstance(reader, MDSReader)
+                reader.dirname, reader.raw_data.basename = str(path.parent), path.name
+                return reader[place]
+            except FileNotFoundError as error:
+                if attempt == TRIES or cache.storage.is_local:
+                    raise DamagedFileError(f"{shard.rel}: {error}") from error
+            except (OSError, ValueError, IndexError, KeyError) as error:
+                raise DamagedFileError(f"{shard.rel}, row {place}: {error}") from error
+        raise AssertionError("unreachable")

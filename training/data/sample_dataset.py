@@ -1,0 +1,198 @@
+"""One row of a shard -> what the model takes, or the reason why not. Runs in the loader's worker
+processes.
+
+Stored features of an hour are half a gigabyte: a worker only chooses the frames, and the training
+process reads them by memory map. What goes through the worker's queue stands in for them, with
+their shape and no bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from model.config import HourLlavaConfig
+from model.inputs import SampleInputs
+from model.media.container import MediaError
+from model.packing import plan_sample
+from model.processor import Processor
+from training.data.rows import RowReader
+from training.formats.feature_file import FeatureFile, FeatureStore
+from training.formats.file_cache import DamagedFileError, FileCache
+from training.formats.hashing import seed_of
+from training.formats.kinds import LONG_VIDEO_KIND
+from training.formats.sample import Sample, decode
+from training.formats.storage import Storage
+from training.run_config import RunConfig
+
+# Only lengths are looked at here, and they do not depend on what is forgotten.
+FORGETTING: Literal["random"] = "random"
+NO_LIMIT = 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class FrameChoice:
+    """Frames of a stored video that a sample shows.
+
+    Attributes:
+        video: name of the feature file, without its suffix.
+        indices: int64 [n].
+    """
+
+    video: str
+    indices: np.ndarray
+
+
+@dataclass(slots=True)
+class PreparedSample:
+    """A sample ready for the model, except for the stored frames that `frames` names."""
+
+    sample: SampleInputs
+    frames: FrameChoice | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedRow:
+    """A row that cannot be trained on.
+
+    Attributes:
+        name: of the sample, or of the row where that could not be read.
+        reason: one of a few fixed phrases.
+        detail: what exactly is wrong.
+    """
+
+    name: str
+    reason: str
+    detail: str
+
+
+class UnusableSampleError(ValueError):
+    """Why a sample is dropped; see `DroppedRow`."""
+
+    def __init__(self, reason: str, detail: object) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, str(detail)
+
+
+class _FrameRecorder:
+    """Takes the place of a feature file: notes which frames are asked for, and gives zeros of their
+    shape that take no memory.
+    """
+
+    def __init__(self, file: FeatureFile) -> None:
+        self.frames, self.duration = file.frames, file.duration
+        self._shape = (file.header.tokens, file.header.width)
+        self.indices = np.zeros(0, np.int64)
+
+    def read(self, indices: np.ndarray) -> Tensor:
+        self.indices = np.asarray(indices, np.int64)
+        return torch.zeros(1, dtype=torch.bfloat16).expand(len(self.indices), *self._shape)
+
+
+@dataclass
+class SampleDataset(Dataset):
+    """(epoch, row number) -> `PreparedSample` or `DroppedRow`. No row depends on another one."""
+
+    rows: RowReader
+    processor: Processor
+    run: RunConfig
+    features: FeatureStore | None = None
+    videos: FileCache | None = None
+    _unlimited: HourLlavaConfig = field(init=False)
+    _max_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Lengths are limited here and not by the model, so that a long sample has its own reason.
+        config = self.processor.config
+        llm = replace(config.llm, max_position_embeddings=NO_LIMIT)
+        self._unlimited = replace(config, llm=llm, max_length=NO_LIMIT)
+        self._max_tokens = min(config.max_length, self.run.recipe.max_length)
+
+    def __getitem__(self, item: tuple[int, int]) -> PreparedSample | DroppedRow:
+        epoch, row = item
+        try:
+            sample = decode(self.rows.read(row))
+        except (DamagedFileError, ValueError) as error:
+            return DroppedRow(self.rows.name(row), "damaged shard", str(error))
+        try:
+            return self._prepare(sample, seed_of(self.run.seed, epoch, sample.id))
+        except UnusableSampleError as error:
+            return DroppedRow(sample.id, error.reason, error.detail)
+
+    def _prepare(self, sample: Sample, seed: int) -> PreparedSample:
+        prepare = self._prepare_video if sample.video else self._prepare_images
+        prepared = prepare(sample, seed)
+        try:
+            length = plan_sample(prepared.sample, self._unlimited, FORGETTING).length
+        except ValueError as error:
+            raise UnusableSampleError("unusable sample", error) from error
+        if length > self._max_tokens:
+            raise UnusableSampleError(
+                "too long", f"{length:,} tokens, at most {self._max_tokens:,} are trained on"
+            )
+        if not bool((prepared.sample.labels[1:] >= 0).any()):
+            raise UnusableSampleError("unusable sample", "no token of it is supervised")
+        return prepared
+
+    def _prepare_images(self, sample: Sample, seed: int) -> PreparedSample:
+        try:
+            inputs = self.processor.sample(
+                sample.conversations, images=sample.images, id=sample.id, seed=seed
+            )
+        except ValueError as error:
+            raise UnusableSampleError("unusable sample", error) from error
+        return PreparedSample(inputs)
+
+    def _prepare_video(self, sample: Sample, seed: int) -> PreparedSample:
+        long = sample.kind == LONG_VIDEO_KIND
+        try:
+            if not long:
+                path = self._video_path(sample.video)
+                inputs = self.processor.video(path, sample.conversations, id=sample.id, seed=seed)
+                return PreparedSample(inputs)
+            recorder = _FrameRecorder(self._open_features(sample.video))
+            inputs = self.processor.video(recorder, sample.conversations, id=sample.id, seed=seed)
+            return PreparedSample(inputs, FrameChoice(sample.video, recorder.indices))
+        except MediaError as error:
+            raise UnusableSampleError(f"video {error.reason.replace('_', ' ')}", error) from error
+        except FileNotFoundError as error:
+            reason = "features missing" if long else "video missing"
+            raise UnusableSampleError(reason, error) from error
+        except UnusableSampleError:
+            raise
+        except (ValueError, OSError) as error:
+            raise UnusableSampleError("unusable sample", error) from error
+
+    def _video_path(self, name: str) -> str:
+        if self.videos is None:
+            raise ValueError("the run's videos_root is empty, but its samples name short videos")
+        return os.fspath(self.videos.path(name))
+
+    def _open_features(self, video: str) -> FeatureFile:
+        if self.features is None:
+            raise ValueError("the run's features_root is empty, but its samples name long videos")
+        try:
+            return self.features.open(video)
+        except ValueError as error:
+            raise UnusableSampleError("features damaged", error) from error
+
+
+def sample_dataset(run: RunConfig, rows: RowReader, processor: Processor) -> SampleDataset:
+    """What the workers of a run's loader read from."""
+    videos = FileCache(Storage(run.videos_root)) if run.videos_root else None
+    return SampleDataset(rows, processor, run, features=feature_store(run), videos=videos)
+
+
+def feature_store(run: RunConfig) -> FeatureStore | None:
+    """The run's feature files, where it has any."""
+    if not run.features_root:
+        return None
+    return FeatureStore(
+        Storage(run.features_root), cache=run.features_cache, max_bytes=run.features_cache_bytes
+    )
