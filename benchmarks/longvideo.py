@@ -182,7 +182,7 @@ class LongVideoBenchmark:
         """One stage through the training loop, in this process; a finished one is left as it is."""
         from training.data.loader import build_loader
         from training.loop import train
-        from training.reporting import reporter
+        from training.reporting import open_reporter
 
         inputs = dict.fromkeys(
             (previous_checkpoint(VARIANT, stage), *shard_products(stage)), "benchmark"
@@ -192,8 +192,8 @@ class LongVideoBenchmark:
             run = replace(
                 run, features_root=self.storage.path(features), out=f"{run.out}-{FEW}-frames"
             )
-        with reporter() as speaker:
-            train(run, self.ranks, speaker, build_loader)
+        with open_reporter() as reporter:
+            train(run, self.ranks, reporter, build_loader)
         if features == FEATURES:
             self._record(f"stage{stage}", folder)
         results = read_results(run)

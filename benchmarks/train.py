@@ -55,10 +55,10 @@ from training.formats.kinds import (
     SHORT_VIDEO_KIND,
     TEXT_KIND,
 )
-from training.loop import Training, train
+from training.loop import Trainer, train
 from training.memory_plan import GIB
 from training.parallel import Ranks, join_ranks, leave_ranks
-from training.reporting import Reporter, reporter
+from training.reporting import Reporter, open_reporter
 from training.run_config import RunConfig, parse_run
 
 ARMS = ("hour", "cold", "mixed", "published")
@@ -102,13 +102,13 @@ def main() -> None:
             4,
             True,
         )
-    with reporter() as speaker:
+    with open_reporter() as reporter:
         ranks = join_ranks("auto")
         config = PRESETS[options.variant]
         if options.layers:
             config = replace(config, llm=replace(config.llm, num_layers=options.layers))
         folder = options.folder / f"{options.variant}-{config.llm.num_layers}-{options.scale}"
-        (chain if options.chain else compare)(options, config, folder, ranks, speaker)
+        (chain if options.chain else compare)(options, config, folder, ranks, reporter)
         leave_ranks()
 
 
@@ -117,7 +117,7 @@ def compare(
     config: HourLlavaConfig,
     folder: Path,
     ranks: Ranks,
-    speaker: Reporter,
+    reporter: Reporter,
 ) -> None:
     """One model, and the arms one after another."""
     if ranks.local == 0:
@@ -132,7 +132,7 @@ def compare(
             training_data.write_long(folder / name, seconds, config, tokenizer, ranks.device)
     ranks.barrier()
     torch.cuda.empty_cache()
-    training: Training | None = None
+    trainer: Trainer | None = None
     for arm in options.arms:
         run = parse_run(
             {
@@ -151,18 +151,18 @@ def compare(
                 "tensorboard": False,
             }
         )
-        if training is None:
+        if trainer is None:
             checkpoints = Checkpoints(folder / "state", 2, ranks)
             began = time.monotonic()
-            training = Training(run, ranks, speaker, build_loader, checkpoints)
-            speaker.note(
+            trainer = Trainer(run, ranks, reporter, build_loader, checkpoints)
+            reporter.note(
                 f"model, optimizer and loader stand after {time.monotonic() - began:.1f} s"
             )
         else:
-            training.loader.close()
-            training.config = run
-            training.micro_batch, training.accumulation = run.batches(ranks.world)
-            training.loader = build_loader(run, training.processor, ranks.rank, ranks.world)
+            trainer.loader.close()
+            trainer.config = run
+            trainer.micro_batch, trainer.accumulation = run.batches(ranks.world)
+            trainer.loader = build_loader(run, trainer.processor, ranks.rank, ranks.world)
         if arm == "cold":
             training_data.forget_cached(folder / "hour" / "features")
         row = {
@@ -172,32 +172,32 @@ def compare(
             "gpus": ranks.world,
         }
         row |= measure(
-            training, options.steps, published=arm == "published", profiled=options.communication
+            trainer, options.steps, published=arm == "published", profiled=options.communication
         )
         if ranks.first:
             _print(row, options.json)
-    if training is not None:
-        training.loader.close()
+    if trainer is not None:
+        trainer.loader.close()
 
 
-def measure(training: Training, steps: int, published: bool, profiled: bool) -> dict[str, Any]:
+def measure(trainer: Trainer, steps: int, published: bool, profiled: bool) -> dict[str, Any]:
     """Take one step and then ``steps`` that count; means over those. One more under the profiler,
     where asked for.
     """
     records: list[dict[str, Any]] = []
-    training.metrics = types.SimpleNamespace(write=records.append, close=lambda: None)  # type: ignore[assignment]
-    training.progress = replace(training.progress, step=0)
-    training.steps = steps + 1 + profiled
+    trainer.metrics = types.SimpleNamespace(write=records.append, close=lambda: None)  # type: ignore[assignment]
+    trainer.state = replace(trainer.state, step=0)
+    trainer.steps = steps + 1 + profiled
     with ExitStack() as stack:
         if published:
-            _train_as_published(training, stack)
+            _train_as_published(trainer, stack)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        groups = training.pack_groups()
+        groups = trainer.pack_groups()
         stack.callback(groups.close)
         for _ in range(steps + 1):
-            training.step(groups)
-        shares = communication(lambda: training.step(groups)) if profiled else {}
+            trainer.step(groups)
+        shares = communication(lambda: trainer.step(groups)) if profiled else {}
     timed = records[1 : steps + 1]
     seconds = sum(record["step_s"] for record in timed)
     return {
@@ -209,29 +209,29 @@ def measure(training: Training, steps: int, published: bool, profiled: bool) -> 
         "packs_per_step": sum(record["packs"] for record in timed) / len(timed),
         "mfu": sum(record.get("mfu", 0) * record["step_s"] for record in timed) / seconds,
         "peak_gib": max(record.get("peak_gib", 0) for record in timed),
-        "estimated_gib": training.memory.needed.total / GIB,
+        "estimated_gib": trainer.memory.needed.total / GIB,
         "loss": timed[-1]["loss"],
         **shares,
     }
 
 
-def _train_as_published(training: Training, stack: ExitStack) -> None:
+def _train_as_published(trainer: Trainer, stack: ExitStack) -> None:
     """Replace what the published way does otherwise; everything is put back when ``stack`` closes."""
-    held = (prefetch.GROUP_SAMPLES, training.memory, attention.PRIORITY, training.model.forward)
+    held = (prefetch.GROUP_SAMPLES, trainer.memory, attention.PRIORITY, trainer.model.forward)
 
     def restore() -> None:
-        prefetch.GROUP_SAMPLES, training.memory, attention.PRIORITY, training.model.forward = held
+        prefetch.GROUP_SAMPLES, trainer.memory, attention.PRIORITY, trainer.model.forward = held
         torch.compiler.set_stance("default")
 
     stack.callback(restore)
     prefetch.GROUP_SAMPLES = PUBLISHED_BATCH
-    training.memory = replace(
-        training.memory, budget=Budget(1 << 40, 1 << 40, 1 << 40), kept_tokens=0
+    trainer.memory = replace(
+        trainer.memory, budget=Budget(1 << 40, 1 << 40, 1 << 40), kept_tokens=0
     )
     attention.PRIORITY = [
         backend for backend in attention.PRIORITY if backend is not attention.PRIORITY[0]
     ]
-    training.model.forward = types.MethodType(_published_forward, training.model)
+    trainer.model.forward = types.MethodType(_published_forward, trainer.model)
     torch.compiler.set_stance("force_eager")
 
 
@@ -276,7 +276,7 @@ def chain(
     config: HourLlavaConfig,
     folder: Path,
     ranks: Ranks,
-    speaker: Reporter,
+    reporter: Reporter,
 ) -> None:
     """Stages 1, 2 and 3, each from the export of the one before, with checkpoint and export; the
     losses must fall.
@@ -327,7 +327,7 @@ def chain(
             }
         )
         began = time.monotonic()
-        result = train(run, ranks, speaker, build_loader)
+        result = train(run, ranks, reporter, build_loader)
         if ranks.first:
             row = {
                 "arm": f"stage {stage}",

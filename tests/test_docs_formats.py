@@ -47,6 +47,7 @@ from training.formats import sample as samples
 from training.formats.storage import Storage
 from training.metrics import METRICS_NAME
 from training.recipes import ShardInput
+from training.state import StepTotals, TrainState
 
 FORMATS = page("docs/data_formats.md")
 DEPLOYMENT = """
@@ -161,25 +162,13 @@ def header_of_extraction(root: SimpleNamespace, tmp_path: Path, monkeypatch) -> 
 
 def record_of_step() -> list[str]:
     """Keys of a record of metrics, by the loop's own code on a CPU."""
-    import torch
+    from training.metrics import step_record
 
-    from training.loop import Done, Progress, Training
-
-    written: list[dict] = []
-    run = SimpleNamespace(streams=[SimpleNamespace(name="images")])
-    ranks = SimpleNamespace(device=torch.device("cpu"), world=1)
-    writer = SimpleNamespace(write=written.append)
-    loop = SimpleNamespace(
-        progress=Progress(1), steps=2, config=run, _stream=0, ranks=ranks, metrics=writer, seen=None
-    )
-    loop.reporter = SimpleNamespace(step=lambda line: None)
-    Training._record(loop, Done(supervised=1), {}, 1.0, 1.0, 0.1)
-    return list(written[0])
+    return list(step_record(1, 2, StepTotals(supervised=1), "images", {}, 1.0, 1.0, 0.1))
 
 
 def result_of_run(tmp_path: Path) -> list[str]:
-    progress = dict.fromkeys(("step", "samples", "tokens", "supervised", "seconds", "skipped"), 0)
-    return list(identity.write_result(tmp_path, progress, "", "export", 1, {}))
+    return list(identity.write_result(tmp_path, TrainState(), "", "export", 1, {}))
 
 
 def table_of(heading: str) -> list[list[str]]:
@@ -359,10 +348,12 @@ def test_names_in_a_checkpoint_folder_are_those_of_the_code():
     text = _own("Checkpoints").text
     assert f"`{checkpoint.COMMITTED_NAME}`" in text
     assert f"`{checkpoint.STATE_NAME}`" in text
-    loop = inspect.getsource(identity.remove_foreign_state)
-    for name in ("state", "samples", "tensorboard", "nonfinite.jsonl"):
-        assert f'"{name}"' in loop
+    removal = inspect.getsource(identity.remove_foreign_state)
+    for name in ("state", "samples", "tensorboard"):
+        assert f'"{name}"' in removal
         assert any(entry.startswith(name) for entry in stated), name
+    assert "NONFINITE_NAME" in removal
+    assert identity.NONFINITE_NAME in stated
 
 
 def test_numbers_of_feature_files_are_those_of_the_presets():

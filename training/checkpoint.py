@@ -40,7 +40,7 @@ STATE_NAME = "state.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder. `save`, `settle` and `load` are called by every
+    """The checkpoints of one run in one folder. `save`, `commit_written` and `load` are called by every
     rank alike.
     """
 
@@ -77,7 +77,7 @@ class Checkpoints:
         Raises:
             OSError: the disk has no room for it; everything committed earlier stays as it is.
         """
-        self.settle(wait=True)
+        self.commit_written(wait=True)
         target = self.folder / f"step-{step}"
         tensors = _tensors(model, optimizer)
         if self.ranks.first:
@@ -98,7 +98,7 @@ class Checkpoints:
         assert isinstance(future, Future)
         self._pending = step, future
 
-    def settle(self, wait: bool = False) -> int | None:
+    def commit_written(self, wait: bool = False) -> int | None:
         """Commit the write in the background if all ranks have ended it; with ``wait``, see to it
         that they have.
 

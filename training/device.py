@@ -1,4 +1,4 @@
-"""The device that a rank computes on: what it is called, what it can do, how much of that is used."""
+"""The device that a rank computes on: its name, its free memory, how much of its speed is used."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import torch
 
 from training.parallel import Ranks
 
-PEAK_FLOPS = {
-    "H200": 790e12,
-    "H100": 790e12,
-    "A100": 312e12,
-}  # what bfloat16 matrix products really reach
+# Floating point operations a second that bfloat16 matrix products really reach, by a part of the
+# device's name.
+PEAK_FLOPS = {"H200": 790e12, "H100": 790e12, "A100": 312e12}
 
 
 def free_memory(ranks: Ranks) -> float | None:
@@ -25,8 +23,12 @@ def device_name(ranks: Ranks) -> str:
     return torch.cuda.get_device_name() if ranks.device.type == "cuda" else "CPU"
 
 
-def hardware(ranks: Ranks, work: float, seconds: float) -> dict[str, float]:
-    """Utilisation and peak memory, where the device is known."""
+def utilisation(ranks: Ranks, work: float, seconds: float) -> dict[str, float]:
+    """Peak memory (`peak_gib`) and, where the device is known, model-FLOP utilisation (`mfu`).
+
+    Args:
+        work: floating point operations of the model on all ranks in that time.
+    """
     if ranks.device.type != "cuda":
         return {}
     found: dict[str, float] = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}

@@ -1,7 +1,7 @@
 """The training loop of all stages: the story of one step, told once.
 
-`train` sets the scene (ranks, model, optimizer, data, checkpoints), `Training.run` takes the steps,
-and the end of a run is its export and, last of all, ``result.json``. Started again at any moment,
+`train` sets up a run (ranks, model, optimizer, data, checkpoints), `Trainer.run` takes the steps,
+and the end of a run is its export and, last of all, `result.json`. Started again at any moment,
 also after it was killed, it goes on from the newest committed checkpoint, takes the same steps with
 the same samples, and ends in the same bytes.
 """
@@ -12,12 +12,12 @@ import json
 import logging
 import math
 import random
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, astuple, dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +31,37 @@ from model.processor import Processor
 from training.checkpoint import Checkpoints
 from training.data.micro_batch import MicroBatchLoader
 from training.data.prefetch import DevicePrefetcher, PackGroup, Prefetcher
-from training.device import device_name, free_memory, hardware
+from training.device import device_name, free_memory, utilisation
 from training.export import publish_export
 from training.flops import flops
 from training.formats.hashing import seed_of
 from training.loading import empty_model, load_weights
 from training.memory_plan import plan_memory
-from training.metrics import MetricsWriter
+from training.metrics import MetricsWriter, step_line, step_record
 from training.optimizer import build_optimizer, gradient_norm, scale_gradients, select, set_rates
 from training.parallel import Ranks, prepare
 from training.reporting import Reporter
 from training.run_config import RunConfig
-from training.run_identity import fingerprint_of, finished, remove_foreign_state, write_result
-from training.supervise import stop_requested
+from training.run_identity import (
+    NONFINITE_NAME,
+    fingerprint_of,
+    finished,
+    remove_foreign_state,
+    write_result,
+)
+from training.state import StepTotals, TrainState
+from training.supervise import StopRequest
 
 log = logging.getLogger(__name__)
 
-MakeLoader = Callable[[RunConfig, Processor, int, int], MicroBatchLoader]
+BuildLoader = Callable[[RunConfig, Processor, int, int], MicroBatchLoader]
 
 
 class Preempted(Exception):
-    """The run was asked to stop, wrote a checkpoint and left; started again it continues."""
+    """The run was asked to stop, wrote a checkpoint and ended; started again it continues."""
 
 
-class StopAsked(Exception):
+class StopRequested(Exception):
     """A rank was asked to stop; all of them are at the same place."""
 
 
@@ -62,36 +69,10 @@ class Diverged(RuntimeError):
     """Loss or gradients were not finite for several steps in a row."""
 
 
-@dataclass(slots=True)
-class Progress:
-    """What a checkpoint remembers of the run besides tensors."""
-
-    step: int = 0
-    samples: int = 0
-    tokens: int = 0
-    supervised: int = 0
-    seconds: float = 0.0
-    skipped: int = 0  # steps with a loss or gradient that is not finite
-    skipped_in_a_row: int = 0
-
-
-@dataclass(slots=True)
-class Done:
-    """What one step did, on one rank or summed over all."""
-
-    loss_sum: float = 0.0
-    supervised: float = 0
-    tokens: float = 0
-    samples: float = 0
-    packs: float = 0
-    work: float = 0.0  # floating point operations of the model
-    waited_s: float = 0.0  # for data
-
-
 def train(
-    run: RunConfig, ranks: Ranks, reporter: Reporter, make_loader: MakeLoader
+    run: RunConfig, ranks: Ranks, reporter: Reporter, build_loader: BuildLoader
 ) -> dict[str, Any]:
-    """Train one stage to its end and return what ``result.json`` holds.
+    """Train one stage to its end and return what `result.json` holds.
 
     A finished run with the same configuration is left as it is. State of another configuration in
     the same folder is removed: its data, its start or its recipe are not those of this run.
@@ -111,19 +92,17 @@ def train(
         remove_foreign_state(out, fingerprint)
         checkpoints.remove_incomplete()
     ranks.barrier()
-    training = Training(run, ranks, reporter, make_loader, checkpoints)
+    trainer = Trainer(run, ranks, reporter, build_loader, checkpoints)
     try:
-        training.resume()
-        training.run()
-        dropped = _added(ranks.gather(training.loader.report()))
+        trainer.resume()
+        trainer.run()
+        dropped = _added(ranks.gather(trainer.loader.report()))
     finally:
-        training.close()
-    folder = publish_export(out, training.wrapper, ranks, Path(run.start))
+        trainer.close()
+    folder = publish_export(out, trainer.wrapper, ranks, Path(run.start))
     result = {}
     if ranks.first:
-        result = write_result(
-            out, asdict(training.progress), fingerprint, folder, ranks.world, dropped
-        )
+        result = write_result(out, trainer.state, fingerprint, folder, ranks.world, dropped)
         reporter.note(
             f"finished: loss {result['first_loss']} -> {result['last_loss']} in {result['steps']} "
             "steps"
@@ -132,8 +111,12 @@ def train(
     return result
 
 
-class Training:
+class Trainer:
     """One run on this rank: the model, laid over the ranks, its data, and how far it is.
+
+    Attributes:
+        state: what was done so far.
+        position: the loader's state after the last step that was taken.
 
     Raises:
         ValueError: the configuration cannot work here: the ranks cannot share the batch, memory
@@ -145,13 +128,13 @@ class Training:
         run: RunConfig,
         ranks: Ranks,
         reporter: Reporter,
-        make_loader: MakeLoader,
+        build_loader: BuildLoader,
         checkpoints: Checkpoints,
     ) -> None:
         self.config, self.recipe = run, run.recipe
         self.ranks, self.reporter, self.checkpoints = ranks, reporter, checkpoints
         self.micro_batch, self.accumulation = run.batches(ranks.world)
-        self.wrapper, self.processor, checkpointing = _model(run)
+        self.wrapper, self.processor, checkpointing = _model_and_processor(run)
         self.model, self.model_config = self.wrapper.model, self.processor.config
         self.memory = plan_memory(
             run, self.model_config, ranks.world, free_memory(ranks), checkpointing
@@ -173,7 +156,7 @@ class Training:
         self.parameters = [
             parameter for group in self.optimizer.param_groups for parameter in group["params"]
         ]
-        self.loader = make_loader(run, self.processor, ranks.rank, ranks.world)
+        self.loader = build_loader(run, self.processor, ranks.rank, ranks.world)
         self.steps = min(
             self.recipe.epochs * self.loader.steps_per_epoch, run.max_steps or sys.maxsize
         )
@@ -183,56 +166,53 @@ class Training:
                 "samples; add samples or set a smaller global_batch"
             )
         self.device_prefetcher = DevicePrefetcher(ranks.device)
-        self.progress = Progress()
+        self.state = TrainState()
         self.position: dict[str, Any] | None = None
-        self.metrics: MetricsWriter | None = None
-        self.seen: MetricsWriter | None = None
-        self._saved = 0  # the step of the newest checkpoint
-        self._signalled = False
+        self.metrics: MetricsWriter | None = None  # of all ranks, written by rank 0
+        self.sample_log: MetricsWriter | None = None  # ids of this rank's samples, step by step
+        self.stop_request = StopRequest()
+        self._saved_step = 0  # of the newest checkpoint
 
     def resume(self) -> None:
         """Go on from the newest committed checkpoint, if there is one."""
         if (newest := self.checkpoints.newest()) is not None:
             saved = self.checkpoints.load(newest, self.model, self.optimizer)
-            self.progress = Progress(**saved["progress"])
+            self.state = TrainState(**saved["progress"])
             self.loader.load_state_dict(saved["position"])
-            self._saved = self.progress.step
+            self._saved_step = self.state.step
             self.reporter.note(f"continuing from {newest.name}")
 
     def run(self) -> None:
         """Take all steps that are left; the last one is in a committed checkpoint when this
         returns.
+
+        Raises:
+            Preempted: asked to stop, after a checkpoint.
+            Diverged: too many steps in a row were not finite.
+            OSError: a checkpoint could not be written.
         """
-        out, done = Path(self.config.out), self.progress.step
+        out, done = Path(self.config.out), self.state.step
         if self.ranks.first:
             self.metrics = MetricsWriter(out, after=done, tensorboard=self.config.tensorboard)
-        self.seen = MetricsWriter(
+        self.sample_log = MetricsWriter(
             out / "samples", after=done, tensorboard=False, name=f"rank-{self.ranks.rank}.jsonl"
         )
-        previous = {
-            number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        groups = self.pack_groups()
-        try:
-            while self.progress.step < self.steps:
-                self.step(groups)
-                self.checkpoints.settle()
-                last = self.progress.step == self.steps
-                if last or self.progress.step % self.recipe.save_every == 0:
-                    self._save(wait=last)
-        except StopAsked:
-            self._leave()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            groups.close()
+        with closing(self.pack_groups()) as groups, self.stop_request:
+            try:
+                while self.state.step < self.steps:
+                    self.step(groups)
+                    self.checkpoints.commit_written()
+                    last = self.state.step == self.steps
+                    if last or self.state.step % self.recipe.save_every == 0:
+                        self._save(wait=last)
+            except StopRequested:
+                self._save_and_stop()
 
     def pack_groups(self) -> Generator[PackGroup]:
         """This rank's data for all steps that are left; to be closed."""
         prefetcher = Prefetcher(
             self.loader,
-            steps=self.steps - self.progress.step,
+            steps=self.steps - self.state.step,
             accumulation=self.accumulation,
             micro_batch=self.micro_batch,
             budget=self.memory.budget,
@@ -243,14 +223,17 @@ class Training:
         return iter(prefetcher)
 
     def step(self, groups: Generator[PackGroup]) -> None:
-        """One optimizer step. Raises StopAsked, and leaves all as it was before, if a rank was
-        asked to stop.
+        """One optimizer step: all packs forward and backward, then one update.
+
+        Raises:
+            StopRequested: a rank was asked to stop; all is as it was before the step.
+            Diverged: too many steps in a row were not finite.
         """
         began = time.monotonic()
-        rates = set_rates(self.optimizer, self.progress.step, self.steps, self.recipe.warmup)
-        done = Done()
+        rates = set_rates(self.optimizer, self.state.step, self.steps, self.recipe.warmup)
+        own = StepTotals()
         loss = torch.zeros((), device=self.ranks.device)
-        for group in self._until_step_ends(groups, done):
+        for group in self._groups_of_step(groups, own):
             for pack in self.device_prefetcher.on_device(group.packs):
                 self.recomputation.wanted = pack.sizes.tokens > self.memory.kept_tokens
                 output = self.model(
@@ -259,36 +242,36 @@ class Training:
                 loss += output.loss_sum.detach()
                 if output.loss_sum.requires_grad:
                     self._objective(output.loss_sum, output.supervised).backward()
-                done.supervised += output.supervised
-                done.tokens += sum(output.lengths)
-                done.samples += len(pack.samples)
-                done.packs += 1
-                done.work += flops(pack.sizes, self.model_config, self.config.modules)
-        done.loss_sum = float(loss)
+                own.supervised += output.supervised
+                own.tokens += sum(output.lengths)
+                own.samples += len(pack.samples)
+                own.packs += 1
+                own.work += flops(pack.sizes, self.model_config, self.config.modules)
+        own.loss_sum = float(loss)
 
-        everywhere = Done(*self.ranks.sum(*astuple(done)))
-        norm, finite = self._update(everywhere)
-        waited, seconds = self.ranks.max(done.waited_s, time.monotonic() - began)
-        self._account(everywhere, finite, seconds)
-        self._record(everywhere, rates, norm, seconds, waited)
+        totals = StepTotals(*self.ranks.sum(*astuple(own)))
+        norm, finite = self._update(totals)
+        waited, seconds = self.ranks.max(own.waited_s, time.monotonic() - began)
+        self.state = self.state.after(totals, finite, seconds)
+        self._record(totals, rates, norm, seconds, waited)
         if not finite:
-            self._not_finite(everywhere, norm)
+            self._report_nonfinite(totals, norm)
 
-    def _until_step_ends(self, groups: Generator[PackGroup], done: Done) -> Iterator[PackGroup]:
+    def _groups_of_step(self, groups: Generator[PackGroup], own: StepTotals) -> Iterator[PackGroup]:
         """Groups up to the end of this step; the time spent waiting for them is counted.
 
         A step may take minutes, so before each group all ranks ask each other whether to go on.
         """
-        self._ids: list[str] = []
+        self._sample_ids: list[str] = []
         ended = False
         while not ended:
-            if self.ranks.max(self._signalled or stop_requested())[0]:
-                raise StopAsked
+            if self.ranks.max(self.stop_request.made())[0]:
+                raise StopRequested
             asked = time.monotonic()
             group = next(groups)
-            done.waited_s += time.monotonic() - asked
+            own.waited_s += time.monotonic() - asked
             yield group
-            self._ids += group.sample_ids
+            self._sample_ids += group.sample_ids
             self._stream, ended = group.stream, group.ends_step
         self.position = group.position
 
@@ -298,131 +281,103 @@ class Training:
         """
         return loss_sum if self.config.loss == "tokens" else loss_sum / max(supervised, 1)
 
-    def _update(self, everywhere: Done) -> tuple[float, bool]:
+    def _update(self, totals: StepTotals) -> tuple[float, bool]:
         """Normalise and clip the gradients and move the parameters, unless something is not finite.
 
         Returns:
             The gradient's norm before clipping, and whether all was finite.
         """
-        if not everywhere.supervised:  # every sample of the step was unusable
+        if not totals.supervised:  # every sample of the step was unusable
             self.optimizer.zero_grad(set_to_none=True)
             return 0.0, True
         # Sharded gradients are means over the ranks; the loss is a sum over tokens (or over packs'
         # means).
-        parts = everywhere.supervised if self.config.loss == "tokens" else everywhere.packs
+        parts = totals.supervised if self.config.loss == "tokens" else totals.packs
         factor = self.ranks.world / parts
         norm = float(gradient_norm(self.parameters)) * factor
-        finite = math.isfinite(norm) and math.isfinite(everywhere.loss_sum)
+        finite = math.isfinite(norm) and math.isfinite(totals.loss_sum)
         if finite:
+            # 1e-6 as in torch's clip_grad_norm_.
             scale_gradients(self.parameters, factor * min(1.0, self.recipe.clip / (norm + 1e-6)))
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm, finite
 
-    def _account(self, everywhere: Done, finite: bool, seconds: float) -> None:
-        progress = self.progress
-        self.progress = Progress(
-            step=progress.step + 1,
-            samples=progress.samples + int(everywhere.samples),
-            tokens=progress.tokens + int(everywhere.tokens),
-            supervised=progress.supervised + int(everywhere.supervised),
-            seconds=progress.seconds + seconds,
-            skipped=progress.skipped + (not finite),
-            skipped_in_a_row=0 if finite else progress.skipped_in_a_row + 1,
-        )
-
     def _record(
-        self, done: Done, rates: dict[str, float], norm: float, seconds: float, waited: float
+        self,
+        totals: StepTotals,
+        rates: dict[str, float],
+        norm: float,
+        seconds: float,
+        waited: float,
     ) -> None:
-        step = self.progress.step
-        loss = done.loss_sum / done.supervised if done.supervised else math.nan
-        record: dict[str, Any] = {
-            "step": step,
-            "steps": self.steps,
-            "loss": loss if math.isfinite(loss) else None,
-            "grad_norm": norm if math.isfinite(norm) else None,
-            "rates": rates,
-            "stream": self.config.streams[self._stream].name,
-            "supervised": int(done.supervised),
-            "tokens": int(done.tokens),
-            "samples": int(done.samples),
-            "packs": int(done.packs),
-            "step_s": seconds,
-            "data_wait_s": waited,
-            "tokens_per_s": done.tokens / seconds,
-            "samples_per_s": done.samples / seconds,
-        }
-        measured = hardware(self.ranks, done.work, seconds)
-        record |= measured
-        if self.metrics is not None:
-            self.metrics.write(record)
-        if self.seen is not None:
-            self.seen.write({"step": step, "ids": self._ids})
-        used = f", {100 * measured['mfu']:.1f} % MFU" if "mfu" in measured else ""
-        self.reporter.step(
-            f"step {step}/{self.steps} loss {loss:.4f} grad norm {norm:.3f} {seconds:.2f} s (data "
-            f"{waited:.2f} s) {done.tokens / seconds:.0f} tokens/s{used}"
+        """Write and say what the step did."""
+        stream = self.config.streams[self._stream].name
+        measured = utilisation(self.ranks, totals.work, seconds)
+        record = step_record(
+            self.state.step, self.steps, totals, stream, rates, norm, seconds, waited
         )
+        if self.metrics is not None:
+            self.metrics.write(record | measured)
+        if self.sample_log is not None:
+            self.sample_log.write({"step": self.state.step, "ids": self._sample_ids})
+        self.reporter.step(step_line(record | measured))
 
-    def _not_finite(self, everywhere: Done, norm: float) -> None:
+    def _report_nonfinite(self, totals: StepTotals, norm: float) -> None:
         """Name the samples of a step that was not taken; give up after several in a row."""
-        step, row = self.progress.step, self.progress.skipped_in_a_row
-        ids = [name for names in self.ranks.gather(self._ids) for name in names]  # type: ignore[attr-defined]
+        step, in_a_row = self.state.step, self.state.skipped_in_a_row
+        ids = [name for names in self.ranks.gather(self._sample_ids) for name in names]  # type: ignore[attr-defined]
         if self.ranks.first:
             record = {
                 "step": step,
-                "loss_sum": str(everywhere.loss_sum),
+                "loss_sum": str(totals.loss_sum),
                 "grad_norm": str(norm),
                 "ids": ids,
             }
-            with open(Path(self.config.out) / "nonfinite.jsonl", "a", encoding="utf-8") as file:
+            with open(Path(self.config.out) / NONFINITE_NAME, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         self.reporter.note(
             f"step {step} was not taken: its loss or gradient is not finite; samples: "
             f"{', '.join(ids)}"
         )
-        if row >= self.config.nonfinite_limit:
+        if in_a_row >= self.config.nonfinite_limit:
             raise Diverged(
-                f"loss or gradient were not finite in {row} steps in a row, up to step {step}; "
-                f"nonfinite.jsonl in {self.config.out} names the samples. Look at them, or lower "
-                "the rates"
+                f"loss or gradient were not finite in {in_a_row} steps in a row, up to step "
+                f"{step}; {NONFINITE_NAME} in {self.config.out} names the samples. Look at them, "
+                "or lower the rates"
             )
 
     def _save(self, wait: bool) -> None:
-        state = {
-            "progress": asdict(self.progress),
+        """Write a checkpoint in the background; with `wait`, it is committed when this returns."""
+        saved = {
+            "progress": asdict(self.state),
             "position": self.position,
             "world": self.ranks.world,
         }
-        self.checkpoints.save(self.progress.step, self.model, self.optimizer, state)
-        self._saved = self.progress.step
+        self.checkpoints.save(self.state.step, self.model, self.optimizer, saved)
+        self._saved_step = self.state.step
         if wait:
-            self.checkpoints.settle(wait=True)
+            self.checkpoints.commit_written(wait=True)
 
-    def _leave(self) -> None:
-        """Write down the steps that were taken, and go; the one that was begun is taken again
-        later.
-        """
-        step = self.progress.step
-        self.checkpoints.settle(wait=True)
-        if step != self._saved:
+    def _save_and_stop(self) -> None:
+        """Save the steps that were taken, and stop; the one that was begun is taken again later."""
+        step = self.state.step
+        self.checkpoints.commit_written(wait=True)
+        if step != self._saved_step:
             self._save(wait=True)
         raise Preempted(
             f"asked to stop after step {step} of {self.steps}; what was done is in a checkpoint"
         )
 
-    def _on_signal(self, number: int, frame: object) -> None:
-        self._signalled = True
-
     def close(self) -> None:
         """Close what reads and what writes."""
         self.loader.close()
-        for writer in (self.metrics, self.seen):
+        for writer in (self.metrics, self.sample_log):
             if writer is not None:
                 writer.close()
 
 
-def _model(run: RunConfig) -> tuple[HourLlavaForCausalLM, Processor, bool]:
+def _model_and_processor(run: RunConfig) -> tuple[HourLlavaForCausalLM, Processor, bool]:
     """The model, still empty, its processor, and whether activations are to be recomputed."""
     start = Path(run.start)
     wrapper = empty_model(start)

@@ -5,18 +5,20 @@ same records.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from model.atomic import remove_unfinished, writing_file
+from training.state import StepTotals
 
 METRICS_NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends records to ``folder/metrics.jsonl``, and to TensorBoard event files below
-    ``folder/tensorboard``.
+    """Appends records to `folder/metrics.jsonl`, and to TensorBoard event files below
+    `folder/tensorboard`.
 
     Args:
         after: the step that is resumed from; later records, of steps that are about to be done
@@ -38,7 +40,7 @@ class MetricsWriter:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """One record; it holds ``step``. Numbers in it, also one level down, become TensorBoard
+        """One record; it holds `step`. Numbers in it, also one level down, become TensorBoard
         scalars.
         """
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -51,6 +53,58 @@ class MetricsWriter:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def step_record(
+    step: int,
+    steps: int,
+    totals: StepTotals,
+    stream: str,
+    rates: dict[str, float],
+    norm: float,
+    seconds: float,
+    waited: float,
+) -> dict[str, Any]:
+    """The record of one step.
+
+    Args:
+        step, steps: its number, and the number of the last one.
+        totals: summed over all ranks.
+        stream: name of the stream that its samples are from.
+        rates: learning rates by module.
+        norm: of the gradient before clipping.
+        seconds, waited: how long the slowest rank took, and waited for data.
+    """
+    loss = totals.loss_sum / totals.supervised if totals.supervised else math.nan
+    return {
+        "step": step,
+        "steps": steps,
+        "loss": loss if math.isfinite(loss) else None,
+        "grad_norm": norm if math.isfinite(norm) else None,
+        "rates": rates,
+        "stream": stream,
+        "supervised": int(totals.supervised),
+        "tokens": int(totals.tokens),
+        "samples": int(totals.samples),
+        "packs": int(totals.packs),
+        "step_s": seconds,
+        "data_wait_s": waited,
+        "tokens_per_s": totals.tokens / seconds,
+        "samples_per_s": totals.samples / seconds,
+    }
+
+
+def step_line(record: dict[str, Any]) -> str:
+    """A step's record as a line for people."""
+    used = f", {100 * record['mfu']:.1f} % MFU" if "mfu" in record else ""
+    loss, norm = (
+        math.nan if record[name] is None else record[name] for name in ("loss", "grad_norm")
+    )
+    return (
+        f"step {record['step']}/{record['steps']} loss {loss:.4f} grad norm {norm:.3f} "
+        f"{record['step_s']:.2f} s (data {record['data_wait_s']:.2f} s) "
+        f"{record['tokens_per_s']:.0f} tokens/s{used}"
+    )
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -66,6 +120,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _truncate(path: Path, after: int) -> None:
+    """Drop the records after a step, and an unfinished last line."""
     remove_unfinished(path)
     if not path.exists():
         return
@@ -79,6 +134,7 @@ def _truncate(path: Path, after: int) -> None:
 
 
 def _scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Names and values that TensorBoard draws."""
     for key, value in record.items():
         if isinstance(value, dict):
             yield from (

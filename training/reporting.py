@@ -1,4 +1,4 @@
-"""Where a run speaks: the log of rank 0, and the Dagster run that owns it, if one does."""
+"""Where a run reports: the log of rank 0, and the Dagster run that owns it, if one does."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ OWNER_EVERY_S = 60.0  # the owner keeps every message in its database
 
 @dataclass(slots=True)
 class Reporter:
-    """Says things once a step to the log, now and then to the owner."""
+    """Writes lines to the log, and now and then to the owner.
 
-    owner: Any | None = None  # a Dagster Pipes context
-    _last: float = float("-inf")
+    Attributes:
+        owner: a Dagster Pipes context, where a Dagster run owns this one.
+    """
+
+    owner: Any | None = None
+    _last_step_s: float = float("-inf")
 
     def step(self, text: str) -> None:
         """A line that comes with every step; the owner sees one a minute."""
         log.info(text)
-        if self.owner is not None and time.monotonic() - self._last >= OWNER_EVERY_S:
-            self._last = time.monotonic()
+        if self.owner is not None and time.monotonic() - self._last_step_s >= OWNER_EVERY_S:
+            self._last_step_s = time.monotonic()
             self.owner.log.info(text)
 
     def note(self, text: str) -> None:
@@ -38,8 +42,8 @@ class Reporter:
 
 
 @contextmanager
-def reporter() -> Iterator[Reporter]:
-    """The reporter of this process. Only rank 0 may speak to the owner, although all ranks inherit
+def open_reporter() -> Iterator[Reporter]:
+    """The reporter of this process. Only rank 0 reports to the owner, although all ranks inherit
     its address.
     """
     first = os.environ.get("RANK", "0") == "0"

@@ -17,34 +17,20 @@ from typing import Any
 from training.formats.storage import Storage
 from training.metrics import METRICS_NAME, read_metrics
 from training.run_config import RunConfig
+from training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 RESULT_NAME = "result.json"
+NONFINITE_NAME = "nonfinite.jsonl"  # samples of steps that were not taken
 FINGERPRINT_NAME = "fingerprint"
 
 # Fields of a run that change how fast it goes or what it keeps, never which steps it takes.
 SPEED_ONLY = (
-    *(
-        "out",
-        "device",
-        "compile",
-        "checkpointing",
-        "micro_batch",
-        "micro_tokens",
-        "workers",
-        "prefetch",
-        "save_every",
-    ),
-    *(
-        "data_timeout_s",
-        "features_cache",
-        "features_cache_bytes",
-        "keep",
-        "nonfinite_limit",
-        "tensorboard",
-    ),
-)
+    "out", "device", "compile", "checkpointing", "micro_batch", "micro_tokens", "workers",
+    "prefetch", "save_every", "data_timeout_s", "features_cache", "features_cache_bytes", "keep",
+    "nonfinite_limit", "tensorboard",
+)  # fmt: skip
 
 
 def fingerprint_of(run: RunConfig) -> str:
@@ -56,9 +42,9 @@ def fingerprint_of(run: RunConfig) -> str:
     """
     values = json.loads(run.to_json())
     values["recipe"] = asdict(run.recipe)
-    for part in (values, values["recipe"]):
+    for fields in (values, values["recipe"]):
         for name in SPEED_ONLY:
-            part.pop(name, None)
+            fields.pop(name, None)
     values["indexes"] = {}
     for stream in run.streams:
         storage = Storage(stream.root)
@@ -68,14 +54,13 @@ def fingerprint_of(run: RunConfig) -> str:
                     f"stream {stream.name!r}: {storage.path(index)} does not exist; write its "
                     "shards first"
                 )
-            values["indexes"][f"{stream.name}/{index}"] = hashlib.sha256(
-                storage.read_bytes(index)
-            ).hexdigest()
+            digest = hashlib.sha256(storage.read_bytes(index)).hexdigest()
+            values["indexes"][f"{stream.name}/{index}"] = digest
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=dict).encode()).hexdigest()
 
 
 def finished(out: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The result of this very run, if it was finished in ``out``."""
+    """The result of this very run, if it was finished in `out`."""
     path = out / RESULT_NAME
     if not path.exists():
         return None
@@ -84,12 +69,12 @@ def finished(out: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def remove_foreign_state(out: Path, fingerprint: str) -> None:
-    """Remove what a run of another configuration left in ``out``, and sign the folder."""
+    """Remove what a run of another configuration left in `out`, and sign the folder."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / FINGERPRINT_NAME
     if path.exists() and path.read_text() == fingerprint:
         return
-    for name in (RESULT_NAME, "state", METRICS_NAME, "samples", "tensorboard", "nonfinite.jsonl"):
+    for name in (RESULT_NAME, "state", METRICS_NAME, "samples", "tensorboard", NONFINITE_NAME):
         target = out / name
         if target.exists():
             log.info(
@@ -104,15 +89,21 @@ def remove_foreign_state(out: Path, fingerprint: str) -> None:
 
 def write_result(
     out: Path,
-    progress: dict[str, Any],
+    state: TrainState,
     fingerprint: str,
     export: str,
     world: int,
     dropped: dict[str, int],
 ) -> dict[str, Any]:
-    """Write ``result.json``, which says that the run is complete, and return its content.
+    """Write `result.json`, which says that the run is complete, and return its content.
 
     Losses are means over the first and the last tenth of the steps.
+
+    Args:
+        state: of all ranks, after the last step.
+        export: name of the export's folder below `out`.
+        world: number of ranks.
+        dropped: samples that could not be used, by reason.
     """
     losses = [
         record["loss"] for record in read_metrics(out / METRICS_NAME) if record["loss"] is not None
@@ -121,12 +112,12 @@ def write_result(
     result = {
         "first_loss": sum(losses[:tenth]) / tenth if losses else None,
         "last_loss": sum(losses[-tenth:]) / tenth if losses else None,
-        "steps": progress["step"],
-        "samples": progress["samples"],
-        "tokens": progress["tokens"],
-        "supervised": progress["supervised"],
-        "seconds": progress["seconds"],
-        "skipped_steps": progress["skipped"],
+        "steps": state.step,
+        "samples": state.samples,
+        "tokens": state.tokens,
+        "supervised": state.supervised,
+        "seconds": state.seconds,
+        "skipped_steps": state.skipped,
         "dropped": dropped,
         "ranks": world,
         "export": export,

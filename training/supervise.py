@@ -1,21 +1,21 @@
-"""Run a training command so that nothing of it outlives its owner: `python -m training.supervise
-COMMAND ...`.
+"""Run a training command so that none of its processes is left when its owner ends:
+`python -m training.supervise COMMAND ...`.
 
 The ranks that torchrun starts live in sessions of their own, so ending torchrun's process group
-misses them. Here:
+misses them. Therefore:
 
-- this process adopts whatever its descendants orphan, and on leaving ends every descendant that is
-  left;
+- this process becomes the parent of what its descendants orphan, and at its end it ends every
+  descendant that is left;
 - the command dies with this process (also when this is killed outright), and a rank dies with the
   command, because both ask the kernel for it (`die_with_parent`);
-- SIGINT or SIGTERM first asks the ranks to write a checkpoint and leave (a file that they look at
+- the first SIGINT or SIGTERM asks the ranks to write a checkpoint and end (a file that they look at
   after every step); a second signal ends the command, a third one kills it; when the owner of this
-  process died it is killed at once;
+  process died, the command is killed at once;
 - the exit status is the one that the first failing rank wrote down, since torchrun itself answers 1
   for everything.
 
-Standard library only: it starts in milliseconds. Linux gives the guarantees; elsewhere the orderly
-paths remain.
+Standard library only: it starts in milliseconds. Linux gives the guarantees; elsewhere only the
+orderly ends work.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ import tempfile
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-CONTROL_VARIABLE = (
-    "HOURLLAVA_CONTROL"  # folder in which this process and the ranks leave each other word
-)
+# Names the folder in which this process and the ranks leave each other messages.
+CONTROL_VARIABLE = "HOURLLAVA_CONTROL"
 STOP_NAME = "stop"
 FAILURE_NAME = "failure.json"
 
@@ -50,38 +50,21 @@ _POLL_S = 0.1
 
 
 def main(command: list[str]) -> int:
-    """Run ``command`` to its end and return the exit status described above."""
+    """Run `command` to its end.
+
+    Returns:
+        0 when it ended well; otherwise the status that a rank reported, or 1.
+    """
     if not command:
         print("usage: python -m training.supervise COMMAND [ARGUMENT ...]", file=sys.stderr)
         return CONFIGURATION
-    owner = os.getppid()
+    owner = os.getppid()  # now: later it could be another one already
     given = os.environ.get(CONTROL_VARIABLE)
     control = Path(given or tempfile.mkdtemp(prefix="hourllava-control-"))
     control.mkdir(parents=True, exist_ok=True)
     for name in (STOP_NAME, FAILURE_NAME):
         (control / name).unlink(missing_ok=True)
-
-    stopping = _Stopping(control, owner)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stopping)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    die_with_parent(signal.SIGTERM, expected_parent=owner)
-    this = os.getpid()
-    stopping.process = subprocess.Popen(
-        command,
-        env={**os.environ, CONTROL_VARIABLE: str(control)},
-        # Ctrl-C reaches this process alone, which then asks for the orderly end.
-        start_new_session=True,
-        preexec_fn=lambda: die_with_parent(signal.SIGKILL, expected_parent=this),
-    )
-    try:
-        while stopping.process.poll() is None:
-            if os.getppid() != owner:
-                stopping.process.kill()
-            time.sleep(_POLL_S)
-        status = stopping.process.returncode
-    finally:
-        end_descendants()
+    status = _run(command, control, owner)
     failure = read_failure(control)
     if not given:
         shutil.rmtree(control, ignore_errors=True)
@@ -91,38 +74,64 @@ def main(command: list[str]) -> int:
         print(f"training.supervise: {failure['message']}", file=sys.stderr)
         return int(failure["code"])
     print(
-        f"training.supervise: the command ended with status {status} and left no word",
+        f"training.supervise: the command ended with status {status} and reported no reason",
         file=sys.stderr,
     )
+    # Without a report these two, and death by a signal, do not mean what they mean here.
     return FAILED if status in (CONFIGURATION, PREEMPTED) or status < 0 else status
 
 
-class _Stopping:
-    """Signal handler: ask for the orderly end, then end, then kill."""
+def _run(command: list[str], control: Path, owner: int) -> int:
+    """Start the command, wait for it, and end what it left; its exit status."""
+    this = os.getpid()
+    signals = _SignalHandler(control, owner)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signals)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    die_with_parent(signal.SIGTERM, expected_parent=owner)
+    process = signals.process = subprocess.Popen(
+        command,
+        env={**os.environ, CONTROL_VARIABLE: str(control)},
+        # Ctrl-C reaches this process alone, which then asks for the orderly end.
+        start_new_session=True,
+        preexec_fn=lambda: die_with_parent(signal.SIGKILL, expected_parent=this),
+    )
+    try:
+        while process.poll() is None:
+            if os.getppid() != owner:
+                process.kill()
+            time.sleep(_POLL_S)
+        return process.returncode
+    finally:
+        end_descendants()
+
+
+class _SignalHandler:
+    """Asks for the orderly end, then ends, then kills the command."""
 
     def __init__(self, control: Path, owner: int) -> None:
         self.control = control
         self.owner = owner
-        self.asked = 0
+        self.received = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.asked += 1
+        self.received += 1
         if self.process is None:
             raise SystemExit(PREEMPTED)
-        if os.getppid() != self.owner or self.asked > 2:
+        if os.getppid() != self.owner or self.received > 2:
             self.process.kill()
-        elif self.asked == 2:
+        elif self.received == 2:
             self.process.terminate()
         else:
             (self.control / STOP_NAME).touch()
 
 
 def die_with_parent(number: int, expected_parent: int | None = None) -> None:
-    """Have the kernel send this process the signal ``number`` when its parent ends (Linux).
+    """Have the kernel send this process the signal `number` when its parent ends (Linux).
 
     Args:
-        expected_parent: leave at once if the parent is another one, that is, if it died before this
+        expected_parent: end at once if the parent is another one, that is, if it died before this
             call.
     """
     _prctl(_PR_SET_PDEATHSIG, int(number))
@@ -136,9 +145,38 @@ def stop_requested() -> bool:
     return folder is not None and os.path.exists(os.path.join(folder, STOP_NAME))
 
 
+class StopRequest:
+    """Whether this rank is to stop: its supervisor was asked to, or, inside the block, it got
+    SIGTERM or SIGINT itself.
+    """
+
+    def __init__(self) -> None:
+        self._signalled = False
+        self._earlier: dict[int, Any] = {}  # handlers by signal
+
+    def made(self) -> bool:
+        """Whether somebody asked."""
+        return self._signalled or stop_requested()
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._earlier[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+
+
 def report_failure(code: int, message: str) -> None:
-    """Leave word of why this rank ends, for `training.supervise` and who started it; the first word
+    """Write down why this rank ends, for `training.supervise` and who started it; the first report
     counts.
+
+    Args:
+        code: exit status, one of those above.
     """
     folder = os.environ.get(CONTROL_VARIABLE)
     if folder is None:
@@ -156,7 +194,7 @@ def report_failure(code: int, message: str) -> None:
 
 
 def read_failure(control: Path) -> dict[str, str | int] | None:
-    """What `report_failure` left: ``code``, ``message``, ``rank``; None if nothing."""
+    """What `report_failure` wrote: `code`, `message`, `rank`; None where it was not called."""
     try:
         return dict(json.loads((control / FAILURE_NAME).read_text()))
     except FileNotFoundError:
@@ -174,7 +212,7 @@ def end_descendants() -> None:
 
 
 def _descendants(pid: int) -> list[int]:
-    """Processes below ``pid``, parents first; none where there is no /proc."""
+    """Processes below `pid`, parents first; none where there is no /proc."""
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

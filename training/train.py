@@ -4,8 +4,8 @@ Exit status 0: finished. 2: the configuration cannot work, trying again cannot h
 stop, a checkpoint was written, the same command continues. 1: anything else; the same command
 continues from the newest checkpoint.
 
-torch is imported only after this process has tied its life to its parent's: until then a parent
-that is killed would leave it behind.
+torch is imported, which takes seconds, only after this process has asked the kernel to end it with
+its parent: until then a parent that is killed would leave it behind.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def main(arguments: list[str]) -> int:
         return CONFIGURATION
     # Packs differ in length; without this their blocks would fragment the device's memory.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    from training.reporting import reporter
+    from training.reporting import open_reporter
 
-    with reporter() as speaker:
+    with open_reporter() as reporter:
         try:
             run = load_run(Path(arguments[0]))
             from training.data.loader import build_loader
@@ -42,10 +42,10 @@ def main(arguments: list[str]) -> int:
 
             ranks = join_ranks(run.device)
             try:
-                train(run, ranks, speaker, build_loader)
-            except Preempted as leaving:
-                report_failure(PREEMPTED, str(leaving))
-                speaker.note(str(leaving))
+                train(run, ranks, reporter, build_loader)
+            except Preempted as preempted:
+                report_failure(PREEMPTED, str(preempted))
+                reporter.note(str(preempted))
                 return PREEMPTED
             leave_ranks()
         except ValueError as error:

@@ -142,7 +142,7 @@ def tiny_base() -> Path:
 
 
 def make_run(folder: Path, **fields: Any) -> RunConfig:
-    """A run of tiny's stage 3 in ``folder``: 8 steps of 8 samples, a checkpoint every 4; the demo's
+    """A run of tiny's stage 3 in `folder`: 8 steps of 8 samples, a checkpoint every 4; the demo's
     tuning left out.
     """
     (folder / "index.json").write_text("{}")

@@ -57,7 +57,7 @@ class Acting:
     """What the ranks do.
 
     Attributes:
-        steps: how many steps of ``pause_s`` there are.
+        steps: how many steps of `pause_s` there are.
         crash_rank: the rank that raises in its third step.
         wrong: end as with a configuration that cannot work.
         deaf: ignore every signal that can be ignored.

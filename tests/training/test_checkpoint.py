@@ -70,7 +70,7 @@ def test_what_is_read_is_what_was_written_although_training_went_on(ranks, tmp_p
     checkpoints.save(1, model, optimizer, {"position": {"epoch": 0}})
     drawn = random.random(), np.random.rand(), torch.rand(1).item()
     take_step(model, optimizer, 2)
-    checkpoints.settle(wait=True)
+    checkpoints.commit_written(wait=True)
 
     other_model, other_optimizer = build(ranks)
     state = checkpoints.load(checkpoints.newest(), other_model, other_optimizer)
@@ -87,7 +87,7 @@ def test_a_checkpoint_counts_only_when_it_is_marked(ranks, tmp_path):
     checkpoints = Checkpoints(tmp_path / "state", 2, ranks)
     assert checkpoints.newest() is None
     checkpoints.save(4, model, optimizer, {})
-    checkpoints.settle(wait=True)
+    checkpoints.commit_written(wait=True)
     # What a kill leaves: shards without the mark, of a later step.
     shutil.copytree(tmp_path / "state" / "step-4", tmp_path / "state" / "step-8")
     (tmp_path / "state" / "step-8" / COMMITTED_NAME).unlink()
@@ -104,7 +104,7 @@ def test_a_save_replaces_what_a_killed_run_began(ranks, tmp_path):
     litter.parent.mkdir(parents=True)
     litter.write_bytes(b"half")
     checkpoints.save(3, model, optimizer, {})
-    checkpoints.settle(wait=True)
+    checkpoints.commit_written(wait=True)
     assert not litter.exists()
     assert checkpoints.newest().name == "step-3"
 
@@ -114,7 +114,7 @@ def test_the_newest_two_are_kept_in_the_order_of_their_steps(ranks, tmp_path):
     checkpoints = Checkpoints(tmp_path / "state", 2, ranks)
     for step in (9, 10, 100):
         checkpoints.save(step, model, optimizer, {})
-    checkpoints.settle(wait=True)
+    checkpoints.commit_written(wait=True)
     assert [path.name for path in committed(tmp_path / "state")] == ["step-10", "step-100"]
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
         "latest",
@@ -130,10 +130,10 @@ def test_a_write_in_the_background_is_committed_only_after_it_ended(ranks, tmp_p
     pending: Future[None] = Future()
     monkeypatch.setattr(module.dcp, "async_save", lambda *args, **kwargs: pending)
     checkpoints.save(1, model, optimizer, {})
-    assert checkpoints.settle() is None
+    assert checkpoints.commit_written() is None
     assert checkpoints.newest() is None
     pending.set_result(None)
-    assert checkpoints.settle() == 1
+    assert checkpoints.commit_written() == 1
     assert checkpoints.newest().name == "step-1"
 
 
@@ -141,13 +141,13 @@ def test_a_failed_write_says_what_stands_and_leaves_it_alone(ranks, tmp_path, mo
     model, optimizer = build(ranks)
     checkpoints = Checkpoints(tmp_path / "state", 2, ranks)
     checkpoints.save(1, model, optimizer, {})
-    checkpoints.settle(wait=True)
+    checkpoints.commit_written(wait=True)
     failed: Future[None] = Future()
     failed.set_exception(OSError(28, "No space left on device"))
     monkeypatch.setattr(module.dcp, "async_save", lambda *args, **kwargs: failed)
     checkpoints.save(2, model, optimizer, {})
     with pytest.raises(OSError, match=r"No space left on device.*it continues from step-1"):
-        checkpoints.settle()
+        checkpoints.commit_written()
     assert not (tmp_path / "state" / "step-2").exists()
     assert checkpoints.newest().name == "step-1"
 

@@ -43,7 +43,7 @@ def corpus(pristine, tmp_path) -> Corpus:
 def loader_of(
     corpus: Corpus, rank: int = 0, world: int = 1, seeing: bool = False, **changes
 ) -> ShardLoader:
-    """A loader that leaves images out of its samples unless it is ``seeing``: most tests are about
+    """A loader that leaves images out of its samples unless it is `seeing`: most tests are about
     which, not what.
     """
     processor = (
