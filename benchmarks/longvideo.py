@@ -41,7 +41,7 @@ from assets.checkpoints.runs import previous_checkpoint, shard_products, stage_r
 from assets.conversations.grouping import group_part
 from assets.deployment.partitions import LLAVA_PARTS
 from assets.deployment.settings import Settings
-from assets.evaluation.questions import Question
+from assets.evaluation.questions import EvaluationQuestion
 from assets.evaluation.report import duration_class
 from assets.evaluation.score import score_checkpoint
 from assets.features.extract import extract_part
@@ -295,10 +295,10 @@ def few_frames(source: Path, target: Path) -> None:
     write_features(target, whole.read(chosen), whole.pts[chosen], whole.metadata)
 
 
-def question_of(one: Held, number: int) -> Question:
+def question_of(one: Held, number: int) -> EvaluationQuestion:
     """A held-out question in the form that scores checkpoints."""
     asked = one.questions[number]
-    return Question(
+    return EvaluationQuestion(
         id=f"{one.film.name}/{number}",
         media="video",
         path=f"{one.video}.safetensors",

@@ -1,13 +1,14 @@
-"""Greedy decoding of one prompt. On a GPU a step is one CUDA graph: an hour-long prompt leaves so
-little work in a step that launching its thousand kernels one by one takes several times as long as
-they run.
+"""Greedy decoding of one prompt.
+
+On a GPU a step is one CUDA graph. The work of one step is small, even after an hour-long prompt:
+launching its thousand kernels one by one takes several times as long as they run.
 
 Shapes: S prompt tokens, N places in the cache, K key-value heads, D head dims, E width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from transformers import Qwen2ForCausalLM
 
 
 class FixedCache:
-    """Keys and values [1, K, N, D] of every layer, in place, as a graph needs them.
+    """Keys and values [1, K, N, D] of every layer, written in place, as a graph needs them.
 
-    Stands in for transformers' cache, of which a model that is told positions and mask only calls
+    Takes the place of transformers' cache. A model that is given positions and mask calls only its
     `update`.
     """
 
@@ -29,15 +30,16 @@ class FixedCache:
         self.keys, self.values = torch.zeros(
             shape, dtype=weight.dtype, device=weight.device
         ).unbind()
-        self.position = torch.zeros(
-            1, dtype=torch.int64, device=weight.device
-        )  # of the token in a step
+        # The place of the token that a step reads; on the device, so that a graph can count it on.
+        self.position = torch.zeros(1, dtype=torch.int64, device=weight.device)
 
     def update(
         self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """A prompt fills the first places and sees itself; a token goes to `position` and sees all
-        places.
+        """Store the keys and values of a prompt or of one token, and return what it attends to.
+
+        A prompt fills the first places and sees itself. A token goes to `position` and sees all
+        places, of which the mask hides those that are still empty.
         """
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         if key.shape[2] > 1:
@@ -48,12 +50,24 @@ class FixedCache:
         return keys, values
 
 
-@torch.no_grad()
 def greedy(
     llm: Qwen2ForCausalLM, embeds_SE: Tensor, max_new_tokens: int, eos: frozenset[int]
 ) -> Tensor:
-    """The most likely continuation of a prompt: ids [n], at most `max_new_tokens`, ending with the
-    first of `eos`.
+    """The most likely continuation of a prompt.
+
+    Returns:
+        ids [n], n at most `max_new_tokens`; the first of `eos`, if any, is the last of them.
+    """
+    tokens = greedy_tokens(llm, embeds_SE, max_new_tokens, eos)
+    return torch.tensor(list(tokens), device=embeds_SE.device)
+
+
+@torch.no_grad()
+def greedy_tokens(
+    llm: Qwen2ForCausalLM, embeds_SE: Tensor, max_new_tokens: int, eos: frozenset[int]
+) -> Iterator[int]:
+    """The tokens of `greedy`, each as soon as it is known. The next step runs when the next token
+    is asked for.
     """
     length, device = len(embeds_SE), embeds_SE.device
     cache = FixedCache(llm, length + max_new_tokens)
@@ -72,27 +86,25 @@ def greedy(
         token.copy_(llm.lm_head(hidden[:, -1]).argmax(-1, keepdim=True))
 
     def step() -> None:
-        run(
-            llm.model.embed_tokens(token),
-            cache.position,
-            (places_N <= cache.position)[None, None, None],
-        )
+        mask_N = places_N <= cache.position
+        run(llm.model.embed_tokens(token), cache.position, mask_N[None, None, None])
         cache.position += 1
 
     run(embeds_SE[None], places_N[:length], None)
     cache.position.fill_(length)
-    ids = [int(token)]
-    advance = step
-    while len(ids) < max_new_tokens and ids[-1] not in eos:
+    latest, count, advance = int(token), 1, step
+    yield latest
+    while count < max_new_tokens and latest not in eos:
+        # The first step runs without a graph, as recording one needs; the others replay it.
+        if count == 2 and count + 1 < max_new_tokens and device.type == "cuda":
+            advance = _recorded(step)
         advance()
-        ids.append(int(token))
-        if advance is step and device.type == "cuda" and len(ids) + 1 < max_new_tokens:
-            advance = _graph(step)
-    return torch.tensor(ids, device=device)
+        latest, count = int(token), count + 1
+        yield latest
 
 
-def _graph(step: Callable[[], None]) -> Callable[[], None]:
-    """Record a step, which has run before, without running it."""
+def _recorded(step: Callable[[], None]) -> Callable[[], None]:
+    """A CUDA graph of a step that has run before. Recording does not run it."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -146,34 +147,33 @@ def _why(chosen: argparse.Namespace) -> int:
 
 
 def _ask(chosen: argparse.Namespace) -> int:
-    from assets.inference.ask import VideoConversation
-    from assets.inference.checkpoint import tell, usable_checkpoint
+    from assets.inference.checkpoint import find_checkpoint, log_to_terminal
     from assets.inference.fetch import local_video
+    from assets.inference.session import Session
 
+    log = log_to_terminal
     # The checkpoint first: nobody waits for a download that then is of no use.
-    checkpoint = usable_checkpoint(chosen.checkpoint, tell)
+    checkpoint = find_checkpoint(chosen.checkpoint, log)
     terms = chosen.accept_youtube_terms
-    with local_video(chosen.video, tell, hosts=chosen.allow_host, accept_terms=terms) as path:
-        conversation = VideoConversation(
-            checkpoint, path, chosen.device, any_encoder=chosen.any_encoder
-        )
-    video, timing, status = conversation.video, conversation.timing, 0
-    tell(
-        f"video of {video.duration:.0f} s, {video.frames} frames, "
-        f"remembered in {timing.video:.2f} s"
-    )
+    with local_video(chosen.video, log, hosts=chosen.allow_host, accept_terms=terms) as path:
+        session, started = Session(checkpoint, chosen.device), time.perf_counter()
+        video = session.video(path, own_encoder=not chosen.any_encoder)
+    seconds = time.perf_counter() - started
+    log(f"video of {video.duration:.0f} s, {video.frames} frames, remembered in {seconds:.2f} s")
+    status = 0
     for question in _questions(chosen):
         try:
-            for piece in conversation.ask(question, chosen.longest):
+            answer = session.ask(question, video, chosen.longest)
+            for piece in answer:
                 print(piece, end="", flush=True)
         except ValueError as error:  # the next question can still be answered about this video
-            tell(f"hourllava ask: {error}")
+            log(f"hourllava ask: {error}")
             status = 2
             continue
         print(flush=True)
-        tell(
-            f"first token {timing.first_token:.2f} s, "
-            f"{timing.tokens} tokens in {timing.answer:.2f} s"
+        log(
+            f"first token {answer.first_token:.2f} s, {answer.tokens} tokens in "
+            f"{answer.seconds:.2f} s"
         )
     return status
 

@@ -48,7 +48,7 @@ COMMANDS: dict[str, str] = {
     "hourllava lineage panda/abc": "tests/pipeline/test_demo.py::"
     "test_lineage_walks_from_the_checkpoint_to_the_annotations_and_back",
     'hourllava ask video.mp4 "What happens at the end?" '
-    "--checkpoint data/checkpoints/3b/stage3/.../export": "tests/assets/inference/test_ask.py::"
+    "--checkpoint data/checkpoints/3b/stage3/.../export": "tests/assets/inference/test_session.py::"
     "test_pieces_join_to_what_transformers_generates",
     "hourllava doctor --config my.yaml": "tests/test_docs.py::"
     "test_commands_of_hourllava_are_understood",

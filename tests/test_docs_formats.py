@@ -23,7 +23,7 @@ from assets.annotations.record import AnnotationRecord
 from assets.conversations import cleaning, grouping
 from assets.conversations.export import export_llava_json
 from assets.deployment.settings import load_settings
-from assets.evaluation import compare, questions, record
+from assets.evaluation import answers, compare, questions
 from assets.features import quarantine
 from assets.features.backends import open_pyav
 from assets.features.extract import extract
@@ -254,7 +254,7 @@ def test_accepted_columns_are_those_of_the_row_parser():
         ("Catalogue", catalogue.SCHEMA),
         ("Conversations", grouping.SCHEMA),
         ("Rows without a sample", cleaning.REJECTED_SCHEMA),
-        ("Answers", record.SCHEMA),
+        ("Answers", answers.SCHEMA),
     ],
 )
 def test_columns_of_parquet_files_are_those_of_their_schema(heading, schema):
@@ -277,7 +277,7 @@ def test_columns_of_shards_are_those_of_the_sample_schema():
         ("The ledger", names(AnnotationRecord)),
         ("Quarantined videos", names(quarantine.Quarantined)),
         ("lineage.json", names(Lineage)),
-        ("Questions", names(questions.Question)),
+        ("Questions", names(questions.EvaluationQuestion)),
     ],
 )
 def test_keys_are_the_fields_of_their_dataclass(heading, keys):

@@ -1,147 +1,151 @@
-"""Which option a free text chose: strict enough not to be fooled, lenient enough to follow how
-models answer.
+"""What a checkpoint answered: one answer, the journal while questions are asked, and the Parquet
+file when all are answered.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from assets.evaluation.questions import LETTERS
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-LONGEST = 2000  # characters that are read from the start, and from the end, of a longer text
-_ARTICLES = ("a", "an", "the")
-DENIAL_REACH = 40  # characters before a sign in which a "not" turns it round
+from model.atomic import writing_file
 
-_OPEN = r"[\s\(\[\{\"'*`#>_$\\-]*"
-_LEADING = re.compile(rf"^{_OPEN}(?P<letter>[A-Z])(?![A-Za-z'’])")
-# Openings after which a letter is the answer rather than a word: "the answer is B", "Option: (C)",
-# "I choose D", {"answer": "B"}, <answer>B</answer>.
-_ANNOUNCED = re.compile(
-    r"\b(?:answer|option|choice|i (?:would )?(?:choose|pick|select)|i'd (?:choose|pick|select))"
-    r"(?: (?:is|would be|should be|must be|option|letter|choice|the|to))*[\"'>*]{0,3}\s{0,2}[:=]?\s{0,3}"
-    r"[\(\[\{\"'*`$]{0,3}(?P<letter>[A-Z])(?![A-Za-z'’])",
-    re.IGNORECASE,
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a checkpoint answered to one question.
+
+    Attributes:
+        id: the question's.
+        task: the question's, as is `form`, the `expected` answer and the `choices`.
+        duration: seconds of the video; None without one.
+        prompt: the human turn as the model read it, with its chat template.
+        chosen: the most likely choice, or the generated text of an open question.
+        generated: what the model wrote by itself; its start where it is long.
+        correct: whether `chosen` is right.
+        written_correct: whether what it wrote is the right answer, read by the rules of
+            `grading.py`.
+        scores: log-probability of each choice; empty for open questions.
+        problem: why the question could not be asked; it then counts neither way.
+    """
+
+    id: str
+    task: str
+    form: str
+    duration: float | None
+    prompt: str
+    expected: str
+    chosen: str
+    generated: str
+    correct: bool
+    written_correct: bool
+    choices: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    problem: str = ""
+
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task", pa.string()),
+        ("form", pa.string()),
+        ("duration", pa.float64()),
+        ("prompt", pa.string()),
+        ("expected", pa.string()),
+        ("chosen", pa.string()),
+        ("generated", pa.string()),
+        ("correct", pa.bool_()),
+        ("written_correct", pa.bool_()),
+        ("choices", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float64())),
+        ("problem", pa.string()),
+    ]
 )
-_MARKED = re.compile(
-    r"[\(\[](?P<round>[A-Z])[\)\]]|\*\*(?P<bold>[A-Z])[.:)]?\*\*|\\boxed\{(?:\\text\{)?(?P<boxed>[A-Z])\}"
-)
-_SEVERAL = re.compile(r"^\W{0,4}(?:and|or|nor|&|/|,)\W{0,4}(?P<letter>[A-Z])(?![A-Za-z'’])")
-_DENIED = re.compile(
-    r"(?:\b(?:not|cannot|never|neither|nor|except|rather than|instead of|unlike)\b|n't\b)[^.,;\n]{0,24}$"
-)
 
 
-def chosen_option(text: str, options: Sequence[str]) -> int | None:
-    """The index of the option that ``text`` settles on, or None when it settles on none or on
-    several.
+class AnswerJournal:
+    """Answers so far, one JSON line each, after a first line that says what they answer.
 
-    In this order: a letter that stands alone or opens the answer; the last letter that is announced
-    as the answer; a single letter in brackets or bold; an option's own words. What follows "not"
-    does not count, nor what stands before the end of a <think> block, nor the options where they
-    are repeated, and an answer that names two options by the same kind of sign is no answer.
+    Args:
+        identity: hash of the checkpoint and the questions; a journal of another identity is
+            begun anew.
+
+    Attributes:
+        answers: by the id of their question.
     """
-    letters = LETTERS[: len(options)]
-    text = " ".join(unicodedata.normalize("NFKC", _ends(text)).split(" ")).strip()
-    text = "".join(
-        sign for sign in text if unicodedata.category(sign) != "Cf"
-    )  # marks without a look of their own
-    alone = text.strip(" \t\n.()[]{}*\"'`:").upper()
-    if len(alone) == 1 and alone in letters:
-        return letters.index(alone)
-    for signs in (
-        _opening(text, options, letters),
-        _announced(text, letters),
-        _marked(text, letters),
-    ):
-        if signs:
-            return signs.pop() if len(signs) == 1 else None
-    quoted = _quoted(text, options)
-    return quoted.pop() if len(quoted) == 1 else None
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path, self.identity = path, identity
+        self.answers: dict[str, Answer] = {}
+
+    def __enter__(self) -> AnswerJournal:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = self._read()
+        self._file = open(self.path, "r+b" if kept else "wb")
+        self._file.truncate(kept)
+        self._file.seek(kept)
+        if not kept:
+            self._write_line({"identity": self.identity})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, answers: Iterable[Answer]) -> None:
+        """Append answers; they are on the disk when this returns."""
+        for answer in answers:
+            self.answers[answer.id] = answer
+            self._write_line(asdict(answer))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def remove(self) -> None:
+        """Delete the file, once its answers are published."""
+        self.path.unlink()
+
+    def _write_line(self, value: Any) -> None:
+        self._file.write(json.dumps(value).encode() + b"\n")
+
+    def _read(self) -> int:
+        """Take over an earlier journal of the same identity; the number of its bytes that are whole
+        lines.
+        """
+        if not self.path.exists():
+            return 0
+        data = self.path.read_bytes()
+        # A kill in the middle of a write leaves half a line at the end.
+        whole = data[: data.rfind(b"\n") + 1].splitlines()
+        if not whole or json.loads(whole[0]) != {"identity": self.identity}:
+            return 0
+        for line in whole[1:]:
+            answer = _answer(json.loads(line))
+            self.answers[answer.id] = answer
+        return sum(len(line) + 1 for line in whole)
 
 
-def same_answer(text: str, answer: str) -> bool:
-    """Whether an open answer equals the right one, apart from case, punctuation, articles and
-    spacing.
-    """
-    return plain(_ends(text)) == plain(answer) != ""
+def write_answers(path: Path, answers: Sequence[Answer], identity: str) -> None:
+    """Publish finished answers under their final name."""
+    table = pa.Table.from_pylist([asdict(answer) for answer in answers], SCHEMA)
+    with writing_file(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({"identity": identity}), temporary)
 
 
-def plain(text: str) -> str:
-    """Lower case, without punctuation, articles and extra spaces."""
-    text = re.sub(r"[^\w\s]", " ", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(word for word in text.split() if word not in _ARTICLES)
+def read_answers(path: Path, identity: str) -> list[Answer] | None:
+    """Finished answers to the same questions by the same checkpoint; None where there are none."""
+    if not path.exists():
+        return None
+    table = pq.read_table(path)
+    if (table.schema.metadata or {}).get(b"identity") != identity.encode():
+        return None
+    return [_answer(row) for row in table.to_pylist()]
 
 
-def _ends(text: str) -> str:
-    text = text.rpartition("</think>")[2]
-    return text if len(text) <= 2 * LONGEST else f"{text[:LONGEST]}\n{text[-LONGEST:]}"
-
-
-def _opening(text: str, options: Sequence[str], letters: str) -> set[int]:
-    """The letter at the very start ("B. red", "(C) because"). "A dog" and "I think" open with
-    words, not letters.
-    """
-    match = _LEADING.match(text)
-    if match is None or match["letter"] not in letters:
-        return set()
-    index, rest = letters.index(match["letter"]), text[match.end() :]
-    if index + 1 < len(letters):
-        both = f"{options[index]} {letters[index + 1]} {options[index + 1]}"
-        if plain(rest).startswith(plain(both)):
-            return set()  # the options, repeated
-    if several := _SEVERAL.match(rest):
-        return {index, *(letters.index(x) for x in several["letter"] if x in letters)} | {-1}
-    is_word = match["letter"] in "AI" and re.match(r" [a-z]", rest)
-    if is_word and not plain(rest).startswith(plain(options[index])):
-        return set()
-    return {index}
-
-
-def _announced(text: str, letters: str) -> set[int]:
-    """The last announced letter that is not denied. A lower-case "a", and "A" before a word, are
-    articles.
-    """
-    last: set[int] = set()
-    for match in _ANNOUNCED.finditer(text):
-        letter, rest = match["letter"], text[match.end() : match.end() + DENIAL_REACH]
-        article = letter == "a" or (
-            letter in "AI" and re.match(r" [a-z]", rest) and not _SEVERAL.match(rest)
-        )
-        if article or letter.upper() not in letters or _denied(text, match.start("letter")):
-            continue
-        last = {letters.index(letter.upper())}
-        if several := _SEVERAL.match(rest):
-            last |= {letters.index(x) for x in several["letter"] if x in letters}
-    return last
-
-
-def _marked(text: str, letters: str) -> set[int]:
-    found = set()
-    for match in _MARKED.finditer(text):
-        letter = match["round"] or match["bold"] or match["boxed"]
-        if letter in letters and not _denied(text, match.start()):
-            found.add(letters.index(letter))
-    return found
-
-
-def _quoted(text: str, options: Sequence[str]) -> set[int]:
-    """Options whose words stand in the text, longest first: "light blue" is not also "blue"."""
-    # Commas and full stops stay: they end the reach of a "not".
-    words_and_stops = re.findall(r"\w+|[.,;]", text.casefold())
-    padded = f" {' '.join(word for word in words_and_stops if word not in _ARTICLES)} "
-    found = set()
-    for index in sorted(range(len(options)), key=lambda i: -len(plain(options[i]))):
-        words = f" {plain(options[index])} "
-        start = padded.find(words) if words.strip() else -1
-        while start >= 0:
-            if not _denied(padded, start + 1):
-                found.add(index)
-            padded = f"{padded[:start]} \0 {padded[start + len(words) :]}"
-            start = padded.find(words, start)
-    return found
-
-
-def _denied(text: str, start: int) -> bool:
-    return _DENIED.search(text[max(0, start - DENIAL_REACH) : start].casefold()) is not None
+def _answer(values: dict[str, Any]) -> Answer:
+    lists = {name: tuple(values[name]) for name in ("choices", "scores")}
+    return Answer(**{**values, **lists})

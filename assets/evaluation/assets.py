@@ -35,16 +35,13 @@ from assets.records.rendering import column_schema, table
         check_spec(
             "above_blind",
             "evaluation",
-            (
-                "Stage 3 answers better with the videos than with grey pictures, by more than "
-                "chance. It only warns."
-            ),
+            "Stage 3 answers better with the videos than with grey pictures, by more than "
+            "chance. It only warns.",
             variant_partitions,
             blocking=False,
         )
     ],
-    description="""Held-out questions answered by the starting point and by each stage, side by
-    side.
+    description="""Held-out questions answered by the starting point and each stage, side by side.
 
 Accuracy by question type and by duration, with and without the visuals, against the stage-3
 checkpoint before this one, and every answer with its prompt in a Parquet file. The questions are
@@ -53,33 +50,38 @@ those that the settings name (`evaluation.questions`).""",
 def evaluation(
     context: dg.AssetExecutionContext, deployment: Deployment, config: EvaluationLaunch
 ) -> Published:
+    from assets.evaluation.answers import SCHEMA
     from assets.evaluation.checks import above_blind
     from assets.evaluation.compare import CHECKPOINTS, compare_checkpoints
-    from assets.evaluation.record import SCHEMA
     from assets.records.columns import ANSWERS
 
-    settings, storage, variant = (
-        config.applied(deployment.settings()),
-        deployment.storage(),
-        context.partition_key,
-    )
+    settings, storage = config.applied(deployment.settings()), deployment.storage()
+    variant, limit = context.partition_key, settings.evaluation.limit
     with errors_for_people():
         inputs = input_versions(storage, [product(name, variant) for name in CHECKPOINTS])
-        report = compare_checkpoints(storage, settings, variant, context.log.info)
+        found = compare_checkpoints(
+            storage,
+            variant,
+            settings.evaluation.questions,
+            context.log.info,
+            limit=limit,
+            device=settings.features.device,
+            scratch=settings.training.scratch,
+        )
     yield from publish(
         context,
         deployment,
-        version=report.version,
-        inputs=report.origins | inputs,
-        counts=report.counts,
-        folder=report.folder,
-        checks=[above_blind(report)],
-        config={"limit": settings.evaluation.limit},
+        version=found.version,
+        inputs=found.origins | inputs,
+        counts=found.counts,
+        folder=found.folder,
+        checks=[above_blind(found.accuracy, found.blind_accuracy, found.counts["asked"])],
+        config={"limit": limit},
         metadata={
-            "accuracy of stage 3": report.accuracy[CHECKPOINTS[-1]],
-            "accuracy": table(report.table),
-            "against the checkpoint before": table(report.previous),
-            "one question": dg.MetadataValue.md(report.example),
+            "accuracy of stage 3": found.accuracy,
+            "accuracy": table(found.table),
+            "against the checkpoint before": table(found.previous),
+            "one question": dg.MetadataValue.md(found.example),
             **column_schema(SCHEMA, ANSWERS),
         },
     )

@@ -1,16 +1,16 @@
-"""Annotation files of public benchmarks in the neutral form of ``questions.py``.
+"""Annotation files of public benchmarks in the neutral form of `questions.py`.
 
-| name           | file, as its authors publish it                       | a video is at                    |
-|----------------|-------------------------------------------------------|----------------------------------|
-| video-mme      | ``videomme/test-00000-of-00001.parquet``, or the JSON | ``<videoID>.mp4``                |
-| lvbench        | ``video_info.meta.jsonl``                             | ``<key>.mp4``                    |
-| longvideobench | ``lvb_val.json``, or the validation Parquet           | ``<video_path>``                 |
-| mlvu           | ``1_plotQA.json`` .. ``7_topic_reasoning.json``       | ``<stem of the file>/<video>``   |
-| tempcompass    | ``multi-choice``, ``yes_no``, ``caption_matching``    | ``<video id>.mp4``               |
+| name           | file, as its authors publish it                 | a video is at                |
+|----------------|-------------------------------------------------|------------------------------|
+| video-mme      | `videomme/test-00000-of-00001.parquet`, or JSON | `<videoID>.mp4`              |
+| lvbench        | `video_info.meta.jsonl`                         | `<key>.mp4`                  |
+| longvideobench | `lvb_val.json`, or the validation Parquet       | `<video_path>`               |
+| mlvu           | `1_plotQA.json` .. `7_topic_reasoning.json`     | `<stem of the file>/<video>` |
+| tempcompass    | `multi-choice`, `yes_no`, `caption_matching`    | `<video id>.mp4`             |
 
 The files and the videos are the user's: nothing is downloaded here. Questions that need a judge
 model (free descriptions, summaries) are left out, and counted. For the pipeline, write them in the
-neutral form beside the videos and name that file in the setting ``evaluation.questions``:
+neutral form beside the videos and name that file in the setting `evaluation.questions`:
 
     python -m assets.evaluation.benchmarks lvbench video_info.meta.jsonl --videos videos/lvbench
 """
@@ -28,26 +28,27 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from assets.evaluation.questions import LETTERS, Question, write_questions
+from assets.evaluation.questions import LETTERS, EvaluationQuestion, write_questions
 
 YES_NO_REQUEST = "Please answer yes or no:"
 # A line that opens an option inside a question: "A. red", "(B) blue", "C) green", "Caption A: ...",
 # "Option 2: ...".
 _OPTION = re.compile(
-    r"^\s*(?:\(?(?P<letter>[A-Z])[.):]|(?:Caption|Option)\s+(?P<label>[A-Z0-9])\s*:)\s*(?P<text>.+?)\s*$"
+    r"^\s*(?:\(?(?P<letter>[A-Z])[.):]|(?:Caption|Option)\s+(?P<label>[A-Z0-9])\s*:)"
+    r"\s*(?P<text>.+?)\s*$"
 )
 _PREFIX = re.compile(r"^\s*\(?[A-Z][.):]\s*")
 
 
 @dataclass(slots=True)
-class Loaded:
+class BenchmarkQuestions:
     """A benchmark's questions, and how many rows were left out for which reason."""
 
-    questions: list[Question] = field(default_factory=list)
+    questions: list[EvaluationQuestion] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def load_benchmark(name: str, path: Path) -> Loaded:
+def load_benchmark(name: str, path: Path) -> BenchmarkQuestions:
     """Read an annotation file, or a folder of them (MLVU, TempCompass).
 
     Raises:
@@ -60,22 +61,11 @@ def load_benchmark(name: str, path: Path) -> Loaded:
         raise ValueError(
             f"unknown benchmark {name!r} (known: {', '.join(sorted(BENCHMARKS))})"
         ) from None
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    loaded = Loaded()
-    for file in files:
+    loaded = BenchmarkQuestions()
+    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
         try:
-            for fields in rows(file):
-                if isinstance(fields, str):
-                    loaded.left_out[fields] += 1
-                    continue
-                try:
-                    loaded.questions.append(Question(media="video", **fields))
-                except ValueError as error:
-                    loaded.left_out[
-                        re.sub(
-                            r"'[^']*'", "...", str(error).partition(":")[2] or str(error)
-                        ).strip()
-                    ] += 1
+            for row in rows(file):
+                _add(loaded, row)
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise ValueError(f"{file}: not an annotation file of {name}: {error!r}") from error
     if not loaded.questions:
@@ -83,6 +73,19 @@ def load_benchmark(name: str, path: Path) -> Loaded:
             f"{path}: no questions of {name} (left out: {dict(loaded.left_out) or 'nothing'})"
         )
     return loaded
+
+
+def _add(loaded: BenchmarkQuestions, row: dict[str, Any] | str) -> None:
+    """Take a row up as a question, or count why it is left out."""
+    if isinstance(row, str):
+        loaded.left_out[row] += 1
+        return
+    try:
+        loaded.questions.append(EvaluationQuestion(media="video", **row))
+    except ValueError as error:
+        # Without the question's id and what stands in quotes, so that equal reasons are one.
+        reason = str(error).partition(":")[2] or str(error)
+        loaded.left_out[re.sub(r"'[^']*'", "...", reason).strip()] += 1
 
 
 def _video_mme(path: Path) -> Iterator[dict[str, Any] | str]:
@@ -213,7 +216,7 @@ def _rows(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write a benchmark's questions as ``<videos>/<name>.jsonl``; returns the exit code."""
+    """Write a benchmark's questions as `<videos>/<name>.jsonl`; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m assets.evaluation.benchmarks", description=__doc__.splitlines()[0]
     )

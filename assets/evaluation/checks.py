@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 
-from assets.evaluation.compare import CHECKPOINTS, Comparison
 from assets.records.verdict import Verdict
 
-SEES = "above_blind"
-CERTAIN = 2.0  # standard errors of a difference that are hardly chance
+ABOVE_BLIND = "above_blind"
+STANDARD_ERRORS = 2.0  # a difference that is larger is hardly chance
 
 
-def above_blind(report: Comparison) -> Verdict:
-    """The last stage, shown the videos, is better than the same one shown grey pictures, by more
-    than chance.
+def above_blind(seeing: float, blind: float, asked: int) -> Verdict:
+    """Whether a checkpoint that is shown the media answers better than the same one with grey
+    pictures, by more than chance.
+
+    Args:
+        seeing: share answered right.
+        blind: share answered right with nothing shown.
+        asked: questions behind each share.
     """
-    seeing, blind = report.accuracy[CHECKPOINTS[-1]], report.accuracy[f"{CHECKPOINTS[-1]} blind"]
-    asked = report.counts["asked"]
     error = math.sqrt((seeing * (1 - seeing) + blind * (1 - blind)) / asked) if asked else 0.0
     facts = {
         "accuracy": seeing,
@@ -24,8 +26,8 @@ def above_blind(report: Comparison) -> Verdict:
         "standard error of the difference": error,
         "asked": asked,
     }
-    told = f"{seeing:.1%} right, {blind:.1%} with nothing shown, {asked:,} questions"
-    if asked and seeing - blind > CERTAIN * error:
-        return Verdict(SEES, told, blocking=False, facts=facts)
-    says = f"{told}: no more than chance. Compare the stages in the table, or ask more questions"
-    return Verdict(SEES, says, passed=False, blocking=False, facts=facts)
+    found = f"{seeing:.1%} right, {blind:.1%} with nothing shown, {asked:,} questions"
+    if asked and seeing - blind > STANDARD_ERRORS * error:
+        return Verdict(ABOVE_BLIND, found, blocking=False, facts=facts)
+    says = f"{found}: no more than chance. Compare the stages in the table, or ask more questions"
+    return Verdict(ABOVE_BLIND, says, passed=False, blocking=False, facts=facts)

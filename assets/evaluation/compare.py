@@ -1,16 +1,15 @@
-"""The starting point and the three stages side by side, on the questions that the deployment names."""
+"""The starting point and the three stages side by side, on held-out questions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from assets.deployment.settings import Settings
-from assets.evaluation.earlier import Scores, as_json, comparison, earlier_scores, previous
-from assets.evaluation.questions import read_questions
-from assets.evaluation.report import Answer, EvaluationReport
+from assets.evaluation.earlier import Scores, compared_with, earlier_scores, previous_scores
+from assets.evaluation.questions import EvaluationQuestion, read_questions
+from assets.evaluation.report import EvaluationReport, accuracy_table, example_question
 from assets.evaluation.score import score_checkpoint
 from assets.records.lineage import Lineage, product
 from training.formats import layout
@@ -18,6 +17,7 @@ from training.formats.hashing import data_version, hash_file
 from training.formats.storage import Storage
 
 CHECKPOINTS = ("base_model", "stage1", "stage2", "stage3")
+LAST = CHECKPOINTS[-1]
 
 
 @dataclass(slots=True)
@@ -25,11 +25,14 @@ class Comparison:
     """What the evaluation asset tells.
 
     Attributes:
+        version: hash of the checkpoints and the questions.
         folder: where the answers and the summary lie below the storage root.
         origins: the questions file and its hash.
+        counts: questions, asked, not askable.
         table: accuracies, a row for each checkpoint and kind of question.
         example: one question with the last checkpoint's own words, as Markdown.
-        accuracy: checkpoint -> share answered right; ``<checkpoint> blind`` with nothing shown.
+        accuracy: share that the last checkpoint answered right.
+        blind_accuracy: the same with nothing shown.
         previous: the last checkpoint against the one before it, on the same questions; empty where
             there is none.
     """
@@ -40,142 +43,125 @@ class Comparison:
     counts: dict[str, int]
     table: list[dict[str, Any]]
     example: str
-    accuracy: dict[str, float] = field(default_factory=dict)
-    previous: list[dict[str, Any]] = field(default_factory=list)
+    accuracy: float
+    blind_accuracy: float
+    previous: list[dict[str, Any]]
 
 
 def compare_checkpoints(
-    storage: Storage, settings: Settings, variant: str, log: Callable[[str], None]
+    storage: Storage,
+    variant: str,
+    questions_file: Path | None,
+    log: Callable[[str], None],
+    *,
+    limit: int | None = None,
+    device: str = "auto",
+    scratch: Path,
 ) -> Comparison:
     """Ask all checkpoints of a variant the held-out questions, and the last one also with nothing
     to see.
 
-    Answers go to ``evaluation/<variant>/<checkpoint>[_blind].parquet``, accuracies to
-    ``summary.json`` beside them.
+    Answers go to `evaluation/<variant>/<checkpoint>[_blind].parquet`, accuracies to `summary.json`
+    beside them.
+
+    Args:
+        questions_file: the setting `evaluation.questions`; its media lie beside it.
+        limit: ask only the first so many.
+        device: `auto`, `cpu` or `cuda`.
+        scratch: local folder for answers in progress, where the storage is remote.
 
     Raises:
         ValueError: the settings name no questions, or the file is not one.
         FileNotFoundError: a checkpoint is not there yet.
     """
-    path = settings.evaluation.questions
-    if path is None:
+    if questions_file is None:
         raise ValueError(
             "the settings name no questions; set evaluation.questions to a questions file"
         )
-    questions = read_questions(path)[: settings.evaluation.limit]
+    questions = read_questions(questions_file)[:limit]
     folder = layout.evaluation(variant)
-    seen: list[EvaluationReport] = []
-    blind: list[EvaluationReport] = []
-    for name in CHECKPOINTS:
-        export = storage.local_folder(
-            f"{Lineage.read(storage, product(name, variant)).folder}/export"
+    local = Path(storage.path(folder)) if storage.is_local else scratch / folder
+    reports = []
+    for name, export, visuals in _exports(storage, variant):
+        file = f"{name}{'' if visuals else '_blind'}.parquet"
+        report = score_checkpoint(
+            export,
+            questions,
+            questions_file.parent,
+            local / file,
+            log,
+            name=name,
+            visuals=visuals,
+            write=visuals and name == LAST,
+            device=device,
         )
-        for visuals, reports in (
-            (True, seen),
-            *([(False, blind)] if name == CHECKPOINTS[-1] else []),
-        ):
-            rel = f"{folder}/{name}{'' if visuals else '_blind'}.parquet"
-            file = Path(storage.path(rel)) if storage.is_local else settings.training.scratch / rel
-            report = score_checkpoint(
-                export,
-                questions,
-                path.parent,
-                file,
-                log,
-                name=name,
-                visuals=visuals,
-                write=visuals and name == CHECKPOINTS[-1],
-                device=settings.features.device,
-            )
-            if not storage.is_local:
-                storage.write_bytes(rel, file.read_bytes())
-            reports.append(report)
-            log(
-                f"{name}{'' if visuals else ', nothing shown'}: {report.accuracy:.1%} right, "
-                f"chance {report.chance:.1%}"
-            )
-    rows = table(seen, blind[-1])
-    version = data_version([report.version for report in (*seen, *blind)])
-    asked = seen[-1].asked
-    shown = example(asked)
+        if not storage.is_local:
+            storage.write_bytes(f"{folder}/{file}", (local / file).read_bytes())
+        log(f"{report.label}: {report.accuracy:.1%} right, chance {report.chance:.1%}")
+        reports.append(report)
+    checkpoint = Lineage.read(storage, product(LAST, variant)).version
+    return _summarise(storage, folder, questions_file, questions, reports, checkpoint)
+
+
+def _exports(storage: Storage, variant: str) -> Iterator[tuple[str, Path, bool]]:
+    """Each checkpoint's name and export folder, and whether it is shown the visuals; the last one
+    comes twice. A remote export is fetched when its turn comes.
+    """
+    for name in CHECKPOINTS:
+        record = Lineage.read(storage, product(name, variant))
+        export = storage.local_folder(f"{record.folder}/export")
+        yield name, export, True
+        if name == LAST:
+            yield name, export, False
+
+
+def _summarise(
+    storage: Storage,
+    folder: str,
+    questions_file: Path,
+    questions: Sequence[EvaluationQuestion],
+    reports: Sequence[EvaluationReport],
+    checkpoint: str,
+) -> Comparison:
+    """Write `summary.json`, which also remembers what earlier checkpoints scored.
+
+    Args:
+        reports: of the checkpoints, and the blind one last.
+        checkpoint: version of the last checkpoint's weights.
+    """
+    *seen, blind = reports
+    last = seen[-1]
+    rows = accuracy_table(seen, blind)
     now = Scores(
-        Lineage.read(storage, product(CHECKPOINTS[-1], variant)).version,
-        data_version([asdict(question) for question in questions]),
-        {row["questions"]: row[CHECKPOINTS[-1]] for row in rows},
+        checkpoint=checkpoint,
+        questions=data_version([asdict(question) for question in questions]),
+        accuracy={row["questions"]: row[LAST] for row in rows},
     )
     name = f"{folder}/summary.json"
     earlier = earlier_scores(storage.read_json(name) if storage.exists(name) else None, now)
-    before = previous(earlier, now)
-    summary = {"version": version, "questions": path.name, "accuracy": rows, "example": shown}
-    storage.write_json(name, {**summary, "scores": asdict(now), "earlier": as_json(earlier)})
-    return Comparison(
-        version=version,
+    before = previous_scores(earlier, now)
+    comparison = Comparison(
+        version=data_version([report.version for report in reports]),
         folder=folder,
-        origins={str(path): hash_file(path)},
+        origins={str(questions_file): hash_file(questions_file)},
         counts={
             "questions": len(questions),
-            "asked": len(asked),
-            "not askable": len(questions) - len(asked),
+            "asked": len(last.asked),
+            "not askable": len(questions) - len(last.asked),
         },
         table=rows,
-        example=shown,
-        accuracy={report.name: report.accuracy for report in seen}
-        | {f"{report.name} blind": report.accuracy for report in blind},
-        previous=comparison(before, now) if before else [],
+        example=example_question(last.asked),
+        accuracy=last.accuracy,
+        blind_accuracy=blind.accuracy,
+        previous=compared_with(before, now) if before else [],
     )
-
-
-def table(seen: Sequence[EvaluationReport], blind: EvaluationReport) -> list[dict[str, Any]]:
-    """A row for each kind of question and each duration, and one for all; a column for each
-    checkpoint.
-
-    ``nothing shown`` is the last checkpoint without its visuals, ``gain`` the last one's lead over
-    the first.
-    """
-
-    def row(
-        what: str, parts: Sequence[EvaluationReport], unseeing: EvaluationReport
-    ) -> dict[str, Any]:
-        return {
-            "questions": what,
-            "gain": round(parts[-1].accuracy - parts[0].accuracy, 3),
-            "asked": len(parts[-1].asked),
-            "chance": round(parts[-1].chance, 3),
-            **{part.name: round(part.accuracy, 3) for part in parts},
-            "nothing shown": round(unseeing.accuracy, 3),
-            "written": round(parts[-1].written_accuracy, 3),
-        }
-
-    rows = [row("all", seen, blind)]
-    for split in (EvaluationReport.by_task, EvaluationReport.by_duration):
-        groups = [split(report) for report in seen]
-        unseeing = split(blind)
-        rows += [
-            row(name, [group[name] for group in groups], unseeing[name]) for name in groups[-1]
-        ]
-    return rows
-
-
-def example(answers: Sequence[Answer]) -> str:
-    """One video question with what the model wrote, preferably one that it got right."""
-    videos = [answer for answer in answers if answer.duration is not None] or list(answers)
-    if not videos:
-        return "No question could be asked."
-    shown = next((answer for answer in videos if answer.written_correct), videos[0])
-    lines = [
-        f"**{shown.id}** ({shown.task})",
-        "",
-        "```",
-        shown.prompt,
-        "```",
-        "",
-        f"answers: {shown.generated!r}",
-    ]
-    if shown.scores:
-        ranked = sorted(zip(shown.scores, shown.choices, strict=True), reverse=True)
-        lines += [
-            "",
-            "likeliest: " + ", ".join(f"{choice} ({score:.1f})" for score, choice in ranked[:3]),
-        ]
-    lines += ["", f"right answer: {shown.expected}"]
-    return "\n".join(lines)
+    summary = {
+        "version": comparison.version,
+        "questions": questions_file.name,
+        "accuracy": rows,
+        "example": comparison.example,
+        "scores": asdict(now),
+        "earlier": [asdict(scores) for scores in earlier],
+    }
+    storage.write_json(name, summary)
+    return comparison

@@ -5,10 +5,10 @@ before it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-KEPT = 20
+KEPT = 20  # evaluations that a summary remembers
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +27,24 @@ class Scores:
 
 
 def earlier_scores(summary: Mapping[str, Any] | None, now: Scores) -> list[Scores]:
-    """Scores of other checkpoints or on other questions than ``now``, oldest first.
+    """Scores of other checkpoints or on other questions than `now`, oldest first.
 
     Args:
-        summary: the last evaluation's ``summary.json``, where there is one.
+        summary: the last evaluation's `summary.json`, where there is one.
     """
     if summary is None or "scores" not in summary:
         return []
-    told = [Scores(**entry) for entry in (*summary["earlier"], summary["scores"])]
-    return [s for s in told if (s.checkpoint, s.questions) != (now.checkpoint, now.questions)][
-        -KEPT:
-    ]
+    known = [Scores(**entry) for entry in (*summary["earlier"], summary["scores"])]
+    others = [s for s in known if (s.checkpoint, s.questions) != (now.checkpoint, now.questions)]
+    return others[-KEPT:]
 
 
-def previous(earlier: Sequence[Scores], now: Scores) -> Scores | None:
+def previous_scores(earlier: Sequence[Scores], now: Scores) -> Scores | None:
     """The newest earlier checkpoint that was asked the same questions."""
     return next((scores for scores in reversed(earlier) if scores.questions == now.questions), None)
 
 
-def comparison(before: Scores, now: Scores) -> list[dict[str, Any]]:
+def compared_with(before: Scores, now: Scores) -> list[dict[str, Any]]:
     """A row for each kind of question: the checkpoint before, this one, and the difference."""
     return [
         {
@@ -57,7 +56,3 @@ def comparison(before: Scores, now: Scores) -> list[dict[str, Any]]:
         for what, accuracy in now.accuracy.items()
         if what in before.accuracy
     ]
-
-
-def as_json(scores: Sequence[Scores]) -> list[dict[str, Any]]:
-    return [asdict(entry) for entry in scores]

@@ -4,11 +4,13 @@ A file of questions is JSON Lines, one object a line:
 
     id          unique in the file
     media       "video", "image" or "text"
-    path        the media file, relative to the questions file (or to the folder that is given when reading)
+    path        the media file, relative to the questions file (or to the folder that is given
+                when reading)
     question    the text, without options
     answer      the right answer: one of the options or candidates where there are any
     options     texts of lettered options (A, B, ...) that the prompt shows; optional
-    candidates  texts among which the most likely answer counts although the prompt does not show them; optional
+    candidates  texts among which the most likely answer counts although the prompt does not show
+                them; optional
     task        what kind of question it is, for the table; optional
     duration    seconds, for the table; optional
 
@@ -31,8 +33,8 @@ OPTIONS_REQUEST = "Answer with the option's letter from the given choices direct
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """One question; see the module's text for its fields. ``path`` is empty for text."""
+class EvaluationQuestion:
+    """One question; see the module's text for its fields. `path` is empty for text."""
 
     id: str
     media: str
@@ -71,15 +73,22 @@ class Question:
 
     @property
     def form(self) -> Form:
+        """How it is answered."""
         return "options" if self.options else "candidates" if self.candidates else "open"
 
     @property
     def choices(self) -> tuple[str, ...]:
+        """The answers to choose from, shown or not; none for an open question."""
         return self.options or self.candidates
 
     @property
+    def answer_texts(self) -> tuple[str, ...]:
+        """What is rated: letters where options are shown, else the candidates themselves."""
+        return tuple(LETTERS[: len(self.options)]) or self.candidates
+
+    @property
     def prompt(self) -> str:
-        """The human turn, without ``<image>``: the question and, where they are shown, its lettered
+        """The human turn, without `<image>`: the question and, where they are shown, its lettered
         options.
         """
         if not self.options:
@@ -90,7 +99,7 @@ class Question:
         return "\n".join([self.question, *lines, OPTIONS_REQUEST])
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_questions(path: Path) -> list[EvaluationQuestion]:
     """Read a questions file.
 
     Raises:
@@ -114,20 +123,20 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def parse_question(values: Any) -> Question:
+def parse_question(values: Any) -> EvaluationQuestion:
     """A question from a JSON object. Raises ValueError that names what is wrong."""
     if not isinstance(values, Mapping):
         raise ValueError(f"expected an object, found {type(values).__name__}")
-    known = Question.__dataclass_fields__
+    known = EvaluationQuestion.__dataclass_fields__
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"unknown keys {', '.join(unknown)} (known: {', '.join(known)})")
     if missing := sorted({"id", "media", "question", "answer"} - set(values)):
         raise ValueError(f"missing {', '.join(missing)}")
     lists = {name: tuple(map(str, values.get(name) or ())) for name in ("options", "candidates")}
-    return Question(**{"path": "", **values, **lists})
+    return EvaluationQuestion(**{"path": "", **values, **lists})
 
 
-def write_questions(path: Path, questions: Iterable[Question]) -> None:
+def write_questions(path: Path, questions: Iterable[EvaluationQuestion]) -> None:
     """Write a questions file that `read_questions` reads back."""
     lines = (
         json.dumps({k: v for k, v in asdict(q).items() if v not in ("", (), None)})

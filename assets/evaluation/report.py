@@ -1,10 +1,13 @@
-"""What a checkpoint answered, and what it adds up to."""
+"""What a checkpoint's answers add up to, and several checkpoints side by side."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from assets.evaluation.answers import Answer
 
 DURATIONS = (
     (60, "under 1 min"),
@@ -14,39 +17,15 @@ DURATIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a checkpoint answered.
-
-    Attributes:
-        prompt: the human turn as the model read it, with its chat template.
-        chosen: the most likely choice, or the generated text of an open question.
-        generated: what the model wrote by itself; its start where it is long.
-        correct: whether ``chosen`` is right.
-        written_correct: whether what it wrote is the right answer, read by the rules of
-            ``answers.py``.
-        scores: log-probability of each choice; empty for open questions.
-        problem: why the question could not be asked; it then counts neither way.
-    """
-
-    id: str
-    task: str
-    form: str
-    duration: float | None
-    prompt: str
-    expected: str
-    chosen: str
-    generated: str
-    correct: bool
-    written_correct: bool
-    choices: tuple[str, ...] = ()
-    scores: tuple[float, ...] = ()
-    problem: str = ""
-
-
 @dataclass(slots=True)
 class EvaluationReport:
-    """The answers of one checkpoint, in the order of the questions."""
+    """The answers of one checkpoint, in the order of the questions.
+
+    Attributes:
+        name: of the checkpoint.
+        visuals: whether it was shown them, or grey pictures.
+        version: hash of the checkpoint and the questions.
+    """
 
     name: str
     visuals: bool
@@ -54,30 +33,36 @@ class EvaluationReport:
     version: str
 
     @property
+    def label(self) -> str:
+        """The checkpoint, and whether it was shown nothing."""
+        return f"{self.name}{'' if self.visuals else ', nothing shown'}"
+
+    @property
     def asked(self) -> list[Answer]:
+        """The answers to questions that could be asked."""
         return [answer for answer in self.answers if not answer.problem]
 
     @property
     def accuracy(self) -> float:
-        return _share(self.asked, "correct")
+        """Share of right answers among those asked."""
+        return _mean([answer.correct for answer in self.asked])
 
     @property
     def written_accuracy(self) -> float:
-        return _share(self.asked, "written_correct")
+        """The same of what the model wrote by itself."""
+        return _mean([answer.written_correct for answer in self.asked])
 
     @property
     def chance(self) -> float:
         """Expected accuracy of guessing among the choices; an open question cannot be guessed."""
-        return (
-            statistics.fmean(1 / len(a.choices) if a.choices else 0.0 for a in self.asked)
-            if self.asked
-            else 0.0
-        )
+        return _mean([1 / len(a.choices) if a.choices else 0.0 for a in self.asked])
 
     def by_task(self) -> dict[str, EvaluationReport]:
+        """A report for each kind of question."""
         return self._split(lambda answer: answer.task or "all")
 
     def by_duration(self) -> dict[str, EvaluationReport]:
+        """A report for each class of durations."""
         return self._split(lambda answer: duration_class(answer.duration))
 
     def _split(self, key: Callable[[Answer], str]) -> dict[str, EvaluationReport]:
@@ -91,10 +76,71 @@ class EvaluationReport:
 
 
 def duration_class(seconds: float | None) -> str:
+    """The class that a video's duration falls into."""
     if seconds is None:
         return "no video"
     return next(label for limit, label in DURATIONS if seconds < limit)
 
 
-def _share(answers: Sequence[Answer], what: str) -> float:
-    return statistics.fmean(getattr(answer, what) for answer in answers) if answers else 0.0
+def accuracy_table(
+    seen: Sequence[EvaluationReport], blind: EvaluationReport
+) -> list[dict[str, Any]]:
+    """A row for each kind of question and each duration, and one for all; a column for each
+    checkpoint.
+
+    `nothing shown` is the last checkpoint without its visuals, `gain` the last one's lead over the
+    first.
+
+    Args:
+        seen: the checkpoints, on the same questions.
+        blind: the last of them, with nothing shown.
+    """
+    rows = [_row("all", seen, blind)]
+    for split in (EvaluationReport.by_task, EvaluationReport.by_duration):
+        groups, blind_groups = [split(report) for report in seen], split(blind)
+        rows += [
+            _row(name, [group[name] for group in groups], blind_groups[name]) for name in groups[-1]
+        ]
+    return rows
+
+
+def _row(what: str, seen: Sequence[EvaluationReport], blind: EvaluationReport) -> dict[str, Any]:
+    first, last = seen[0], seen[-1]
+    return {
+        "questions": what,
+        "gain": round(last.accuracy - first.accuracy, 3),
+        "asked": len(last.asked),
+        "chance": round(last.chance, 3),
+        **{report.name: round(report.accuracy, 3) for report in seen},
+        "nothing shown": round(blind.accuracy, 3),
+        "written": round(last.written_accuracy, 3),
+    }
+
+
+def example_question(answers: Sequence[Answer]) -> str:
+    """One video question with what the model wrote, as Markdown; one that it got right where there
+    is one.
+    """
+    videos = [answer for answer in answers if answer.duration is not None] or list(answers)
+    if not videos:
+        return "No question could be asked."
+    shown = next((answer for answer in videos if answer.written_correct), videos[0])
+    lines = [
+        f"**{shown.id}** ({shown.task})",
+        "",
+        "```",
+        shown.prompt,
+        "```",
+        "",
+        f"answers: {shown.generated!r}",
+    ]
+    if shown.scores:
+        ranked = sorted(zip(shown.scores, shown.choices, strict=True), reverse=True)
+        best = ", ".join(f"{choice} ({score:.1f})" for score, choice in ranked[:3])
+        lines += ["", f"likeliest: {best}"]
+    lines += ["", f"right answer: {shown.expected}"]
+    return "\n".join(lines)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0

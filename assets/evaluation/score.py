@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from assets.evaluation.answers import chosen_option, same_answer
-from assets.evaluation.questions import Question
-from assets.evaluation.record import Journal, read_answers, write_answers
-from assets.evaluation.report import Answer, EvaluationReport
-from assets.inference.checkpoint import fingerprint
+from assets.evaluation.answers import Answer, AnswerJournal, read_answers, write_answers
+from assets.evaluation.grading import is_right, same_answer
+from assets.evaluation.questions import EvaluationQuestion
+from assets.evaluation.report import EvaluationReport
+from assets.inference.checkpoint import checkpoint_hash
+from assets.inference.session import IMAGE, Prompt, Session
 from training.formats.hashing import data_version
 from training.progress import Progress
 
-if TYPE_CHECKING:
-    from assets.evaluation.examiner import Examiner
-
 METHOD = 2  # raise when the way of scoring changes: earlier answers are then not continued
 BATCH = 8
+# Tokens that are generated, by the form of the question.
+LONGEST_ANSWER = {"options": 32, "candidates": 16, "open": 64}
 
 
 def score_checkpoint(
     export: Path,
-    questions: Sequence[Question],
+    questions: Sequence[EvaluationQuestion],
     media: Path,
     answers_file: Path,
     log: Callable[[str], None],
@@ -43,35 +42,33 @@ def score_checkpoint(
     Args:
         export: an export folder, or a released checkpoint.
         media: folder that the questions' paths count from.
+        name: of the checkpoint, in the log and the report.
         visuals: False shows grey pictures in place of the real ones, to tell seeing from guessing.
         write: let the model also write its answers, beside rating the given ones.
         batch: questions that pass the model together; those about one video follow each other.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: `auto`, `cpu` or `cuda`.
 
     Raises:
         ValueError: not a checkpoint. Media that cannot be read are problems of their questions.
     """
-    from assets.evaluation.examiner import Examiner
-
-    identity = data_version(
-        [METHOD, fingerprint(export), [asdict(question) for question in questions], visuals, write],
-    )
+    asked = [asdict(question) for question in questions]
+    identity = data_version([METHOD, checkpoint_hash(export), asked, visuals, write])
     label = f"{name or export.parent.name}{'' if visuals else ', nothing shown'}"
     if (finished := read_answers(answers_file, identity)) is not None:
         log(f"{label}: already answered")
         return EvaluationReport(name, visuals, finished, identity)
-    with Journal(answers_file.with_suffix(".journal.jsonl"), identity) as journal:
-        open_questions = [question for question in questions if question.id not in journal.answers]
+    with AnswerJournal(answers_file.with_suffix(".journal.jsonl"), identity) as journal:
+        unanswered = [question for question in questions if question.id not in journal.answers]
         if journal.answers:
             log(
                 f"{label}: {len(journal.answers)} of {len(questions)} answers found from an "
                 "interrupted run"
             )
-        if open_questions:
-            examiner = Examiner(export, media, visuals=visuals, device=device)
-            progress = Progress(log, len(open_questions), f"answers of {label}")
-            for group in _batches(open_questions, batch):
-                journal.add(_ask(examiner, group, write))
+        if unanswered:
+            session = Session(export, device)
+            progress = Progress(log, len(unanswered), f"answers of {label}")
+            for group in _batches(unanswered, batch):
+                journal.add(ask_together(session, group, media, visuals=visuals, write=write))
                 progress.advance(len(group))
     answers = [journal.answers[question.id] for question in questions]
     write_answers(answers_file, answers, identity)
@@ -79,42 +76,121 @@ def score_checkpoint(
     return EvaluationReport(name, visuals, answers, identity)
 
 
-def _ask(examiner: Examiner, group: Sequence[Question], write: bool) -> list[Answer]:
-    replies = examiner.ask(group, write)
-    answers = []
-    for question, reply in zip(group, replies, strict=True):
-        chosen, correct = reply.generated, same_answer(reply.generated, question.answer)
-        if question.choices and reply.scores:
-            chosen = question.choices[max(range(len(reply.scores)), key=reply.scores.__getitem__)]
-            correct = chosen == question.answer
-        answers.append(
-            Answer(
-                id=question.id,
-                task=question.task,
-                form=question.form,
-                duration=reply.duration if question.duration is None else question.duration,
-                prompt=reply.prompt,
-                expected=question.answer,
-                chosen=chosen,
-                generated=reply.generated,
-                correct=correct and not reply.problem,
-                written_correct=_written_correct(question, reply.generated) and not reply.problem,
-                choices=question.choices,
-                scores=tuple(reply.scores),
-                problem=reply.problem,
+def ask_together(
+    session: Session,
+    questions: Sequence[EvaluationQuestion],
+    media: Path,
+    *,
+    visuals: bool = True,
+    write: bool = True,
+) -> list[Answer]:
+    """Answers to a batch of questions, in their order. The prompts pass the model once.
+
+    A medium that cannot be read is a problem of its questions only.
+
+    Args:
+        media: folder that the questions' paths count from.
+        visuals: False shows grey pictures of the same number and size.
+        write: let the model also write an answer of its own; open questions have no other.
+    """
+    prompts: dict[str, Prompt] = {}
+    answers: dict[str, Answer] = {}
+    durations: dict[str, float | None] = {}
+    for question in questions:
+        try:
+            prompts[question.id], durations[question.id] = question_prompt(
+                session, question, media, visuals
             )
-        )
-    return answers
+        except (ValueError, OSError) as error:
+            answers[question.id] = _unasked(question, f"{question.path}: {error}")
+    if prompts:
+        asked = [question for question in questions if question.id in prompts]
+        cached = session.read(list(prompts.values()))
+        writing = [question for question in asked if write or question.form == "open"]
+        longest = max((LONGEST_ANSWER[question.form] for question in writing), default=0)
+        written = cached.generate(longest)
+        # An open question has no choices: one stand-in keeps the batch in shape, and its score is
+        # dropped again.
+        rated = [
+            [[*session.ids(text), session.end] for text in question.answer_texts] or [[session.end]]
+            for question in asked
+        ]
+        for question, ids, scores in zip(asked, written, cached.scores(rated), strict=True):
+            answers[question.id] = _graded(
+                question,
+                prompt=session.prompt_text(prompts[question.id]),
+                generated=session.text(ids).strip() if question in writing else "",
+                scores=scores if question.choices else [],
+                duration=durations[question.id],
+            )
+    return [answers[question.id] for question in questions]
 
 
-def _written_correct(question: Question, text: str) -> bool:
-    if question.form == "options":
-        index = chosen_option(text, question.options)
-        return index is not None and question.options[index] == question.answer
-    return same_answer(text, question.answer)
+def question_prompt(
+    session: Session, question: EvaluationQuestion, media: Path, visuals: bool = True
+) -> tuple[Prompt, float | None]:
+    """The question as a prompt, and the duration of its video as it was found, in seconds.
+
+    Raises:
+        ValueError: the medium cannot be used.
+        OSError: it cannot be read.
+    """
+    if question.media == "text":
+        return session.prompt(question.prompt, id=question.id), None
+    path, text = media / question.path, f"{IMAGE}\n{question.prompt}"
+    if question.media == "image":
+        return session.prompt(text, images=[path], grey=not visuals, id=question.id), None
+    video = session.video(path, grey=not visuals)
+    return session.prompt(text, video=video, id=question.id), video.duration
 
 
-def _batches(questions: Iterable[Question], size: int) -> list[list[Question]]:
-    """Questions about one medium stand together, so that it is decoded once."""
+def _graded(
+    question: EvaluationQuestion,
+    *,
+    prompt: str,
+    generated: str,
+    scores: Sequence[float],
+    duration: float | None,
+) -> Answer:
+    if scores:
+        chosen = question.choices[max(range(len(scores)), key=scores.__getitem__)]
+        correct = chosen == question.answer
+    else:
+        chosen, correct = generated, same_answer(generated, question.answer)
+    return Answer(
+        id=question.id,
+        task=question.task,
+        form=question.form,
+        duration=duration if question.duration is None else question.duration,
+        prompt=prompt,
+        expected=question.answer,
+        chosen=chosen,
+        generated=generated,
+        correct=correct,
+        written_correct=is_right(question, generated),
+        choices=question.choices,
+        scores=tuple(scores),
+    )
+
+
+def _unasked(question: EvaluationQuestion, problem: str) -> Answer:
+    return Answer(
+        id=question.id,
+        task=question.task,
+        form=question.form,
+        duration=question.duration,
+        prompt="",
+        expected=question.answer,
+        chosen="",
+        generated="",
+        correct=False,
+        written_correct=False,
+        choices=question.choices,
+        problem=problem,
+    )
+
+
+def _batches(questions: Sequence[EvaluationQuestion], size: int) -> list[list[EvaluationQuestion]]:
+    """Questions about one medium stand together, so that it is read once."""
     ordered = sorted(questions, key=lambda question: question.path)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]

@@ -1,5 +1,5 @@
-"""Checkpoints that can be asked: an export of ours, or a released one under its published names,
-converted once.
+"""Find and load a checkpoint that can be asked: an export of ours, or a released one under its
+published names, which is converted once.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from model.processor import Processor
 
 
-def usable_checkpoint(folder: Path, log: Callable[[str], None], cache: Path | None = None) -> Path:
-    """The export folder that ``from_pretrained`` loads.
+def find_checkpoint(folder: Path, log: Callable[[str], None], cache: Path | None = None) -> Path:
+    """The export folder that `load_checkpoint` takes.
 
     Args:
         folder: an export, the folder of a stage's run that holds one, or a released checkpoint.
         log: told when a conversion begins, which takes as long as copying the weights.
-        cache: where converted checkpoints are kept; by default ``hourllava/converted`` in the
+        cache: where converted checkpoints are kept; by default `hourllava/converted` in the
             user's cache folder. They are found again by the content of what they were made from.
 
     Raises:
@@ -38,13 +38,13 @@ def usable_checkpoint(folder: Path, log: Callable[[str], None], cache: Path | No
         )
     if not (folder / "config.json").exists() and (folder / "export" / "config.json").exists():
         folder = folder / "export"
-    written = _config(folder)
+    written = _read_config(folder)
     if "hour_llava" in written:
         return folder
     from model.config import PRESETS
     from model.weights.convert import convert_released
 
-    variant = _variant(written)
+    variant = _released_variant(written)
     if variant is None:
         raise ValueError(
             f"{folder}: neither an export of ours nor a released Hour-LLaVA checkpoint: its "
@@ -52,7 +52,7 @@ def usable_checkpoint(folder: Path, log: Callable[[str], None], cache: Path | No
             f"{written.get('num_hidden_layers')} and vocab_size {written.get('vocab_size')}, which "
             f"are those of no variant ({', '.join(PRESETS)})"
         )
-    converted = (cache or _cache()) / fingerprint(folder)
+    converted = (cache or _default_cache()) / checkpoint_hash(folder)
     if not converted.exists():
         log(f"{folder}: a released {variant} checkpoint, converted into {converted}")
         converted.parent.mkdir(parents=True, exist_ok=True)
@@ -60,20 +60,15 @@ def usable_checkpoint(folder: Path, log: Callable[[str], None], cache: Path | No
     return converted
 
 
-def tell(line: str) -> None:
-    """To the person at the terminal, beside the answers."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def load_checkpoint(folder: Path, device: str = "auto") -> tuple[HourLlavaForCausalLM, Processor]:
+def load_checkpoint(export: Path, device: str = "auto") -> tuple[HourLlavaForCausalLM, Processor]:
     """A checkpoint ready to answer: bfloat16 on a GPU, float32 on a CPU.
 
     Args:
-        folder: an export, or a released checkpoint (see `usable_checkpoint`).
+        export: a folder that `find_checkpoint` gave.
+        device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: the folder is not a checkpoint, or there is no GPU where one is asked for.
+        ValueError: there is no GPU where one is asked for.
     """
     import torch
     from transformers import AutoTokenizer
@@ -85,7 +80,6 @@ def load_checkpoint(folder: Path, device: str = "auto") -> tuple[HourLlavaForCau
         raise ValueError(
             "device is 'cuda', but this machine has no usable GPU; set it to 'auto' or 'cpu'"
         )
-    export = usable_checkpoint(folder, tell)
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if chosen == "cuda" else torch.float32
     model = HourLlavaForCausalLM.from_pretrained(export, dtype=dtype).to(chosen).eval()
@@ -93,9 +87,16 @@ def load_checkpoint(folder: Path, device: str = "auto") -> tuple[HourLlavaForCau
     return model, Processor(model.config.model_config, tokenizer)
 
 
-def fingerprint(folder: Path) -> str:
-    """Content hash of a checkpoint's weights, configuration and tokenizer. Raises ValueError where
-    there are none.
+def log_to_terminal(line: str) -> None:
+    """Tell the person at the terminal, beside the answers: on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """Content hash of a checkpoint's weights, configuration and tokenizer.
+
+    Raises:
+        ValueError: there are no weights.
     """
     files = sorted(
         path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt")
@@ -117,7 +118,7 @@ def encoder_hash(export: Path) -> str:
         return hash_encoder(Path(scratch))
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
         written = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
@@ -131,7 +132,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return written
 
 
-def _variant(written: dict[str, Any]) -> str | None:
+def _released_variant(written: dict[str, Any]) -> str | None:
     """The variant whose language model a published config.json describes."""
     from model.config import PRESETS
 
@@ -148,7 +149,6 @@ def _variant(written: dict[str, Any]) -> str | None:
     return None
 
 
-def _cache() -> Path:
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hourllava" / "converted"
-    )
+def _default_cache() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "hourllava" / "converted"

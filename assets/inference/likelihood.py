@@ -1,44 +1,38 @@
-"""A prompt that was read: its continuation, and how likely given answers are. The prompt passes the
-model once.
+"""Prompts that the language model has read: what it would write after them, and how likely given
+answers are. All of this starts from one pass over the prompts.
 
-Shapes: B prompts, K candidates of all prompts together, S prompt tokens, N memory tokens, D width,
-V vocabulary.
+Shapes: B prompts, K candidates of all prompts together, L tokens of the longest candidate, S prompt
+tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from model.hf import HourLlavaForCausalLM
-    from model.inputs import SampleInputs
+    from transformers import Qwen2ForCausalLM
 
 
-class Reading:
-    """Prompts that the model has read, with the cache that its answers start from.
+class CachedPrompts:
+    """A batch of prompts in the language model's cache of keys and values.
 
     Args:
-        prompts: samples that end where the answer begins (``add_generation_prompt=True``).
-        memory_ND: the memories of their visuals, where they were made before
-            (``HourLlava.remember``).
+        embeds_SD: the prompts as the language model takes them, one after another.
+        lengths: tokens of each prompt; they add up to S.
+        end: the token that ends an answer.
     """
 
     def __init__(
-        self,
-        model: HourLlavaForCausalLM,
-        prompts: Sequence[SampleInputs],
-        memory_ND: Tensor | None = None,
+        self, llm: Qwen2ForCausalLM, embeds_SD: Tensor, lengths: Sequence[int], end: int
     ) -> None:
         import torch
 
-        self.llm, self.end = model.model.llm, end_token(model)
+        self.llm, self.end = llm, end
         with torch.inference_mode():
-            prepared = model.model.prepare(prompts, forgetting="uniform", memory_ND=memory_ND)
-            embeds_BSD, self.mask_BS = _pad_left(prepared.embeds_SD, prepared.plan.lengths)
-            output = self.llm(
+            embeds_BSD, self.mask_BS = _pad_left(embeds_SD, lengths)
+            output = llm(
                 inputs_embeds=embeds_BSD,
                 attention_mask=self.mask_BS,
                 position_ids=_positions(self.mask_BS),
@@ -49,59 +43,62 @@ class Reading:
         self.cache = output.past_key_values
         self.length = self.mask_BS.shape[1]
 
-    def tokens(self, longest: int) -> Iterator[list[int]]:
-        """The most likely continuation, one token of each prompt at a time, until all have ended or
-        are ``longest``.
+    def generate(self, longest: int) -> list[list[int]]:
+        """Each prompt's most likely continuation.
 
-        A prompt whose answer has ended yields the end token. The cache is as before once the
-        iterator is closed.
+        The cache is then as it was before.
+
+        Args:
+            longest: where an answer is cut off, in tokens.
+
+        Returns:
+            token ids of each answer, without the end token.
         """
         import torch
 
         mask_BS, logits_BV = self.mask_BS, self.logits_BV
         ended_B = torch.zeros(len(mask_BS), dtype=torch.bool, device=mask_BS.device)
-        try:
-            for step in range(longest):
-                chosen_B = logits_BV.argmax(-1).where(~ended_B, self.end)
-                ended_B = ended_B | (chosen_B == self.end)
-                yield chosen_B.tolist()
-                if bool(ended_B.all()) or step + 1 == longest:
-                    return
-                logits_BV, mask_BS = self._step(chosen_B[:, None], mask_BS)
-        finally:
-            self.cache.crop(self.length)
-
-    def generate(self, longest: int) -> list[list[int]]:
-        """Each prompt's answer, without the end token."""
-        steps = list(self.tokens(longest))
-        answers = [list(ids) for ids in zip(*steps, strict=True)]
+        steps: list[list[int]] = []  # in each step a token for every prompt
+        for step in range(longest):
+            chosen_B = logits_BV.argmax(-1).where(~ended_B, self.end)
+            ended_B = ended_B | (chosen_B == self.end)
+            steps.append(chosen_B.tolist())
+            if bool(ended_B.all()) or step + 1 == longest:
+                break
+            logits_BV, mask_BS = self._step(chosen_B[:, None], mask_BS)
+        self.cache.crop(self.length)
+        answers = ([tokens[row] for tokens in steps] for row in range(len(ended_B)))
         return [ids[: ids.index(self.end)] if self.end in ids else ids for ids in answers]
 
     def scores(self, candidates: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
-        """Log-probability of each candidate answer after its prompt, summed over its tokens. Uses
-        the cache up.
+        """Log-probability of each candidate answer after its prompt, summed over its tokens.
+
+        The cache is used up: nothing can be asked of these prompts afterwards.
 
         Args:
-            candidates: for each prompt its candidates as token ids, none empty. Ending a candidate
-                with the end token makes its score the probability of exactly that answer, so that
-                candidates of any length compare.
+            candidates: for each prompt its candidates as token ids. A candidate that ends with the
+                end token is scored as exactly that answer, so that candidates of any length
+                compare.
+
+        Raises:
+            ValueError: a candidate has no tokens.
         """
         import torch
 
         if any(not ids for group in candidates for ids in group):
             raise ValueError("a candidate answer has no tokens")
         device = self.mask_BS.device
-        owner_K = torch.tensor(
+        prompt_K = torch.tensor(
             [row for row, group in enumerate(candidates) for _ in group], device=device
         )
         flat = [list(ids) for group in candidates for ids in group]
         longest = max(map(len, flat))
         lengths_K = torch.tensor([len(ids) for ids in flat], device=device)
         ids_KL = torch.tensor([ids + [0] * (longest - len(ids)) for ids in flat], device=device)
-        logits_KV, mask_KS = self.logits_BV[owner_K], self.mask_BS[owner_K]
+        logits_KV, mask_KS = self.logits_BV[prompt_K], self.mask_BS[prompt_K]
         totals_K = torch.zeros(len(flat), device=device)
         if longest > 1:
-            self.cache.batch_select_indices(owner_K)
+            self.cache.batch_select_indices(prompt_K)
         for step in range(longest):
             chosen_K = logits_KV.log_softmax(-1).gather(1, ids_KL[:, step : step + 1])[:, 0]
             totals_K += chosen_K.where(step < lengths_K, 0.0)
@@ -111,8 +108,14 @@ class Reading:
         return [[next(totals) for _ in group] for group in candidates]
 
     def _step(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """One more token [rows, 1] on the cache: logits [rows, V] of what follows, and the longer
-        mask.
+        """One more token for each row.
+
+        Args:
+            ids: the tokens, [rows, 1].
+            mask: what is real in the cache, [rows, places].
+
+        Returns:
+            logits [rows, V] of what follows, and the mask with one more place.
         """
         import torch
 
@@ -128,17 +131,9 @@ class Reading:
         return output.logits[:, -1].float(), mask
 
 
-def end_token(model: HourLlavaForCausalLM) -> int:
-    """The token that ends an answer."""
-    end = model.config.eos_token_id
-    if not isinstance(end, int):
-        raise ValueError(f"the checkpoint's config.json must name one eos_token_id, it has {end!r}")
-    return end
-
-
 def _pad_left(embeds_SD: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Packed prompts as a batch that ends together: embeddings [B, longest, D] and mask [B,
-    longest] (int64).
+    """Prompts one after another as a batch in which all end together: embeddings [B, longest, D]
+    and mask [B, longest] (int64).
     """
     import torch
 

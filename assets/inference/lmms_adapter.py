@@ -1,21 +1,26 @@
 """Hour-LLaVA as a model of lmms-eval, which then drives it through its own benchmarks.
 
-    pip install lmms-eval lmms-eval --model hour_llava --model_args pretrained=path/to/export
-    --tasks videomme --batch_size 1
+    pip install lmms-eval
+    lmms-eval --model hour_llava --model_args pretrained=path/to/export --tasks videomme \
+        --batch_size 1
 
-lmms-eval finds it by this project's entry point in the group ``lmms_eval.models``.
+lmms-eval finds it by this project's entry point in the group `lmms_eval.models`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
-from assets.inference.respond import Responder
+from assets.inference.session import IMAGE, Prompt, Session
+
+LONGEST = 128  # tokens of an answer, where a task does not say
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 manifest = ModelManifest(
     "hour_llava", simple_class_path="assets.inference.lmms_adapter.HourLlavaLmms"
@@ -28,9 +33,12 @@ class HourLlavaLmms(lmms):
 
     Args:
         pretrained: an export folder, or a released checkpoint.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: `auto`, `cpu` or `cuda`.
         batch_size: requests that pass the model together.
         max_batch_size: handed over by lmms-eval for batches that it sizes itself; these are not.
+
+    Raises:
+        ValueError: model arguments that are not known, or a way to run that this adapter lacks.
     """
 
     is_simple = True
@@ -59,27 +67,95 @@ class HourLlavaLmms(lmms):
                 "several processes: this adapter runs as one; leave out torchrun or accelerate "
                 "launch"
             )
-        self.responder = Responder(pretrained, device, int(batch_size))
-        self.device = self.responder.model.device
+        self.session = Session(Path(pretrained), device)
+        self.device = self.session.model.device
+        self.requests_together = int(batch_size)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        asked = []
-        for request in requests:
-            context, settings, to_visual, doc_id, task, split = request.args
-            asked.append((context, to_visual(self.task_dict[task][split][doc_id]), dict(settings)))
-        return self.responder.generate(asked)
+        """The text that each request's context is continued with.
+
+        Settings of a request that count: `max_new_tokens`, and `until`, texts that end an answer.
+
+        Raises:
+            ValueError: a request asks for sampling, or a visual cannot be used.
+        """
+        answers: list[str] = []
+        for group in self._batches(requests):
+            asked = [request.args for request in group]
+            settings = [dict(args[1]) for args in asked]
+            _check_greedy(settings)
+            prompts = [
+                self._prompt(context, to_visual(self._document(*place)))
+                for context, _, to_visual, *place in asked
+            ]
+            limits = [int(given.get("max_new_tokens") or LONGEST) for given in settings]
+            written = self.session.generate(prompts, max(limits))
+            for ids, limit, given in zip(written, limits, settings, strict=True):
+                answers.append(cut(self.session.text(ids[:limit]), given.get("until") or ()))
+        return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        asked = []
-        for request in requests:
-            context, to_target, to_visual, doc_id, task, split = request.args
-            doc = self.task_dict[task][split][doc_id]
-            target = to_target if isinstance(to_target, str) else to_target(doc)
-            asked.append((context, to_visual(doc), target))
-        return self.responder.likelihood(asked)
+        """The log-probability of each request's answer, and whether the model would write just
+        that.
+        """
+        results: list[tuple[float, bool]] = []
+        for group in self._batches(requests):
+            prompts, answers = [], []
+            for context, to_target, to_visual, *place in (request.args for request in group):
+                document = self._document(*place)
+                target = to_target if isinstance(to_target, str) else to_target(document)
+                prompts.append(self._prompt(context, to_visual(document)))
+                answers.append(self.session.ids(target))
+            cached = self.session.read(prompts)
+            written = cached.generate(max(map(len, answers)))
+            scores = cached.scores([[ids] for ids in answers])
+            for wanted, found, [score] in zip(answers, written, scores, strict=True):
+                results.append((score, found[: len(wanted)] == wanted))
+        return results
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        """Refused: a prompt holds one question."""
         raise ValueError(
             "Hour-LLaVA answers one question at a time; tasks of several rounds cannot be run "
             "with it"
         )
+
+    def _batches(self, requests: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        for start in range(0, len(requests), self.requests_together):
+            yield requests[start : start + self.requests_together]
+
+    def _document(self, number: int, task: str, split: str) -> Any:
+        return self.task_dict[task][split][number]
+
+    def _prompt(self, context: str, visuals: Sequence[Any] | None) -> Prompt:
+        """A request's prompt about its visuals: nothing, one path of a video, or images (paths,
+        bytes or PIL).
+
+        `<image>` is put before the context where it does not hold one for each visual.
+        """
+        visuals = [visual for visual in visuals or () if visual is not None]
+        is_video = len(visuals) == 1 and _is_video(visuals[0])
+        wanted = 1 if is_video else len(visuals)
+        if context.count(IMAGE) != wanted:
+            context = f"{IMAGE}\n" * wanted + context.replace(IMAGE, "").strip()
+        if is_video:
+            return self.session.prompt(context, video=self.session.video(Path(visuals[0])))
+        return self.session.prompt(context, images=visuals)
+
+
+def _check_greedy(settings: Sequence[dict[str, Any]]) -> None:
+    for given in settings:
+        if given.get("do_sample") or (given.get("num_beams") or 1) > 1:
+            raise ValueError(f"answers are greedy; these settings ask for something else: {given}")
+
+
+def cut(text: str, until: str | Sequence[str]) -> str:
+    """The text before the first of the given endings."""
+    for ending in [until] if isinstance(until, str) else until:
+        if ending:
+            text = text.split(ending)[0]
+    return text.strip()
+
+
+def _is_video(visual: Any) -> bool:
+    return isinstance(visual, str | Path) and Path(visual).suffix.lower() not in PICTURES

@@ -1,5 +1,5 @@
-"""Videos of questions as the model takes them: decoded and encoded once, whatever is asked about
-them.
+"""Videos as the model takes them: decoded and put through the vision encoder once, whatever is
+asked about them.
 """
 
 from __future__ import annotations
@@ -9,23 +9,28 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.formats.feature_file import SUFFIX, open_features
+from assets.inference.checkpoint import encoder_hash
+from training.formats.feature_file import SUFFIX, FeatureFile, open_features
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from model.config import HourLlavaConfig
     from model.hour_llava import HourLlava
     from model.processor import StoredFeatures
 
-CHUNK_FRAMES = 64
-GREY = 128
+CHUNK_FRAMES = 64  # frames that are decoded and encoded together
+GREY = 128  # the middle of what a byte holds: a picture in which there is nothing to see
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedVideo:
-    """A video's features in memory, read like a feature file: ``features_TPC`` is what stands
-    before the projector.
+class VideoFeatures:
+    """A video's features in memory, read like a feature file.
+
+    Attributes:
+        features_TPC: what stands before the projector: T frames of P tokens of width C.
+        duration: seconds.
     """
 
     features_TPC: Tensor
@@ -36,18 +41,20 @@ class EncodedVideo:
         return len(self.features_TPC)
 
     def read(self, indices: np.ndarray) -> Tensor:
+        """Frames by index: [len(indices), P, C]."""
         import torch
 
         return self.features_TPC[torch.as_tensor(indices)]
 
 
 def encode_video(model: HourLlava, path: Path) -> StoredFeatures:
-    """Features of a video file, made as ``assets/features`` makes them, or an opened feature file.
+    """Features of a video file, made as `assets/features` makes them, or an opened feature file.
 
-    Decoding and encoding go on in chunks: an hour takes the memory of its features and no more.
-    Features are kept in bfloat16, as feature files hold them.
+    The video is decoded and encoded in chunks: an hour of it takes the memory of its features and
+    no more. Features are bfloat16, as in feature files.
 
     Raises:
+        FileNotFoundError: no such file.
         ValueError: the file cannot be decoded, or is not a feature file.
     """
     import numpy as np
@@ -64,17 +71,41 @@ def encode_video(model: HourLlava, path: Path) -> StoredFeatures:
     while chunk := list(islice(frames, CHUNK_FRAMES)):
         pixels_T3SS = torch.from_numpy(np.stack(chunk)).permute(0, 3, 1, 2)
         parts.append(model.encode_frames(pixels_T3SS).to(torch.bfloat16).cpu())
-    return EncodedVideo(torch.cat(parts), line.duration)
+    return VideoFeatures(torch.cat(parts), line.duration)
 
 
-def grey_video(model: HourLlava, like: StoredFeatures) -> EncodedVideo:
-    """A video of the same length in which there is nothing to see."""
+def grey_video(model: HourLlava, like: StoredFeatures) -> VideoFeatures:
+    """A video of the same length as `like` in which there is nothing to see."""
     import torch
 
     size = model.config.vision.image_size
-    frame_TPC = (
-        model.encode_frames(torch.full((1, 3, size, size), GREY, dtype=torch.uint8))
-        .to(torch.bfloat16)
-        .cpu()
-    )
-    return EncodedVideo(frame_TPC.expand(like.frames, -1, -1), like.duration)
+    pixels_13SS = torch.full((1, 3, size, size), GREY, dtype=torch.uint8)
+    frame_1PC = model.encode_frames(pixels_13SS).to(torch.bfloat16).cpu()
+    return VideoFeatures(frame_1PC.expand(like.frames, -1, -1), like.duration)
+
+
+def check_variant(file: FeatureFile, config: HourLlavaConfig) -> None:
+    """Raise ValueError where a feature file is not of the model's variant."""
+    expected = (config.memory.frame_tokens, config.vision.hidden_size)
+    found = (file.header.tokens, file.header.width)
+    if found != expected:
+        raise ValueError(
+            f"{file.path}: features of another variant: {found[0]} tokens a frame of width "
+            f"{found[1]}, but this {config.variant} checkpoint takes {expected[0]} of width "
+            f"{expected[1]}; give the file below features/{config.variant}/, or the video itself"
+        )
+
+
+def check_encoder(file: FeatureFile, export: Path) -> None:
+    """Raise ValueError where a feature file names another vision encoder than the checkpoint's.
+
+    Features mean nothing to a model whose encoder did not make them, even where the shape fits.
+    """
+    made_with = file.metadata.get("encoder")
+    if made_with and made_with != encoder_hash(export):
+        raise ValueError(
+            f"{file.path}: features of another vision encoder than this checkpoint's (another "
+            "variant, or another run of stage 2), which mean nothing to it; give the features of "
+            "this run, or the video itself. If training used this encoder through the setting "
+            "features.encoder, add --any-encoder"
+        )

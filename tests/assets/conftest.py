@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.evaluation.questions import Question
+from assets.evaluation.questions import EvaluationQuestion
 from pipeline.demo.drawing import COLOURS, invent_film, invent_picture, jpeg, write_film
 
 
@@ -29,44 +29,34 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def questions() -> list[Question]:
-    colours = tuple(COLOURS)
+def questions() -> list[EvaluationQuestion]:
+    colours, film = tuple(COLOURS), {"media": "video", "path": "short.mp4", "duration": 18.0}
+    ground, square = "What colour is the background?", "What colour is the square?"
     return [
-        Question(
-            "q0",
-            "video",
-            "short.mp4",
-            "What colour is the background?",
-            "red",
-            (),
-            colours,
-            "colour",
-            18.0,
+        EvaluationQuestion(
+            "q0", question=ground, answer="red", candidates=colours, task="colour", **film
         ),
-        Question(
+        EvaluationQuestion(
             "q1",
-            "video",
-            "long.mp4",
-            "What colour is the square?",
-            "blue",
-            ("red", "blue"),
-            (),
-            "colour",
-            70.0,
+            question=square,
+            answer="blue",
+            options=("red", "blue"),
+            task="colour",
+            **film | {"path": "long.mp4", "duration": 70.0},
         ),
-        Question(
-            "q2", "image", "picture.jpg", "What colour is it?", "green", (), colours, "picture"
+        EvaluationQuestion(
+            "q2",
+            media="image",
+            path="picture.jpg",
+            question="What colour is it?",
+            answer="green",
+            candidates=colours,
+            task="picture",
         ),
-        Question("q3", "text", "", "What is 2 plus 2?", "4", (), (), "sum"),
-        Question(
-            "q4",
-            "video",
-            "short.mp4",
-            "What colour is the square?",
-            "white",
-            (),
-            colours,
-            "colour",
-            18.0,
+        EvaluationQuestion(
+            "q3", media="text", path="", question="What is 2 plus 2?", answer="4", task="sum"
+        ),
+        EvaluationQuestion(
+            "q4", question=square, answer="white", candidates=colours, task="colour", **film
         ),
     ]

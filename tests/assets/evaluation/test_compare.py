@@ -8,23 +8,10 @@ import shutil
 
 import pytest
 
-from assets.deployment.settings import Annotations, Evaluation, Features, Settings
 from assets.evaluation.compare import CHECKPOINTS, compare_checkpoints
 from assets.evaluation.questions import write_questions
 from assets.records.lineage import Lineage, product
 from training.formats.storage import Storage
-
-
-def deployment(root, questions_file) -> tuple[Storage, Settings]:
-    settings = Settings(
-        root=str(root),
-        variants=["tiny"],
-        annotations=Annotations(paths=["none.parquet"]),
-        sources={},
-        features=Features(device="cpu"),
-        evaluation=Evaluation(questions=questions_file),
-    )
-    return Storage(settings.root), settings
 
 
 @pytest.fixture
@@ -35,14 +22,26 @@ def checkpoints(tmp_path, export):
         folder = f"checkpoints/tiny/{name}"
         shutil.copytree(export, tmp_path / "root" / folder / "export")
         Lineage(product=product(name, "tiny"), version=name, folder=folder).write(storage)
-    return tmp_path / "root"
+    return storage
 
 
-def test_four_checkpoints_and_one_blind_one_are_compared_and_kept(checkpoints, media, questions):
+def test_four_checkpoints_and_one_blind_one_are_compared_and_kept(
+    checkpoints, media, questions, tmp_path
+):
     write_questions(media / "questions.jsonl", questions)
-    storage, settings = deployment(checkpoints, media / "questions.jsonl")
-    lines: list[str] = []
-    first = compare_checkpoints(storage, settings, "tiny", lines.append)
+    storage, lines = checkpoints, []
+
+    def compare():
+        return compare_checkpoints(
+            storage,
+            "tiny",
+            media / "questions.jsonl",
+            lines.append,
+            device="cpu",
+            scratch=tmp_path,
+        )
+
+    first = compare()
     assert first.counts == {"questions": 5, "asked": 5, "not askable": 0}
     row = first.table[0]
     assert {row[name] for name in CHECKPOINTS} == {
@@ -55,12 +54,11 @@ def test_four_checkpoints_and_one_blind_one_are_compared_and_kept(checkpoints, m
     assert "right answer" in first.example
 
     lines.clear()
-    again = compare_checkpoints(storage, settings, "tiny", lines.append)
+    again = compare()
     assert (again.version, again.table) == (first.version, first.table)
     assert sum("already answered" in line for line in lines) == 5
 
 
-def test_a_deployment_without_questions_is_told_what_to_set(checkpoints):
-    storage, settings = deployment(checkpoints, None)
+def test_a_deployment_without_questions_is_told_what_to_set(checkpoints, tmp_path):
     with pytest.raises(ValueError, match=r"evaluation\.questions"):
-        compare_checkpoints(storage, settings, "tiny", print)
+        compare_checkpoints(checkpoints, "tiny", None, print, scratch=tmp_path)

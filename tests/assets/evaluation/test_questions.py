@@ -6,7 +6,12 @@ import json
 
 import pytest
 
-from assets.evaluation.questions import Question, parse_question, read_questions, write_questions
+from assets.evaluation.questions import (
+    EvaluationQuestion,
+    parse_question,
+    read_questions,
+    write_questions,
+)
 
 GOOD = {
     "id": "a",
@@ -66,7 +71,10 @@ def test_a_file_without_usable_questions_is_an_error(tmp_path, text):
 def test_an_id_that_occurs_twice_is_an_error(tmp_path):
     write_questions(
         tmp_path / "q.jsonl",
-        [Question("x", "text", "", "a?", "b"), Question("x", "text", "", "c?", "d")],
+        [
+            EvaluationQuestion("x", "text", "", "a?", "b"),
+            EvaluationQuestion("x", "text", "", "c?", "d"),
+        ],
     )
     with pytest.raises(ValueError, match="'x' occurs twice"):
         read_questions(tmp_path / "q.jsonl")

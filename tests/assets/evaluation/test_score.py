@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,12 +15,16 @@ import torch
 import torch.nn.functional as F
 
 from assets.evaluation import score as score_module
-from assets.evaluation.compare import example, table
-from assets.evaluation.examiner import Examiner
-from assets.evaluation.questions import Question
-from assets.evaluation.report import Answer, EvaluationReport, duration_class
-from assets.evaluation.score import score_checkpoint
-from assets.inference.likelihood import Reading
+from assets.evaluation.answers import Answer
+from assets.evaluation.questions import EvaluationQuestion
+from assets.evaluation.report import (
+    EvaluationReport,
+    accuracy_table,
+    duration_class,
+    example_question,
+)
+from assets.evaluation.score import ask_together, question_prompt, score_checkpoint
+from assets.inference.session import Session
 
 
 def silent(_: str) -> None:
@@ -27,75 +32,95 @@ def silent(_: str) -> None:
 
 
 @pytest.fixture
-def examiner(export, media):
-    return Examiner(export, media, device="cpu")
+def session(export):
+    return Session(export, "cpu")
 
 
-def full_forward_scores(examiner: Examiner, question: Question, answers: list[str]) -> list[float]:
-    """Each whole conversation through the model by itself, without any cache: the second opinion."""
+def full_forward_scores(
+    session: Session, question: EvaluationQuestion, media: Path, texts: list[str]
+) -> list[float]:
+    """Each whole conversation through the model by itself, without any cache or memory made before:
+    the second opinion.
+    """
     scores = []
-    for answer in answers:
-        prompt = examiner.sample(question)
-        ids = torch.tensor(examiner._ids(answer))
+    model = session.model.model
+    prompt = question_prompt(session, question, media)[0].inputs
+    for text in texts:
+        ids = torch.tensor([*session.ids(text), session.end])
         sample = replace(
             prompt,
             input_ids=torch.cat([prompt.input_ids, ids]),
             labels=torch.cat([prompt.labels, ids]),
         )
         with torch.inference_mode():
-            prepared = examiner.model.model.prepare([sample], forgetting="uniform")
-            logits = examiner.model.model.llm.lm_head(examiner.model.model.run_llm(prepared))
+            prepared = model.prepare([sample], forgetting="uniform")
+            logits = model.llm.lm_head(model.run_llm(prepared))
         before = logits[-len(ids) - 1 : -1].float()
         scores.append(float(F.log_softmax(before, -1).gather(1, ids[:, None]).sum()))
     return scores
 
 
-def test_scores_from_the_shared_cache_equal_those_of_full_forward_passes(examiner, questions):
+def test_scores_from_the_shared_cache_equal_those_of_full_forward_passes(session, media, questions):
     asked = [questions[0], questions[2], questions[4]]  # prompts of different length in one batch
-    replies = examiner.ask(asked)
-    for question, reply in zip(asked, replies, strict=True):
-        expected = full_forward_scores(examiner, question, list(question.candidates))
-        assert reply.scores == pytest.approx(expected, abs=2e-4)
+    for question, answer in zip(asked, ask_together(session, asked, media), strict=True):
+        expected = full_forward_scores(session, question, media, list(question.candidates))
+        assert answer.scores == pytest.approx(expected, abs=2e-4)
 
 
-def test_letters_are_scored_where_options_are_shown(examiner, questions):
-    [reply] = examiner.ask([questions[1]])
-    assert reply.scores == pytest.approx(
-        full_forward_scores(examiner, questions[1], ["A", "B"]), abs=2e-4
+def test_letters_are_scored_where_options_are_shown(session, media, questions):
+    [answer] = ask_together(session, [questions[1]], media)
+    assert answer.scores == pytest.approx(
+        full_forward_scores(session, questions[1], media, ["A", "B"]), abs=2e-4
     )
 
 
-def test_what_is_generated_equals_the_generation_of_transformers(examiner, questions):
-    sample = examiner.sample(questions[0])
-    expected = examiner.model.generate(samples=sample, max_new_tokens=12)[0].tolist()
-    end = examiner.model.config.eos_token_id
-    expected = expected[: expected.index(end)] if end in expected else expected
-    reading = Reading(examiner.model, [sample, examiner.sample(questions[3])])
-    assert reading.generate(12)[0] == expected
-    assert reading.generate(12)[0] == expected  # the cache is as it was
+def test_what_is_generated_equals_the_generation_of_transformers(session, media, questions):
+    prompts = [question_prompt(session, questions[n], media)[0] for n in (0, 3)]
+    expected = session.model.generate(samples=prompts[0].inputs, max_new_tokens=12)[0].tolist()
+    expected = expected[: expected.index(session.end)] if session.end in expected else expected
+    cached = session.read(prompts)
+    assert cached.generate(12)[0] == expected
+    assert cached.generate(12)[0] == expected  # the cache is as it was
 
 
-def test_the_prompt_that_the_model_read_is_on_record(examiner, questions):
-    prompt = examiner.ask([questions[0]])[0].prompt
-    assert prompt.count("<image>") == 1
+def test_the_prompt_that_the_model_read_is_on_record(session, media, questions):
+    [answer] = ask_together(session, [questions[0]], media)
+    assert answer.prompt.count("<image>") == 1
     assert (
-        "The video lasts for 18.00 seconds, and 18 frames are uniformly sampled from it." in prompt
+        "The video lasts for 18.00 seconds, and 18 frames are uniformly sampled from it."
+        in answer.prompt
     )
-    assert prompt.endswith("What colour is the background?<|im_end|>\n<|im_start|>assistant\n")
+    assert answer.prompt.endswith(
+        "What colour is the background?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
-def test_without_visuals_the_media_make_no_difference(export, media, questions):
-    blind = Examiner(export, media, visuals=False, device="cpu")
-    seeing = Examiner(export, media, device="cpu")
+def test_a_batch_of_questions_reads_their_prompts_once(session, media, questions, monkeypatch):
+    real, passes = session.model.model.llm.model.forward, []
+
+    def spy(*arguments, **named):
+        passes.append(named["inputs_embeds"] is not None)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(session.model.model.llm.model, "forward", spy)
+    for group in (questions, questions[:1]):
+        passes.clear()
+        ask_together(session, group, media)
+        assert passes.count(True) == 1
+
+
+def test_without_visuals_the_media_make_no_difference(session, media, questions):
     other = replace(questions[0], path="other.mp4")
     shutil.copy(media / "short.mp4", media / "other.mp4")
     from pipeline.demo.drawing import invent_film, write_film
 
     write_film(media / "other.mp4", invent_film("quite another", 18, 10, 2))
-    first, second = (blind.ask([question])[0].scores for question in (questions[0], other))
-    assert first == second
-    first, second = (seeing.ask([question])[0].scores for question in (questions[0], other))
-    assert first != second
+    for visuals in (False, True):
+        first, second = (
+            ask_together(session, [question], media, visuals=visuals)[0].scores
+            for question in (questions[0], other)
+        )
+        assert (first != second) == visuals
 
 
 def test_answers_are_complete_ordered_and_on_disk(export, media, questions, tmp_path):
@@ -136,15 +161,15 @@ def test_an_interrupted_run_asks_only_what_is_left_and_ends_the_same(
     whole = score_checkpoint(
         export, questions, media, tmp_path / "whole.parquet", silent, batch=2, device="cpu"
     )
-    real, batches = score_module._ask, []
+    real, batches = score_module.ask_together, []
 
-    def interrupted(examiner, group, write):
+    def interrupted(session, group, media, **options):
         if batches:
             raise KeyboardInterrupt
         batches.append(group)
-        return real(examiner, group, write)
+        return real(session, group, media, **options)
 
-    monkeypatch.setattr(score_module, "_ask", interrupted)
+    monkeypatch.setattr(score_module, "ask_together", interrupted)
     file = tmp_path / "parts.parquet"
     with pytest.raises(KeyboardInterrupt):
         score_checkpoint(export, questions, media, file, silent, batch=2, device="cpu")
@@ -154,8 +179,10 @@ def test_an_interrupted_run_asks_only_what_is_left_and_ends_the_same(
     asked = []
     monkeypatch.setattr(
         score_module,
-        "_ask",
-        lambda examiner, group, write: asked.extend(group) or real(examiner, group, write),
+        "ask_together",
+        lambda session, group, media, **options: (
+            asked.extend(group) or real(session, group, media, **options)
+        ),
     )
     resumed = score_checkpoint(export, questions, media, file, silent, batch=2, device="cpu")
     assert {q.id for q in asked} == {q.id for q in questions} - {q.id for q in batches[0]}
@@ -168,7 +195,7 @@ def test_finished_answers_are_read_back_and_other_questions_are_not_mistaken_for
     file = tmp_path / "answers.parquet"
     first = score_checkpoint(export, questions, media, file, silent, device="cpu")
     stamp = file.stat().st_mtime_ns
-    monkeypatch.setattr(score_module, "_ask", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(score_module, "ask_together", lambda *_, **__: pytest.fail("asked again"))
     again = score_checkpoint(export, questions, media, file, silent, device="cpu")
     assert (again.answers, again.version, file.stat().st_mtime_ns) == (
         first.answers,
@@ -202,20 +229,17 @@ def test_a_folder_that_is_no_checkpoint_is_a_clear_error(tmp_path, questions):
 
 def test_the_table_sets_checkpoints_side_by_side():
     def report(name: str, right: list[bool], visuals: bool = True) -> EvaluationReport:
+        texts = {"prompt": "p", "expected": "x", "chosen": "x", "generated": "x"}
+        rated = {"form": "candidates", "choices": ("x", "y"), "scores": (0.0, -1.0)}
         answers = [
             Answer(
-                str(i),
-                f"task{i % 2}",
-                "candidates",
-                30.0 * i,
-                "p",
-                "x",
-                "x",
-                "x",
-                ok,
-                ok,
-                ("x", "y"),
-                (0.0, -1.0),
+                id=str(i),
+                task=f"task{i % 2}",
+                duration=30.0 * i,
+                correct=ok,
+                written_correct=ok,
+                **texts,
+                **rated,
             )
             for i, ok in enumerate(right)
         ]
@@ -225,14 +249,14 @@ def test_the_table_sets_checkpoints_side_by_side():
         report("base_model", [True, False, False, False]),
         report("stage3", [True, True, True, False]),
     ]
-    rows = table(seen, report("stage3", [True, False, False, True], False))
+    rows = accuracy_table(seen, report("stage3", [True, False, False, True], False))
     assert rows[0] == {
-        "questions": "all", "asked": 4, "chance": 0.5, "base_model": 0.25, "stage3": 0.75, "nothing shown": 0.5,
-        "written": 0.75, "gain": 0.5,
+        "questions": "all", "asked": 4, "chance": 0.5, "base_model": 0.25, "stage3": 0.75,
+        "nothing shown": 0.5, "written": 0.75, "gain": 0.5,
     }  # fmt: skip
     by_name = {row["questions"]: row["stage3"] for row in rows}
     assert (by_name["task0"], by_name["task1"], by_name["under 1 min"]) == (1.0, 0.5, 1.0)
-    assert "right answer: x" in example(seen[1].answers)
+    assert "right answer: x" in example_question(seen[1].answers)
 
 
 def test_durations_fall_into_classes():
@@ -243,13 +267,13 @@ def test_durations_fall_into_classes():
 
 def test_the_journal_holds_json_lines(export, media, questions, tmp_path, monkeypatch):
     lines = []
-    real = score_module._ask
+    real = score_module.ask_together
 
-    def spy(examiner, group, write):
+    def spy(session, group, media, **options):
         lines.extend((tmp_path / "a.journal.jsonl").read_text().splitlines())
-        return real(examiner, group, write)
+        return real(session, group, media, **options)
 
-    monkeypatch.setattr(score_module, "_ask", spy)
+    monkeypatch.setattr(score_module, "ask_together", spy)
     score_checkpoint(
         export, questions, media, tmp_path / "a.parquet", silent, batch=1, device="cpu"
     )

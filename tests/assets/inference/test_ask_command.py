@@ -1,6 +1,4 @@
-"""``hourllava ask``: a file, a URL or features; one question or many; and errors that say what to
-do.
-"""
+"""`hourllava ask`: a file, a URL or features; one question or many; errors that say what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from assets.inference.checkpoint import encoder_hash, usable_checkpoint
+from assets.inference.checkpoint import encoder_hash, find_checkpoint
 from model.config import PRESETS
 from model.weights.convert import publish
 from pipeline.cli import main
@@ -120,7 +118,7 @@ def test_a_released_checkpoint_is_converted_once_and_answers_like_the_export(
 
 def test_the_folder_of_a_run_stands_for_its_export(export, tmp_path):
     shutil.copytree(export, tmp_path / "run" / "export")
-    assert usable_checkpoint(tmp_path / "run", print) == tmp_path / "run" / "export"
+    assert find_checkpoint(tmp_path / "run", print) == tmp_path / "run" / "export"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from PIL import Image
 
 ADAPTER = "assets.inference.lmms_adapter"
 REAL = importlib.util.find_spec("lmms_eval") is not None
@@ -23,7 +24,7 @@ REAL = importlib.util.find_spec("lmms_eval") is not None
 
 @dataclass(frozen=True)
 class RecordedManifest:
-    """``lmms_eval.models.registry_v2.ModelManifest`` of 0.7.3."""
+    """`lmms_eval.models.registry_v2.ModelManifest` of 0.7.3."""
 
     model_id: str
     simple_class_path: str | None = None
@@ -33,7 +34,7 @@ class RecordedManifest:
 
 @dataclass
 class RecordedInstance:
-    """``lmms_eval.api.instance.Instance`` of 0.7.3, as far as a model sees it."""
+    """`lmms_eval.api.instance.Instance` of 0.7.3, as far as a model sees it."""
 
     request_type: str
     arguments: tuple[Any, ...]
@@ -46,7 +47,7 @@ class RecordedInstance:
 
 
 class RecordedModel:
-    """``lmms_eval.api.model.lmms`` of 0.7.3: what it sets, and how the evaluator makes one from a
+    """`lmms_eval.api.model.lmms` of 0.7.3: what it sets, and how the evaluator makes one from a
     command line.
     """
 
@@ -84,7 +85,7 @@ def adapter(monkeypatch) -> Iterator[Any]:
 
 @pytest.fixture
 def model(adapter, export):
-    """Made as the evaluator makes it from ``--model_args`` and ``--batch_size``."""
+    """Made as the evaluator makes it from `--model_args` and `--batch_size`."""
     more = {"batch_size": 2, "max_batch_size": None, "device": "cpu"}
     return adapter.HourLlavaLmms.create_from_arg_string(f"pretrained={export}", more)
 
@@ -95,14 +96,37 @@ def instance(kind: str, *arguments: Any) -> Any:
 
 
 def shown(doc: dict[str, Any]) -> list[Any]:
-    return [doc["video"]] if doc["video"] else []
+    return doc["visuals"]
 
 
 @pytest.fixture
 def docs(model, media):
-    rows = [{"video": str(media / "short.mp4"), "answer": "red"}, {"video": None, "answer": "4"}]
+    video, picture = str(media / "short.mp4"), media / "picture.jpg"
+    rows = [
+        {"visuals": [video], "answer": "red"},
+        {"visuals": [], "answer": "4"},
+        {"visuals": [Image.open(picture)], "answer": "red"},
+        {"visuals": [picture, picture], "answer": "yes"},
+    ]
     model.task_dict["films"] = {"test": rows}
     return rows
+
+
+def generation(number: int, context: str, **settings: Any) -> Any:
+    """A request to continue a context about one of the documents."""
+    return instance("generate_until", context, settings, shown, number, "films", "test")
+
+
+def likelihood(number: int, context: str, answer: Any) -> Any:
+    """A request to rate an answer about one of the documents."""
+    return instance("loglikelihood", context, answer, shown, number, "films", "test")
+
+
+def written(model: Any, docs: list[dict[str, Any]], number: int, prompt: str, count: int) -> str:
+    """What transformers generates by itself."""
+    inputs = model._prompt(prompt, docs[number]["visuals"]).inputs
+    ids = model.session.model.generate(samples=inputs, max_new_tokens=count)[0]
+    return model.session.processor.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def test_the_manifest_leads_to_the_model_class(adapter):
@@ -124,26 +148,67 @@ def test_the_real_registry_finds_the_model_by_its_entry_point(adapter):
 
 def test_generation_answers_each_request_in_order(model, docs):
     settings = {"max_new_tokens": 4, "until": ["\n\n"], "do_sample": False, "temperature": 0}
-    requests = [
-        instance("generate_until", "What is it?", settings, shown, n, "films", "test")
-        for n in (0, 1)
+    answers = model.generate_until([generation(n, "What is it?", **settings) for n in (0, 1)])
+    assert answers == [cut_at_blank_line(written(model, docs, n, "What is it?", 4)) for n in (0, 1)]
+
+
+def cut_at_blank_line(text: str) -> str:
+    return text.split("\n\n")[0].strip()
+
+
+def test_videos_images_and_text_go_through_one_call(model, docs):
+    asked = [
+        generation(0, "What is it?", max_new_tokens=6),
+        generation(2, "Which?", max_new_tokens=4),
+        generation(3, "Same?"),
+        generation(1, "2 + 2?", max_new_tokens=3),
     ]
-    answers = model.generate_until(requests)
-    assert answers == [
-        model.responder.generate([("What is it?", [docs[0]["video"]], settings)])[0],
-        model.responder.generate([("What is it?", [], settings)])[0],
-    ]
+    model.requests_together = 3
+    together = model.generate_until(asked)
+    model.requests_together = 1
+    assert together == [model.generate_until([one])[0] for one in asked]
+    assert together[0] == written(model, docs, 0, "What is it?", 6).strip()
+    assert together[3] == written(model, docs, 1, "2 + 2?", 3).strip()
+
+
+def test_likelihood_tells_whether_the_answer_is_what_would_be_written(model, docs):
+    text = written(model, docs, 0, "What is it?", 3)
+    results = model.loglikelihood(
+        [likelihood(0, "What is it?", text), likelihood(0, "What is it?", "qqq")]
+    )
+    session = model.session
+    prompt = model._prompt("What is it?", docs[0]["visuals"])
+    if session.ids(text) == session.generate([prompt], 3)[0]:
+        assert results[0][1]
+    assert not results[1][1]
+    assert results[0][0] > results[1][0]
 
 
 def test_likelihood_rates_answers_given_as_text_and_as_a_function_of_the_document(model, docs):
     requests = [
-        instance("loglikelihood", "What colour?", answer, shown, 0, "films", "test")
-        for answer in ("red", lambda doc: doc["answer"])
+        likelihood(0, "What colour?", answer) for answer in ("red", lambda doc: doc["answer"])
     ]
-    (score, greedy), again = model.loglikelihood(requests)
+    (score, is_written), again = model.loglikelihood(requests)
     assert score < 0
-    assert greedy in (True, False)
+    assert is_written in (True, False)
     assert again[0] == pytest.approx(score, rel=1e-5)
+
+
+def test_placeholders_fit_the_visuals(model, docs):
+    for context in ("Same?", "<image> Same?", "<image>\n<image>\nSame?"):
+        inputs = model._prompt(context, docs[3]["visuals"]).inputs
+        assert sum(visual.placeholders for visual in inputs.visuals) == 2
+
+
+def test_an_answer_ends_before_its_stop_text(adapter):
+    assert adapter.cut("A\n\nB. more", ["\n\n"]) == "A"
+    assert adapter.cut("red. blue", ".") == "red"
+    assert adapter.cut(" all ", ()) == "all"
+
+
+def test_sampling_is_refused(model, docs):
+    with pytest.raises(ValueError, match="greedy"):
+        model.generate_until([generation(1, "Hello?", do_sample=True)])
 
 
 def test_what_cannot_be_done_is_refused_by_name(adapter, model, export, monkeypatch):

@@ -8,7 +8,7 @@ from assets.annotations.catalogue import SCHEMA as CATALOGUE
 from assets.annotations.tables import SCHEMA as ANNOTATIONS
 from assets.conversations.grouping import SCHEMA as CONVERSATIONS
 from assets.deployment.resources import Deployment
-from assets.evaluation.record import SCHEMA as ANSWERS
+from assets.evaluation.answers import SCHEMA as ANSWERS
 from assets.records import columns
 from assets.records.lineage import Lineage, input_versions
 from assets.records.publishing import Published, check_spec, publish

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from assets.evaluation.answers import chosen_option, same_answer
+from assets.evaluation.grading import chosen_option, same_answer
 
 OPTIONS = ("a red square", "blue", "the dog", "light blue")
 

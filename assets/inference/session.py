@@ -1,0 +1,302 @@
+"""A checkpoint that answers prompts about a video, images, or text alone.
+
+What `hourllava ask`, the evaluation and lmms-eval share. A session loads the checkpoint, turns
+media into prompts, and answers: greedily, hence always the same.
+
+    session = Session(Path("checkpoints/tiny/stage3/export"))
+    video = session.video(Path("talk.mp4"))  # read once, for any number of questions
+    print(*session.ask("Who speaks first?", video), sep="")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from assets.inference.checkpoint import find_checkpoint, load_checkpoint, log_to_terminal
+from assets.inference.likelihood import CachedPrompts
+from assets.inference.videos import (
+    GREY,
+    VideoFeatures,
+    check_encoder,
+    check_variant,
+    encode_video,
+    grey_video,
+)
+from training.formats.feature_file import FeatureFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.hour_llava import Prepared
+    from model.images import ImageSource
+    from model.inputs import SampleInputs
+
+IMAGE = "<image>"  # stands in a prompt for one visual
+# What a character decodes to while some of its bytes are still to come.
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedVideo(VideoFeatures):
+    """A video that can be asked about.
+
+    Attributes:
+        features_TPC: the frames that the model sees, one a second, on the host.
+        duration: seconds.
+        memory_ND: what the model keeps of them, on its device.
+    """
+
+    memory_ND: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt that ends where the answer begins.
+
+    Attributes:
+        inputs: token ids, and the visuals behind the placeholders.
+        memory_ND: the memory of the visuals; None for text alone.
+    """
+
+    inputs: SampleInputs
+    memory_ND: Tensor | None
+
+
+class Session:
+    """One loaded checkpoint.
+
+    Each prompt stands for itself: what was asked before is no part of it.
+
+    Args:
+        checkpoint: an export folder, the folder of a stage's run, or a released checkpoint.
+        device: `auto`, `cpu` or `cuda`.
+
+    Attributes:
+        export: the export folder that was loaded.
+        model: the model on its device.
+        processor: what makes its inputs.
+        end: the token that ends an answer.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: not a checkpoint, or there is no GPU where one is asked for.
+    """
+
+    def __init__(self, checkpoint: Path, device: str = "auto") -> None:
+        self.export = find_checkpoint(checkpoint, log_to_terminal)
+        self.model, self.processor = load_checkpoint(self.export, device)
+        end = self.model.config.eos_token_id
+        if not isinstance(end, int):
+            raise ValueError(
+                f"the checkpoint's config.json must name one eos_token_id, it has {end!r}"
+            )
+        self.end = end
+        # Only the last video is kept: who asks about many asks about one after another.
+        self._last: tuple[Path, bool, RememberedVideo] | None = None
+
+    # -- from media to prompts --------------------------------------------------------------------
+
+    def video(
+        self, path: Path, *, grey: bool = False, own_encoder: bool = False
+    ) -> RememberedVideo:
+        """Read a video and lay out its memory. The one that was read last is not read again.
+
+        Args:
+            path: a video file, or a feature file of the checkpoint's variant.
+            grey: show grey frames, as many as the video has.
+            own_encoder: refuse features that another vision encoder made than the checkpoint's.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a video that cannot be decoded, or features that the checkpoint cannot use.
+        """
+        import torch
+
+        from model.inputs import Visual
+        from model.media.reader import stored_frame_indices
+
+        if self._last is not None and self._last[:2] == (path, grey):
+            return self._last[2]
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file")
+        self._last = None  # its memory makes room
+        stored = encode_video(self.model.model, path)
+        if isinstance(stored, FeatureFile):
+            check_variant(stored, self.processor.config)
+            if own_encoder:
+                check_encoder(stored, self.export)
+        if grey:
+            stored = grey_video(self.model.model, stored)
+        shown_TPC = stored.read(stored_frame_indices(stored.frames, stored.duration))
+        with torch.inference_mode():
+            memory_ND = self.model.model.remember(Visual("features", features=shown_TPC))
+        video = RememberedVideo(shown_TPC, stored.duration, memory_ND)
+        self._last = path, grey, video
+        return video
+
+    def prompt(
+        self,
+        text: str,
+        *,
+        video: RememberedVideo | None = None,
+        images: Sequence[ImageSource] = (),
+        grey: bool = False,
+        id: str = "",
+    ) -> Prompt:
+        """A prompt about a video, about images, or about nothing but its text.
+
+        Args:
+            text: the human turn, with one `<image>` for the video or for each image.
+            grey: show grey images of the same number and size.
+            id: names the prompt in errors.
+
+        Raises:
+            ValueError: the placeholders do not fit the visuals, or an image cannot be used.
+            OSError: an image cannot be read.
+        """
+        import torch
+
+        turn = {"from": "human", "value": text}
+        inputs = self.processor.sample(
+            [turn], video=video, images=images, id=id, add_generation_prompt=True
+        )
+        if video is not None:
+            return Prompt(inputs, video.memory_ND)
+        if not inputs.visuals:
+            return Prompt(inputs, None)
+        [visual] = inputs.visuals  # several images are one visual
+        if grey:
+            assert visual.pixels is not None
+            visual = replace(visual, pixels=torch.full_like(visual.pixels, GREY))
+            inputs.visuals = [visual]
+        with torch.inference_mode():
+            return Prompt(inputs, self.model.model.remember(visual))
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """The prompt with its chat template, and `<image>` where a visual stands."""
+        from model.inputs import IMAGE_TOKEN_INDEX
+
+        parts: list[list[int]] = [[]]
+        for token in prompt.inputs.input_ids.tolist():
+            if token == IMAGE_TOKEN_INDEX:
+                parts.append([])
+            else:
+                parts[-1].append(token)
+        return IMAGE.join(self.processor.tokenizer.decode(part) for part in parts)
+
+    # -- from prompts to answers ------------------------------------------------------------------
+
+    def ask(self, question: str, video: RememberedVideo, longest: int = 512) -> StreamedAnswer:
+        """The answer to a question about a video, while it is written.
+
+        Args:
+            longest: where the answer is cut off, in tokens.
+
+        Raises:
+            ValueError: an empty question. One that is too long is told when the first piece is
+                asked for.
+        """
+        return StreamedAnswer(self, question, video, longest)
+
+    def tokens(self, prompt: Prompt, longest: int) -> Iterator[int]:
+        """The tokens of one answer as they come, at most `longest`, without the end token.
+
+        Raises:
+            ValueError: the prompt is too long.
+        """
+        from model.generate import greedy_tokens
+
+        if longest < 1:
+            return
+        embeds_SD = self._prepared([prompt]).embeds_SD
+        for token in greedy_tokens(self.model.model.llm, embeds_SD, longest, frozenset({self.end})):
+            if token == self.end:
+                return
+            yield token
+
+    def generate(self, prompts: Sequence[Prompt], longest: int) -> list[list[int]]:
+        """The tokens of each prompt's answer, at most `longest`, without the end token.
+
+        One prompt takes the fast path of `model/generate.py`, several pass the model together.
+
+        Raises:
+            ValueError: a prompt is too long.
+        """
+        if len(prompts) == 1:
+            return [list(self.tokens(prompts[0], longest))]
+        return self.read(prompts).generate(longest)
+
+    def read(self, prompts: Sequence[Prompt]) -> CachedPrompts:
+        """Let prompts pass the model once, to write answers to them and to rate given ones.
+
+        Raises:
+            ValueError: a prompt is too long.
+        """
+        prepared = self._prepared(prompts)
+        return CachedPrompts(
+            self.model.model.llm, prepared.embeds_SD, prepared.plan.lengths, self.end
+        )
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What an answer's tokens say."""
+        return self.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def ids(self, answer: str) -> list[int]:
+        """The tokens of an answer, without the end token."""
+        return self.processor.tokenizer(answer, add_special_tokens=False).input_ids
+
+    def _prepared(self, prompts: Sequence[Prompt]) -> Prepared:
+        """The prompts as the language model takes them, with what MemAug found for each."""
+        import torch
+
+        inputs = [prompt.inputs for prompt in prompts]
+        memories = [prompt.memory_ND for prompt in prompts if prompt.memory_ND is not None]
+        with torch.inference_mode():
+            # One memory is not copied: an hour's takes gigabytes.
+            memory_ND = torch.cat(memories) if len(memories) > 1 else next(iter(memories), None)
+            return self.model.model.prepare(inputs, forgetting="uniform", memory_ND=memory_ND)
+
+
+class StreamedAnswer:
+    """An answer's text in pieces, as they come; joined they are the whole of it. Iterate over it
+    once.
+
+    Attributes:
+        tokens: so far.
+        first_token: seconds from the question to its first token: MemAug looks the memory up for
+            this question, and the language model reads the prompt.
+        seconds: from the question to the end of the answer.
+    """
+
+    def __init__(
+        self, session: Session, question: str, video: RememberedVideo, longest: int
+    ) -> None:
+        if not question.strip():
+            raise ValueError("the question is empty")
+        self.tokens, self.first_token, self.seconds = 0, 0.0, 0.0
+        self._started = time.perf_counter()
+        self._session, self._longest = session, longest
+        self._prompt = session.prompt(f"{IMAGE}\n{question}", video=video, id="question")
+
+    def __iter__(self) -> Iterator[str]:
+        written: list[int] = []
+        told = ""
+        for token in self._session.tokens(self._prompt, self._longest):
+            if not written:
+                self.first_token = time.perf_counter() - self._started
+            written.append(token)
+            self.tokens = len(written)
+            text = self._session.text(written)
+            if not text.endswith(UNFINISHED):
+                yield text[len(told) :]
+                told = text
+        rest = self._session.text(written)[len(told) :]
+        if rest:  # the answer stopped in the middle of a character
+            yield rest
+        self.seconds = time.perf_counter() - self._started
+        if not written:  # the first token ended the answer
+            self.first_token = self.seconds

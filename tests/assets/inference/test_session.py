@@ -1,0 +1,125 @@
+"""A session answers the same whatever way it is asked: streamed, alone, or in a batch. A video is
+read once, and each question stands for itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from assets.inference.session import IMAGE, UNFINISHED, Session
+from assets.inference.videos import encode_video
+from model import generate
+
+QUESTION = "What colour is the square?"
+
+
+@pytest.fixture
+def session(export):
+    return Session(export, "cpu")
+
+
+@pytest.fixture
+def video(session, media):
+    return session.video(media / "short.mp4")
+
+
+def answer(session, question, video, longest=12):
+    return "".join(session.ask(question, video, longest))
+
+
+def test_pieces_join_to_what_transformers_generates(session, video, media):
+    stream = session.ask(QUESTION, video, longest=20)
+    pieces = list(stream)
+    turn = {"from": "human", "value": f"<image>\n{QUESTION}"}
+    encoded = encode_video(session.model.model, media / "short.mp4")
+    sample = session.processor.video(encoded, [turn], add_generation_prompt=True)
+    expected = session.model.generate(samples=sample, max_new_tokens=20)[0]
+    assert "".join(pieces) == session.processor.tokenizer.decode(expected, skip_special_tokens=True)
+    assert 0 < stream.first_token <= stream.seconds
+
+
+def test_one_prompt_is_answered_as_in_a_batch_and_as_transformers_answers_it(session, video, media):
+    prompts = [
+        session.prompt(f"{IMAGE}\n{QUESTION}", video=video),
+        session.prompt(f"{IMAGE}\nWhat is it?", images=[media / "picture.jpg"]),
+        session.prompt("What is 2 plus 2?"),
+        session.prompt(f"{IMAGE}\nIs it night?", video=session.video(media / "long.mp4")),
+    ]
+    alone = [session.generate([prompt], 12)[0] for prompt in prompts]
+    assert alone == session.generate(prompts, 12)
+    assert alone == [session.read([prompt]).generate(12)[0] for prompt in prompts]
+    for prompt, ids in zip(prompts, alone, strict=True):
+        [generated] = session.model.generate(
+            samples=prompt.inputs, max_new_tokens=12, num_beams=1
+        ).tolist()
+        end = generated.index(session.end) if session.end in generated else len(generated)
+        assert ids == generated[:end]
+
+
+def test_a_single_prompt_takes_the_fast_path(session, video, monkeypatch):
+    real, taken = generate.greedy_tokens, []
+
+    def spy(*arguments):
+        taken.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(generate, "greedy_tokens", spy)
+    prompt = session.prompt(f"{IMAGE}\n{QUESTION}", video=video)
+    session.generate([prompt], 4)
+    answer(session, QUESTION, video)
+    assert len(taken) == 2
+    session.generate([prompt, prompt], 4)
+    assert len(taken) == 2
+
+
+def test_the_memory_is_made_once_and_questions_do_not_influence_each_other(session, video, media):
+    first = answer(session, QUESTION, video)
+    model = session.model.model
+    for part in (model.vision, model.projector):  # what a memory is made with
+        part.register_forward_pre_hook(lambda *_: pytest.fail("the memory is made again"))
+    answer(session, "Is it night?", video)
+    assert answer(session, QUESTION, session.video(media / "short.mp4")) == first
+
+
+def test_a_feature_file_answers_like_its_video(session, video, tmp_path):
+    from training.formats.feature_file import write_features
+
+    pts = np.arange(video.frames, dtype=np.float32)
+    path = tmp_path / "short.safetensors"
+    write_features(path, video.features_TPC, pts, {"duration": str(video.duration)})
+    stored = session.video(path)
+    assert answer(session, "What is it?", stored) == answer(session, "What is it?", video)
+
+
+def test_an_answer_can_be_left_in_the_middle(session, video):
+    pieces = iter(session.ask("What is it?", video, longest=30))
+    next(pieces, None)
+    pieces.close()
+    assert list(session.ask("What is it?", video, longest=5)) is not None
+
+
+def test_nothing_is_written_where_nothing_is_asked_for(session, video):
+    assert list(session.ask("What is it?", video, longest=0)) == []
+
+
+def test_characters_come_out_whole(session, video, monkeypatch):
+    ids = session.ids("Grün – 緑!")
+    monkeypatch.setattr(Session, "tokens", lambda *_: iter(ids))
+    pieces = list(session.ask("Spell it", video))
+    assert "".join(pieces) == "Grün – 緑!"
+    assert not any(UNFINISHED in piece for piece in pieces)
+
+
+def test_bad_input_is_named(session, video, export, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
+        session.video(tmp_path / "gone.mp4")
+    (tmp_path / "page.mp4").write_bytes(b"<html></html>")
+    with pytest.raises(ValueError, match=r"page\.mp4"):
+        session.video(tmp_path / "page.mp4")
+    with pytest.raises(ValueError, match="empty"):
+        session.ask("  ", video)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no usable GPU"):
+            Session(export, "cuda")
