@@ -54,6 +54,6 @@ def test_answers_to_other_questions_are_not_compared():
 def test_a_lead_over_the_blind_checkpoint_counts_only_beyond_chance():
     assert above_blind(0.69, 0.16, asked=128).passed
     few = above_blind(0.69, 0.16, asked=3)
-    assert (few.passed, few.stops) == (False, False)
+    assert (few.passed, few.blocks) == (False, False)
     assert not above_blind(0.16, 0.16, asked=128).passed
     assert not above_blind(0.0, 0.0, asked=0).passed
