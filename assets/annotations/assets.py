@@ -33,26 +33,20 @@ landing, hub_annotations, hub_llava_onevision, hub_llava_video = (
         (
             "hub_annotations",
             "huggingface",
-            (
-                "The hub's question-answer rows (`annotations.repo`); its version is the commit that "
-                "the revision is now."
-            ),
+            "The hub's question-answer rows (`annotations.repo`); its version is the commit that "
+            "the revision is now.",
         ),
         (
             "hub_llava_onevision",
             "huggingface",
-            (
-                "LLaVA-OneVision on the hub (`collections.onevision_repo`); its version is the "
-                "commit of the revision."
-            ),
+            "LLaVA-OneVision on the hub (`collections.onevision_repo`); its version is the "
+            "commit of the revision.",
         ),
         (
             "hub_llava_video",
             "huggingface",
-            (
-                "LLaVA-Video-178K on the hub (`collections.video_repo`); its version is the commit "
-                "of the revision."
-            ),
+            "LLaVA-Video-178K on the hub (`collections.video_repo`); its version is the commit "
+            "of the revision.",
         ),
     )
 )
@@ -72,10 +66,8 @@ landing, hub_annotations, hub_llava_onevision, hub_llava_video = (
         check_spec(
             "usable",
             "annotations",
-            (
-                "Few rows were set aside (`shards.max_drop_share`), and every file in the landing "
-                "folder could be read."
-            ),
+            "Few rows were set aside (`shards.max_drop_share`), and every file in the landing "
+            "folder could be read.",
             blocking=False,
         )
     ],

@@ -19,12 +19,12 @@ def usable(report: AnnotationReport, settings: Settings) -> Verdict:
     usable_rows = f"{read - lost:,} of {read:,} rows can be used"
     if report.problems:
         files = "; ".join(report.problems[:NAMED])
-        says = f"{usable_rows}; not read: {files}. Mend these files and put them there again"
-        return Verdict(USABLE, says, passed=False, blocking=False, facts=facts)
+        message = f"{usable_rows}; not read: {files}. Mend these files and put them there again"
+        return Verdict(USABLE, message, passed=False, blocking=False, facts=facts)
     if lost > most * read:
-        says = (
+        message = (
             f"{usable_rows}; shards.max_drop_share is {most:g}. annotations.rejected.parquet says "
             "why, row by row"
         )
-        return Verdict(USABLE, says, passed=False, blocking=False, facts=facts)
+        return Verdict(USABLE, message, passed=False, blocking=False, facts=facts)
     return Verdict(USABLE, usable_rows, blocking=False, facts=facts)

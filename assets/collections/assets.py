@@ -5,7 +5,9 @@ from collections.abc import Callable
 import dagster as dg
 
 from assets.annotations.assets import GROUP, hub_llava_onevision, hub_llava_video
-from assets.collections.collect import CollectionReport, collect_llava_video, collect_onevision
+from assets.collections.collection import CollectionReport
+from assets.collections.llava_video import collect_llava_video
+from assets.collections.onevision import collect_onevision
 from assets.deployment.automation import DATA, FOLLOW_CONTENT, RETRY_NETWORK
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
@@ -78,10 +80,12 @@ llava_onevision = make_collection(
     hub_llava_onevision,
     "jpeg",
     collect_onevision,
-    """LLaVA-OneVision: single images, several images and text, as annotation files beside image files.
+    """LLaVA-OneVision: single images, several images and text, as annotation files beside image
+files.
 
-Only the sets that the mixture names (`assets/collections/mixtures.csv`, or the settings' own) are fetched. Images keep the
-bytes that the hub serves. Sets that the hub does not have are listed.""",
+Only the annotation files that the mixture names (`assets/collections/mixtures.csv`, or the
+settings' own) are fetched, with their images. Images keep the bytes that the hub serves. What the
+hub does not have is listed.""",
 )
 llava_video = make_collection(
     "llava_video",
@@ -89,7 +93,9 @@ llava_video = make_collection(
     hub_llava_video,
     "mp4",
     collect_llava_video,
-    """LLaVA-Video-178K: short videos, unpacked from their archives as they stream in, and annotation files.
+    """LLaVA-Video-178K: annotation files, and short videos, unpacked from their archives as they
+stream in.
 
-Only folders that the mixture names are fetched. Archives are never kept; what they hold is checked on the way.""",
+Only folders that the mixture names are fetched. Archives are never kept; what they hold is
+checked on the way.""",
 )

@@ -1,20 +1,25 @@
-"""Whether a collection is all there. It stops nothing that follows: people decide."""
+"""Whether a collection is all there. Nothing that follows stops: people decide."""
 
 from __future__ import annotations
 
-from assets.collections.collect import CollectionReport
+from assets.collections.collection import CollectionReport
 from assets.records.verdict import Verdict
 
 ALL_THERE = "all_there"
-NAMED = 10
+NAMED = 10  # annotation files that the message names
 
 
 def all_there(report: CollectionReport) -> Verdict:
     """The hub has every annotation file that the mixture names."""
     missing = [row["annotation"] for row in report.table if row["state"] != "ready"]
-    told = f"{len(report.table) - len(missing):,} of {len(report.table):,} annotation files of the mixture"
+    wanted = len(report.table)
+    found = f"{wanted - len(missing):,} of {wanted:,} annotation files of the mixture"
     if not missing:
-        return Verdict(ALL_THERE, told, blocking=False)
+        return Verdict(ALL_THERE, found, blocking=False)
     named = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
-    says = f"{told}; the hub has nothing for {named}. Training does without them, or change collections.mixtures"
-    return Verdict(ALL_THERE, says, passed=False, blocking=False, facts={"missing": len(missing)})
+    message = (
+        f"{found}; the hub has nothing for {named}. Training does without them, or change "
+        "collections.mixtures"
+    )
+    facts = {"missing": len(missing)}
+    return Verdict(ALL_THERE, message, passed=False, blocking=False, facts=facts)

@@ -36,7 +36,7 @@ class MixtureEntry:
     @property
     def name(self) -> str:
         """Where the file lies, relative to the storage root."""
-        return f"{self.collection}/annotations/{self.annotation}"
+        return layout.collection_annotations(self.collection, self.annotation)
 
     def rows(self, total: int) -> int:
         """How many of ``total`` rows are used."""

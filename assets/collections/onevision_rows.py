@@ -1,9 +1,11 @@
-"""LLaVA-OneVision's two forms of a set -> rows, and image files with the bytes that the hub serves."""
+"""The two forms of LLaVA-OneVision's files -> rows, and image files with the hub's own bytes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +16,8 @@ from assets.fetching.hub import HubFile, HubRepo
 from assets.fetching.table_files import read_rows
 
 BATCH_ROWS = 64  # images are large, and a batch of them is held in memory
+COLUMNS = ("id", "image", "conversations", "data_source")
+# First bytes of a file -> its suffix; WebP has its mark further in.
 IMAGE_KINDS = (
     (b"\xff\xd8\xff", ".jpg"),
     (b"\x89PNG", ".png"),
@@ -24,15 +28,36 @@ IMAGE_KINDS = (
 )
 
 
-def parquet_rows(
-    path: Path, label: str, images: Path, folder: str, counts: Counter[str]
-) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """Where the images of one file go.
+
+    Attributes:
+        path: the folder that they are written to.
+        name: the same folder as the rows name it.
+        counts: images are counted here, and those that are not there.
+    """
+
+    path: Path
+    name: str
+    counts: Counter[str]
+
+    def stored(self, file_name: str) -> str:
+        """Count an image that was written; returns its name for the row."""
+        self.counts["images"] += 1
+        return f"{self.name}/{file_name}"
+
+    def missing(self, image: str, why: str) -> str:
+        """Count an image that is not there; returns a name that no file has."""
+        self.counts[why] += 1
+        return f"{self.name}/missing/{PurePosixPath(image).name}"
+
+
+def parquet_rows(path: Path, label: str, images: ImageFolder) -> Iterator[dict[str, Any]]:
     """Rows of a Parquet file that holds its images.
 
     Args:
         label: what the file is called in messages.
-        images: where the image files are written; ``folder`` is the same place as the rows name it.
-        counts: images are counted here.
 
     Raises:
         AnnotationError: there is no column of conversations.
@@ -41,71 +66,72 @@ def parquet_rows(
         names = source.schema_arrow.names
         if "conversations" not in names:
             raise AnnotationError(
-                f"{label}: columns {', '.join(names)}; expected id, image, conversations, "
-                "data_source"
+                f"{label}: columns {', '.join(names)}; expected {', '.join(COLUMNS)}"
             )
-        wanted = [name for name in ("id", "image", "conversations", "data_source") if name in names]
+        wanted = [name for name in COLUMNS if name in names]
         number = 0
         for batch in source.iter_batches(BATCH_ROWS, columns=wanted):
             for row in batch.to_pylist():
-                given = row.pop("image", None)
-                stored = []
-                for place, image in enumerate(
-                    given if isinstance(given, list) else [given] if given else []
-                ):
-                    data = image.get("bytes")
-                    if not data:
-                        counts["images without bytes"] += 1
-                        stored.append(
-                            f"{folder}/missing/{PurePosixPath(image.get('path') or 'unnamed').name}"
-                        )
-                        continue
-                    step = f"{number:06d}{f'-{place}' if isinstance(given, list) else ''}{_image_suffix(data)}"
-                    (images / step).write_bytes(data)
-                    counts["images"] += 1
-                    stored.append(f"{folder}/{step}")
-                if stored:
-                    row["image"] = stored if isinstance(given, list) else stored[0]
+                write = partial(_write_image, images, number)
+                if stored := _store(row.pop("image", None), write):
+                    row["image"] = stored
                 number += 1
                 yield row
 
 
+def _write_image(images: ImageFolder, row_number: int, place: str, image: dict[str, Any]) -> str:
+    data = image.get("bytes")
+    if not data:
+        return images.missing(image.get("path") or "unnamed", "images without bytes")
+    name = f"{row_number:06d}{place}{_image_suffix(data)}"
+    (images.path / name).write_bytes(data)
+    return images.stored(name)
+
+
 def plain_rows(
-    repo: HubRepo,
-    listed: list[HubFile],
-    file: HubFile,
-    path: Path,
-    images: Path,
-    folder: str,
-    counts: Counter[str],
+    repo: HubRepo, listed: list[HubFile], file: HubFile, path: Path, images: ImageFolder
 ) -> Iterator[dict[str, Any]]:
-    """Rows of an annotation file whose images are files of the repository."""
+    """Rows of an annotation file whose images are files of the repository.
+
+    Args:
+        listed: all files of the repository.
+        path: where ``file``, the annotation file, lies on this machine.
+    """
     by_path = {entry.path: entry for entry in listed}
     base = PurePosixPath(file.path).parent
-    taken: dict[str, str] = {}
+    fetched: dict[str, str] = {}
+
+    def fetch(_: str, image: Any) -> str:
+        places = (str(base / str(image)), str(image), f"images/{image}")
+        found = next((by_path[place] for place in places if place in by_path), None)
+        if found is None:
+            return images.missing(str(image), "images not in the repository")
+        if found.path not in fetched:
+            name = f"{len(fetched):06d}{PurePosixPath(found.path).suffix.lower()}"
+            repo.download(found, images.path / name)
+            fetched[found.path] = images.stored(name)
+        return fetched[found.path]
+
     for row in read_rows(path, file.path):
         if not isinstance(row.value, dict):
-            counts["rows that are not objects"] += 1
+            images.counts["rows that are not objects"] += 1
             continue
         value = dict(row.value)
-        given = value.get("image")
-        stored = []
-        for image in given if isinstance(given, list) else [given] if given else []:
-            places = (str(base / str(image)), str(image), f"images/{image}")
-            found = next((by_path[place] for place in places if place in by_path), None)
-            if found is None:
-                counts["images not in the repository"] += 1
-                stored.append(f"{folder}/missing/{PurePosixPath(str(image)).name}")
-                continue
-            if found.path not in taken:
-                step = f"{len(taken):06d}{PurePosixPath(found.path).suffix.lower()}"
-                repo.download(found, images / step)
-                taken[found.path] = f"{folder}/{step}"
-                counts["images"] += 1
-            stored.append(taken[found.path])
-        if stored:
-            value["image"] = stored if isinstance(given, list) else stored[0]
+        if stored := _store(value.get("image"), fetch):
+            value["image"] = stored
         yield value
+
+
+def _store(given: Any, store: Callable[[str, Any], str]) -> str | list[str] | None:
+    """Store a row's image or list of images; returns names in the same form, None for no image.
+
+    Args:
+        store: takes what tells the images of a row apart ("-0", "-1", ...; "" for a single one) and
+            the image; returns its name.
+    """
+    if isinstance(given, list):
+        return [store(f"-{place}", image) for place, image in enumerate(given)] or None
+    return store("", given) if given else None
 
 
 def _image_suffix(data: bytes) -> str:

@@ -30,9 +30,20 @@ STAGE3_MIXTURE = f"{SHARDS}/hourllava_s3"
 # Files of the two LLaVA collections.
 ONEVISION_IMAGES = f"{LLAVA_ONEVISION}/images"
 LLAVA_VIDEO_FILES = f"{LLAVA_VIDEO}/videos"
+LLAVA_VIDEO_QUARANTINE = f"{LLAVA_VIDEO}/quarantine"
 
 CHECKPOINTS = "checkpoints"
 LINEAGE = "lineage"
+
+
+def collection_annotations(collection: str, annotation: str) -> str:
+    """An annotation file of a collection, as the mixture names it."""
+    return f"{collection}/annotations/{annotation}"
+
+
+def collected(collection: str) -> str:
+    """The record of what was collected of one of the LLaVA collections."""
+    return f"{collection}/collected.json"
 
 
 def catalogue(source: str, *steps: str) -> str:

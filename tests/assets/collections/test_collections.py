@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assets.collections import collect as collections
-from assets.collections.collect import collect_llava_video, collect_onevision
+from assets.collections.llava_video import collect_llava_video
 from assets.collections.mixtures import read_mixture
+from assets.collections.onevision import collect_onevision, read_configs
 from assets.fetching.errors import AnnotationError, OperatorError
 from pipeline.demo.servers import Fault, HubServer, in_turn
 from tests.servers.clips import clip
@@ -216,7 +216,7 @@ def test_a_hostile_listing_is_not_used(world, hub, tmp_path):
 
 def test_every_configuration_of_the_table_belongs_to_the_built_in_mixture():
     known = {entry.annotation for entry in read_mixture() if entry.collection == "LLaVA-OneVision"}
-    table = collections._configs()
+    table = read_configs()
     assert table.keys() <= known
     assert len(set(table.values())) == len(table) - 1, "sharegpt4o is called both .json and .jsonl"
 

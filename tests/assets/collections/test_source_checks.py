@@ -5,7 +5,7 @@ import pytest
 from assets.annotations.checks import usable
 from assets.annotations.collect import AnnotationReport
 from assets.collections.checks import all_there
-from assets.collections.collect import CollectionReport
+from assets.collections.collection import CollectionReport
 from tests.servers.world import make_settings
 
 
