@@ -1,10 +1,9 @@
-"""Where a connection may go: public addresses over http(s), and what the deployment's settings list
-by name.
+"""Where a connection may go: to public addresses over http(s), and to hosts that the settings list.
 
-URLs come from strangers, and so do the redirects and the pages behind them. The check sits where
-the socket is opened: a name is resolved once, every address it has is judged, and the connection
-goes to an address that was judged. A later answer of the name server therefore changes nothing, and
-redirects and media URLs found in pages pass the same gate.
+URLs come from strangers, and so do the redirects and the pages behind them. The check is made where
+the socket is opened: a name is resolved once, all its addresses are checked, and the connection
+goes to one of them. So a later answer of the name server changes nothing, and redirects and media
+URLs found in pages are checked too.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class BlockedError(Exception):
-    """A URL or an address that must not be contacted. Not an OSError: nothing may take it for a
-    network failure.
+    """A URL or an address that must not be contacted.
+
+    It is no OSError, so that nothing takes it for a network failure and retries.
     """
 
 

@@ -1,7 +1,8 @@
-"""Taking single members out of zip and tar archives that strangers made.
+"""Single members of zip and tar archives that strangers made.
 
-Only regular files are taken, to paths that we choose; no name inside an archive ever becomes a path
-on our disk. Sizes, numbers and ratios are capped, and an archive that was cut off is noticed.
+Only regular files are extracted, to paths that we choose: no name inside an archive becomes a path
+on our disk. Sizes, numbers and compression ratios are limited, and an archive that was cut off is
+an error.
 """
 
 from __future__ import annotations
@@ -41,8 +42,12 @@ class ArchiveError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLimits:
-    """What an archive may contain: bytes of one member, of all, their number, and bytes out for
-    each byte in.
+    """What an archive may contain.
+
+    Attributes:
+        member_bytes, total_bytes: of one member, and of all.
+        members: their number.
+        ratio: bytes out for each compressed byte in.
     """
 
     member_bytes: int = 16 << 30

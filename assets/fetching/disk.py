@@ -1,5 +1,6 @@
-"""Where unfinished things lie: beside the data when the root is local, so that publishing is one
-rename.
+"""Folders for work in progress, and the guard that stops work before the disk is full.
+
+Under a local root these folders lie beside the data, so that publishing is one rename.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ INCOMING = f"{TEMPORARY_PREFIX}incoming"
 
 
 def scratch(storage: Storage, *steps: str) -> Path:
-    """A folder for work in progress that survives a kill; it is created. Under a remote root it is
-    in the cache.
+    """A folder for work in progress, created if needed. It survives a kill.
+
+    For a remote root it lies in this machine's cache.
     """
     base = Path(storage.root) if storage.is_local else storage.cache
     folder = base.joinpath(INCOMING, *steps)
@@ -40,8 +42,13 @@ class DiskGuard:
         self._since_check = 0
 
     def check(self, coming: int = 0) -> None:
-        """Raises DiskFullError when less is free, or will be after `coming` more bytes, than must
-        stay free.
+        """Look at the free space.
+
+        Args:
+            coming: bytes that are about to be written.
+
+        Raises:
+            DiskFullError: less is free, or will be after those bytes, than must stay free.
         """
         free = shutil.disk_usage(self.folder).free - coming
         if free < self.min_free_bytes:
@@ -51,7 +58,11 @@ class DiskGuard:
             )
 
     def watch(self, count: int) -> None:
-        """`check` now and then while `count` more bytes arrive."""
+        """Count `count` bytes that were written; `check` after each 64 MiB.
+
+        Raises:
+            DiskFullError: as `check`.
+        """
         self._since_check += count
         if self._since_check >= self.EVERY_BYTES:
             self._since_check = 0

@@ -1,5 +1,5 @@
-"""What can go wrong on the way in: once for a person who has to act, once for a transfer that may
-be tried again.
+"""Errors of fetching: those that a person must act on, and those of one transfer, which may be
+retried.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Repositories of the Hugging Face hub or a mirror: revisions, files, and bytes that are checked.
 
-Everything goes through `huggingface_hub`. Around it stands what it leaves to its caller: it does
-not compare the hash of what it fetched, does not try again after a 429 or a broken body, hides both
-behind "not found locally", and writes wherever a mirror's file names point.
+Everything goes through `huggingface_hub`. This module adds what that client leaves to its caller.
+The client does not compare the hash of what it fetched, does not retry after a 429 or a broken
+body, reports both as "not found locally", and writes wherever a mirror's file names point.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ if find_spec("httpx"):  # what the client is built on from its version 1 on
 
     TRANSPORT_ERRORS = (*TRANSPORT_ERRORS, httpx.HTTPError)
 
-
 CLIENT_ERRORS: tuple[type[Exception], ...] = (
     HfHubHTTPError,
     HFValidationError,
@@ -88,10 +87,13 @@ class HubFile:
 
 
 class Hub:
-    """The hub that the settings name, patient with it.
+    """The Hugging Face hub or a mirror; failed requests are retried.
 
-    The token is the one that the Hugging Face client finds: `HF_TOKEN` or a login on this
-    machine.
+    The token is the one that the Hugging Face client finds: `HF_TOKEN` or a login on this machine.
+
+    Args:
+        endpoint: address of a mirror, None for the hub itself.
+        download: how often to retry, and how long to wait.
     """
 
     def __init__(
@@ -128,6 +130,8 @@ class Hub:
         return HubRepo(self, repo, commit, kind)
 
     def retrying(self, action: Callable[[], Any], name: str, tries: int | None = None) -> Any:
+        """What `action` gives, retried as the settings say; the client's errors become ours."""
+
         def one() -> Any:
             with hub_errors(name):
                 return action()
@@ -231,7 +235,7 @@ class HubRepo:
 
 
 class RetryingFile(io.RawIOBase):
-    """A remote file whose reads are tried again, each time from a fresh start at the same place.
+    """A remote file. A read that fails is retried at the same place, with the file opened anew.
 
     Args:
         opened: opens the file anew.
@@ -311,8 +315,8 @@ def safe_path(path: str, where: str) -> str:
 
 @contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """Turn the client's exceptions into ours; what it hides behind "not found locally" is looked
-    up.
+    """Turn the client's exceptions into ours. Where it says "not found locally", the cause behind
+    that is used.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""Whether a file is the video it should be: packets demuxed, pictures decoded at several places,
-duration compared.
+"""Whether a file is the video it should be.
 
-A header alone says nothing: an mp4 cut in half still states its full duration and number of frames.
+All packets are demuxed, pictures are decoded at several places, and the duration is compared. A
+header alone says nothing: an MP4 cut in half still states its full duration and number of frames.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from assets.fetching.options import Download
 WORKER = Path(__file__).with_name("probe_worker.py")
 MAX_PIXELS = 8192 * 4320
 LEAST_TIME_S = 60.0
-BYTES_PER_S = 4 << 20  # a disk slower than this is taken for a hang
-TOLERANCE_SHARE = 0.02
+BYTES_PER_S = 4 << 20  # a file that is read more slowly than this is taken for a hang
+TOLERANCE_SHARE = 0.02  # of a duration; `download.verify_tolerance_s` where that is more
 
 
 class InvalidVideo(Exception):
@@ -43,7 +43,7 @@ class VideoFacts:
         suffix: by content (`.mp4`, `.webm`, ...), whatever the file is called.
         duration: seconds of picture, by its packets; `stated_duration` by the header.
         missing_s: how much earlier the packets end than the header says.
-        bad_places: where, from 0 to 1, no sound picture could be decoded.
+        bad_places: where, from 0 to 1, no intact picture could be decoded.
     """
 
     suffix: str
@@ -58,10 +58,14 @@ class VideoFacts:
 
 
 class ProbePool:
-    """Child processes that look into files; a hung one is killed, a crashed one replaced.
+    """Child processes (`probe_worker.py`) that probe files. One that hangs is killed, one that
+    crashed is replaced.
 
-    Use as a context manager. Safe for many threads, each of which has a child to itself while it
-    asks.
+    Use it as a context manager. Many threads may use it: each has a child of its own while it
+    probes.
+
+    Args:
+        time_limit_s: after which a child counts as hung; by default longer for larger files.
     """
 
     def __init__(self, time_limit_s: float | None = None) -> None:
@@ -147,8 +151,8 @@ def _request(
         child.stdin.flush()
     except BrokenPipeError:
         raise InvalidVideo("decoder_crash", "the decoder ended before it was asked") from None
-    # poll, because select refuses descriptors above 1,023, and a process with many open files has
-    # such
+    # poll and not select: select refuses descriptors above 1,023, which a process with many open
+    # files has.
     answered = select.poll()
     answered.register(child.stdout, select.POLLIN)
     if not answered.poll(limit_s * 1000):

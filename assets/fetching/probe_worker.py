@@ -1,6 +1,7 @@
-"""Looks into one video file. Runs as a child process of `probe` and imports nothing of ours:
-strangers' files are opened here, and the parent kills this process when it hangs, and survives when
-it crashes.
+"""Opens video files and says what they hold. A child process of `probe.py`.
+
+Files of strangers are opened here and not in the parent: the parent kills this process when it
+hangs, and goes on when it crashes. Nothing of ours is imported, so that a child starts quickly.
 
 Reads one JSON object a line (`path`, `max_pixels`) and answers with one: `{"facts": {...}}`
 or `{"invalid": [reason, message]}`.
@@ -9,6 +10,7 @@ or `{"invalid": [reason, message]}`.
 import json
 import resource
 import sys
+from typing import Any
 
 import av
 
@@ -16,21 +18,26 @@ MEMORY_BYTES = 6 << 30
 CHECKED_PLACES = 5  # where pictures are decoded, spread over the whole video, its end included
 MOST_PACKETS = 400  # sent to the decoder at one place
 END_SLACK_S = 0.5  # the last pictures of a file may be cut off by its edit list
-BACK_S = 10.0
+BACK_S = 10.0  # how much earlier a second seek begins; the third begins six times as early
 
-# Leading bytes -> (demuxer, suffix). Naming the demuxer keeps playlists and other texts, which may
-# point anywhere, from being followed, whatever the file is called.
+# Types of the first box of an MP4 or QuickTime file.
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"sidx", b"moof", b"pnot")
 
 
 class InvalidVideoError(Exception):
-    def __init__(self, reason, message):
+    """The file is not a usable video; `reason` is one word."""
+
+    def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
-def container_of(head):
-    """Demuxer and suffix by content, or None: a file is what it holds, not what it is called."""
+def container_of(head: bytes) -> tuple[str, str] | None:
+    """Demuxer and suffix by a file's first bytes, whatever it is called; None if unknown.
+
+    The demuxer is named when the file is opened. So FFmpeg never takes it for a playlist or another
+    text, whose entries may point anywhere.
+    """
     if head[4:8] in BOXES:
         return ("mov", ".mov") if head[8:12] == b"qt  " else ("mov", ".mp4")
     if head[:4] == b"\x1a\x45\xdf\xa3":
@@ -50,7 +57,12 @@ def container_of(head):
     return None
 
 
-def probe(path, max_pixels):
+def probe(path: str, max_pixels: int) -> dict[str, Any]:
+    """What the file holds: the fields of `probe.VideoFacts`.
+
+    Raises:
+        InvalidVideoError: it is no readable video.
+    """
     with open(path, "rb") as file:
         head = file.read(1024)
     container = container_of(head)
@@ -60,13 +72,14 @@ def probe(path, max_pixels):
         with av.open(path, format=container[0]) as file:
             facts = demux(file, max_pixels)
         with av.open(path, format=container[0]) as file:
-            facts["bad_places"] = decode_places(file, facts.pop("span"))
+            facts["bad_places"] = damaged_places(file, facts.pop("span"))
     except av.FFmpegError as error:
         raise InvalidVideoError("unreadable", str(error)[:300]) from error
     return {"suffix": container[1], **facts}
 
 
-def video_stream(file):
+def video_stream(file: Any) -> Any:
+    """The first video stream that is not a cover picture."""
     streams = [
         s for s in file.streams.video if not s.disposition & av.stream.Disposition.attached_pic
     ]
@@ -79,7 +92,7 @@ def video_stream(file):
     return streams[0]
 
 
-def demux(file, max_pixels):
+def demux(file: Any, max_pixels: int) -> dict[str, Any]:
     """Every packet is counted: headers say what a file should hold, packets what it holds."""
     stream = video_stream(file)
     width, height = stream.codec_context.width, stream.codec_context.height
@@ -91,7 +104,7 @@ def demux(file, max_pixels):
         )
     packets = 0
     first, last, last_any = float("inf"), 0.0, 0.0
-    span = [None, None]
+    span: list[Any] = [None, None]  # first and last time, in units of the stream
     for packet in file.demux():
         when = packet.pts if packet.pts is not None else packet.dts
         if when is None or packet.size == 0:
@@ -128,8 +141,8 @@ def demux(file, max_pixels):
     }
 
 
-def decode_places(file, span):
-    """Places, as shares of the duration, at which no sound picture comes out of the decoder.
+def damaged_places(file: Any, span: list[int]) -> list[float]:
+    """Places, as shares of the duration, at which no intact picture comes out of the decoder.
 
     Places are times, not keyframes: where the data is zeros, there are no keyframes either.
     """
@@ -143,26 +156,27 @@ def decode_places(file, span):
         since = first + round((last - first) * place)
         if place == 1.0:
             since = max(first, last - end_slack)
-        if not sound(file, stream, first, since):
+        if not decodes_at(file, stream, first, since):
             bad.append(place)
     return bad
 
 
-def sound(file, stream, first, since):
-    """Whether a picture at or after `since` can be decoded. Where a container seeks past it,
-    begin earlier.
+def decodes_at(file: Any, stream: Any, first: int, since: int) -> bool:
+    """Whether an intact picture at or after `since` can be decoded.
+
+    Some containers seek past the time they are asked for; then it is tried from earlier times.
     """
     back = int(BACK_S / stream.time_base)
     for start in dict.fromkeys((since, max(first, since - back), max(first, since - 6 * back))):
-        verdict = decodes(file, stream, start, since)
+        verdict = decodes_from(file, stream, start, since)
         if verdict is not None:
             return verdict
     return False
 
 
-def decodes(file, stream, start, since):
-    """True: a sound picture at or after `since`, from a seek to `start`. False: damage. None:
-    nothing came.
+def decodes_from(file: Any, stream: Any, start: int, since: int) -> bool | None:
+    """Whether a seek to `start` gives an intact picture at or after `since`; None: no picture at
+    all.
     """
     pictures = 0
     try:
@@ -177,20 +191,21 @@ def decodes(file, stream, start, since):
                 if frame.pts is None or frame.pts >= since:
                     return True
             if sent >= MOST_PACKETS:
-                return pictures > 0  # keyframes are far apart; so far it was sound
+                return pictures > 0  # keyframes are far apart; so far nothing was damaged
     except av.FFmpegError:
         return False
     return None
 
 
-def main():
+def main() -> None:
+    """Answer the requests on standard input, one a line."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     av.logging.set_level(av.logging.PANIC)
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = {"facts": probe(request["path"], request["max_pixels"])}
+            answer: dict[str, Any] = {"facts": probe(request["path"], request["max_pixels"])}
         except InvalidVideoError as error:
             answer = {"invalid": [error.reason, str(error)]}
         except (MemoryError, ValueError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""Trying again: how long to wait, how often, and when not to."""
+"""Retrying: how often, how long to wait between tries, and which failures are not retried."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ def retrying(
     backoff_s: float,
     log: Callable[[str], None] = print,
 ) -> T:
-    """Run `action` again after each passing failure, at most `tries` times, waiting longer and
-    longer.
+    """Run `action` until it succeeds, at most `tries` times, with growing waits between tries.
+
+    Args:
+        name: of the item, for the log; it also spreads the waits of different items.
+        backoff_s: first wait.
 
     Raises:
-        TransferError: the last one, or the first that is not passing.
+        TransferError: the last one, or the first that is not transient.
     """
     for attempt in range(1, tries + 1):
         try:
@@ -44,8 +47,11 @@ def retrying(
 
 
 def backoff(first_s: float, attempt: int, name: str, asked_s: float | None = None) -> float:
-    """Seconds to wait after failure number `attempt`: doubling, spread by the item's name, never
-    less than asked.
+    """Seconds to wait after a failure: doubling, spread by the item's name, at most an hour.
+
+    Args:
+        attempt: number of the failure, from 1.
+        asked_s: what the server asked for; the wait is never shorter.
     """
     spread = 0.5 + stable_hash("backoff", name, str(attempt)) / 2**64
     return min(max(first_s * 2 ** (attempt - 1) * spread, asked_s or 0.0), LONGEST_WAIT_S)

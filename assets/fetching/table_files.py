@@ -1,6 +1,4 @@
-"""Reading annotation files row by row, whatever their form, in bounded memory: Parquet, CSV, JSON
-and JSONL.
-"""
+"""Annotation files row by row, in bounded memory: Parquet, CSV, JSON and JSONL."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Wanted members of a tar archive on the hub, set aside in one pass, trusted only if the archive's
-hash was right.
+"""Wanted members of a tar archive on the hub, staged on our disk in one pass over the archive.
+
+They are used only when the hash of the whole archive was right.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from model.atomic import writing_file
 from training.progress import Progress
 
 RECORD = "members.json"  # beside what was set aside; written last
-READ_AGAIN = (
-    "hash_mismatch",
-    "archive_damaged",
-)  # the bytes were wrong; a connection's own patience is in the stream
+# Reasons for which the whole archive is read again. Broken connections are not among them: the
+# stream retries those itself.
+READ_AGAIN = ("hash_mismatch", "archive_damaged")
 
 
 def stage_tar(
@@ -31,19 +31,22 @@ def stage_tar(
     disk: DiskGuard,
     log: Callable[[str], None],
 ) -> dict[str, Path]:
-    """Stream an archive through once and set aside the wanted members: name in the archive -> file
-    on our disk.
+    """Stream an archive through once and write the wanted members to our disk.
 
-    An archive that was staged before is not read again, also when its files have been taken away
-    since. What an interrupted pass left behind is not trusted: nothing tells whether its bytes were
-    right.
+    An archive that was staged before is not read again, also when its files have been moved away
+    since. What an interrupted pass left is not used: nothing says whether its bytes were right.
 
     Args:
         folder: for this archive alone.
+        wanted: whether the member of that name is.
+
+    Returns:
+        Name in the archive -> file on our disk.
 
     Raises:
         TransferError: broken off, damaged or another hash than the hub's (transient); hostile
-        (permanent). DiskFullError.
+            (permanent).
+        DiskFullError: the disk is nearly full.
     """
     record = folder / RECORD
     if record.exists():

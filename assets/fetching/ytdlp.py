@@ -1,8 +1,8 @@
-"""One download through yt-dlp: in a folder of its own, with options that never come from data.
+"""One download through yt-dlp, in a folder of its own, with options that never come from data.
 
-Each download has its own YoutubeDL object: two on one output name have produced a corrupt file that
-was reported as a success, and its resumption does not check that the server's file is still the
-same one.
+Each download has its own YoutubeDL object. Two that wrote to one output name have produced a
+corrupt file that was reported as a success; and when yt-dlp resumes, it does not check that the
+server's file is still the same one.
 """
 
 from __future__ import annotations
@@ -30,19 +30,17 @@ from assets.fetching.ytdlp_errors import classify
 from model.atomic import writing_file
 
 COOKIES = "cookies.txt"
-COOKIES_VARIABLE = (
-    "YTDLP_COOKIES"  # a Netscape cookie file; proxies are the usual HTTPS_PROXY and friends
-)
-# About 360p in H.264, without sound, else with sound; else any size, else any codec. That is enough
-# for 384-pixel frames, and the cheapest to decode. The longer side tells 360p also where the
-# picture is wider than 16:9.
+COOKIES_VARIABLE = "YTDLP_COOKIES"  # names a Netscape cookie file
+# About 360p in H.264, without sound if there is one; else any size, else any codec. That is enough
+# for the model's frames of 384 pixels, and the cheapest to decode. The longer side is looked at,
+# because it tells 360p also for pictures wider than 16:9.
 WIDE_360P = "[vcodec^=avc1][aspect_ratio>=1][width>=480][width<=860]"
 HIGH_360P = "[vcodec^=avc1][aspect_ratio<1][height>=480][height<=860]"
 FORMAT = (
     f"bv{WIDE_360P}/bv{HIGH_360P}/b{WIDE_360P}/b{HIGH_360P}/bv[vcodec^=avc1]/b[vcodec^=avc1]/bv/b"
 )
 FORMAT_ORDER = ["res:360", "vcodec:h264", "ext:mp4", "proto:https"]
-BLOCK_BYTES = 1 << 16  # what a kill may cost; left alone, yt-dlp holds back up to 4 MiB
+BLOCK_BYTES = 1 << 16  # written at a time, which a kill may cost; yt-dlp's own is up to 4 MiB
 JS_RUNTIMES: dict[str, dict[str, str]] = {"deno": {}, "node": {}, "bun": {}, "quickjs": {}}
 
 
@@ -77,18 +75,15 @@ def download(
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with guarded_downloader(guard, _PartialFiles(folder))(
-            _options(folder, extractors, limits, watch)
-        ) as downloader:
+        kind = guarded_downloader(guard, _PartialFiles(folder))
+        with kind(_options(folder, extractors, limits, watch)) as downloader:
             info = downloader.extract_info(url, download=True)
-    except (
-        Exception
-    ) as error:  # extractors fail in every way there is; classify lets through what is not theirs
+    # Extractors raise anything. What is not about this video passes through `classify`.
+    except Exception as error:
         failure = classify(error)
         if failure.reason == "range_refused":
-            shutil.rmtree(
-                folder, ignore_errors=True
-            )  # a part that is complete or too long answers 416 for ever
+            # A partial file that is complete or too long would get the same answer (416) for ever.
+            shutil.rmtree(folder, ignore_errors=True)
         raise failure from error
     finally:
         (folder / COOKIES).unlink(missing_ok=True)
@@ -142,8 +137,8 @@ def preflight(log: Callable[[str], None]) -> None:
 
 
 def guarded_downloader(guard: Guard, partial: _PartialFiles) -> type[yt_dlp.YoutubeDL]:
-    """YoutubeDL whose every connection (page, redirect, media) is judged by `guard`; http(s) is
-    all it can speak.
+    """A class of YoutubeDL whose every connection (page, redirect, media) is checked by `guard`. It
+    speaks http(s) only.
     """
 
     class Adapter(RequestsHTTPAdapter):
@@ -155,9 +150,8 @@ def guarded_downloader(guard: Guard, partial: _PartialFiles) -> type[yt_dlp.Yout
             try:
                 guard.check_url(request.url)
                 response = super().send(request, *args, **options)
-            except (
-                BlockedError
-            ) as error:  # as an error of its own, yt-dlp carries it up instead of hiding it
+            except BlockedError as error:
+                # yt-dlp passes its own errors on; any other one it would hide.
                 raise RequestError(str(error), cause=error) from error
             partial.response_came(request.url, response)
             return response
@@ -192,11 +186,11 @@ class _SilentLog:
 
 
 class _PartialFiles:
-    """Keeps parts of a file from being continued with bytes of another one.
+    """Removes a partial file when the server's file is another one by now.
 
-    yt-dlp asks for the rest of a part without asking whether the file is still the same. Before it
-    does, it has asked for the file itself; when that answer carries another ETag than the part was
-    begun with, or none, the part goes.
+    yt-dlp asks for the rest of a partial file without asking whether the file is still the same.
+    Before that, it has asked for the file itself. When that answer has another ETag than the one
+    that the partial file began with, or none, the partial file is removed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -257,7 +251,7 @@ def _options(
         "progress_hooks": [report_bytes],
         "js_runtimes": JS_RUNTIMES,
         "fixup": "never",
-        # No program but ours may open a connection: ffmpeg as a downloader would pass by the guard.
+        # No other program may open a connection: ffmpeg as a downloader would not be guarded.
         "external_downloader": {"default": "native"},
         "ffmpeg_location": str(folder / "no-ffmpeg"),
     }

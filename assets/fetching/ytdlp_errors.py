@@ -1,5 +1,4 @@
-"""What a failure of yt-dlp means: is the video gone, is the network tired, or does a person have to
-act?
+"""What a failure of yt-dlp means: is the video gone, did the network fail, or must a person act?
 
 Its exceptions carry the cause in three different places, and some keep only English text. The order
 of the texts matters: "Video unavailable. This content isn't available, try again later" is a rate

@@ -72,7 +72,7 @@ class Source(Section):
         Args:
             name: what the settings call the source.
         """
-        yield Finding(f"source {name}", FINE, "nothing to look at")
+        yield Finding(f"source {name}", FINE, "nothing to check on this machine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class FetchContext:
 
 @dataclass(slots=True)
 class VideoRow:
-    """One expected video.
+    """One expected video: a row of the catalogue (`assets/annotations/catalogue.py`).
 
     Attributes:
         video: `source/id`.
@@ -149,7 +149,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file on our disk that was not looked into yet.
+    """A file on our disk that was not verified yet.
 
     Attributes:
         location: where it came from.
@@ -169,7 +169,11 @@ class Fetched:
 
 
 class Fetcher(Protocol):
-    """Gets the videos of one source. Calls come from many threads."""
+    """Gets the videos of one source. `host` and `fetch` are called by many threads.
+
+    Attributes:
+        min_interval_s: least time between two requests to one host.
+    """
 
     min_interval_s: float
 
@@ -181,20 +185,26 @@ class Fetcher(Protocol):
         """
 
     def host(self, row: VideoRow) -> str:
-        """Whom a fetch would bother: politeness counts by host."""
+        """Who is asked for this video: intervals, pauses and refusals are counted by host."""
 
     def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
-        """Fetch into `folder`, which belongs to the row alone and may hold an earlier,
-        interrupted part.
+        """Fetch one video into `folder`.
+
+        Args:
+            folder: for this video alone; it may hold what an interrupted try left.
+            watch: to be called with the number of bytes that came, as they come. What it raises
+                must pass through: it ends the transfer.
 
         Raises:
-            TransferError, OperatorError.
+            TransferError: this video could not be fetched.
+            OperatorError: no video can be fetched before a person acts.
         """
 
 
 def match_stems(rows: Iterable[VideoRow], paths: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Row id -> paths of files whose name, without its suffix, is the id (or ends with it after a
-    slash).
+    """Row id -> paths of the files that may be its video.
+
+    A file may be when its path without the suffix is the id, or ends with a slash and the id.
 
     Args:
         paths: last step of the path without suffix -> paths.

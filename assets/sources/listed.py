@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field
 
 from assets.fetching.errors import OperatorError
-from assets.sources.base import Source, VideoRow
+from assets.fetching.options import Download
+from assets.sources.base import Fetched, Source, VideoRow
 from assets.sources.findings import OK, Finding
+
+if TYPE_CHECKING:
+    from assets.fetching.address_guard import Guard
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 YOUTUBE_HOSTS = (
@@ -35,6 +40,25 @@ class ListedSource(Source):
         yield Finding(f"source {name}", OK, "the URLs of the annotations or of its list")
 
 
+def fetch_by_ytdlp(
+    url: str,
+    folder: Path,
+    extractors: tuple[str, ...],
+    guard: Guard,
+    limits: Download,
+    watch: Callable[[int], None],
+) -> Fetched:
+    """What yt-dlp downloads from `url`; see `assets.fetching.ytdlp.download`.
+
+    Raises:
+        TransferError, OperatorError.
+    """
+    from assets.fetching.ytdlp import download
+
+    got = download(url, folder, extractors=extractors, guard=guard, limits=limits, watch=watch)
+    return Fetched(got.path, url, duration=got.duration, format=got.format, tool=got.tool)
+
+
 def with_listed_urls(rows: list[VideoRow], source: ListedSource) -> None:
     """Give rows without a URL the one that the source's own list has for their id."""
     if source.urls is not None:
@@ -44,17 +68,20 @@ def with_listed_urls(rows: list[VideoRow], source: ListedSource) -> None:
 
 
 def read_urls(path: Path) -> dict[str, str]:
-    """id -> URL, of a CSV or JSONL with the columns `id` (or `video`) and `url`, or a text
-    file with one URL a line, where the id is the YouTube id or the last step of the path without
-    its suffix.
+    """Id -> URL, of a list of videos.
+
+    Args:
+        path: CSV or JSONL with the columns `id` (or `video`) and `url`, or a text file with one URL
+            a line. In a text file the id is the YouTube id, or the last step of the URL's path
+            without its suffix.
 
     Raises:
         OperatorError: no such file, or other columns.
     """
-    if not path.is_file():
-        raise OperatorError(f"{path}: no such file (urls of a source in the settings)")
     from assets.fetching.table_files import read_rows
 
+    if not path.is_file():
+        raise OperatorError(f"{path}: no such file (urls of a source in the settings)")
     found: dict[str, str] = {}
     if path.suffix.lower() not in (".csv", ".jsonl", ".json", ".parquet"):
         for line in path.read_text().splitlines():

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from assets.fetching.options import Download
 from assets.sources.base import PERMANENT, FetchContext, Fetched, Outcome, VideoRow
-from assets.sources.listed import ListedSource, with_listed_urls
+from assets.sources.listed import ListedSource, fetch_by_ytdlp, with_listed_urls
 
 
 class UrlSource(ListedSource):
@@ -50,17 +50,6 @@ class UrlFetcher:
         return urlsplit(row.url or "").netloc
 
     def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
-        from assets.fetching import ytdlp
-
         assert row.url is not None, "prepare leaves out rows without a URL"
-        taken = ytdlp.download(
-            row.url,
-            folder,
-            extractors=("generic", "html5"),
-            guard=self.guard,
-            limits=self.limits,
-            watch=watch,
-        )
-        return Fetched(
-            taken.path, row.url, duration=taken.duration, format=taken.format, tool=taken.tool
-        )
+        extractors = ("generic", "html5")
+        return fetch_by_ytdlp(row.url, folder, extractors, self.guard, self.limits, watch)

@@ -13,7 +13,13 @@ from assets.fetching.errors import MissingToolError, OperatorError
 from assets.fetching.options import Download
 from assets.sources.base import PERMANENT, FetchContext, Fetched, Outcome, VideoRow
 from assets.sources.findings import MISSING, NOTE, OK, Finding
-from assets.sources.listed import YOUTUBE_ID, ListedSource, with_listed_urls, youtube_id
+from assets.sources.listed import (
+    YOUTUBE_ID,
+    ListedSource,
+    fetch_by_ytdlp,
+    with_listed_urls,
+    youtube_id,
+)
 
 
 class YoutubeSource(ListedSource):
@@ -95,12 +101,5 @@ class YoutubeFetcher:
         return "youtube"
 
     def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
-        from assets.fetching import ytdlp
-
         url = f"https://www.youtube.com/watch?v={youtube_id(row.url) or row.id}"
-        taken = ytdlp.download(
-            url, folder, extractors=("youtube",), guard=self.guard, limits=self.limits, watch=watch
-        )
-        return Fetched(
-            taken.path, url, duration=taken.duration, format=taken.format, tool=taken.tool
-        )
+        return fetch_by_ytdlp(url, folder, ("youtube",), self.guard, self.limits, watch)

@@ -17,6 +17,9 @@ from assets.fetching.probe import InvalidVideo, ProbePool, check_video
 from tests.servers.clips import clip, sound
 
 
+HEAD = "def probe(path: str, max_pixels: int) -> dict[str, Any]:"
+
+
 @pytest.fixture(scope="module")
 def prober():
     with ProbePool() as one:
@@ -105,8 +108,8 @@ def test_a_decoder_that_hangs_or_crashes_is_replaced(body, reason, tmp_path, mon
     bad = tmp_path / "probe_worker.py"
     bad.write_text(
         real.replace(
-            "def probe(path, max_pixels):",
-            f"def probe(path, max_pixels):\n    if 'evil' in path:\n        {body}",
+            HEAD,
+            f"{HEAD}\n    if 'evil' in path:\n        {body}",
         )
     )
     monkeypatch.setattr(probe, "WORKER", bad)
