@@ -6,7 +6,7 @@ hashed and published.
 
 A server in a process of its own serves video files by range. In turn, the same files are fetched by
 plain GETs with a range, written to the same disk by the same number of threads, and by
-``acquire_part`` through a URL source (yt-dlp) and through a hub source (huggingface_hub). The
+`acquire_part` through a URL source (yt-dlp) and through a hub source (huggingface_hub). The
 rounds interleave, so that a busy machine is unfair to nobody; the medians count.
 """
 
@@ -33,7 +33,7 @@ from assets.annotations.build import build_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.deployment.settings import Settings
 from assets.videos.acquire import acquire_part
-from pipeline.demo.servers import Fault, HubServer, MediaServer
+from tests.servers.faulty import Fault, FaultyHubServer, FaultyMediaServer
 from training.formats.storage import Storage
 
 REPO = "benchmark/videos"
@@ -150,7 +150,7 @@ def acquire(source: dict[str, object], names: list[str], workers: int, out: Path
 
 
 def write_files(folder: Path, count: int, size: int) -> dict[str, int]:
-    """Videos of about ``size`` bytes each; a box that holds nothing makes up for what encoding
+    """Videos of about `size` bytes each; a box that holds nothing makes up for what encoding
     would take long for.
     """
     folder.mkdir(parents=True)
@@ -200,7 +200,7 @@ def _serve(connection: Connection, folder: Path, bytes_per_s: float) -> None:
     def slow(request):
         return fault if request.path.endswith(".mp4") and request.method == "GET" else None
 
-    with MediaServer(folder, faults=slow) as media, HubServer(faults=slow) as hub:
+    with FaultyMediaServer(folder, faults=slow) as media, FaultyHubServer(faults=slow) as hub:
         hub.publish(REPO, folder)
         connection.send((media.url, hub.url))
         connection.recv()

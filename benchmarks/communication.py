@@ -14,9 +14,9 @@ Interval = tuple[float, float]
 
 
 def communication(step: Callable[[], object]) -> dict[str, float]:
-    """Run ``step`` under the profiler; shares of its time on this rank's GPU, empty without one.
+    """Run `step` under the profiler; shares of its time on this rank's GPU, empty without one.
 
-    ``communication`` is the time in which any NCCL kernel ran, ``exposed`` that in which nothing
+    `communication` is the time in which any NCCL kernel ran, `exposed` that in which nothing
     else did: what a faster network could save at most. The profiler slows a step down, so its time
     is not that of the timed ones.
     """

@@ -54,7 +54,7 @@ def make_videos(root: Path, count: int, minutes: float) -> list[Video]:
 
 
 def encode_unit(path: Path, frames: int, seed: int) -> Path:
-    """Drifting textures with grain and a cut every ten seconds, 640x360, about 0.5 Mbit a second."""
+    """Drifting textures with grain and a cut every ten seconds, 640x360, some 0.5 Mbit a second."""
     rng = np.random.default_rng(seed)
     texture = np.asarray(
         Image.fromarray(rng.integers(0, 256, (60, 100, 3), dtype=np.uint8)).resize(
@@ -81,7 +81,7 @@ def encode_unit(path: Path, frames: int, seed: int) -> Path:
 
 
 def repeat(unit: Path, path: Path, times: int) -> None:
-    """The same minute ``times`` over."""
+    """The same minute `times` over."""
     with av.open(str(path), "w") as out:
         target = None
         shift = 0

@@ -1,7 +1,7 @@
 """Feature extraction against the plain way of doing it, side by side in one run.
 
-    python -m benchmarks.features --preset siglip --out results.json      (one GPU, all cores, about four minutes)
-    python -m benchmarks.features --preset tiny                           (CPU, for trying the benchmark itself)
+    python -m benchmarks.features --preset siglip --out results.json  # one GPU: four minutes
+    python -m benchmarks.features --preset tiny                       # CPU, to see that it runs
 
 The plain way: decode every frame one after the other, resize with Pillow, run the fp32 tower with
 eager attention on one chunk of 128 frames at a time, all in one process. Videos are 640x360 H.264
@@ -113,7 +113,7 @@ def machine() -> dict[str, Any]:
 
 
 # --- Parts of ours
-# --------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------
 
 
 def decode_rates(root: Path, videos: list[Video], workers: int, side: int) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def resize_ms(side: int, how: Callable[[np.ndarray, int], np.ndarray] = resize_f
 
 
 # --- All of it
-# ------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------
 
 
 def end_to_end(

@@ -61,7 +61,7 @@ def _reads(
 
 
 def _read(order: np.ndarray, size: np.ndarray, share: float) -> float:
-    """Bytes read over bytes there are, with a cache of ``share`` of these."""
+    """Bytes read over bytes there are, with a cache of `share` of these."""
     capacity, held, read = size.sum() * share, 0.0, 0.0
     cache: dict[int, float] = {}
     for video in order.tolist():

@@ -1,22 +1,22 @@
 """Long videos from end to end: what stage 3 and the memory add, asked about videos that training
 never saw.
 
-    python -m benchmarks.longvideo --preset tiny                          # a minute on a CPU, to see that it runs
-    python -m benchmarks.longvideo --preset cpu --start EXPORT           # stage 3 only, from that checkpoint
-    python -m benchmarks.longvideo --preset gpu                           # written for one GPU, not run yet
+    python -m benchmarks.longvideo --preset tiny                # a minute on a CPU: does it run?
+    python -m benchmarks.longvideo --preset cpu --start EXPORT  # stage 3 only, from a checkpoint
+    python -m benchmarks.longvideo --preset gpu                 # for one GPU, not run yet
 
 Films of 3 to 60 minutes are drawn (`longvideo_world.py`) and put through the pipeline's own
 functions: annotations, catalogue, videos, conversations, shards of all six kinds, mixture, stage 1,
 stage 2, vision encoder, features, stage 3. Held-out films are then asked about. Whatever is
 finished is kept, so a run that was stopped goes on.
 
-| column               | checkpoint                       | what it is shown                                          |
-|----------------------|----------------------------------|-----------------------------------------------------------|
-| stage2               | stage 2                          | a frame a second                                          |
-| stage3               | stage 3                          | a frame a second                                          |
-| 64 frames            | stage 3, trained on 64 frames    | 64 frames, spread evenly                                  |
-| 64 frames, untrained | stage 3                          | 64 frames, spread evenly                                  |
-| blind                | stage 3                          | grey frames                                               |
+| column               | checkpoint                    | what it is shown         |
+| -------------------- | ----------------------------- | ------------------------ |
+| stage2               | stage 2                       | a frame a second         |
+| stage3               | stage 3                       | a frame a second         |
+| 64 frames            | stage 3, trained on 64 frames | 64 frames, spread evenly |
+| 64 frames, untrained | stage 3                       | 64 frames, spread evenly |
+| blind                | stage 3                       | grey frames              |
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """How much of everything; ``steps`` of the three stages, each of ``batch`` samples."""
+    """How much of everything; `steps` of the three stages, each of `batch` samples."""
 
     sizes: Sizes
     steps: tuple[int, int, int]

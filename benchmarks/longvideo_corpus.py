@@ -1,6 +1,6 @@
 """The corpus of the long-video benchmark on disk, where a person's own data would lie.
 
-root/                    the storage root; LLaVA-OneVision and LLaVA-Video-178K are written as collected
+root/                    the storage root; the two LLaVA collections are written as collected
 root/held_out/*.mp4      films that no training sees
 drop/*.mp4, rows.jsonl   films for training and their question-answer rows
 """
@@ -43,7 +43,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """``train`` and ``held_out``: (films, shortest, longest) in seconds; the others are counts."""
+    """`train` and `held_out`: (films, shortest, longest) in seconds; the others are counts."""
 
     train: tuple[tuple[int, int, int], ...]
     held_out: tuple[tuple[int, int, int], ...]
@@ -65,7 +65,7 @@ class Held:
 
 
 def settings_of(folder: Path, device: str) -> Any:
-    """The settings of a deployment below ``folder``."""
+    """The settings of a deployment below `folder`."""
     from assets.deployment.settings import (
         Annotations,
         Collections,
@@ -179,7 +179,7 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _jpeg(still: LongFilm) -> bytes:
-    """The clip's first picture, square as the vision encoder sees it: one tile instead of several."""
+    """The clip's first picture, square as the vision encoder sees it: one tile, not several."""
     file = io.BytesIO()
     draw(still, 0).resize((112, 112)).save(file, "JPEG", quality=90)
     return file.getvalue()

@@ -38,7 +38,7 @@ QUARTERS = ("first", "second", "third", "fourth")
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """From ``start`` to ``end``, in seconds, a figure on a background."""
+    """From `start` to `end`, in seconds, a figure on a background."""
 
     start: int
     end: int
@@ -52,7 +52,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class LongFilm:
-    """Scenes one after another, all of different backgrounds, and flashes ``(second, colour)``."""
+    """Scenes one after another, all of different backgrounds, and flashes `(second, colour)`."""
 
     name: str
     duration: int
@@ -70,7 +70,7 @@ class LongFilm:
 
 @dataclass(frozen=True, slots=True)
 class LongQuestion:
-    """A question; ``evidence`` are the seconds that answer it, None where only the whole film does."""
+    """A question; `evidence`: the seconds that answer it, None where only the whole film does."""
 
     task: str
     text: str
@@ -80,7 +80,7 @@ class LongQuestion:
 
 
 def invent_long_film(name: str, duration: int) -> LongFilm:
-    """A film of ``duration`` seconds with 3 to 5 scenes and up to 2 flashes."""
+    """A film of `duration` seconds with 3 to 5 scenes and up to 2 flashes."""
     dice = random.Random(f"long film/{name}")
     count = dice.randint(3, 5)
     backgrounds = dice.sample(list(COLOURS), count)
@@ -101,7 +101,7 @@ def invent_long_film(name: str, duration: int) -> LongFilm:
 
 
 def invent_clip(name: str) -> LongFilm:
-    """A film of seconds with two scenes, for the short videos and the stills of the first stages."""
+    """A film of seconds with two scenes, for short videos and the stills of the first stages."""
     dice = random.Random(f"clip/{name}")
     duration = dice.randint(12, 20)
     middle = round(duration * dice.uniform(0.3, 0.7))
@@ -123,7 +123,7 @@ def _scene(start: int, end: int, background: str, dice: random.Random) -> Scene:
 
 
 # --- Pictures
-# ---------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------
 
 
 def draw(film: LongFilm, second: float) -> Image.Image:
@@ -166,7 +166,7 @@ def write_long_film(path: Path, film: LongFilm, fps: int = 1) -> None:
 
 
 # --- Questions
-# --------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------
 
 
 def about_long_film(film: LongFilm) -> list[LongQuestion]:

@@ -1,15 +1,17 @@
 """The needle benchmark: accuracy against the length of the video for every arm, and against the
 number of needles.
 
-    python -m benchmarks.needle --preset tiny                                    # seconds, to see that it runs
-    python -m benchmarks.needle --preset cpu --results docs/results/needle-cpu.json --plot docs/images/needle.png
-    python -m benchmarks.needle --preset gpu --results docs/results/needle-gpu.json --plot docs/images/needle-gpu.png
+    python -m benchmarks.needle --preset tiny    # seconds, to see that it runs
+    python -m benchmarks.needle --preset cpu \\
+        --results docs/results/needle-cpu.json --plot docs/images/needle.png
+    python -m benchmarks.needle --preset gpu \\
+        --results docs/results/needle-gpu.json --plot docs/images/needle-gpu.png
 
 Every arm is one model that is trained on short videos first and then, in ever fewer steps, on
 longer ones: looking things up is what takes long to learn, and it carries over. In the end the
 finished model is examined at every length, and at some that it was not trained on. All arms get the
-same steps. Rows are merged into the results file, so arms can be run one at a time (``--arms
-memory``); ``--arms`` with nothing behind it only draws.
+same steps. Rows are merged into the results file, so arms can be run one at a time (`--arms
+memory`); `--arms` with nothing behind it only draws.
 """
 
 from __future__ import annotations

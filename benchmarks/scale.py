@@ -4,7 +4,7 @@ that its pages use.
     python -m benchmarks.scale [--preset tiny] [--parts 200] [--videos 28000]
 
 Builds a catalogue of real size in a temporary folder, records a materialization of every partition
-of every asset, starts ``dagster dev`` on it, and times what a person waits for: loading the code
+of every asset, starts `dagster dev` on it, and times what a person waits for: loading the code
 location, the pages, one tick of the automation, and a backfill over every part (its runs are queued
 and never started).
 """
@@ -42,31 +42,41 @@ MOST_PARTS = 99  # that a first catalogue may have; more come from landings, one
 QUESTIONS = 4  # a video
 REPEATS = 5
 
-GRAPH = """{ assetNodes { id assetKey { path } groupName description kinds isPartitioned jobNames pools
-  dependencyKeys { path } dependedByKeys { path } partitionDefinition { name type dimensionTypes { name } } } }"""
+GRAPH = """{ assetNodes {
+  id assetKey { path } groupName description kinds isPartitioned jobNames pools
+  dependencyKeys { path } dependedByKeys { path }
+  partitionDefinition { name type dimensionTypes { name } } } }"""
 LIVE = """{ assetNodes { assetKey { path } staleStatus
   partitionStats { numMaterialized numMaterializing numPartitions numFailed }
   assetMaterializations(limit: 1) { timestamp runId } } }"""
 PARTITIONS = """query P($keys: [AssetKeyInput!]) { assetNodes(assetKeys: $keys) {
   partitionKeysByDimension { name partitionKeys }
   assetPartitionStatuses { __typename
-    ... on DefaultPartitionStatuses { materializedPartitions failedPartitions unmaterializedPartitions }
-    ... on MultiPartitionStatuses { primaryDimensionName ranges { primaryDimStartKey primaryDimEndKey
-      secondaryDim { ... on DefaultPartitionStatuses { materializedPartitions unmaterializedPartitions } } } } } } }"""
+    ... on DefaultPartitionStatuses {
+      materializedPartitions failedPartitions unmaterializedPartitions }
+    ... on MultiPartitionStatuses {
+      primaryDimensionName
+      ranges { primaryDimStartKey primaryDimEndKey secondaryDim {
+        ... on DefaultPartitionStatuses { materializedPartitions unmaterializedPartitions }
+      } } } } } }"""
 ONE = """query One($keys: [AssetKeyInput!], $partition: String!) { assetNodes(assetKeys: $keys) {
   staleStatus(partition: $partition)
-  assetMaterializations(partitions: [$partition], limit: 1) { timestamp runId metadataEntries { label } } } }"""
+  assetMaterializations(partitions: [$partition], limit: 1) {
+    timestamp runId metadataEntries { label } } } }"""
 EVENTS = """query Events($keys: [AssetKeyInput!]) { assetNodes(assetKeys: $keys) {
   assetMaterializations(limit: 50) { timestamp partition metadataEntries { label } } } }"""
 RELOAD = (
     """mutation { reloadRepositoryLocation(repositoryLocationName: "hourllava") { __typename } }"""
 )
-BACKFILL = """mutation B($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
+BACKFILL = """mutation B($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
   __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
-STATE = """query S($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill {
+STATE = """query S($id: String!) { partitionBackfillOrError(backfillId: $id) {
+  ... on PartitionBackfill {
   status numPartitions assetBackfillData { assetBackfillStatuses {
     ... on AssetPartitionsStatusCounts { numPartitionsInProgress } } } } } }"""
-RUNS = """query R($id: String!) { runsOrError(filter: {tags: [{key: "dagster/backfill", value: $id}]}) {
+RUNS = """query R($id: String!) {
+  runsOrError(filter: {tags: [{key: "dagster/backfill", value: $id}]}) {
   ... on Runs { count } } }"""
 CANCEL = "mutation C($id: String!) { cancelPartitionBackfill(backfillId: $id) { __typename } }"
 

@@ -140,7 +140,7 @@ def train_on(count: int, variant: str, options: argparse.Namespace) -> dict[str,
 
 
 def extract_on(count: int, options: argparse.Namespace) -> dict[str, Any]:
-    """From video files to feature files on the first ``count`` GPUs, with all of the host's cores
+    """From video files to feature files on the first `count` GPUs, with all of the host's cores
     decoding.
     """
     command = [
@@ -181,7 +181,7 @@ def extract_here(minutes: float, tiny: bool) -> dict[str, Any]:
 
 
 def resume(variant: str, many: int, few: int, options: argparse.Namespace) -> dict[str, Any]:
-    """A run of ``many`` ranks, taken over in its middle by ``few``; compares their losses from
+    """A run of `many` ranks, taken over in its middle by `few`; compares their losses from
     there on.
     """
     folder = options.folder / f"resume-{variant}"

@@ -46,7 +46,7 @@ LLAVA_ANNOTATION = "sharegpt4v-coco-50k.json"
 
 
 # --- grouping
-# ---------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------
 
 
 def make_rows(folder: Path, rows: int) -> None:
@@ -121,14 +121,14 @@ def grouping_plain(folder: Path, rows: int) -> dict[str, Any]:
 
 
 # --- image shards
-# -----------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------
 
 
 def make_images(folder: Path, rows: int, scale: int = 4) -> None:
-    """Photographs as far as compressibility goes: ``scale`` times 160 x 120 and larger, one in ten
+    """Photographs as far as compressibility goes: `scale` times 160 x 120 and larger, one in ten
     a PNG.
 
-    Rows beyond the first ``DISTINCT_IMAGES`` have links to these as their images.
+    Rows beyond the first `DISTINCT_IMAGES` have links to these as their images.
     """
     images = folder / "LLaVA-OneVision/images"
     images.mkdir(parents=True)
@@ -156,7 +156,8 @@ def make_images(folder: Path, rows: int, scale: int = 4) -> None:
         )
     (folder / "LLaVA-OneVision/annotations" / LLAVA_ANNOTATION).write_text(json.dumps(annotation))
     (folder / "mixtures.csv").write_text(
-        f"kind,collection,annotation,fraction\n{SINGLE_IMAGE_KIND},LLaVA-OneVision,{LLAVA_ANNOTATION},1\n"
+        "kind,collection,annotation,fraction\n"
+        f"{SINGLE_IMAGE_KIND},LLaVA-OneVision,{LLAVA_ANNOTATION},1\n"
     )
 
 
@@ -204,11 +205,11 @@ def images_plain(folder: Path, rows: int) -> dict[str, Any]:
 
 
 # --- loader
-# -----------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------
 
 
 def loader_ours(folder: Path, rows: int, workers: int, step_s: float = 0.1) -> dict[str, Any]:
-    """Waiting of a consumer that takes ``step_s`` for each step, after the first step (workers
+    """Waiting of a consumer that takes `step_s` for each step, after the first step (workers
     start then).
     """
     from transformers import AutoTokenizer
@@ -246,7 +247,7 @@ def loader_ours(folder: Path, rows: int, workers: int, step_s: float = 0.1) -> d
 
 
 # --- features
-# ---------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------
 
 
 def make_features(folder: Path, seconds: int, videos: int = 4) -> None:
@@ -363,7 +364,7 @@ class _Files:
 
 
 # --- running
-# ----------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------
 
 WORK: dict[str, Callable[..., dict[str, Any]]] = {
     "grouping-ours": grouping_ours,
@@ -403,7 +404,8 @@ def _work(name: str, folder: Path, arguments: list[int]) -> None:
     began = time.perf_counter()
     result = WORK[name](folder, *arguments)
     spent = time.perf_counter() - began
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # its processes' CPU time counts once it has ended
+    # Its processes' CPU time counts once it has ended.
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
     own, children = (
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

@@ -1,11 +1,13 @@
 """Speed and memory of training, optimizer and data loader included, on generated data. Random
 weights.
 
-    python -m benchmarks.train                                     3B, stage 3, on one GPU: hour-long samples; a mixture
-                                                                   of long and short ones, ours and the published way
-    torchrun --nproc-per-node=2 -m benchmarks.train --variant 7b   any number of GPUs
-    python -m benchmarks.train --chain 24                          stages 1, 2, 3 one after another, at full width
-    python -m benchmarks.train --preset tiny                       a quick look that it runs, on any CPU
+    python -m benchmarks.train                                     # 3B, stage 3, on one GPU
+    torchrun --nproc-per-node=2 -m benchmarks.train --variant 7b   # any number of GPUs
+    python -m benchmarks.train --chain 24                          # stages 1, 2, 3, at full width
+    python -m benchmarks.train --preset tiny                       # any CPU, to see that it runs
+
+Stage 3 is measured on hour-long samples and on a mixture of long and short ones, each in our way
+and in the published way.
 
 Samples, shards and feature files are written into --folder and read by the real loader. A line is
 the mean over all steps but the first of each arm. MFU counts the model's own operations
@@ -15,8 +17,9 @@ H200.
 arms: hour       samples about hour-long videos
       cold       the same, their files dropped from the page cache first
       mixed      videos of 3 to 60 minutes among texts, packed
-      published  the same samples fed as in the published code: batches padded to their longest sample, logits of all
-                 tokens in float32, FlashAttention-2, nothing compiled, a blank image through the model for each text
+      published  the same samples fed as in the published code: batches padded to their longest
+                 sample, logits of all tokens in float32, FlashAttention-2, nothing compiled, a
+                 blank image through the model for each text
 """
 
 from __future__ import annotations
@@ -181,11 +184,12 @@ def compare(
 
 
 def measure(trainer: Trainer, steps: int, published: bool, profiled: bool) -> dict[str, Any]:
-    """Take one step and then ``steps`` that count; means over those. One more under the profiler,
+    """Take one step and then `steps` that count; means over those. One more under the profiler,
     where asked for.
     """
     records: list[dict[str, Any]] = []
-    trainer.metrics = types.SimpleNamespace(write=records.append, close=lambda: None)  # type: ignore[assignment]
+    recorder = types.SimpleNamespace(write=records.append, close=lambda: None)
+    trainer.metrics = recorder  # type: ignore[assignment]
     trainer.state = replace(trainer.state, step=0)
     trainer.steps = steps + 1 + profiled
     with ExitStack() as stack:
@@ -216,7 +220,7 @@ def measure(trainer: Trainer, steps: int, published: bool, profiled: bool) -> di
 
 
 def _train_as_published(trainer: Trainer, stack: ExitStack) -> None:
-    """Replace what the published way does otherwise; everything is put back when ``stack`` closes."""
+    """Replace what the published way does otherwise; all is put back when `stack` closes."""
     held = (prefetch.GROUP_SAMPLES, trainer.memory, attention.PRIORITY, trainer.model.forward)
 
     def restore() -> None:

@@ -46,7 +46,7 @@ COLORS = {
 
 
 def write_start(folder: Path, config: HourLlavaConfig, device: torch.device) -> None:
-    """A checkpoint with random weights N(0, 0.02), drawn on ``device``, stored in bfloat16, and a
+    """A checkpoint with random weights N(0, 0.02), drawn on `device`, stored in bfloat16, and a
     small tokenizer.
     """
     if (folder / "model.safetensors").exists():

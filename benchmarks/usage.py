@@ -23,7 +23,7 @@ class Usage:
         self._thread.join()
 
     def cores(self, seconds: float) -> float:
-        """Mean number of busy cores over the last ``seconds``."""
+        """Mean number of busy cores over the last `seconds`."""
         end, busy = self._samples[-1]
         start = min(self._samples, key=lambda sample: abs(end - sample[0] - seconds))
         return (busy - start[1]) / max(end - start[0], 1e-9)

@@ -33,7 +33,8 @@ ALL_BOXES_HAVE_A_STATE = """
 CUT_PATHS = """
 root => {
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) walker.currentNode.data = walker.currentNode.data.replaceAll(root + '/', '');
+  while (walker.nextNode())
+    walker.currentNode.data = walker.currentNode.data.replaceAll(root + '/', '');
 }
 """
 

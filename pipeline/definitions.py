@@ -1,4 +1,7 @@
-"""The code location: every asset, job and resource of a deployment. Loading it never imports torch."""
+"""The code location: every asset, job and resource of a deployment.
+
+Loading it never imports torch.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from textwrap import dedent
 REPOSITORY = Path(__file__).parents[1]
 
 _FENCE = re.compile(
-    r"^(?P<indent>[ ]*)```(?P<language>[\w-]*)(?:[ \t]+(?P<title>\S[^\n]*))?\n(?P<text>.*?)^(?P=indent)```$",
+    r"^(?P<indent>[ ]*)```(?P<language>[\w-]*)(?:[ \t]+(?P<title>\S[^\n]*))?\n"
+    r"(?P<text>.*?)^(?P=indent)```$",
     re.M | re.S,
 )
 _LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")

@@ -326,8 +326,7 @@ def test_reasons_and_statuses_are_those_of_the_code():
     texts = set(re.findall(r'"((?:stray|empty|video)[a-z ]* [a-z]+)"', source)) | {"duplicate"}
     assert stated("Rows without a sample") == texts
     statuses = {
-        getattr(sources, name)
-        for name in ("PENDING", "OK", "TRANSIENT", "EXHAUSTED", "PERMANENT")
+        getattr(sources, name) for name in ("PENDING", "OK", "TRANSIENT", "EXHAUSTED", "PERMANENT")
     }
     statuses |= {sources.NEEDS_OPERATOR, sources.MANUAL_MISSING}
     assert {names_in(row[0])[0] for row in table_of("Statuses")[1:]} == statuses

@@ -63,8 +63,16 @@ def test_no_room_runs_what_data_say():
 
 
 def test_the_search_finds_what_it_searches_for():
-    text = "import pickle\nfrom shelve import open\neval('1')\ntorch.load(x)\nrun(a, shell=True)\nyaml.load(b)"
-    assert len(forbidden(ast.parse(text))) == 6
+    lines = [
+        "import pickle",
+        "from shelve import open",
+        "eval('1')",
+        "torch.load(x)",
+        "run(a, shell=True)",
+        "yaml.load(b)",
+    ]
+    assert [line for line in lines if len(forbidden(ast.parse(line))) != 1] == []
+    assert len(forbidden(ast.parse("\n".join(lines)))) == len(lines)
 
 
 def test_the_built_in_deployment_accepts_no_terms_and_listens_to_nobody():

@@ -1,4 +1,4 @@
-"""A small client of a running Dagster webserver: what the UI's buttons do, over the same GraphQL."""
+"""A small client of a running Dagster webserver: it does what the UI's buttons do, over GraphQL."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ mutation Launch($params: ExecutionParams!) {
 RUNS = """
 query Runs($ids: [String!]) {
   runsOrError(filter: {runIds: $ids}) {
-    ... on Runs { results { runId status startTime endTime stepStats { stepKey startTime endTime status } } }
+    ... on Runs { results {
+      runId status startTime endTime stepStats { stepKey startTime endTime status }
+    } }
   }
 }"""
 FAILURES = """
@@ -34,7 +36,9 @@ query Failures($id: ID!) {
   logsForRun(runId: $id) {
     ... on EventConnection { events {
       __typename
-      ... on ExecutionStepFailureEvent { stepKey error { message cause { message } } failureMetadata { description } }
+      ... on ExecutionStepFailureEvent {
+        stepKey error { message cause { message } } failureMetadata { description }
+      }
       ... on RunFailureEvent { message }
     } }
   }
@@ -55,7 +59,7 @@ class DagsterError(RuntimeError):
 
 
 class DagsterClient:
-    """Talks to one webserver. ``url`` is e.g. ``http://127.0.0.1:3000``."""
+    """Talks to one webserver. `url` is e.g. `http://127.0.0.1:3000`."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -1,7 +1,7 @@
 """The demo's corpus: real media files with known content, laid out as the hubs and hosts lay theirs
 out.
 
-``build_corpus`` writes, below one folder:
+`build_corpus` writes, below one folder:
 
     deployment.yaml     settings of the demo's deployment
     mixtures.csv        which annotation files make up which kind of shard
@@ -53,7 +53,7 @@ class Corpus:
 
     @property
     def settings(self) -> Path:
-        """The deployment's settings file; ``HOURLLAVA_CONFIG`` should name it."""
+        """The deployment's settings file; `HOURLLAVA_CONFIG` should name it."""
         return self.folder / "deployment.yaml"
 
     @property
@@ -83,7 +83,7 @@ class Corpus:
 
 
 def build_corpus(folder: Path, seed: str = "demo") -> Corpus:
-    """Build the corpus below ``folder``, or find that it is already there.
+    """Build the corpus below `folder`, or find that it is already there.
 
     The same seed and ports give the same bytes. A corpus that other code or another seed built is
     replaced.
@@ -103,7 +103,7 @@ def build_corpus(folder: Path, seed: str = "demo") -> Corpus:
 
 
 def _build(folder: Path, seed: str, identity: dict[str, Any]) -> dict[str, int]:
-    """Draw everything into a temporary folder that becomes ``corpus`` when it is complete."""
+    """Draw everything into a temporary folder that becomes `corpus` when it is complete."""
     target = folder / "corpus"
     remove_unfinished(target)
     with writing_folder(target, durable=False) as building:
@@ -158,7 +158,10 @@ def _deployment(hub_port: int, media_port: int) -> str:
         # The demo launches every asset itself, in order.
         "automation": {"data": False},
     }
-    heading = "# The demo's deployment, written by pipeline/demo/corpus.py. Paths count from this file's folder.\n"
+    heading = (
+        "# The demo's deployment, written by pipeline/demo/corpus.py. "
+        "Paths count from this file's folder.\n"
+    )
     return heading + yaml.safe_dump(settings, sort_keys=False, width=120)
 
 

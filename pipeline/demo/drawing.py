@@ -30,7 +30,7 @@ FILM_WIDTH, FILM_HEIGHT = 160, 120
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A still: one figure on a background. ``shade`` is added to the pure colours, ``centre`` is
+    """A still: one figure on a background. `shade` is added to the pure colours, `centre` is
     relative.
     """
 
@@ -52,7 +52,7 @@ class Film:
         background: its colour.
         changes: (second, colour) in order, the first at second 0: the square has that colour from
             then on.
-        duration: seconds; ``duration * fps`` frames.
+        duration: seconds; `duration * fps` frames.
         side: the square's side in pixels.
         drift: periods in seconds and phases of the square's path, horizontally and vertically.
     """
@@ -92,7 +92,7 @@ def invent_picture(name: str) -> Picture:
 
 
 def invent_film(name: str, duration: int, fps: int, colours: int) -> Film:
-    """A film of ``duration`` seconds whose square has ``colours`` different colours, each for a
+    """A film of `duration` seconds whose square has `colours` different colours, each for a
     good while.
     """
     dice = random.Random(f"film/{name}")

@@ -1,4 +1,4 @@
-"""The demo's examination: pictures and films that are in no training set, and questions about them."""
+"""The demo's held-out set: pictures and films that no training has, and questions about them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOMENTS = 2
 
 
 def write_held_out(folder: Path, seed: str) -> dict[str, int]:
-    """Write ``questions.jsonl`` and the media it names, relative to it; returns the number of
+    """Write `questions.jsonl` and the media it names, relative to it; returns the number of
     questions.
     """
     rows: list[dict[str, Any]] = []

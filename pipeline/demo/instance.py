@@ -1,4 +1,4 @@
-"""A running ``dagster dev`` that is gone, with everything it started, when its block ends."""
+"""A running `dagster dev` that is gone, with everything it started, when its block ends."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ STOP_TIMEOUT_S = 60
 @contextmanager
 def dagster(config: Path, log: Path, home: Path = REPOSITORY) -> Iterator[DagsterClient]:
     """The webserver, the daemon and this repository's code location, for the deployment of
-    ``config``.
+    `config`.
 
     Args:
         log: file that takes what they print.
-        home: folder with the ``dagster.yaml`` of the instance; its history lies below.
+        home: folder with the `dagster.yaml` of the instance; its history lies below.
 
     Raises:
         DagsterError: the code location does not load.

@@ -40,7 +40,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 def mixtures_csv() -> str:
     """Which annotation files feed which kind of shard, in the form of
-    ``assets/collections/mixtures.csv``.
+    `assets/collections/mixtures.csv`.
     """
     lines = ["kind,collection,annotation,fraction"]
     for kind, name, fraction in (
@@ -85,7 +85,7 @@ def write_onevision(hub: Path, seed: str) -> dict[str, int]:
 
 
 def write_llava_video(hub: Path, seed: str) -> dict[str, int]:
-    """Folders of short films in a tar.gz each, with annotation files for three kinds of questions."""
+    """Folders of short films, a tar.gz each, with annotation files for three kinds of questions."""
     rows_written = 0
     for folder, (count, shortest, longest) in FOLDERS.items():
         path = hub / VIDEO_REPO / folder

@@ -60,8 +60,8 @@ def write_videomarathon(folder: Path, seed: str, media_url: str) -> dict[str, in
     """Write the annotation repository and the videos of the three sources; returns what was
     written.
 
-    ``folder`` gets ``hub/`` (annotations, the zip of one source), ``media/panda/`` and
-    ``drop/ego4d/``.
+    `folder` gets `hub/` (annotations, the zip of one source), `media/panda/` and
+    `drop/ego4d/`.
     """
     videos = long_videos(seed)
     archived = []

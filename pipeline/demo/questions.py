@@ -21,7 +21,7 @@ class Question:
         task: what it asks for ("background", "colour at a second", ...).
         choices: the answers that stand for election when candidates are compared; empty for a free
             description.
-        form: ``oe`` (open-ended) or ``mc`` (the options stand inside the question, the answer opens
+        form: `oe` (open-ended) or `mc` (the options stand inside the question, the answer opens
             with a letter).
     """
 
@@ -44,7 +44,7 @@ def about_picture(picture: Picture) -> list[Question]:
 
 
 def about_film(film: Film, name: str, moments: int) -> list[Question]:
-    """Questions about the background, the first and the last colour, the order, and ``moments``
+    """Questions about the background, the first and the last colour, the order, and `moments`
     single seconds.
     """
     dice = random.Random(f"questions/{name}")

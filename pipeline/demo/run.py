@@ -94,7 +94,7 @@ def run_demo(folder: Path = REPOSITORY / ".demo", home: Path = REPOSITORY) -> in
 
     Args:
         folder: where the corpus and everything made from it lies.
-        home: folder with the ``dagster.yaml`` of the instance that keeps the history.
+        home: folder with the `dagster.yaml` of the instance that keeps the history.
     """
     started = time.monotonic()
     say("building the corpus")
@@ -141,7 +141,7 @@ def run_step(client: DagsterClient, step: Step) -> bool:
 
 
 def wait(client: DagsterClient, runs: Sequence[str]) -> dict[str, str]:
-    """Wait for runs to end; ``{run id: status}``.
+    """Wait for runs to end; `{run id: status}`.
 
     Raises:
         DagsterError: not all ended in time.

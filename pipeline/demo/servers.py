@@ -1,9 +1,8 @@
 """Two local HTTP servers: one speaks the part of the Hugging Face hub's protocol that its client
 needs, one serves media files by range.
 
-The demo fetches its corpus from them through the same code that fetches from the internet, and the
-tests make them misbehave: a ``faults`` hook sees every request and may answer it with a
-:class:`Fault`. Both listen on 127.0.0.1 only.
+The demo fetches its corpus from them through the same code that fetches from the internet. Both
+listen on 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -19,19 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, urlencode
 
-from pipeline.demo.wire import (
-    Content,
-    Exchange,
-    Fault,
-    Faults,
-    LocalServer,
-    Reply,
-    Request,
-    in_turn,
-)
+from pipeline.demo.local_server import Content, LocalServer, Reply, Request
 
-__all__ = ["Exchange", "Fault", "Faults", "HubServer", "MediaServer", "Request", "in_turn"]
-
+# Files that the hub's LFS patterns name.
 LFS_SUFFIXES = (
     ".parquet",
     ".zip",
@@ -45,22 +34,20 @@ LFS_SUFFIXES = (
     ".arrow",
 )
 LFS_BYTES = 10 << 20  # the hub keeps any larger file in LFS, whatever it is called
-TREE_PAGE = 1000
+TREE_PAGE = 1000  # entries; the hub pages its listings like this
 
 
 class MediaServer(LocalServer):
     """Serves the files below a folder, with ranges.
 
     Args:
-        folder: what is served; ``/a/b.mp4`` is ``folder/a/b.mp4``. Nothing outside of it is
+        folder: what is served; `/a/b.mp4` is `folder/a/b.mp4`. Nothing outside of it is
             reachable.
         port: 0 takes a free one.
     """
 
-    name = "media"
-
-    def __init__(self, folder: Path, port: int = 0, faults: Faults | None = None) -> None:
-        super().__init__(port, faults)
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        super().__init__(port)
         self.folder = folder.resolve()
 
     def reply(self, request: Request) -> Reply:
@@ -88,10 +75,8 @@ class HubFile:
     @staticmethod
     def of(name: str, data: bytes | Path) -> HubFile:
         content = Content.of(data)
-        sha256, sha1 = (
-            hashlib.sha256(),
-            hashlib.sha1(b"blob %d\0" % content.size, usedforsecurity=False),
-        )
+        sha256 = hashlib.sha256()
+        sha1 = hashlib.sha1(b"blob %d\0" % content.size, usedforsecurity=False)  # as git does
         for chunk in content.chunks(0, content.size):
             sha256.update(chunk)
             sha1.update(chunk)
@@ -113,6 +98,14 @@ class HubFile:
 
 @dataclass(slots=True)
 class HubRepo:
+    """A repository.
+
+    Attributes:
+        revisions: revision -> path -> file.
+        main: the newest revision.
+        token: what a gated repository asks for; None for an open one.
+    """
+
     revisions: dict[str, dict[str, HubFile]] = field(default_factory=dict)
     main: str = ""
     token: str | None = None
@@ -122,15 +115,13 @@ class HubServer(LocalServer):
     """A Hugging Face hub with the repositories that were published into it.
 
     Answers dataset and model information, file trees (paged, recursive or not), path information
-    and resolved files with ranges, by branch ``main`` or by revision; errors carry the hub's
-    ``X-Error-Code``. Point a client at ``server.url``, for example through
-    ``HfApi(endpoint=server.url)``.
+    and resolved files with ranges, by branch `main` or by revision; errors carry the hub's
+    `X-Error-Code`. Point a client at `server.url`, for example through
+    `HfApi(endpoint=server.url)`.
     """
 
-    name = "hub"
-
-    def __init__(self, port: int = 0, faults: Faults | None = None) -> None:
-        super().__init__(port, faults)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(port)
         self._repos: dict[tuple[str, str], HubRepo] = {}
         self._renamed: dict[tuple[str, str], str] = {}
 
@@ -141,16 +132,16 @@ class HubServer(LocalServer):
         kind: Literal["datasets", "models"] = "datasets",
         token: str | None = None,
     ) -> str:
-        """Make ``files`` the newest revision of ``repo`` and return its 40-digit revision.
+        """Make `files` the newest revision of `repo` and return its 40-digit revision.
 
         Equal files give an equal revision. Earlier revisions stay reachable by theirs.
 
         Args:
-            repo: ``namespace/name``.
+            repo: `namespace/name`.
             files: path in the repository -> content, or a folder. Paths are taken as they are,
                 hostile ones too.
-            token: when given, the repository is gated and answers only to ``Authorization: Bearer
-                <token>``.
+            token: when given, the repository is gated and answers only to `Authorization: Bearer
+                <token>`.
         """
         if isinstance(files, Path):
             folder = files
@@ -176,7 +167,8 @@ class HubServer(LocalServer):
 
     def reply(self, request: Request) -> Reply:
         if match := re.fullmatch(
-            r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?",
+            r"/api/(datasets|models)/([^/]+/[^/]+)"
+            r"(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?",
             request.path,
         ):
             kind, name, action, revision, rest = match.groups()
@@ -295,7 +287,7 @@ def _hub_error(
 
 
 def _paths_of(request: Request) -> Sequence[str]:
-    """The ``paths`` that a path-information request asks about: a form or JSON."""
+    """The `paths` that a path-information request asks about: a form or JSON."""
     if "json" in request.headers.get("Content-Type", ""):
         return list(json.loads(request.body).get("paths", []))
     return parse_qs(request.body.decode()).get("paths", [])

@@ -54,7 +54,7 @@ class Ui:
         return self.page.get_by_role("tab", name=title, exact=True)
 
     def choose_partition(self, *keys: str) -> None:
-        """On an asset's page: the partition's part of the tab of partitions, one key a dimension."""
+        """On an asset's page: choose a partition in its tab, by one key for each dimension."""
         self.tab("Partitions").click()
         for key in keys:
             self.page.get_by_text(key, exact=True).first.click()
@@ -116,7 +116,7 @@ class Ui:
         self.graph_nodes().first.wait_for()
 
     def open_all_groups(self) -> None:
-        """In the graph of all assets: show every group's assets, and fit the graph into the window."""
+        """In the graph of all assets: show every group's assets, fit the graph into the window."""
         self.page.keyboard.press("Alt+e")
         self.small_nodes().first.wait_for()
 
@@ -125,7 +125,7 @@ class Ui:
         return self.page.locator("svg foreignObject").filter(has_text=re.compile(r"\S"))
 
     def small_nodes(self) -> Locator:
-        """In a lineage graph from afar: the boxes of assets, which then hold a name and no facts."""
+        """In a zoomed-out lineage graph: the boxes of assets, which hold a name and no facts."""
         return self.page.locator("svg foreignObject [class*=minimalAssetNodeBox]")
 
 

@@ -40,7 +40,7 @@ def window(client) -> Iterator[Ui]:
 
 @pytest.fixture
 def ui(window) -> Iterator[Ui]:
-    """The one window, at the start page; whatever goes wrong behind a test's pages fails that test."""
+    """The one window, at the start page; an error on a page that a test opens fails the test."""
     window.problems.clear()
     window.open()
     yield window
@@ -49,7 +49,7 @@ def ui(window) -> Iterator[Ui]:
 
 @pytest.fixture
 def lost_part(storage, tmp_path) -> Iterator[tuple[Path, dict[str, bytes]]]:
-    """One part of the long videos' shards, taken away; its folder, and the bytes that were in it."""
+    """One part of the long videos' shards, taken away: its folder, and its bytes by name."""
     folder = Path(storage.path(f"VideoMarathon/sharding/{SHARDS}_part0"))
     content = {
         path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lineage.json"

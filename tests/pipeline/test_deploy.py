@@ -236,7 +236,8 @@ def test_on_a_cluster_every_job_starts_its_steps_as_pods(pods):
         import json
         from pipeline.definitions import definitions
         jobs = definitions().resolve_all_job_defs()
-        print(json.dumps({job.name: job.executor_def.name for job in jobs if not job.name.startswith("_")}))
+        named = [job for job in jobs if not job.name.startswith("_")]
+        print(json.dumps({job.name: job.executor_def.name for job in named}))
     """
     variables = {**os.environ, "HOURLLAVA_PODS": str(pods)}
     said = subprocess.run(

@@ -46,7 +46,9 @@ automation: {{data: false}}
 SLOTS = '{ instance { concurrencyLimit(concurrencyKey: "gpu") { claimedSlots { runId } } } }'
 LOG = "query Log($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events {"
 LOG += " ... on MessageEvent { message } } } } }"
-TERMINATE = "mutation Stop($id: String!) { terminateRun(runId: $id, terminatePolicy: SAFE_TERMINATE) { __typename } }"
+TERMINATE = """mutation Stop($id: String!) {
+  terminateRun(runId: $id, terminatePolicy: SAFE_TERMINATE) { __typename }
+}"""
 
 
 def until(what, described, seconds=90.0):
@@ -74,7 +76,7 @@ def processes():
 
 
 class Deployment:
-    """A deployment with everything that stage 1 needs, its running Dagster, and its one training."""
+    """A deployment with all that stage 1 needs, its running Dagster, and its one training."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.stack = folder, ExitStack()

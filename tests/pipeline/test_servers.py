@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from pipeline.demo import servers
-from pipeline.demo.servers import Fault, HubServer, MediaServer, in_turn
+from tests.servers.faulty import Fault, FaultyHubServer, FaultyMediaServer, in_turn
 
 BODY = bytes(range(256)) * 1000
 
@@ -28,17 +28,17 @@ def media(tmp_path: Path):
     (tmp_path / "served" / "panda").mkdir(parents=True)
     (tmp_path / "served" / "panda" / "a b.mp4").write_bytes(BODY)
     (tmp_path / "secret.txt").write_text("secret")
-    with MediaServer(tmp_path / "served") as server:
+    with FaultyMediaServer(tmp_path / "served") as server:
         yield server
 
 
 @pytest.fixture
 def hub():
-    with HubServer() as server:
+    with FaultyHubServer() as server:
         yield server
 
 
-def get(server: MediaServer, **headers: str) -> requests.Response:
+def get(server: FaultyMediaServer, **headers: str) -> requests.Response:
     return requests.get(f"{server.url}/panda/a%20b.mp4", headers=headers, timeout=10)
 
 
@@ -135,7 +135,7 @@ def test_a_stall_sends_nothing_until_it_ends(media):
 
 def test_stopping_ends_a_stall_and_open_connections(tmp_path):
     (tmp_path / "a.mp4").write_bytes(BODY)
-    server = MediaServer(tmp_path, faults=lambda request: Fault.stall())
+    server = FaultyMediaServer(tmp_path, faults=lambda request: Fault.stall())
     server.start()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
         client.sendall(b"GET /a.mp4 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -172,10 +172,10 @@ def test_a_throttled_body_arrives_slowly_and_whole(media):
 
 
 def test_a_port_that_was_used_can_be_used_again(tmp_path):
-    with MediaServer(tmp_path) as first:
+    with FaultyMediaServer(tmp_path) as first:
         port = first.port
         requests.get(f"{first.url}/none", timeout=10)
-    with MediaServer(tmp_path, port=port) as second:
+    with FaultyMediaServer(tmp_path, port=port) as second:
         assert second.port == port
         assert requests.get(f"{second.url}/none", timeout=10).status_code == 404
 

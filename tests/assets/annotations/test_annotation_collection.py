@@ -21,7 +21,7 @@ from assets.annotations.collect import collect_annotations
 from assets.annotations.landing import landing_fingerprint
 from assets.deployment.parts import part_of
 from assets.fetching.errors import AnnotationError
-from pipeline.demo.servers import Fault, HubServer, in_turn
+from tests.servers.faulty import Fault, FaultyHubServer, in_turn
 from tests.servers.world import make_settings, question, quiet
 from training.formats import layout
 from training.formats.storage import Storage
@@ -178,7 +178,7 @@ def test_a_source_that_is_configured_later_brings_its_rows_as_a_new_part(tmp_pat
 
 
 def test_the_hubs_revision_is_recorded_and_a_newer_one_adds_a_part(tmp_path):
-    with HubServer() as hub:
+    with FaultyHubServer() as hub:
         lines = [
             "".join(json.dumps(row) + "\n" for row in rows).encode()
             for rows in (rows_of(9), rows_of(12))

@@ -15,8 +15,8 @@ from assets.collections.llava_video import collect_llava_video
 from assets.collections.mixtures import read_mixture
 from assets.collections.onevision import collect_onevision, read_configs
 from assets.fetching.errors import AnnotationError, OperatorError
-from pipeline.demo.servers import Fault, HubServer, in_turn
 from tests.servers.clips import clip
+from tests.servers.faulty import Fault, FaultyHubServer, in_turn
 from tests.servers.hostile import tar_gz
 from tests.servers.world import files_below, make_settings, quiet
 from training.formats.storage import Storage
@@ -52,12 +52,12 @@ def picture(number: int, data: bytes = JPEG) -> dict:
 
 @pytest.fixture
 def hub():
-    with HubServer() as server:
+    with FaultyHubServer() as server:
         yield server
 
 
 @pytest.fixture
-def world(tmp_path: Path, hub: HubServer):
+def world(tmp_path: Path, hub: FaultyHubServer):
     def build(*mixture: str, **collection_settings):
         lines = ["kind,collection,annotation,fraction", *mixture]
         (tmp_path / "mixtures.csv").write_text("\n".join(lines) + "\n")

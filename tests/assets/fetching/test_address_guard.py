@@ -10,7 +10,7 @@ import pytest
 import urllib3
 
 from assets.fetching.address_guard import BlockedError, Guard, guard_manager
-from pipeline.demo.servers import MediaServer
+from tests.servers.faulty import FaultyMediaServer
 
 PRIVATE = [
     "127.0.0.1",
@@ -115,7 +115,7 @@ def test_listed_hosts_are_allowed_by_name_and_port():
 
 def test_a_pool_of_connections_goes_through_the_guard(tmp_path):
     (tmp_path / "a.txt").write_text("hello")
-    with MediaServer(tmp_path) as server:
+    with FaultyMediaServer(tmp_path) as server:
         open_pool = guard_manager(urllib3.PoolManager(), Guard([f"127.0.0.1:{server.port}"]))
         assert open_pool.request("GET", f"{server.url}/a.txt").data == b"hello"
         closed_pool = guard_manager(urllib3.PoolManager(), Guard())

@@ -14,7 +14,7 @@ from assets.inference.checkpoint import encoder_hash, find_checkpoint
 from model.config import PRESETS
 from model.weights.convert import publish
 from pipeline.cli import main
-from pipeline.demo.servers import Fault, MediaServer, in_turn
+from tests.servers.faulty import Fault, FaultyMediaServer, in_turn
 from training.formats.feature_file import write_features
 
 QUESTION = "What colour is the square?"
@@ -37,7 +37,7 @@ def export(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(media):
     (media / "page.mp4").write_bytes(b"<html>no video</html>")
-    with MediaServer(media) as server:
+    with FaultyMediaServer(media) as server:
         yield server
 
 
@@ -54,7 +54,7 @@ def ask(export, capfd):
     return run
 
 
-def allow(server: MediaServer) -> tuple[str, str]:
+def allow(server: FaultyMediaServer) -> tuple[str, str]:
     return "--allow-host", f"127.0.0.1:{server.port}"
 
 
@@ -149,7 +149,7 @@ def test_an_internal_server_is_not_asked_unless_it_is_allowed(ask, server):
 
 
 def test_a_redirect_to_an_internal_address_is_not_followed(ask, server, media):
-    with MediaServer(
+    with FaultyMediaServer(
         media, faults=in_turn({".*": [Fault.redirect(f"{server.url}/short.mp4")] * 9})
     ) as door:
         before = len(server.log)
@@ -171,7 +171,7 @@ def test_a_url_without_a_video_is_told_with_its_reason(ask, server, name, messag
 
 def test_a_download_that_is_cut_short_is_not_taken_for_the_video(ask, server, media, tmp_path):
     (tmp_path / "half.mp4").write_bytes((media / "long.mp4").read_bytes()[:20_000])
-    with MediaServer(tmp_path) as door:
+    with FaultyMediaServer(tmp_path) as door:
         status, _, told = ask(f"{door.url}/half.mp4", QUESTION, *allow(door))
     assert status == 2
     assert "no usable video (truncated)" in told

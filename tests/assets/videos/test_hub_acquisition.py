@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from assets.fetching.errors import AccessError, OperatorError
-from pipeline.demo.servers import Fault, HubServer, in_turn
 from tests.servers.clips import clip
+from tests.servers.faulty import Fault, FaultyHubServer, in_turn
 from tests.servers.hostile import (
     ESCAPES,
     link,
@@ -27,12 +27,12 @@ REPO = "someone/clips"
 
 @pytest.fixture
 def hub():
-    with HubServer() as server:
+    with FaultyHubServer() as server:
         yield server
 
 
 @pytest.fixture
-def world(tmp_path: Path, hub: HubServer):
+def world(tmp_path: Path, hub: FaultyHubServer):
     """Publishes files as a repository and catalogues the videos that a test wants of it."""
 
     def build(
@@ -66,7 +66,7 @@ def content(storage, name: str) -> bytes:
     return storage.read_bytes(f"VideoMarathon/videos/set/{name}.mp4")
 
 
-def sent(hub: HubServer, suffix: str) -> int:
+def sent(hub: FaultyHubServer, suffix: str) -> int:
     return sum(
         e.sent_bytes
         for e in hub.log

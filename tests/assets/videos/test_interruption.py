@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from assets.annotations.catalogue import Catalogue
-from pipeline.demo.servers import Fault, MediaServer
 from tests.servers.clips import clip
+from tests.servers.faulty import Fault, FaultyMediaServer
 from tests.servers.world import acquire, catalogued, make_settings, question
 
 VIDEOS = 40
@@ -52,7 +52,7 @@ def test_killed_three_times_in_forty_downloads(tmp_path):
         (served / f"v{number:02d}.mp4").write_bytes(
             clip(number % 4) + box.ljust(padding, b"x")[:padding]
         )
-    with MediaServer(served) as media:
+    with FaultyMediaServer(served) as media:
         media.faults = lambda request: Fault.throttle(4 << 20)
         settings = make_settings(
             tmp_path / "killed",

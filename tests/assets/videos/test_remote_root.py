@@ -10,8 +10,8 @@ import pytest
 
 from assets.annotations.catalogue import present_videos, read_catalogue
 from assets.videos.why import why
-from pipeline.demo.servers import HubServer, MediaServer
 from tests.servers.clips import clip
+from tests.servers.faulty import FaultyHubServer, FaultyMediaServer
 from tests.servers.hostile import tar_gz, zipped
 from tests.servers.world import acquire, catalogued, make_settings, question
 
@@ -39,7 +39,7 @@ def test_videos_and_their_catalogue_reach_an_object_store(root, tmp_path):
     drop = tmp_path / "drop"
     drop.mkdir()
     (drop / "d.mp4").write_bytes(clip(7))
-    with MediaServer(served) as media, HubServer() as hub:
+    with FaultyMediaServer(served) as media, FaultyHubServer() as hub:
         hub.publish("someone/clips", files)
         rows = [question(f"v{n}", "web", f"{media.url}/v{n}.mp4") for n in range(3)]
         rows += [question(name, "set") for name in "abc"] + [question("d", "own")]

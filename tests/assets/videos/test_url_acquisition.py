@@ -11,8 +11,8 @@ import pytest
 
 from assets.annotations.catalogue import present_videos
 from assets.fetching.errors import CoverageError, DiskFullError
-from pipeline.demo.servers import Fault, MediaServer, in_turn
 from tests.servers.clips import clip, sound
+from tests.servers.faulty import Fault, FaultyMediaServer, in_turn
 from tests.servers.world import acquire, catalogued, files_below, make_settings, question, row
 
 
@@ -22,12 +22,12 @@ def media(tmp_path: Path):
     served.mkdir()
     for number in range(4):
         (served / f"v{number}.mp4").write_bytes(clip(number))
-    with MediaServer(served) as server:
+    with FaultyMediaServer(served) as server:
         yield server
 
 
 @pytest.fixture
-def world(tmp_path: Path, media: MediaServer):
+def world(tmp_path: Path, media: FaultyMediaServer):
     """Catalogues `v0` (or other names) behind the media server's URLs, or others that a test
     gives.
     """
@@ -45,7 +45,7 @@ def world(tmp_path: Path, media: MediaServer):
     return build
 
 
-def requests_for(media: MediaServer, name: str) -> int:
+def requests_for(media: FaultyMediaServer, name: str) -> int:
     return sum(exchange.request.path == f"/{name}" for exchange in media.log)
 
 
@@ -236,7 +236,7 @@ def test_only_http_is_fetched(url, world):
 
 
 def test_a_redirect_inwards_is_not_followed(world, media, tmp_path):
-    with MediaServer(media.folder) as inner:
+    with FaultyMediaServer(media.folder) as inner:
         media.faults = lambda request: Fault.redirect(f"{inner.url}/v1.mp4")
         storage, settings = world("v0")
         acquire(storage, settings, "web")
@@ -246,7 +246,7 @@ def test_a_redirect_inwards_is_not_followed(world, media, tmp_path):
 
 def test_a_video_that_a_page_names_passes_the_same_gate(world, media):
     """The page is on an allowed host; the media URL in it is not."""
-    with MediaServer(media.folder) as inner:
+    with FaultyMediaServer(media.folder) as inner:
         page = f'<html><body><video src="{inner.url}/v1.mp4"></video></body></html>'.encode()
         media.faults = lambda request: Fault.answer(200, page, {"Content-Type": "text/html"})
         storage, settings = world(urls={"v0": f"{media.url}/page"})
