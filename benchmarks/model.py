@@ -30,13 +30,14 @@ from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
 from model.hour_llava import HourLlava
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from model.packing import plan_sample
+from training.parallel import compile_blocks, recompute, reset_buffers
 
 PEAK_FLOPS = 790e12
 MODES: dict[str, dict[str, Any]] = {
     "eager": {},
-    "compiled": {"compile_blocks": True},
-    "checkpointed": {"checkpoint_parts": ("llm", "projector")},
-    "compiled+checkpointed": {"compile_blocks": True, "checkpoint_parts": ("llm", "projector")},
+    "compiled": {"compiled": True},
+    "checkpointed": {"recomputed": ("llm", "projector")},
+    "compiled+checkpointed": {"compiled": True, "recomputed": ("llm", "projector")},
 }
 
 
@@ -80,7 +81,9 @@ def main() -> None:
         for mode in options.modes:
             model = random_model(PRESETS[variant], options.device)
             sample = hour_sample(model.model.config, options)
-            model.model.optimise(**MODES[mode])
+            if MODES[mode].get("compiled"):
+                compile_blocks(model.model)
+            recompute(model.model, *MODES[mode].get("recomputed", ()))
             rows.append(
                 {
                     "variant": variant,
@@ -115,7 +118,7 @@ def random_model(config: HourLlavaConfig, device: str) -> HourLlavaForCausalLM:
         device=device
     )
     model.tie_weights()
-    model.model.reset_buffers(device)
+    reset_buffers(model.model, device)
     for name, parameter in model.named_parameters():
         with torch.no_grad():
             parameter.fill_(1) if "norm" in name and name.endswith("weight") else parameter.normal_(

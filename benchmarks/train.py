@@ -43,7 +43,7 @@ import model.attention as attention
 import training.data.prefetch as prefetch
 from benchmarks import training_data
 from benchmarks.communication import communication
-from model.attention import Packing
+from model.attention import SequenceLengths
 from model.config import PRESETS, HourLlavaConfig
 from model.hour_llava import HourLlava, Output
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
@@ -239,9 +239,7 @@ def _train_as_published(trainer: Trainer, stack: ExitStack) -> None:
     torch.compiler.set_stance("force_eager")
 
 
-def _published_forward(
-    self: HourLlava, samples: list[SampleInputs], forgetting: Any, lockstep: bool
-) -> Output:
+def _published_forward(self: HourLlava, samples: list[SampleInputs], forgetting: Any) -> Output:
     """A batch padded to its longest sample, and logits of all its tokens."""
     for sample in samples:
         if not sample.visuals:
@@ -260,7 +258,7 @@ def _published_forward(
         inputs_embeds=padded.flatten(0, 1)[None],
         position_ids=torch.arange(longest, device=padded.device).repeat(count)[None],
         attention_mask={"full_attention": None},
-        packing=Packing.of([longest] * count, padded.device),
+        sequence_lengths=SequenceLengths.of([longest] * count, padded.device),
         use_cache=False,
     ).last_hidden_state[0]
     targets = torch.full((count * longest,), IGNORE_INDEX)

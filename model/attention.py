@@ -7,7 +7,7 @@
 | a single query (a step of generation)      | two plain products                                                |
 | CPU, float32                               | PyTorch SDPA, whatever it has there                               |
 
-Sequences of several samples lie one after another in one tensor; `Packing` says where each ends.
+Sequences of several samples lie one after another in one tensor; `SequenceLengths` says where each ends.
 Grouped-query attention never repeats keys: without a causal mask the query heads of a group are
 simply more queries.
 
@@ -49,7 +49,7 @@ LONG_SEQUENCE_SCORES = 4096**2
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
+class SequenceLengths:
     """Lengths of the sequences that lie one after another, on the host and, summed up, on the
     device.
     """
@@ -58,7 +58,7 @@ class Packing:
     offsets: Tensor  # [sequences + 1] int32
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str) -> Packing:
+    def of(cls, lengths: Sequence[int], device: torch.device | str) -> SequenceLengths:
         offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         return cls(tuple(lengths), offsets.to(device, non_blocking=True))
 
@@ -68,8 +68,8 @@ def packed_attention(
     q_THD: Tensor,
     k_NKD: Tensor,
     v_NKD: Tensor,
-    queries: Packing,
-    keys: Packing,
+    queries: SequenceLengths,
+    keys: SequenceLengths,
     *,
     causal: bool = False,
 ) -> Tensor:
@@ -163,7 +163,7 @@ def _sdpa(
         )
 
 
-def _short(queries: Packing, keys: Packing) -> bool:
+def _short(queries: SequenceLengths, keys: SequenceLengths) -> bool:
     scores = sum(q * k for q, k in zip(queries.lengths, keys.lengths, strict=True))
     return scores < LONG_SEQUENCE_SCORES * len(queries.lengths)
 
@@ -204,7 +204,14 @@ def _varlen_kernel() -> Any:
     always: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
     logger.info("packed short sequences: varlen_attn")
 
-    def run(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, causal: bool) -> Any:
+    def run(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        queries: SequenceLengths,
+        keys: SequenceLengths,
+        causal: bool,
+    ) -> Any:
         how = (
             {"is_causal": causal}
             if "is_causal" in known
@@ -223,18 +230,20 @@ def llm_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packing: Packing | None = None,
+    sequence_lengths: SequenceLengths | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention as transformers calls it: query [B, H, T, D], key and value [B, K, N, D] ->
     [B, T, H, D].
 
-    With `packing` (training) the batch is one row of packed sequences. Without it (generation) it
+    With `sequence_lengths` (training) the batch is one row of packed sequences. Without it (generation) it
     is a batch that may carry a cache, N >= T, and a mask if it is padded.
     """
     q_BTHD, k_BNKD, v_BNKD = (x.transpose(1, 2) for x in (query, key, value))
-    if packing is not None:
-        out_THD = packed_attention(q_BTHD[0], k_BNKD[0], v_BNKD[0], packing, packing, causal=True)
+    if sequence_lengths is not None:
+        out_THD = packed_attention(
+            q_BTHD[0], k_BNKD[0], v_BNKD[0], sequence_lengths, sequence_lengths, causal=True
+        )
         return as_rows(out_THD, q_BTHD.shape), None
     if attention_mask is None and 1 < query.shape[2] != key.shape[2]:
         raise ValueError("several new tokens on top of a cache need an attention mask")

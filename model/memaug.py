@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Packing, packed_attention
+from model.attention import SequenceLengths, packed_attention
 from model.config import LLMConfig
 from model.rope import rotary_table, rotate
 
@@ -34,8 +34,8 @@ class MemAug(nn.Module):
         memory_ND: Tensor,
         query_positions_Q: Tensor,
         memory_positions_N: Tensor,
-        queries: Packing,
-        memories: Packing,
+        queries: SequenceLengths,
+        memories: SequenceLengths,
     ) -> Tensor:
         """Enriched queries [Q, D]. Samples are packed: queries number i see queries and memory
         number i only.
@@ -65,8 +65,8 @@ class MemAugBlock(nn.Module):
         memory_ND: Tensor,
         query_turn: Rotation,
         memory_turn: Rotation,
-        queries: Packing,
-        memories: Packing,
+        queries: SequenceLengths,
+        memories: SequenceLengths,
     ) -> Tensor:
         x_QD = self.self_norm(x_QD + self.self_attention(x_QD, query_turn, queries))
         x_QD = self.cross_norm(
@@ -85,7 +85,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(llm.hidden_size, sum(self.heads) * llm.head_dim)
         self.out = nn.Linear(llm.hidden_size, llm.hidden_size)
 
-    def forward(self, x_QD: Tensor, turn: Rotation, queries: Packing) -> Tensor:
+    def forward(self, x_QD: Tensor, turn: Rotation, queries: SequenceLengths) -> Tensor:
         q_QHE, k_QKE, v_QKE = (
             self.qkv(x_QD).unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
         )
@@ -111,8 +111,8 @@ class CrossAttention(nn.Module):
         memory_ND: Tensor,
         query_turn: Rotation,
         memory_turn: Rotation,
-        queries: Packing,
-        memories: Packing,
+        queries: SequenceLengths,
+        memories: SequenceLengths,
     ) -> Tensor:
         q_QHE = self.q(x_QD).unflatten(-1, (-1, self.head_dim))
         k_NKE, v_NKE = self.kv(memory_ND).unflatten(-1, (-1, self.head_dim)).chunk(2, dim=1)

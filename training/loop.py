@@ -236,9 +236,7 @@ class Trainer:
         for group in self._groups_of_step(groups, own):
             for pack in self.device_prefetcher.on_device(group.packs):
                 self.recomputation.wanted = pack.sizes.tokens > self.memory.kept_tokens
-                output = self.model(
-                    pack.samples, forgetting="random", lockstep=self.ranks.world > 1
-                )
+                output = self.model(pack.samples, forgetting="random")
                 loss += output.loss_sum.detach()
                 if output.loss_sum.requires_grad:
                     self._objective(output.loss_sum, output.supervised).backward()

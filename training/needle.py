@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Packing
+from model.attention import SequenceLengths
 from model.config import HourLlavaConfig, LLMConfig, MemoryConfig, VisionConfig
 from model.hour_llava import HourLlava
 from model.initialise import drawn
@@ -157,24 +157,24 @@ class KeptOnly(HourLlava):
     """MemAug attends to the tokens that forgetting kept, not to the whole memory."""
 
     def _augment(self, plan: PackPlan, text_LD: Tensor, memory_ND: Tensor) -> Tensor:
-        kept_QD = memory_ND[self._here(plan.memory_rows_Q)]
-        query_MD = torch.cat([text_LD, kept_QD])[self._here(plan.query_sources_M)]
+        kept_QD = memory_ND[self._to_device(plan.memory_rows_Q)]
+        query_MD = torch.cat([text_LD, kept_QD])[self._to_device(plan.query_sources_M)]
         augmented_MD = self.memaug(
             query_MD,
             kept_QD,
-            self._here(plan.query_positions_M),
-            self._here(plan.memory_positions_N[plan.memory_rows_Q]),
-            Packing.of(plan.query_lengths, text_LD.device),
-            Packing.of(_kept_lengths(plan), text_LD.device),
+            self._to_device(plan.query_positions_M),
+            self._to_device(plan.memory_positions_N[plan.memory_rows_Q]),
+            SequenceLengths.of(plan.query_lengths, text_LD.device),
+            SequenceLengths.of(_kept_lengths(plan), text_LD.device),
         )
-        return augmented_MD[self._here(plan.visual_rows_Q)]
+        return augmented_MD[self._to_device(plan.visual_rows_Q)]
 
 
 class NoMemAug(HourLlava):
     """The kept tokens go to the language model as they are."""
 
     def _augment(self, plan: PackPlan, text_LD: Tensor, memory_ND: Tensor) -> Tensor:
-        return memory_ND[self._here(plan.memory_rows_Q)]
+        return memory_ND[self._to_device(plan.memory_rows_Q)]
 
 
 def _kept_lengths(plan: PackPlan) -> list[int]:

@@ -8,8 +8,10 @@ gradients in float32.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +25,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from model.hour_llava import HourLlava
+from training.lockstep import keep_in_step
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ class Ranks:
         return self._reduce(values, dist.ReduceOp.MAX)
 
     def gather(self, value: object) -> list[object]:
-        """``value`` of every rank, in rank order; JSON-like values only."""
+        """`value` of every rank, in rank order; JSON-like values only."""
         found: list[object] = [None] * self.world
         dist.all_gather_object(found, value, group=self.host)
         return found
@@ -77,7 +80,7 @@ class Ranks:
 
 
 def join_ranks(device: str) -> Ranks:
-    """Join the ranks that torchrun started, or be the only one. ``device``: auto, cpu or cuda.
+    """Join the ranks that torchrun started, or be the only one. `device`: auto, cpu or cuda.
 
     Raises:
         ValueError: CUDA was asked for and there is none, or more ranks than GPUs were started on
@@ -121,50 +124,31 @@ def leave_ranks() -> None:
         dist.destroy_process_group()
 
 
-@dataclass(slots=True)
-class Recomputation:
-    """Whether the language model's layers form their activations anew in the backward pass: decided
-    for each pass.
-    """
-
-    wanted: bool = True
-
-    def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if not self.wanted or not torch.is_grad_enabled():
-                return forward(*args, **kwargs)
-            # Nothing is random inside: the generators' state need not be kept.
-            return checkpoint(
-                forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-            )
-
-        return run
-
-
 def prepare(
     model: HourLlava, ranks: Ranks, *, compiled: bool, checkpointing: bool
 ) -> Recomputation:
-    """Recompute, compile, shard and allocate ``model`` in place, in that order; its weights are
-    filled in afterwards.
+    """Compile, recompute, keep in step, shard and allocate `model` in place, in that order; its
+    weights are filled in afterwards.
 
-    The model comes from the meta device, its frozen modules frozen already.
-
-    Each of ``model.units`` is gathered for its own pass; the rest (embeddings, final norm, head,
-    projector, newline) stays gathered from its first use to the end of the backward pass.
+    The model comes from the meta device, its frozen modules frozen already. Each of its `units` is
+    gathered for its own pass; the rest (embeddings, final norm, head, projector, newline) stays
+    gathered from its first use to the end of the backward pass.
 
     Args:
         compiled: compile each repeated block.
         checkpointing: recompute activations of vision encoder and projector, and of the language
             model as the returned switch says, pass by pass.
     """
-    # MemAug keeps its activations: recomputing its cross-attention costs far more than the memory
-    # is worth.
-    model.optimise(
-        checkpoint_parts=("vision", "projector") if checkpointing else (), compile_blocks=compiled
-    )
-    recomputation = Recomputation(checkpointing)
-    for layer in model.llm.model.layers:
-        layer.forward = recomputation.around(layer.forward)
+    if compiled:
+        compile_blocks(model)
+    if checkpointing:
+        recompute(model, "vision", "projector")
+    # MemAug keeps its activations: to compute its cross-attention again costs far more than the
+    # memory is worth.
+    recomputation = recompute(model, "llm")
+    recomputation.wanted = checkpointing
+    if ranks.world > 1:
+        keep_in_step(model)
     half = ranks.device.type == "cuda"
     if half:
         _narrow_frozen(model)
@@ -172,7 +156,7 @@ def prepare(
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     # A frozen vision encoder is small and not every pass uses it, so each rank holds all of it.
     whole = [model.vision] if not _trained(model.vision) else []
-    for unit in model.units:
+    for unit in units(model):
         if unit not in whole:
             # One rank has nothing to gain from giving gathered parameters back. The vision encoder
             # stays gathered for a pass, however many batches of frames a rank encodes in it.
@@ -184,10 +168,108 @@ def prepare(
     )
 
     model.to_empty(device=ranks.device)
-    model.reset_buffers(ranks.device)
+    reset_buffers(model, ranks.device)
     if model.config.llm.tie_word_embeddings:  # allocating parted them
         model.llm.lm_head.weight = model.llm.model.embed_tokens.weight
     return recomputation
+
+
+def units(model: HourLlava) -> list[nn.Module]:
+    """Modules to shard one by one, in the order in which they run.
+
+    The others (embeddings, head, final norm, projector, newline) are used outside any of these
+    modules' forward and belong to the root.
+    """
+    return [model.vision, *model.memaug.blocks, *model.llm.model.layers]
+
+
+def blocks(model: HourLlava) -> dict[str, list[nn.Module]]:
+    """The repeated blocks of each part, which are compiled and recomputed one by one."""
+    return {
+        "vision": [*model.vision.layers],
+        "projector": [model.projector],
+        "memaug": [*model.memaug.blocks],
+        "llm": [*model.llm.model.layers],
+    }
+
+
+def reset_buffers(model: HourLlava, device: torch.device | str) -> None:
+    """Compute what no checkpoint holds (the language model's rotary table). For a model built on
+    the meta device, after `to_empty(device=device)`.
+    """
+    llm = model.llm.model
+    llm.rotary_emb = type(llm.rotary_emb)(model.llm.config).to(device)
+
+
+# -- recomputing and compiling blocks. Call before sharding; parameters keep their names. ----------
+
+
+@dataclass(slots=True)
+class Recomputation:
+    """Whether blocks compute their activations again in the backward pass instead of keeping them.
+    It may change from pass to pass.
+    """
+
+    wanted: bool = True
+
+    def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """`forward`, whose activations are kept only when recomputation is not wanted."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not self.wanted or not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            # Nothing is random inside: the generators' state need not be kept.
+            return checkpoint(
+                forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+            )
+
+        return run
+
+
+def recompute(model: HourLlava, *parts: str) -> Recomputation:
+    """Let the blocks of some parts (see `blocks`) recompute their activations, as the returned
+    switch says. Blocks are to be compiled before.
+
+    Raises:
+        ValueError: a part that the model does not have.
+    """
+    known = blocks(model)
+    if unknown := set(parts) - set(known):
+        raise ValueError(f"cannot checkpoint {sorted(unknown)}; known parts: {list(known)}")
+    recomputation = Recomputation()
+    for part in parts:
+        for block in known[part]:
+            block.forward = recomputation.around(block.forward)
+    return recomputation
+
+
+def compile_blocks(model: HourLlava) -> None:
+    """Compile the repeated blocks, each by itself; attention kernels stay outside.
+
+    A kind of block is compiled for the first lengths that it sees, and once more for any lengths
+    when they vary.
+    """
+    for part, modules in blocks(model).items():
+        for module in modules:
+            # The language model's blocks take [1, S, D], the others rows [R, D] or pictures.
+            module.forward = _compiled(module, varying=1 if part == "llm" else 0)
+
+
+def _compiled(module: nn.Module, varying: int) -> Callable[..., Any]:
+    """The module's forward, compiled unless its input's dimension `varying` has size one.
+
+    TorchDynamo takes a size of one for a fact and would make graphs of their own for what is hardly
+    any work: the dummy token of a rank that has nothing to do, a lone picture.
+    """
+    # Without transformers' decorators: they are one function around layers and attention alike, and
+    # the number of graphs a function may have is limited.
+    forward = types.MethodType(inspect.unwrap(type(module).forward), module)
+    graph = torch.compile(forward)
+
+    def run(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (graph if x.shape[varying] > 1 else forward)(x, *args, **kwargs)
+
+    return run
 
 
 def _trained(module: nn.Module) -> bool:
@@ -200,11 +282,11 @@ def _narrow_frozen(model: HourLlava) -> None:
 
     A unit has one type, so the shared rest is narrowed only when all of it is frozen.
     """
-    inside = {id(parameter) for unit in model.units for parameter in unit.parameters()}
+    inside = {id(parameter) for unit in units(model) for parameter in unit.parameters()}
     rest = nn.ParameterList(
         parameter for parameter in model.parameters() if id(parameter) not in inside
     )
-    for unit in [*model.units, rest]:
+    for unit in [*units(model), rest]:
         if not _trained(unit):
             for parameter in unit.parameters():
                 parameter.data = parameter.data.to(torch.bfloat16)

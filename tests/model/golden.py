@@ -115,3 +115,9 @@ def samples_of(case: str, seed: int | None = None) -> list[SampleInputs]:
             SampleInputs(f"{case}/{row}", ids, data["labels"][row][attended], visuals, seed)
         )
     return samples
+
+
+def mixed():
+    """A model, and samples of every kind: a video, one image, several images, text."""
+    case = "v9.r_random_sampling"
+    return model_of(case), samples_of(case, seed=5)

@@ -5,7 +5,7 @@ import torch
 
 from model.attention import (
     LONG_SEQUENCE_SCORES,
-    Packing,
+    SequenceLengths,
     attention,
     llm_attention,
     packed_attention,
@@ -55,7 +55,9 @@ def test_a_mask_hides_keys():
 def test_packed_sequences_attend_within_themselves():
     lengths, key_lengths = [3, 1, 6], [4, 9, 2]
     q, k, v = draw(10, 4, 8), draw(15, 2, 8, seed=1), draw(15, 2, 8, seed=2)
-    packed = packed_attention(q, k, v, Packing.of(lengths, "cpu"), Packing.of(key_lengths, "cpu"))
+    packed = packed_attention(
+        q, k, v, SequenceLengths.of(lengths, "cpu"), SequenceLengths.of(key_lengths, "cpu")
+    )
     parts = zip(q.split(lengths), k.split(key_lengths), v.split(key_lengths), strict=True)
     alone = torch.cat([plain(a[None], b[None], c[None])[0] for a, b, c in parts])
     torch.testing.assert_close(packed.double(), alone, atol=1e-6, rtol=0)
@@ -64,7 +66,7 @@ def test_packed_sequences_attend_within_themselves():
 def test_packs_that_do_not_pair_up_are_refused():
     q, k = draw(4, 2, 8), draw(4, 2, 8)
     with pytest.raises(ValueError, match="2 sequences of queries but 1 of keys"):
-        packed_attention(q, k, k, Packing.of([2, 2], "cpu"), Packing.of([4], "cpu"))
+        packed_attention(q, k, k, SequenceLengths.of([2, 2], "cpu"), SequenceLengths.of([4], "cpu"))
 
 
 def test_a_cache_gives_token_by_token_what_causal_attention_gives_at_once():
@@ -95,7 +97,7 @@ def test_the_language_model_gives_for_a_pack_what_transformers_own_attention_giv
         ids[None],
         position_ids=positions,
         attention_mask={"full_attention": None},
-        packing=Packing.of(lengths, "cpu"),
+        sequence_lengths=SequenceLengths.of(lengths, "cpu"),
         use_cache=False,
     ).last_hidden_state[0]
     model.set_attn_implementation("eager")
@@ -116,7 +118,7 @@ def test_gpu_kernels_give_the_same_output_and_gradients(dtype, causal, lengths):
     )
     v = draw(total, 2, 64, dtype=dtype, device="cuda", seed=9)
     weight = draw(total, 8, 64, device="cuda", seed=4).detach()
-    packing = Packing.of(lengths, "cuda")
+    packing = SequenceLengths.of(lengths, "cuda")
     output = packed_attention(q, k, v, packing, packing, causal=causal)
     (output.float() * weight).sum().backward()
 
@@ -156,9 +158,14 @@ def test_long_and_short_sequences_take_different_kernels_with_the_same_result():
     )
     v = draw(2 * side, 2, 64, dtype=torch.bfloat16, device="cuda", seed=9)
     together = packed_attention(
-        q, k, v, Packing.of(lengths, "cuda"), Packing.of(lengths, "cuda"), causal=True
+        q,
+        k,
+        v,
+        SequenceLengths.of(lengths, "cuda"),
+        SequenceLengths.of(lengths, "cuda"),
+        causal=True,
     )
-    one = Packing.of([side], "cuda")
+    one = SequenceLengths.of([side], "cuda")
     alone = [
         packed_attention(*parts, one, one, causal=True)
         for parts in zip(*(x.split(side) for x in (q, k, v)), strict=True)

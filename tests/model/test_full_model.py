@@ -13,7 +13,6 @@ make.
 
 import pytest
 import torch
-import torch._dynamo
 import torch.nn.functional as F
 
 from model import packing as fusion
@@ -170,14 +169,8 @@ def test_what_the_published_system_cuts_is_refused(name):
                 model.prepare([sample], forgetting="uniform")
 
 
-def mixed():
-    return golden.model_of("v9.r_random_sampling"), golden.samples_of(
-        "v9.r_random_sampling", seed=5
-    )
-
-
 def test_a_pack_gives_each_sample_what_it_gets_alone():
-    model, samples = mixed()
+    model, samples = golden.mixed()
     packed = model.run_llm(model.prepare(samples, forgetting="random"))
     alone = torch.cat(
         [model.run_llm(model.prepare([sample], forgetting="random")) for sample in samples]
@@ -185,147 +178,10 @@ def test_a_pack_gives_each_sample_what_it_gets_alone():
     torch.testing.assert_close(packed, alone, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("chosen", [[], [3], [0], [2, 3], [0, 1, 2, 3]], ids=str)
-def test_in_lockstep_every_parameter_gets_a_gradient_and_the_loss_stays_the_same(chosen):
-    model, samples = mixed()
-    batch = [samples[number] for number in chosen]
-    output = model(batch, forgetting="uniform", lockstep=True)
-    expected = model(batch, forgetting="uniform").loss_sum if batch else torch.tensor(0.0)
-    assert torch.equal(output.loss_sum, expected)
-    output.loss_sum.backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-    if chosen in ([], [3]):
-        assert not model.memaug.blocks[0].up.weight.grad.any()
-
-
-def test_every_unit_runs_exactly_once_in_lockstep():
-    model, samples = mixed()
-    for batch in ([], samples, [samples[3]]):
-        calls = dict.fromkeys(model.units, 0)
-        hooks = [
-            unit.register_forward_hook(
-                lambda module, *_, calls=calls: calls.__setitem__(module, calls[module] + 1)
-            )
-            for unit in model.units
-        ]
-        model(batch, forgetting="uniform", lockstep=True)
-        assert set(calls.values()) == {1}
-        for hook in hooks:
-            hook.remove()
-
-
-def test_recomputing_activations_changes_no_gradient():
-    model, samples = mixed()
-    model(samples, forgetting="uniform").loss_sum.backward()
-    plain = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    names = list(model.state_dict())
-    model.zero_grad()
-    model.optimise(checkpoint_parts=("vision", "projector", "memaug", "llm"))
-    model(samples, forgetting="uniform").loss_sum.backward()
-    assert list(model.state_dict()) == names
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(
-            parameter.grad, plain[name], rtol=0, atol=1e-6 * plain[name].abs().max().item()
-        )
-
-
-def packs_of_all_lengths():
-    """Packs of one and of several samples, no two of the same length, and one that is empty."""
-    generator = torch.Generator().manual_seed(0)
-
-    def sample(frames, text):
-        ids = torch.randint(1, 30, (text,), generator=generator)
-        visuals = []
-        if frames:
-            ids[1] = -200
-            visuals = [Visual("features", features=torch.rand(frames, 64, 32, generator=generator))]
-        labels = torch.where(torch.arange(text) < text // 2, IGNORE_INDEX, ids)
-        return SampleInputs(f"{frames} frames, {text} ids", ids, labels, visuals)
-
-    shapes = [
-        [(8, 9)],
-        [(13, 12), (4, 5), (0, 7)],
-        [(6, 8), (11, 10), (9, 5)],
-        [],
-        [(0, 11), (0, 3)],
-        [(19, 6)],
-    ]
-    return [[sample(*shape) for shape in pack] for pack in shapes]
-
-
-def gradients(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {
-        name: parameter.grad
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
-
-
-def compiled_twice_at_most():
-    """A third compilation of any function is an error in it."""
-    torch.compiler.reset()
-    torch._dynamo.utils.counters.clear()
-    return torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True)
-
-
-def assert_close(left, right):
-    """Equal up to rounding, by the largest gradient: some, as of keys' biases, are zero but for
-    rounding.
-    """
-    assert left.keys() == right.keys()
-    tolerance = 1e-5 * max((gradient.abs().max().item() for gradient in right.values()), default=0)
-    for name, wanted in right.items():
-        torch.testing.assert_close(left[name], wanted, rtol=0, atol=tolerance)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_compiled_blocks_compute_the_same_and_are_compiled_twice_for_packs_of_all_lengths():
-    def run(pack):
-        loss = model(pack, forgetting="uniform", lockstep=True).loss_sum
-        return loss.detach(), gradients(model, loss)
-
-    model, _ = mixed()
-    packs = packs_of_all_lengths()
-    eager = [run(pack) for pack in packs]
-    model.optimise(compile_blocks=True)
-    with compiled_twice_at_most():
-        compiled = [run(pack) for pack in packs]
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    for (loss, gradient), (wanted_loss, wanted) in zip(compiled, eager, strict=True):
-        torch.testing.assert_close(loss, wanted_loss, rtol=1e-5, atol=0)
-        assert_close(gradient, wanted)
-
-
-@pytest.mark.slow
-def test_compiled_vision_layers_are_compiled_twice_for_any_number_of_pictures():
-    def run(count):
-        pixels = torch.randint(
-            0,
-            256,
-            (count, 3, 19, 19),
-            dtype=torch.uint8,
-            generator=torch.Generator().manual_seed(0),
-        )
-        return gradients(model.vision, model.vision(pixels).square().sum())
-
-    model, _ = mixed()
-    counts = (4, 9, 1, 6)
-    eager = [run(count) for count in counts]
-    model.optimise(compile_blocks=True)
-    with compiled_twice_at_most():
-        compiled = [run(count) for count in counts]
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    for found, wanted in zip(compiled, eager, strict=True):
-        assert_close(found, wanted)
-
-
 def test_long_videos_train_the_vision_encoder_only_if_asked():
     import dataclasses
 
-    model, _ = mixed()
+    model, _ = golden.mixed()
     ids = torch.tensor([1, -200, 2, 3])
     labels = torch.tensor([-100, -100, -100, 3])
     pixels = torch.randint(
@@ -344,7 +200,7 @@ def test_long_videos_train_the_vision_encoder_only_if_asked():
 
 
 def test_features_of_a_video_give_what_its_frames_give():
-    model, _ = mixed()
+    model, _ = golden.mixed()
     pixels = torch.randint(
         0, 256, (6, 3, 19, 19), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )

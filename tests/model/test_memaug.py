@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.attention import Packing
+from model.attention import SequenceLengths
 from model.config import LLMConfig
 from model.memaug import MemAug
 from model.weights.names import published_name
@@ -34,7 +34,7 @@ def short(name):
 
 
 def run(memaug, x_q, x_kv, q_positions, k_positions):
-    lengths = Packing.of([len(x_q)], "cpu"), Packing.of([len(x_kv)], "cpu")
+    lengths = SequenceLengths.of([len(x_q)], "cpu"), SequenceLengths.of([len(x_kv)], "cpu")
     return memaug(x_q, x_kv, q_positions, k_positions, *lengths)
 
 
@@ -96,5 +96,7 @@ def test_packed_samples_do_not_see_each_other():
     q, kv, q_at, kv_at = (data[key] for key in ("x_q", "x_kv", "q_position_ids", "k_position_ids"))
     cuts = [(slice(0, 20), slice(0, 60)), (slice(20, 41), slice(60, 103))]
     alone = torch.cat([run(memaug, q[a], kv[b], q_at[a], kv_at[b]) for a, b in cuts])
-    packed = memaug(q, kv, q_at, kv_at, Packing.of([20, 21], "cpu"), Packing.of([60, 43], "cpu"))
+    packed = memaug(
+        q, kv, q_at, kv_at, SequenceLengths.of([20, 21], "cpu"), SequenceLengths.of([60, 43], "cpu")
+    )
     torch.testing.assert_close(packed, alone, atol=1e-6, rtol=0)

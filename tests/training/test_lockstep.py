@@ -13,9 +13,42 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests.model import golden
+from training.lockstep import keep_in_step
+from training.parallel import recompute, units
 
 RANKS = 2
 CASE, LONG_VIDEO = "v9.r_random_sampling", "v9.a_video_pixels_long"
+
+
+@pytest.mark.parametrize("chosen", [[], [3], [0], [2, 3], [0, 1, 2, 3]], ids=str)
+def test_in_lockstep_every_parameter_gets_a_gradient_and_the_loss_stays_the_same(chosen):
+    model, samples = golden.mixed()
+    batch = [samples[number] for number in chosen]
+    expected = model(batch, forgetting="uniform").loss_sum if batch else torch.tensor(0.0)
+    keep_in_step(model)
+    output = model(batch, forgetting="uniform")
+    assert torch.equal(output.loss_sum, expected)
+    output.loss_sum.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    if chosen in ([], [3]):
+        assert not model.memaug.blocks[0].up.weight.grad.any()
+
+
+def test_every_unit_runs_exactly_once_in_lockstep():
+    model, samples = golden.mixed()
+    keep_in_step(model)
+    for batch in ([], samples, [samples[3]]):
+        calls = dict.fromkeys(units(model), 0)
+        hooks = [
+            unit.register_forward_hook(
+                lambda module, *_, calls=calls: calls.__setitem__(module, calls[module] + 1)
+            )
+            for unit in units(model)
+        ]
+        model(batch, forgetting="uniform")
+        assert set(calls.values()) == {1}
+        for hook in hooks:
+            hook.remove()
 
 
 def batches():
@@ -43,8 +76,9 @@ def work(rank: int, port: int) -> None:
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (RANKS,))
     whole, model = golden.model_of(CASE), golden.model_of(CASE)
-    model.optimise(checkpoint_parts=("llm", "projector"))
-    for unit in model.units:
+    recompute(model, "llm", "projector")
+    keep_in_step(model)
+    for unit in units(model):
         fully_shard(unit, mesh=mesh, reshard_after_forward=unit is not model.vision)
     fully_shard(model, mesh=mesh)
     for step, given in enumerate(batches()):
@@ -52,7 +86,7 @@ def work(rank: int, port: int) -> None:
         model.zero_grad()
         for samples in filter(None, given):
             whole(samples, forgetting="uniform").loss_sum.backward()
-        model(given[rank], forgetting="uniform", lockstep=True).loss_sum.backward()
+        model(given[rank], forgetting="uniform").loss_sum.backward()
         for (name, expected), parameter in zip(
             whole.named_parameters(), model.parameters(), strict=True
         ):
