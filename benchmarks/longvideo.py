@@ -39,7 +39,7 @@ from assets.annotations.collect import collect_annotations
 from assets.checkpoints.results import publish_vision_encoder, read_results
 from assets.checkpoints.runs import previous_checkpoint, shard_products, stage_run
 from assets.conversations.grouping import group_part
-from assets.deployment.partitions import LLAVA_PARTS
+from assets.deployment.parts import LLAVA_PARTS
 from assets.deployment.settings import Settings
 from assets.evaluation.questions import EvaluationQuestion
 from assets.evaluation.report import duration_class

@@ -31,8 +31,9 @@ from assets.features.options import Options
 from assets.features.pool import Pool
 from assets.fetching.disk import INCOMING
 from assets.records.lineage import LINEAGE_NAME, Lineage, record_name
-from assets.shards.mixture_views import MIXTURE, write_views
-from assets.shards.writer import INDEX, MANIFEST, part_folder, write_long_video_part
+from assets.shards.mixture_views import write_views
+from assets.shards.part import INDEX, MANIFEST, part_folder
+from assets.shards.writer import write_long_video_part
 from assets.sources import base as sources
 from assets.videos import acquire
 from model.atomic import TEMPORARY_PREFIX
@@ -202,7 +203,7 @@ def test_paths_are_those_that_the_code_uses():
         shown(grouping.rejected_name(0)),
         layout.CONVERSATIONS_JSON,
         f"{shown(part_folder('<kind>', 0))}/{INDEX}",
-        f"{MIXTURE}/<stream>/{INDEX}",
+        f"{layout.STAGE3_MIXTURE}/<stream>/{INDEX}",
         *(
             f"{name}/annotations/<name>.json"
             for name in (layout.LLAVA_ONEVISION, layout.LLAVA_VIDEO)
@@ -293,7 +294,7 @@ def test_keys_of_files_that_were_just_written_are_stated(root, tmp_path, monkeyp
         "manifest.json": list(
             storage.read_json(f"{part_folder(kinds.LONG_VIDEO_KIND, 0)}/{MANIFEST}")
         ),
-        "The mixture's manifest": list(storage.read_json(f"{MIXTURE}/{MANIFEST}")),
+        "The mixture's manifest": list(storage.read_json(f"{layout.STAGE3_MIXTURE}/{MANIFEST}")),
         "A record of metrics.jsonl": record_of_step(),
         "result.json": result_of_run(tmp_path),
     }

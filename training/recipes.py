@@ -14,8 +14,6 @@ from typing import Any
 from model.config import VARIANTS
 from training.formats.kinds import Group, kinds_of
 
-MIXTURE = "hourllava_s3"  # the asset, and its folder beside the shards
-
 # Every parameter of the model belongs to exactly one of these. `llm` includes embeddings, head and
 # image_newline.
 MODULES = ("vision", "projector", "memaug", "llm")

@@ -33,7 +33,8 @@ from assets.records.publishing import (
     publish,
 )
 from assets.records.rendering import picture, table
-from training.recipes import MIXTURE, STAGES, stage_inputs
+from training.formats import layout
+from training.recipes import STAGES, stage_inputs
 from training.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def shard_deps(stage: int) -> list[dg.AssetDep]:
     """What a stage reads besides the checkpoint before it."""
     if STAGES[stage].reads_long_videos:
         return [
-            dg.AssetDep(MIXTURE, partition_mapping=all_partitions),
+            dg.AssetDep(layout.MIXTURE, partition_mapping=all_partitions),
             dg.AssetDep("features", partition_mapping=same_variant),
         ]
     parts: dict[str, list[str]] = {}

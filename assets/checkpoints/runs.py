@@ -13,7 +13,7 @@ from assets.records.lineage import Lineage, product
 from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
-from training.recipes import MIXTURE, STAGES, ShardInput, stage_inputs
+from training.recipes import STAGES, ShardInput, stage_inputs
 from training.run_config import RunConfig, parse_run
 
 
@@ -25,7 +25,7 @@ def previous_checkpoint(variant: str, stage: int) -> str:
 def shard_products(stage: int, long_parts: Sequence[int] = ()) -> list[str]:
     """The shard products that feed a stage, or the mixture that it reads them through."""
     if STAGES[stage].reads_long_videos:
-        return [MIXTURE]
+        return [layout.MIXTURE]
     inputs = [item for stream in stage_inputs(stage, long_parts=long_parts) for item in stream]
     return [product(item.kind, f"part{item.part}") for item in inputs]
 
@@ -52,7 +52,7 @@ def stage_run(
     start = Lineage.read(storage, previous_checkpoint(variant, stage)).folder
     indexes: list[tuple[str, ...]]
     if row.reads_long_videos:
-        indexes = [(f"{MIXTURE}/{number}/index.json",) for number in range(len(row.streams))]
+        indexes = [(f"{layout.MIXTURE}/{number}/index.json",) for number in range(len(row.streams))]
     else:
         indexes = [_indexes(stream) for stream in stage_inputs(stage, long_parts=())]
     streams = [

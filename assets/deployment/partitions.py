@@ -14,10 +14,9 @@ import warnings
 
 import dagster as dg
 
-from assets.deployment.parts import part_name
+from assets.deployment.parts import LLAVA_PARTS, part_name
 from assets.deployment.settings import load_settings
 
-LLAVA_PARTS = 10
 _SETTINGS = load_settings()
 
 part_partitions = dg.DynamicPartitionsDefinition(name="part")

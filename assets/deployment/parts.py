@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from training.formats.hashing import stable_hash
 
+# Every kind of the LLaVA collections has so many parts: the stages name them one by one.
+LLAVA_PARTS = 10
+
 
 def part_of(key: str, parts: int) -> int:
     """The part, 0 .. parts-1, that `key` (a video, or a sample's id) belongs to."""
@@ -11,6 +14,7 @@ def part_of(key: str, parts: int) -> int:
 
 
 def part_name(index: int) -> str:
+    """`part7` for 7."""
     return f"part{index}"
 
 

@@ -7,13 +7,12 @@ import dagster as dg
 from assets.deployment.automation import DATA, FILL_AND_FOLLOW, FOLLOW_CONTENT
 from assets.deployment.launchpad import ShardsLaunch
 from assets.deployment.partitions import (
-    LLAVA_PARTS,
     all_partitions,
     llava_part_partitions,
     part_partitions,
     same_partition,
 )
-from assets.deployment.parts import part_index, part_name
+from assets.deployment.parts import LLAVA_PARTS, part_index, part_name
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions, product
 from assets.records.publishing import (
@@ -30,7 +29,7 @@ from training.formats.kinds import KINDS, LLAVA_KINDS, LONG_VIDEO_KIND, MIXED_KI
 from training.formats.storage import Storage
 
 if TYPE_CHECKING:
-    from assets.shards.writer import ShardReport
+    from assets.shards.part import ShardReport
 
 GROUP = "shards"
 
@@ -190,12 +189,12 @@ def videomarathon_video(
     check_specs=[
         check_spec(
             "one_place",
-            "hourllava_s3",
+            layout.MIXTURE,
             "No shard stands twice in the mixture, and no sample in two parts of a kind.",
         ),
         check_spec(
             "labels",
-            "hourllava_s3",
+            layout.MIXTURE,
             "Samples of every kind, drawn from the mixture and tokenised as in training, have "
             "answers and supervised tokens.",
         ),
@@ -207,8 +206,7 @@ Two index files over existing parts: nothing is copied or linked. A new part of 
 stream 1.""",
 )
 def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
-    from assets.shards.checks import one_place
-    from assets.shards.labels import labels
+    from assets.shards.checks import labels, one_place
     from assets.shards.mixture_views import write_mixture
 
     storage = deployment.storage()

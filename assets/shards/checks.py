@@ -1,5 +1,5 @@
 """Whether shards are what their index says, and whether what will be trained on is in one place
-only and is supervised.
+only and is supervised: a few samples of each kind are tokenised as training does.
 
 Training verifies its shards again before it starts; here it is found out before a GPU waits.
 """
@@ -7,29 +7,39 @@ Training verifies its shards again before it starts; here it is found out before
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+import statistics
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assets.conversations.grouping import conversations_name
-from assets.deployment.parts import part_index
+from assets.deployment.parts import LLAVA_PARTS, part_index
+from assets.deployment.settings import Settings
+from assets.records.lineage import Lineage, product, record_name
 from assets.records.verdict import Verdict
-from assets.shards.heads import read_column
-from assets.shards.mds import HASH
-from assets.shards.mixture_views import MIXTURE
-from assets.shards.writer import INDEX, LLAVA_PARTS, MANIFEST, part_folder
-from training.formats.hashing import hash_file_xxh64
+from assets.shards.mds import HASH, read_column
+from assets.shards.part import INDEX, MANIFEST, part_folder
+from training.formats import layout
+from training.formats.hashing import hash_file_xxh64, stable_hash
 from training.formats.kinds import LONG_VIDEO_KIND, MIXED_KINDS
+from training.formats.sample import Sample, decode
 from training.formats.storage import Storage
 
-WHOLE, ONE_PLACE = "whole", "one_place"
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WHOLE, ONE_PLACE, LABELS = "whole", "one_place", "labels"
 NAMED = 10  # faults that a verdict names; the rest is counted
+# What is looked at for `labels` is bounded, and always the same.
+SHARDS = 4  # of each kind
+ROWS = 8  # of each of these shards
 
 
 def whole(storage: Storage, folder: str) -> Verdict:
@@ -105,7 +115,10 @@ def one_place(storage: Storage, parts: Sequence[str]) -> Verdict:
             is looked at: stage 2 is trained on the ones that the mixture leaves out. On a remote
             root their samples are not looked at.
     """
-    views = [storage.read_json(f"{MIXTURE}/{number}/{INDEX}")["shards"] for number in (0, 1)]
+    views = [
+        storage.read_json(f"{layout.STAGE3_MIXTURE}/{number}/{INDEX}")["shards"]
+        for number in (0, 1)
+    ]
     names = Counter(shard["raw_data"]["basename"] for view in views for shard in view)
     faults = [
         f"{name} stands {times} times in the mixture"
@@ -146,3 +159,106 @@ def one_place(storage: Storage, parts: Sequence[str]) -> Verdict:
 def _long_ids(storage: Storage, part: str) -> pa.Array:
     ids = pq.read_table(storage.local(conversations_name(part_index(part))), columns=["id"])["id"]
     return ids.combine_chunks()
+
+
+def labels(storage: Storage, settings: Settings) -> Verdict:
+    """Every sample drawn has supervised tokens, and every answer in it is text.
+
+    While no variant has its base model, which holds the tokenizer, only the text is looked at.
+    """
+    tokenizer = _tokenizer(storage, settings)
+    faults: list[str] = []
+    lengths: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for sample in _drawn(storage):
+        try:
+            lengths[sample.kind].append(_counted(sample, tokenizer))
+        except ValueError as error:
+            faults.append(f"{sample.kind}, {sample.id}: {error}")
+    table: list[dict[str, Any]] = [
+        {"kind": kind, "samples": len(found), **(_token_counts(found) if tokenizer else {})}
+        for kind, found in sorted(lengths.items())
+    ]
+    if not faults:
+        looked = sum(row["samples"] for row in table)
+        how = (
+            "all of them supervised"
+            if tokenizer
+            else "all with answers; not tokenised, for want of a base_model"
+        )
+        return Verdict(LABELS, f"{looked} samples drawn, {how}", facts={"drawn": table})
+    says = f"{len(faults)} samples cannot be learned from: {'; '.join(faults[:NAMED])}. Materialize their parts again"
+    return Verdict(LABELS, says, passed=False, facts={"drawn": table})
+
+
+def _token_counts(found: list[tuple[int, int]]) -> dict[str, float]:
+    return {
+        "text tokens, mean": round(statistics.fmean(tokens for tokens, _ in found), 1),
+        "supervised, mean": round(statistics.fmean(supervised for _, supervised in found), 1),
+        "supervised, least": min(supervised for _, supervised in found),
+    }
+
+
+def _counted(sample: Sample, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, int]:
+    """(tokens of the text, supervised ones of them); nothing is counted without a tokenizer.
+
+    Raises:
+        ValueError: an answer is empty, or nothing is supervised.
+    """
+    for number, turn in enumerate(sample.conversations):
+        if turn["from"] == "gpt" and not turn["value"].strip():
+            raise ValueError(f"turn {number}, an answer, is empty")
+    if tokenizer is None:
+        return 0, 0
+    from model.conversation import tokenize
+
+    for number, turn in enumerate(sample.conversations):
+        if (
+            turn["from"] == "gpt"
+            and not tokenizer(turn["value"].strip(), add_special_tokens=False).input_ids
+        ):
+            raise ValueError(f"turn {number}, an answer, has no token")
+    ids, marks = tokenize(sample.conversations, tokenizer)
+    supervised = int((marks[1:] >= 0).sum())
+    if not supervised:
+        raise ValueError("no token of it is supervised")
+    return len(ids), supervised
+
+
+def _drawn(storage: Storage) -> Iterator[Sample]:
+    """Some samples of each kind in the mixture, chosen by the names of their shards."""
+    from streaming.base.format import reader_from_json
+
+    kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for number in (0, 1):
+        for shard in storage.read_json(f"{layout.STAGE3_MIXTURE}/{number}/{INDEX}")["shards"]:
+            if shard["samples"]:
+                kinds[shard["raw_data"]["basename"].partition("_part")[0]].append(shard)
+    for shards in kinds.values():
+        shards.sort(key=lambda shard: stable_hash("labels", shard["raw_data"]["basename"]))
+        for shard in shards[:SHARDS]:
+            path = storage.local(f"{layout.SHARDS}/{shard['raw_data']['basename']}")
+            reader = reader_from_json(
+                str(path.parent),
+                "",
+                {**shard, "raw_data": {**shard["raw_data"], "basename": path.name}},
+            )
+            many = shard["samples"]
+            for row in sorted({place * many // ROWS for place in range(ROWS)}):
+                yield decode(reader[row])
+
+
+def _tokenizer(storage: Storage, settings: Settings) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of the first variant that has a starting point; they all share one."""
+    from transformers import AutoTokenizer
+
+    for variant in settings.variants:
+        name = product("base_model", variant)
+        if storage.exists(record_name(name)):
+            export = f"{Lineage.read(storage, name).folder}/export"
+            with tempfile.TemporaryDirectory() as folder:
+                for file in storage.list(export):
+                    if not file.endswith(".safetensors"):
+                        Path(folder, file.rpartition("/")[2]).write_bytes(storage.read_bytes(file))
+                loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+            return loaded
+    return None

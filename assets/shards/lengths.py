@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from assets.fetching.probe import InvalidVideo, ProbePool
-from assets.shards.heads import read_column
+from assets.shards.mds import read_column
 from training.formats import layout
 from training.formats.hashing import stable_hash
 from training.formats.storage import Storage

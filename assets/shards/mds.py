@@ -1,9 +1,10 @@
-"""MDS shard files through the library's own writer, with its traps closed.
+"""MDS shard files: written by the library's own writer, with its traps closed, and one column of
+them read.
 
 `MDSWriter` as a context manager publishes a valid-looking index when it is left by an exception,
 begins with a shard of no samples when the first one is large, waits whole seconds for uploads where
-nothing is uploaded, and imports torch. So it is used here for one handful of shards at a time, in a
-folder of its own, finished by hand, and imported only by the process that writes.
+nothing is uploaded, and imports torch. So it is used here for a few shards at a time, in a folder of
+its own, finished by hand, and imported only by the process that writes.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model.atomic import fsync_file
 from training.formats.sample import COLUMNS
+from training.formats.storage import Storage
 
 HASH = "xxh64"
-SIZE_LIMIT = (
-    1 << 26
-)  # bytes of one shard; offsets in it are 32 bits wide, so far larger ones would wrap in silence
-ROW_LIMIT = (
-    1 << 29
-)  # bytes of one row; a larger one has a shard of its own, which has to stay below 4 GiB
+# Bytes of one shard. Offsets in it are 32 bits wide: far larger ones would wrap without a word.
+SIZE_LIMIT = 1 << 26
+# Bytes of one row. A larger one has a shard of its own, which has to stay below 4 GiB.
+ROW_LIMIT = 1 << 29
 
 
 def write_shards(
@@ -78,3 +80,30 @@ class _AtOnce(ThreadPoolExecutor):
 def index_json(shards: Iterable[Mapping[str, Any]]) -> str:
     """The text of an `index.json`."""
     return json.dumps({"shards": list(shards), "version": 2}, sort_keys=True)
+
+
+def read_column(storage: Storage, folder: str, column: str) -> Iterator[str]:
+    """The text column `column` of every sample of a part, in order. A remote part is fetched for
+    it.
+    """
+    for shard in storage.read_json(f"{folder}/index.json")["shards"]:
+        data = np.memmap(storage.local(f"{folder}/{shard['raw_data']['basename']}"), np.uint8, "r")
+        yield from _column(data, shard, column)
+
+
+def _column(data: np.ndarray, shard: dict[str, Any], column: str) -> Iterator[str]:
+    """A column of the rows of one shard.
+
+    An MDS file begins with the number of its rows and where each of them begins and the last one
+    ends; a row, with the sizes of its columns of variable size. All of these are uint32. The
+    columns follow, in the index's order.
+    """
+    sizes: list[int | None] = shard["column_sizes"]
+    place = shard["column_names"].index(column)
+    heads = sum(size is None for size in sizes)
+    before = sum(size is None for size in sizes[:place])
+    fixed = sum(size or 0 for size in sizes[:place])
+    for start in np.frombuffer(data[4 : 4 + 4 * shard["samples"]].tobytes(), "<u4").tolist():
+        head = np.frombuffer(data[start : start + 4 * heads].tobytes(), "<u4").tolist()
+        begin = start + 4 * heads + fixed + sum(head[:before])
+        yield data[begin : begin + head[before]].tobytes().decode()

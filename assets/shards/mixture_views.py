@@ -13,15 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from assets.deployment.parts import LLAVA_PARTS
 from assets.shards.mds import HASH, index_json
-from assets.shards.writer import INDEX, LLAVA_PARTS, MANIFEST
+from assets.shards.part import INDEX, MANIFEST
 from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.sample import is_relative_name
 from training.formats.storage import Storage
 from training.recipes import ShardInput, stage_inputs
-
-MIXTURE = layout.STAGE3_MIXTURE
 
 
 @dataclass(slots=True)
@@ -51,7 +50,7 @@ def write_mixture(storage: Storage, long_parts: Sequence[int]) -> MixtureReport:
 
 
 def write_views(
-    storage: Storage, streams: Sequence[Sequence[ShardInput]], folder: str = MIXTURE
+    storage: Storage, streams: Sequence[Sequence[ShardInput]], folder: str = layout.STAGE3_MIXTURE
 ) -> MixtureReport:
     """Write one view for each stream, and a manifest, as one folder."""
     missing = [

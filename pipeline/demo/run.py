@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from assets.deployment.partitions import LLAVA_PARTS
-from assets.deployment.parts import part_name
+from assets.deployment.parts import LLAVA_PARTS, part_name
 from assets.deployment.settings import Settings, load_settings
 from pipeline.demo.client import FINISHED, DagsterClient, DagsterError, partition_key
 from pipeline.demo.corpus import build_corpus

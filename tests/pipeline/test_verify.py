@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 
 from assets.checkpoints.results import read_weights
 from assets.records.lineage import Lineage
-from assets.shards.writer import part_folder, write_kind_part
+from assets.shards.part import part_folder
+from assets.shards.writer import write_kind_part
 from pipeline.verify import verify
 from tests.assets.shards.roots import make_root, quiet, settings_for
 from training.formats.kinds import TEXT_KIND

@@ -25,7 +25,8 @@ CONVERSATIONS_JSON = f"{VIDEO_MARATHON}/jsons/videomarathon.json"
 
 # Shards of all kinds, also those of the two LLaVA collections.
 SHARDS = f"{VIDEO_MARATHON}/sharding"
-STAGE3_MIXTURE = f"{SHARDS}/hourllava_s3"
+MIXTURE = "hourllava_s3"  # the asset, and the name of its folder
+STAGE3_MIXTURE = f"{SHARDS}/{MIXTURE}"
 
 # Files of the two LLaVA collections.
 ONEVISION_IMAGES = f"{LLAVA_ONEVISION}/images"

@@ -10,14 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from assets.shards.mixture_views import MIXTURE, write_mixture, write_views
-from assets.shards.writer import (
-    INDEX,
-    MANIFEST,
-    part_folder,
-    write_kind_part,
-    write_long_video_part,
-)
+from assets.shards.mixture_views import write_mixture, write_views
+from assets.shards.part import INDEX, MANIFEST, part_folder
+from assets.shards.writer import write_kind_part, write_long_video_part
 from tests.assets.shards.roots import contents, make_conversations, make_root, quiet, settings_for
 from training.formats import layout
 from training.formats.kinds import MIXED_KINDS
@@ -47,7 +42,7 @@ def storage(parts, tmp_path) -> Storage:
 def names(storage: Storage, stream: int) -> list[str]:
     return [
         shard["raw_data"]["basename"]
-        for shard in storage.read_json(f"{MIXTURE}/{stream}/{INDEX}")["shards"]
+        for shard in storage.read_json(f"{layout.STAGE3_MIXTURE}/{stream}/{INDEX}")["shards"]
     ]
 
 
@@ -80,7 +75,7 @@ def test_the_streams_are_those_of_the_specification(storage):
 
 def test_views_hold_nothing_but_an_index_and_are_the_same_every_time(storage):
     report = write_mixture(storage, [0, 1, 2])
-    folder = Path(storage.path(MIXTURE))
+    folder = Path(storage.path(layout.STAGE3_MIXTURE))
     before = contents(folder)
     assert set(before) == {"0/index.json", "1/index.json", "manifest.json"}
     assert not any(path.is_symlink() for path in Path(storage.path(layout.SHARDS)).rglob("*"))

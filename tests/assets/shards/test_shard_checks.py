@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from assets.records.lineage import Lineage
-from assets.shards.checks import one_place, whole
-from assets.shards.heads import read_column
-from assets.shards.labels import labels
+from assets.shards.checks import labels, one_place, whole
 from assets.shards.lengths import short_video_lengths
-from assets.shards.mds import index_json, write_shards
+from assets.shards.mds import index_json, read_column, write_shards
 from assets.shards.mixture_views import write_views
-from assets.shards.writer import part_folder, write_kind_part
+from assets.shards.part import part_folder
+from assets.shards.writer import write_kind_part
 from tests.assets.shards.roots import make_root, quiet, settings_for, turns
 from tests.model.media import clips
 from training.formats.kinds import SHORT_VIDEO_KIND, TEXT_KIND

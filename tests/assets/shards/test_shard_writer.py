@@ -15,14 +15,9 @@ from pathlib import Path
 import pytest
 
 from assets.deployment.settings import Collections
-from assets.shards import writer
-from assets.shards.writer import (
-    INDEX,
-    MANIFEST,
-    part_folder,
-    write_kind_part,
-    write_long_video_part,
-)
+from assets.shards import work as running
+from assets.shards.part import INDEX, MANIFEST, part_folder
+from assets.shards.writer import write_kind_part, write_long_video_part
 from tests.assets.shards.roots import (
     IMAGE_SET,
     contents,
@@ -134,7 +129,7 @@ def test_the_report_says_what_a_person_wants_to_know(whole):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
 def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(writer, "POOL_FROM_ROWS", 1)
+    monkeypatch.setattr(running, "POOL_FROM_ROWS", 1)
     storage = make_root(tmp_path)
     found = []
     for number in (1, workers):
@@ -147,12 +142,12 @@ def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch, wor
 CHILD = """
 import sys
 from pathlib import Path
-from assets.shards import tasks, writer
+from assets.shards import work, writer
 from tests.assets.shards.roots import settings_for
 from training.formats.storage import Storage
 root = Path(sys.argv[1])
 print("ready", flush=True)
-writer.POOL_FROM_ROWS = 1
+work.POOL_FROM_ROWS = 1
 settings = settings_for(root, rows_per_shard=2, workers=2)
 writer.write_kind_part(Storage(str(root)), settings, "llavavideo_mi", 3, lambda line: print(line, flush=True))
 """
@@ -223,7 +218,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_one_that_wa
 def test_what_an_earlier_run_finished_is_not_written_again(tmp_path, monkeypatch):
     storage, settings = make_root(tmp_path), settings_for(tmp_path, rows_per_shard=2)
     done: list[int] = []
-    real = writer.run_task
+    real = running.run_task
 
     def dying(task):
         if len(done) == 2:
@@ -231,12 +226,12 @@ def test_what_an_earlier_run_finished_is_not_written_again(tmp_path, monkeypatch
         done.append(task.index)
         return real(task)
 
-    monkeypatch.setattr(writer, "run_task", dying)
+    monkeypatch.setattr(running, "run_task", dying)
     with pytest.raises(KeyboardInterrupt):
         write_kind_part(storage, settings, "llavavideo_si", 1, quiet)
     assert not storage.exists(f"{part_folder('llavavideo_si', 1)}/{INDEX}")
     again: list[int] = []
-    monkeypatch.setattr(writer, "run_task", lambda task: again.append(task.index) or real(task))
+    monkeypatch.setattr(running, "run_task", lambda task: again.append(task.index) or real(task))
     lines: list[str] = []
     write_kind_part(storage, settings, "llavavideo_si", 1, lines.append)
     assert not set(done) & set(again)
@@ -351,7 +346,7 @@ def test_a_second_run_on_the_same_part_is_refused(tmp_path):
     storage, settings = make_root(tmp_path), settings_for(tmp_path)
     work = tmp_path / layout.SHARDS / ".tmp-work-llavavideo_si_part1"
     with (
-        writer._locked_folder(work),
+        running.locked_folder(work),
         pytest.raises(ValueError, match="another run is writing this part"),
     ):
         write_kind_part(storage, settings, "llavavideo_si", 1, quiet)
