@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from assets.features.jobs import Video
+from assets.annotations.catalogue import PresentVideo
 from model.config import HourLlavaConfig
 from model.vision import VisionEncoder
 from model.weights.vision_encoder import save_vision_encoder
@@ -28,7 +28,7 @@ CHUNK = 128  # of the plain way
 FPS = 30
 
 
-def make_videos(root: Path, count: int, minutes: float) -> list[Video]:
+def make_videos(root: Path, count: int, minutes: float) -> list[PresentVideo]:
     """Long clips: a minute of moving, grainy pictures each, repeated by copying packets."""
     folder = root / "VideoMarathon/videos/panda"
     folder.mkdir(parents=True)
@@ -38,7 +38,7 @@ def make_videos(root: Path, count: int, minutes: float) -> list[Video]:
         units = pool.starmap(
             encode_unit, [(root / f"unit{i}.mp4", round(unit * FPS), i) for i in range(kinds)]
         )
-    videos: list[Video] = []
+    videos: list[PresentVideo] = []
     for i in range(count):
         path = folder / f"v{i:03}.mp4"
         if i < kinds:
@@ -46,8 +46,12 @@ def make_videos(root: Path, count: int, minutes: float) -> list[Video]:
         else:
             shutil.copyfile(folder / f"v{i % kinds:03}.mp4", path)
         videos.append(
-            Video(
-                f"panda/v{i:03}", minutes * 60, hash_file(path), path.relative_to(root).as_posix()
+            PresentVideo(
+                f"panda/v{i:03}",
+                minutes * 60,
+                hash_file(path),
+                path.relative_to(root).as_posix(),
+                damaged=False,
             )
         )
     return videos
@@ -112,13 +116,13 @@ def make_encoder(folder: Path, config: HourLlavaConfig) -> Path:
     return folder
 
 
-def file_size(root: Path) -> Callable[[Video], int]:
-    return lambda video: (root / video.relpath).stat().st_size
+def file_size(root: Path) -> Callable[[PresentVideo], int]:
+    return lambda video: (root / video.rel).stat().st_size
 
 
 @torch.no_grad()
 def baseline(
-    root: Path, videos: list[Video], encoder: Path, config: HourLlavaConfig, chunks: int
+    root: Path, videos: list[PresentVideo], encoder: Path, config: HourLlavaConfig, chunks: int
 ) -> dict[str, float]:
     """Decode everything, resize with Pillow, fp32 eager tower, chunk by chunk, each after the
     other.
@@ -142,7 +146,7 @@ def baseline(
 
     spent = {"decode": 0.0, "preprocess": 0.0, "tower": 0.0}
     tower(np.zeros((8, 3, side, side), np.float32))
-    frames = plain_frames(root / videos[0].relpath)
+    frames = plain_frames(root / videos[0].rel)
     done = 0
     for _ in range(chunks):
         with timed(spent, "decode"):

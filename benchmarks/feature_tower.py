@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from assets.features.tower import ATTENTION, FrameEncoder, load_encoder
+from assets.features.workers.tower import ATTENTION, FrameEncoder, load_encoder
 from model.config import HourLlavaConfig
 
 

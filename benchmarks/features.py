@@ -27,12 +27,13 @@ import av
 import numpy as np
 import torch
 
-from assets.features.backends import open_pyav
-from assets.features.decoders import NVDEC, PYAV
+from assets.annotations.catalogue import PresentVideo
+from assets.deployment.settings import Features
+from assets.features.decoder_pool import NVDEC, PYAV
 from assets.features.extract import extract
-from assets.features.jobs import Video
-from assets.features.nvdec import installed, open_nvdec
-from assets.features.options import Options
+from assets.features.options import ExtractionOptions
+from assets.features.workers.backends import open_pyav
+from assets.features.workers.nvdec import nvdec_installed, open_nvdec
 from benchmarks.feature_baseline import FPS, baseline, file_size, make_encoder, make_videos, pillow
 from benchmarks.feature_tower import tower_rates, tower_variants
 from benchmarks.usage import Usage
@@ -93,7 +94,7 @@ def main() -> None:
         note("end_to_end", ours)
         note("decode", decode_rates(root, videos, args.workers, config.vision.image_size))
         print(table(results), flush=True)
-        if installed() and torch.cuda.is_available():
+        if nvdec_installed() and torch.cuda.is_available():
             note("nvdec", nvdec_rates(root, videos, config.vision.image_size))
             mixed = [NVDEC] * 5 + [PYAV] * max(1, args.workers - 5)
             note("end_to_end_nvdec", end_to_end(root, videos, encoder, config, mixed, batches[-1]))
@@ -116,11 +117,11 @@ def machine() -> dict[str, Any]:
 # -----------------------------------------------------------------------------------------------
 
 
-def decode_rates(root: Path, videos: list[Video], workers: int, side: int) -> dict[str, Any]:
+def decode_rates(root: Path, videos: list[PresentVideo], workers: int, side: int) -> dict[str, Any]:
     """Decoders alone, pictures resized and thrown away: one process, and as many as the extraction
     uses.
     """
-    paths = [str(root / video.relpath) for video in videos]
+    paths = [str(root / video.rel) for video in videos]
     rates: dict[str, Any] = {"resize_ms": resize_ms(side), "pillow_ms": resize_ms(side, pillow)}
     with multiprocessing.get_context("spawn").Pool(workers, warm) as pool:
         pool.map(decode, [("pyav", path, side, 5) for path in paths[:1] * workers], chunksize=1)
@@ -134,9 +135,9 @@ def decode_rates(root: Path, videos: list[Video], workers: int, side: int) -> di
     return rates
 
 
-def nvdec_rates(root: Path, videos: list[Video], side: int) -> dict[str, Any]:
+def nvdec_rates(root: Path, videos: list[PresentVideo], side: int) -> dict[str, Any]:
     """The GPU's decoder alone, and whether its pictures are those of the CPU."""
-    path = str(root / videos[0].relpath)
+    path = str(root / videos[0].rel)
     rates: dict[str, Any] = {}
     for processes in (1, 7):
         with multiprocessing.get_context("spawn").Pool(processes, warm) as pool:
@@ -209,7 +210,7 @@ def resize_ms(side: int, how: Callable[[np.ndarray, int], np.ndarray] = resize_f
 
 def end_to_end(
     root: Path,
-    videos: list[Video],
+    videos: list[PresentVideo],
     encoder: Path,
     config: HourLlavaConfig,
     backends: list[str],
@@ -218,12 +219,9 @@ def end_to_end(
     """From files on disk to feature files on disk, with the processes and the code of the real
     thing.
     """
-    options = Options(
-        len(backends),
-        batch,
-        pooled_side=config.memory.pooled_side,
-        min_frames=config.memory.min_frames,
-    )
+    settings = Features(decode_workers=len(backends), batch_size=batch)
+    memory = config.memory
+    options = ExtractionOptions(settings, memory.pooled_side, memory.min_frames, ("auto",))
     storage = Storage(str(root))
     storage.remove("VideoMarathon/features")
     with Usage() as usage:
@@ -238,7 +236,7 @@ def end_to_end(
         "gpu_busy": report.facts["encoder_busy"],
         "decoders_busy": report.facts["decode_busy"],
         "decode_cpu_ms": report.facts["decode_cpu_ms"],
-        "ring_filled": report.facts["ring_filled"],
+        "buffer_filled": report.facts["buffer_filled"],
         "cpu_cores_used": usage.cores(report.seconds),
         "host_memory_gib": usage.peak / 2**30,
         "gpu_memory_gib": report.facts["device_peak_bytes"] / 2**30,

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from assets.annotations.build import build_catalogue
-from assets.annotations.catalogue import present_videos
+from assets.annotations.catalogue import PresentVideo, present_videos
 from assets.annotations.collect import collect_annotations
 from assets.checkpoints.results import publish_vision_encoder, read_results
 from assets.checkpoints.runs import previous_checkpoint, shard_products, stage_run
@@ -207,22 +207,20 @@ class LongVideoBenchmark:
         """Features of all films by stage 2's encoder, and the same of 64 frames of each."""
         source = Lineage.read(self.storage, product("stage2", VARIANT)).folder
         encoder = publish_vision_encoder(self.storage, source, VARIANT)
-        present = [
-            (v.video, v.duration, v.sha256, v.rel)
-            for v in present_videos(self.storage, self.settings, PART)
-        ]
+        present = present_videos(self.storage, self.settings, PART)
         for one in held:
             rel = f"{HELD_OUT}/{one.film.name}.mp4"
             digest = hash_file(Path(self.storage.path(rel)))
-            present.append((one.video, float(one.film.duration), digest, rel))
+            duration = float(one.film.duration)
+            present.append(PresentVideo(one.video, duration, digest, rel, damaged=False))
         folder = self.storage.local_folder(encoder.folder)
         report = extract_part(self.storage, self.settings, VARIANT, present, folder, self.log)
         if report.quarantine:
             raise RuntimeError(f"films without features: {report.quarantine}")
-        for video, *_ in present:
+        for video in present:
             few_frames(
-                Path(self.storage.path(f"{FEATURES}/{video}.safetensors")),
-                Path(self.storage.path(f"{FEW_FEATURES}/{video}.safetensors")),
+                Path(self.storage.path(f"{FEATURES}/{video.video}.safetensors")),
+                Path(self.storage.path(f"{FEW_FEATURES}/{video.video}.safetensors")),
             )
 
     def examine(

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from assets.features.decoders import PYAV
+from assets.features.decoder_pool import PYAV
 from benchmarks import training_data
 from benchmarks.feature_baseline import make_encoder, make_videos
 from benchmarks.features import end_to_end
@@ -172,7 +172,7 @@ def extract_here(minutes: float, tiny: bool) -> dict[str, Any]:
         videos = make_videos(root, 2 if tiny else 4 * workers, minutes)
         encoder = make_encoder(root / "encoder", config)
         found = end_to_end(root, videos, encoder, config, [PYAV] * workers, 16 if tiny else 512)
-    names = ("gpu_busy", "decoders_busy", "ring_filled", "cpu_cores_used", "decoders")
+    names = ("gpu_busy", "decoders_busy", "buffer_filled", "cpu_cores_used", "decoders")
     return {
         "rate": found["frames_per_second"],
         "peak_gib": found["gpu_memory_gib"],

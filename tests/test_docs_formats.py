@@ -25,10 +25,10 @@ from assets.conversations.export import export_llava_json
 from assets.deployment.settings import load_settings
 from assets.evaluation import answers, compare, questions
 from assets.features import quarantine
-from assets.features.backends import open_pyav
-from assets.features.extract import extract
-from assets.features.options import Options
-from assets.features.pool import Pool
+from assets.features.extract import common_metadata
+from assets.features.jobs import VideoJob
+from assets.features.options import ExtractionOptions
+from assets.features.workers.backends import open_pyav
 from assets.fetching.disk import INCOMING
 from assets.records.lineage import LINEAGE_NAME, Lineage, record_name
 from assets.shards.mixture_views import write_views
@@ -138,24 +138,20 @@ def root(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(storage=storage, settings=settings, folder=folder)
 
 
-def header_of_extraction(root: SimpleNamespace, tmp_path: Path, monkeypatch) -> list[str]:
+def header_of_extraction(root: SimpleNamespace, tmp_path: Path) -> list[str]:
     """Keys of the header that the extraction of a real video writes, without an encoder."""
     encoder = tmp_path / "encoder"
     encoder.mkdir()
     (encoder / "config.json").write_text("{}")
     (encoder / "model.safetensors").write_bytes(b"")
-    made: list[Pool] = []
-    monkeypatch.setattr(
-        "assets.features.extract.Pool", lambda *given: made.append(Pool(*given)) or made[0]
-    )
-    extract(root.storage, Options(), "tiny", [], encoder, [].append)
+    options = ExtractionOptions.of(root.settings.features, "tiny")
     (video,) = catalogue.present_videos(root.storage, root.settings, "part0")
     with open_pyav(
         root.storage.path(video.rel), size=32, min_frames=4, max_frames=99, max_pixels=1 << 20
     ) as opened:
         frames = len(list(opened))
-        job = SimpleNamespace(facts=opened.facts, video=video, damaged=False)
-        header = made[0]._header(job, opened.stats)
+        job = VideoJob(1, video, Path(video.rel), facts=opened.facts)
+        header = job.header(common_metadata(options, encoder), opened.stats)
     writer = features.FeatureWriter(tmp_path / "file", frames, 1, 1)
     writer.write(np.zeros((frames, 1, 1), np.uint16))
     return list(writer.finish(np.zeros(frames, np.float32), header).metadata)
@@ -285,11 +281,11 @@ def test_keys_are_the_fields_of_their_dataclass(heading, keys):
     assert [names_in(row[0])[0] for row in table_of(heading)[1:]] == keys
 
 
-def test_keys_of_files_that_were_just_written_are_stated(root, tmp_path, monkeypatch):
+def test_keys_of_files_that_were_just_written_are_stated(root, tmp_path):
     storage = root.storage
     written = {
         "parts.json": list(storage.read_json(layout.PARTS)["parts"][0]),
-        "Feature files": header_of_extraction(root, tmp_path, monkeypatch),
+        "Feature files": header_of_extraction(root, tmp_path),
         "videomarathon.json": list(storage.read_json(layout.CONVERSATIONS_JSON)[0]),
         "manifest.json": list(
             storage.read_json(f"{part_folder(kinds.LONG_VIDEO_KIND, 0)}/{MANIFEST}")

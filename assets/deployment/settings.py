@@ -112,7 +112,7 @@ class Limits(Section):
     recycle_after: int = Field(
         default=200, ge=1, description="videos after which a decoding process is replaced"
     )
-    ring_bytes: int = Field(
+    buffer_bytes: int = Field(
         default=2 << 30,
         ge=1 << 20,
         description="most memory for pictures between decoders and encoders",

@@ -31,7 +31,7 @@ from training.formats import layout
 from training.formats.storage import Storage
 
 if TYPE_CHECKING:
-    from assets.features.extract import FeatureReport
+    from assets.features.report import FeatureReport
 
 
 @dg.asset(
@@ -80,11 +80,8 @@ def features(
     from assets.features.extract import extract_part
     from assets.features.quarantine import forget_records
 
-    settings, storage, keys = (
-        config.applied(deployment.settings()),
-        deployment.storage(),
-        dimensions(context),
-    )
+    settings, storage = config.applied(deployment.settings()), deployment.storage()
+    keys = dimensions(context)
     variant, part = keys["variant"], keys["part"]
     with errors_for_people():
         encoder, origin = encoder_of(storage, settings, variant)
@@ -94,8 +91,7 @@ def features(
         present = present_videos(storage, settings, part)
         if config.retry_quarantined:
             forget_records(storage, variant, [video.video for video in present])
-        rows = [(v.video, v.duration, v.sha256, v.rel) for v in present]
-        report = extract_part(storage, settings, variant, rows, encoder, context.log.info)
+        report = extract_part(storage, settings, variant, present, encoder, context.log.info)
         checks = complete(storage, settings, variant, present, encoder)
     yield from publish(
         context,
@@ -110,8 +106,10 @@ def features(
 
 
 def encoder_of(storage: Storage, settings: Settings, variant: str) -> tuple[Path, dict[str, str]]:
-    """Folder of the encoder that features of a variant are made with, and what it is with its
-    version.
+    """The encoder that features of a variant are made with.
+
+    Returns:
+        Its folder on this machine, and its version under its name, for the lineage.
 
     Raises:
         FileNotFoundError: stage 2 has exported none yet, and the settings name no other.
@@ -127,7 +125,7 @@ def encoder_of(storage: Storage, settings: Settings, variant: str) -> tuple[Path
 
 
 def features_metadata(report: "FeatureReport") -> dict[str, Any]:
-    """What an extraction shows of itself."""
+    """What the asset's page shows of an extraction."""
     return {
         "hours": round(report.hours, 3),
         "bytes": report.bytes,

@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from assets.annotations.catalogue import PresentVideo
 from assets.deployment.settings import Settings
-from assets.features.extract import hash_encoder, is_current
-from assets.features.jobs import Video
-from assets.features.options import Options
+from assets.features.extract import common_metadata, is_current
+from assets.features.options import ExtractionOptions
 from assets.features.quarantine import read_record
 from assets.records.verdict import Verdict
 from training.formats.feature_file import HEADER_ROOM, FeatureHeader, feature_path, read_header
@@ -22,10 +21,12 @@ from training.formats.hashing import stable_hash
 from training.formats.storage import Storage
 
 COMPLETE, NONE_QUARANTINED = "complete", "none_quarantined"
-OPENED = 64  # files of which some frames are read; the headers of all are
-FRAMES = 8  # frames that are read of each
-SLACK = 0.02  # of a video's frames: containers and frame rates are not exact to the second
-NAMED = 10
+SAMPLED_FILES = 64  # files of which some frames are read; the headers of all are
+SAMPLED_FRAMES = 8  # frames that are read of each
+TOLERANCE = 0.02  # of a video's frames: containers and frame rates are not exact to the second
+MAX_NAMED = 10  # videos that a verdict names
+
+EXPONENT_BITS = 0x7F80  # of a bfloat16; all of them are set where it is infinite or not a number
 
 
 def complete(
@@ -35,125 +36,140 @@ def complete(
     present: Sequence[PresentVideo],
     encoder: Path,
 ) -> list[Verdict]:
-    """Every video has a whole feature file, made from these very bytes by this very encoder, or a
-    record why not.
-
-    A second verdict tells of the ones with a record.
+    """Whether every video has a whole feature file, made from its file by this encoder, or a record
+    why not.
 
     Frames must fit the duration. Of a bounded number of files, always the same, some frames are
     read: no number in them may be infinite, and not all may be alike.
 
     Args:
+        storage: where features are.
+        settings: the deployment's.
+        variant: whose features are looked at.
         present: the videos of the part that are there.
         encoder: folder of the variant's vision encoder; the settings' own takes precedence, as in
-            ``extract_part``.
+            `extract_part`.
+
+    Returns:
+        That verdict, and a second one about the videos with a record.
     """
-    videos = list(present)
-    options = Options.of(settings.features, variant)
-    metadata = {
-        "encoder": hash_encoder(Path(settings.features.encoder or encoder)),
-        "config": options.config_hash(),
-    }
-    opened = {
-        video.video
-        for video in sorted(videos, key=lambda v: stable_hash("opened", v.video))[:OPENED]
-    }
+    options = ExtractionOptions.of(settings.features, variant)
+    metadata = common_metadata(options, Path(settings.features.encoder or encoder))
+    by_hash = sorted(present, key=lambda video: stable_hash("opened", video.video))
+    sampled = {video.video for video in by_hash[:SAMPLED_FILES]}
 
-    def look(video: PresentVideo) -> tuple[str, str]:
-        return _look(storage, variant, video, options, metadata, video.video in opened)
+    def inspect(video: PresentVideo) -> FileFinding:
+        return _inspect(storage, variant, video, options, metadata, video.video in sampled)
 
-    with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(look, videos))
+    with ThreadPoolExecutor(16) as pool:  # remote roots answer slowly, but many at once
+        findings = list(pool.map(inspect, present))
     faults = [
-        f"{video.video}: {detail}"
-        for video, (kind, detail) in zip(videos, found, strict=True)
-        if kind == "bad"
+        f"{video.video}: {finding.fault}"
+        for video, finding in zip(present, findings, strict=True)
+        if finding.fault
     ]
-    reasons = Counter(detail for kind, detail in found if kind == "quarantined")
-    lost = sum(reasons.values())
+    reasons = Counter(finding.quarantined for finding in findings if finding.quarantined)
     facts = {
-        "videos": len(videos),
-        "whole": len(videos) - lost - len(faults),
+        "videos": len(present),
+        "whole": len(present) - reasons.total() - len(faults),
         "quarantined": [
             {"reason": reason, "videos": count} for reason, count in reasons.most_common()
         ],
-        "files of which frames were read": len(opened),
+        "files of which frames were read": len(sampled),
     }
     return [
-        _complete(settings, len(videos), faults, lost, facts),
-        _none_quarantined(len(videos), reasons),
+        _judge_files(settings, len(present), faults, reasons.total(), facts),
+        _judge_quarantined(len(present), reasons),
     ]
 
 
-def _complete(
-    settings: Settings, videos: int, faults: list[str], lost: int, facts: dict[str, Any]
+class FileFinding(NamedTuple):
+    """What was found of one video; nothing is set where its feature file is sound.
+
+    Attributes:
+        fault: what is wrong with the file, for people.
+        quarantined: the reason in the record that stands in its place.
+    """
+
+    fault: str = ""
+    quarantined: str = ""
+
+
+def _judge_files(
+    settings: Settings, videos: int, faults: list[str], quarantined: int, facts: dict[str, Any]
 ) -> Verdict:
+    allowed = settings.shards.max_drop_share
     if faults:
-        says = f"{len(faults):,} of {videos:,} videos lack sound features: {'; '.join(faults[:NAMED])}. "
-        return Verdict(COMPLETE, f"{says}Materialize this part again", passed=False, facts=facts)
-    if lost > (most := settings.shards.max_drop_share) * videos:
-        says = f"{lost:,} of {videos:,} videos are quarantined; shards.max_drop_share allows {most:g}. Their records "
-        return Verdict(COMPLETE, f"{says}say why", passed=False, facts=facts)
-    return Verdict(
-        COMPLETE, f"{videos - lost:,} of {videos:,} videos have sound features", facts=facts
-    )
+        message = (
+            f"{len(faults):,} of {videos:,} videos lack sound features: "
+            f"{'; '.join(faults[:MAX_NAMED])}. Materialize this part again"
+        )
+    elif quarantined > allowed * videos:
+        message = (
+            f"{quarantined:,} of {videos:,} videos are quarantined; shards.max_drop_share allows "
+            f"{allowed:g}. Their records say why"
+        )
+    else:
+        message = f"{videos - quarantined:,} of {videos:,} videos have sound features"
+        return Verdict(COMPLETE, message, facts=facts)
+    return Verdict(COMPLETE, message, passed=False, facts=facts)
 
 
-def _none_quarantined(videos: int, reasons: Counter[str]) -> Verdict:
+def _judge_quarantined(videos: int, reasons: Counter[str]) -> Verdict:
     if not reasons:
         return Verdict(NONE_QUARANTINED, f"none of {videos:,} videos", blocking=False)
-    told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-    says = f"{reasons.total():,} of {videos:,} videos are quarantined: {told}. Training leaves them out"
-    return Verdict(NONE_QUARANTINED, says, passed=False, blocking=False)
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    message = (
+        f"{reasons.total():,} of {videos:,} videos are quarantined: {counts}. Training leaves "
+        "them out"
+    )
+    return Verdict(NONE_QUARANTINED, message, passed=False, blocking=False)
 
 
-def _look(
+def _inspect(
     storage: Storage,
     variant: str,
     video: PresentVideo,
-    options: Options,
+    options: ExtractionOptions,
     metadata: dict[str, str],
-    read: bool,
-) -> tuple[str, str]:
-    """("whole", ""), ("quarantined", why) or ("bad", what is wrong)."""
-    name = feature_path(variant, video.video)
-    if not storage.exists(name):
+    read_frames: bool,
+) -> FileFinding:
+    path = feature_path(variant, video.video)
+    if not storage.exists(path):
         record = read_record(storage, variant, video.video)
-        return ("quarantined", record.reason) if record else ("bad", f"{name} is not there")
+        if record is None:
+            return FileFinding(fault=f"{path} is not there")
+        return FileFinding(quarantined=record.reason)
     try:
-        with storage.open(name) as file:
-            header = read_header(file, storage.size(name), name)
+        with storage.open(path) as file:
+            header = read_header(file, storage.size(path), path)
     except ValueError as error:
-        return "bad", str(error)
-    if not is_current(
-        header, Video(video.video, video.duration, video.sha256, video.rel), metadata
-    ):
-        return "bad", "was made from another video, by another encoder or in another way"
+        return FileFinding(fault=str(error))
+    if not is_current(header, video, metadata):
+        fault = "was made from another video, by another encoder or in another way"
+        return FileFinding(fault=fault)
+    # A video of still pictures may have fewer of them than seconds.
     expected = min(options.expected_frames(video.duration), video.packets or header.frames)
-    if abs(header.frames - expected) > max(2, SLACK * expected):
-        return (
-            "bad",
-            (
-                f"{header.frames:,} frames, but {video.duration:.1f} s of video make about "
-                f"{expected:,}"
-            ),
+    if abs(header.frames - expected) > max(2, TOLERANCE * expected):
+        return FileFinding(
+            fault=f"{header.frames:,} frames, but {video.duration:.1f} s of video make about "
+            f"{expected:,}"
         )
-    if read and (wrong := _insane(storage, name, header)):
-        return "bad", wrong
-    return "whole", ""
+    return FileFinding(fault=_wrong_numbers(storage, path, header) if read_frames else "")
 
 
-def _insane(storage: Storage, name: str, header: FeatureHeader) -> str | None:
-    """What is wrong with some frames of a file, if anything is; they are bfloat16, looked at as
-    bits.
+def _wrong_numbers(storage: Storage, path: str, header: FeatureHeader) -> str:
+    """What is wrong with the numbers of some frames, if anything is. They are bfloat16, looked at
+    as bits.
     """
     values = header.tokens * header.width
-    with storage.open(name) as file:
-        for frame in sorted({place * header.frames // FRAMES for place in range(FRAMES)}):
+    frames = {i * header.frames // SAMPLED_FRAMES for i in range(SAMPLED_FRAMES)}
+    with storage.open(path) as file:
+        for frame in sorted(frames):
             file.seek(HEADER_ROOM + frame * values * 2)
             bits = np.frombuffer(file.read(values * 2), np.uint16)
-            if ((bits & 0x7F80) == 0x7F80).any():
+            if ((bits & EXPONENT_BITS) == EXPONENT_BITS).any():
                 return f"frame {frame} holds numbers that are not finite"
             if (bits == bits[0]).all():
                 return f"all numbers of frame {frame} are the same"
-    return None
+    return ""

@@ -1,75 +1,128 @@
-"""What passes through an extraction: videos, the jobs they become, and how each of them ends."""
+"""What passes through an extraction: a video becomes a job, and a job has one outcome."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from assets.features.processes import EncoderProcess
-
-
-class Video(NamedTuple):
-    """One present video: ``<source>/<id>``, seconds, hash, and where its file is below the storage
-    root.
-    """
-
-    video: str
-    duration: float
-    sha256: str
-    relpath: str
-
-
-class Failure(NamedTuple):
-    """A video that gave no features."""
-
-    video: Video
-    reason: str
-    detail: str
-    stderr: str = ""
-
-
-class Success(NamedTuple):
-    """A published feature file."""
-
-    video: Video
-    frames: int
-    duration: float
-    damaged: bool
-    content: str
-    bytes: int
-    facts: dict[str, Any]
+from assets.annotations.catalogue import PresentVideo
+from assets.features.workers.processes import EncoderProcess
 
 
 @dataclass(slots=True)
-class Job:
-    """One video between its decoder and its file."""
+class VideoJob:
+    """One video between its decoder and its feature file.
+
+    Attributes:
+        number: never used twice.
+        video: whose features are made.
+        local: its file on this machine.
+        encoder: where its pictures go; None until the decoder has opened the file.
+        facts: what the decoder said of the file when it opened it.
+        publishing: ends the writing of the feature file: it is published when this is closed.
+        damaged: whether something of it did not decode.
+        frames: pictures that came so far.
+    """
 
     number: int
-    video: Video
+    video: PresentVideo
     local: Path
     encoder: EncoderProcess | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     publishing: ExitStack = field(default_factory=ExitStack)
     damaged: bool = False
-    frames: int = 0  # that came so far
+    frames: int = 0
+
+    def header(self, common: dict[str, str], stats: dict[str, float]) -> dict[str, str]:
+        """Metadata of its feature file.
+
+        Args:
+            common: what every feature file of this extraction says.
+            stats: what went wrong while decoding, by name.
+        """
+        facts = {name: str(value) for name, value in self.facts.items() if name != "frames"}
+        counts = {name: f"{count:g}" for name, count in stats.items()}
+        own = {
+            "video": self.video.video,
+            "source_sha256": self.video.sha256,
+            "damaged": str(int(self.damaged)),
+        }
+        return {**common, **facts, **counts, **own}
+
+    def discard_file(self) -> None:
+        """Remove the unfinished feature file instead of publishing it."""
+        with suppress(NotPublished), self.publishing:
+            raise NotPublished(self.video.video)
+
+
+class NotPublished(Exception):
+    """Raised inside `Storage.writing`, which then removes the file instead of publishing it."""
+
+
+class ExtractedVideo(NamedTuple):
+    """A video whose feature file is published.
+
+    Attributes:
+        video: `<source>/<id>`.
+        frames: rows of the file.
+        duration: seconds, as the decoder measured them.
+        damaged: whether something of it did not decode.
+        content: hash of the file's content.
+        bytes: of the file.
+    """
+
+    video: str
+    frames: int
+    duration: float
+    damaged: bool
+    content: str
+    bytes: int
+
+
+class FailedVideo(NamedTuple):
+    """A video that gave no features.
+
+    Attributes:
+        video: whose features were to be made.
+        reason: a key of the `REASONS` of `model.media.container` or of
+            `assets.features.quarantine`.
+        detail: for people.
+        stderr: what its decoder wrote there, where the decoder died.
+    """
+
+    video: PresentVideo
+    reason: str
+    detail: str
+    stderr: str = ""
 
 
 @dataclass(slots=True)
-class Usage:
-    """Sums for the throughput table."""
+class ExtractionUsage:
+    """Sums for the table of throughput.
+
+    Attributes:
+        started, finished: time of the first fork and of the last outcome.
+        frames: pictures decoded.
+        decode_cpu_s: CPU time of decoders.
+        decode_busy_s: their time, less what they waited for slots.
+        decoder_bytes: most memory that one of them used.
+        buffer_used: pictures waiting for encoders, summed over `buffer_samples` looks.
+        encoders: what each encoder counted.
+    """
 
     started: float = 0.0
     finished: float = 0.0
     frames: int = 0
     decode_cpu_s: float = 0.0
     decode_busy_s: float = 0.0
-    worker_bytes: int = 0
-    ring_used: int = 0
-    ring_samples: int = 0
+    decoder_bytes: int = 0
+    buffer_used: int = 0
+    buffer_samples: int = 0
     encoders: list[dict[str, float]] = field(default_factory=list)
 
 
-class Abandoned(Exception):
-    """Thrown into ``Storage.writing`` so that a temporary file is removed instead of published."""
+def describe_damage(stats: dict[str, float]) -> str:
+    """What went wrong while decoding, for people."""
+    return ", ".join(f"{name} {count:g}" for name, count in stats.items() if count)

@@ -1,62 +1,57 @@
-"""What an extraction is told: the deployment's choices and the variant's numbers."""
+"""What decides how one extraction runs, and the hashes that say when its results still hold."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from assets.deployment.settings import Features, Limits
+from assets.deployment.settings import Features
 from model.config import PRESETS
 from training.formats.feature_file import FORMAT
 from training.formats.hashing import hash_value
 
+# How pictures are chosen and resized, in words. They are part of `config_hash`: whoever changes how
+# it is done changes the words, and all features are made again.
 SAMPLING = "one frame a second, floor of linspace; by time where the rate varies"
 RESIZE = "uint8 antialiased bicubic, squashed to a square"
 
+# Limits that only cost time or memory in all: no video decodes because of them that did not before.
+NOT_DECISIVE = {"attempts", "recycle_after", "buffer_bytes"}
+
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """Everything that shapes one extraction; see :class:`assets.deployment.settings.Features` for
-    the first four and the limits.
+class ExtractionOptions:
+    """The deployment's settings together with the numbers of a variant.
 
     Attributes:
-        devices: where encoders run, one on each ("cuda:0"); "auto" stands for every GPU there is,
+        settings: the deployment's `features` section.
+        pooled_side: P = pooled_side**2 rows are kept of each picture.
+        min_frames: pictures wanted of a video shorter than so many seconds, if it has them.
+        devices: where encoders run, one on each ("cuda:0"). "auto" stands for every GPU there is,
             or else the CPU.
-        pooled_side, min_frames: the variant's.
     """
 
-    decode_workers: int = 2
-    batch_size: int = 64
-    decoder: str = "auto"
-    damaged: str = "use"
-    devices: tuple[str, ...] = ("auto",)
-    pooled_side: int = 8
-    min_frames: int = 128
-    limits: Limits = field(default_factory=Limits)
+    settings: Features
+    pooled_side: int
+    min_frames: int
+    devices: tuple[str, ...]
 
     @staticmethod
-    def of(settings: Features, variant: str) -> Options:
+    def of(settings: Features, variant: str) -> ExtractionOptions:
         """The options of a variant under the deployment's settings."""
         memory = PRESETS[variant].memory
-        return Options(
-            settings.decode_workers,
-            settings.batch_size,
-            settings.decoder,
-            settings.damaged,
-            (settings.device,),
-            memory.pooled_side,
-            memory.min_frames,
-            settings.limits,
+        return ExtractionOptions(
+            settings, memory.pooled_side, memory.min_frames, (settings.device,)
         )
 
     def expected_frames(self, seconds: float) -> int:
-        """About how many frames a video of that length gives; for progress only."""
+        """About how many pictures a video of that length gives; for progress only."""
         return max(int(seconds), self.min_frames)
 
     def config_hash(self) -> str:
-        """Of what shapes a feature file besides encoder and video. Files with another one are made
-        again.
+        """Hash of what shapes a feature file besides its encoder and its video. Files with another
+        one are made again.
 
         Batch size, devices and decoder are not in it: they decide how fast, not what.
         """
@@ -71,13 +66,18 @@ class Options:
         )
 
     def decode_hash(self, source_sha256: str) -> str:
-        """Of what decides whether a video can be decoded. A quarantined video with another one is
-        tried again.
+        """Hash of what decides whether a video can be decoded. A quarantined video with another one
+        is tried again.
+
+        Args:
+            source_sha256: of the video's file.
         """
-        # What only costs time or memory in all does not count.
-        facts: dict[str, Any] = self.limits.model_dump(
-            exclude={"attempts", "recycle_after", "ring_bytes"}
-        )
+        limits: dict[str, Any] = self.settings.limits.model_dump(exclude=NOT_DECISIVE)
         return hash_value(
-            {"limits": facts, "decoder": self.decoder, "av": version("av"), "source": source_sha256}
+            {
+                "limits": limits,
+                "decoder": self.settings.decoder,
+                "av": version("av"),
+                "source": source_sha256,
+            }
         )

@@ -1,6 +1,4 @@
-"""Videos that gave no features, and why: one small record beside the place where the feature file
-would be.
-"""
+"""Videos that gave no features, and why: a small record of each, where its feature file would be."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from training.formats.storage import Storage
 
 SUFFIX = ".quarantine.json"
 
-# Reasons of model.media.REASONS are facts about a file; these are what became of decoding it.
+# `REASONS` of model.media.container are facts about a file; these say what became of decoding it.
 REASONS = {
     "missing": "the catalogue lists it, but the file is not there",
     "too_long": "more frames than a feature file may hold",
@@ -21,8 +19,10 @@ REASONS = {
     "crash": "the decoder crashed",
     "oom": "the decoder needed more memory than it may have",
 }
-PASSING = {"timeout", "crash", "oom"}  # may be the machine's fault: tried again by later runs
-ALWAYS_AGAIN = {"missing", "damaged"}  # settled by looking at the file, or the settings, anew
+# May be the machine's fault: later runs try again, up to `features.limits.attempts` runs in all.
+PERHAPS_TEMPORARY = {"timeout", "crash", "oom"}
+# Every run decides these anew, from the file and the settings; that costs little.
+ALWAYS_TRIED_AGAIN = {"missing", "damaged"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Quarantined:
     """Why a video has no features.
 
     Attributes:
-        video: ``<source>/<id>``.
-        reason: a key of ``REASONS`` here or in :mod:`model.media.container`.
+        video: `<source>/<id>`.
+        reason: a key of `REASONS` here or in `model.media.container`.
         detail: for a person.
         attempts: runs that ended this way.
         decoding: hash of the video and of the settings it was decoded under.
@@ -46,13 +46,19 @@ class Quarantined:
     stderr: str = ""
 
     def final(self, decoding: str, attempts: int) -> bool:
-        """Whether trying again, under the settings that hash to ``decoding``, is pointless."""
-        if self.decoding != decoding or self.reason in ALWAYS_AGAIN:
+        """Whether trying again is pointless.
+
+        Args:
+            decoding: hash of the video and of the settings it would be decoded under.
+            attempts: runs that may try.
+        """
+        if self.decoding != decoding or self.reason in ALWAYS_TRIED_AGAIN:
             return False
-        return self.reason not in PASSING or self.attempts >= attempts
+        return self.reason not in PERHAPS_TEMPORARY or self.attempts >= attempts
 
 
 def record_path(variant: str, video: str) -> str:
+    """Where the record of a video is, below the root."""
     return layout.features(variant, video) + SUFFIX
 
 
@@ -65,10 +71,11 @@ def read_record(storage: Storage, variant: str, video: str) -> Quarantined | Non
 
 
 def forget_records(storage: Storage, variant: str, videos: Iterable[str]) -> None:
-    """Have these videos tried again by the next extraction, whatever became of them before."""
+    """Remove the records of these videos, so that the next extraction tries them again."""
     for video in videos:
         storage.remove(record_path(variant, video))
 
 
 def write_record(storage: Storage, variant: str, record: Quarantined) -> None:
+    """Write the record of a video; an earlier one is replaced."""
     storage.write_json(record_path(variant, record.video), asdict(record))

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from assets.deployment.settings import Limits
-from assets.features.extract import FeatureReport, extract
-from assets.features.jobs import Video
-from assets.features.options import Options
+from assets.annotations.catalogue import PresentVideo
+from assets.deployment.settings import Features
+from assets.features.extract import extract
+from assets.features.options import ExtractionOptions
+from assets.features.report import FeatureReport
 from model.config import PRESETS
 from model.vision import VisionEncoder
 from model.weights.vision_encoder import save_vision_encoder
@@ -46,9 +47,7 @@ def encoder(tmp_path_factory) -> Path:
 
 
 def after_layer(model: torch.nn.Module, number: int, run: Callable[[], object]) -> torch.Tensor:
-    """What comes out of one layer of a SigLIP tower of transformers, whatever its version calls
-    things.
-    """
+    """What comes out of one layer of a SigLIP tower of transformers, in any of its versions."""
     end = f"encoder.layers.{number}"
     (layer,) = (
         module
@@ -74,24 +73,33 @@ def video_path(root: Path, video: str, suffix: str = ".mp4") -> Path:
     return path
 
 
-def row(root: Path, path: Path, duration: float = 10.0) -> Video:
-    """The catalogue's words about a file."""
+def present_video(root: Path, path: Path, duration: float = 10.0) -> PresentVideo:
+    """What the catalogue says of a file; the file may be missing."""
     rel = path.relative_to(root)
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "0" * 64
-    return Video(f"{path.parent.name}/{path.stem}", duration, digest, rel.as_posix())
+    video = f"{path.parent.name}/{path.stem}"
+    return PresentVideo(video, duration, digest, rel.as_posix(), damaged=False)
+
+
+def videos_of(root: Path, duration: float = 10.0) -> list[PresentVideo]:
+    """What the catalogue says of all videos of a root, in order."""
+    paths = sorted((root / "VideoMarathon/videos").glob("*/*"))
+    return [present_video(root, path, duration) for path in paths]
 
 
 def feature_file(root: Path, video: str) -> Path:
     return root / f"VideoMarathon/features/tiny/{video}.safetensors"
 
 
-def options(**changes: object) -> Options:
-    defaults = {"decode_workers": 2, "batch_size": 16, "devices": ("cpu",), "limits": Limits()}
-    return Options(
-        pooled_side=TINY.memory.pooled_side,
-        min_frames=TINY.memory.min_frames,
-        **(defaults | changes),
-    )
+def options(devices: tuple[str, ...] = ("cpu",), **changes: object) -> ExtractionOptions:
+    """Options of the tiny variant.
+
+    Args:
+        devices: where encoders run.
+        changes: of the deployment's `features` section.
+    """
+    settings = Features(**{"decode_workers": 2, "batch_size": 16, **changes})
+    return ExtractionOptions(settings, TINY.memory.pooled_side, TINY.memory.min_frames, devices)
 
 
 @pytest.fixture(scope="session")
@@ -99,10 +107,10 @@ def run(encoder) -> Callable[..., FeatureReport]:
     """Extract videos of a root; returns the report, whose log is printed."""
 
     def go(
-        root: Path, rows: list[Video], *, encoder: Path = encoder, backends=None, **changes
+        root: Path, videos: list[PresentVideo], *, encoder: Path = encoder, backends=None, **changes
     ) -> FeatureReport:
         return extract(
-            Storage(str(root)), options(**changes), "tiny", rows, encoder, print, backends
+            Storage(str(root)), options(**changes), "tiny", videos, encoder, print, backends
         )
 
     return go

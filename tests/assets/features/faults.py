@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from assets.features.backends import open_pyav
+from assets.features.workers.backends import open_pyav
 
 
 class Wrapped:

@@ -15,16 +15,18 @@ import pytest
 
 from assets.deployment.settings import Limits
 from assets.features import extract as extraction
-from tests.assets.features.conftest import copy_videos, feature_file, make_encoder, row, video_path
+from tests.assets.features.conftest import (
+    copy_videos,
+    feature_file,
+    make_encoder,
+    video_path,
+    videos_of,
+)
 from tests.model.media import clips
 from training.formats.feature_file import open_features
 
 FAULTY = "tests.assets.features.faults:open_faulty"
 PROJECT = Path(__file__).parents[3]
-
-
-def rows_of(root):
-    return [row(root, path) for path in sorted((root / "VideoMarathon/videos").glob("*/*"))]
 
 
 def leftovers(root):
@@ -55,7 +57,7 @@ def faulty(tmp_path_factory, run):
     limits = Limits(stall_s=4, deadline_s=8, memory_bytes=1 << 30)
     return (
         root,
-        run(root, rows_of(root), backends=[FAULTY] * 3, limits=limits, decode_workers=3),
+        run(root, videos_of(root), backends=[FAULTY] * 3, limits=limits, decode_workers=3),
         limits,
     )
 
@@ -113,14 +115,14 @@ def test_what_a_crashing_decoder_said_is_kept(faulty):
 def test_passing_failures_are_tried_again_but_not_for_ever(faulty, run, tmp_path):
     root, _, limits = faulty
     other = copy_videos(root, tmp_path)
-    rows = [video for video in rows_of(other) if video.video in ("panda/exit", "panda/good-a")]
+    videos = [video for video in videos_of(other) if video.video in ("panda/exit", "panda/good-a")]
     for attempt in (1, 2, 3):
-        report = run(other, rows, backends=[FAULTY], limits=limits)
+        report = run(other, videos, backends=[FAULTY], limits=limits)
         assert record(other, "panda/exit")["attempts"] == attempt
         assert report.counts["already_done"] == (attempt > 1)
-    assert run(other, rows, backends=[FAULTY], limits=limits).counts["quarantined crash"] == 1
+    assert run(other, videos, backends=[FAULTY], limits=limits).counts["quarantined crash"] == 1
     assert record(other, "panda/exit")["attempts"] == 3
-    healed = run(other, rows, limits=Limits(stall_s=3))  # other limits: another chance
+    healed = run(other, videos, limits=Limits(stall_s=3))  # other limits: another chance
     assert healed.counts["done"] == 1
     assert not (other / "VideoMarathon/features/tiny/panda/exit.quarantine.json").exists()
 
@@ -128,14 +130,13 @@ def test_passing_failures_are_tried_again_but_not_for_ever(faulty, run, tmp_path
 CHILD = """
 import sys
 from pathlib import Path
-from tests.assets.features.conftest import options, row
+from tests.assets.features.conftest import options, videos_of
 from assets.features.extract import extract
 from training.formats.storage import Storage
 
 root, encoder = Path(sys.argv[1]), Path(sys.argv[2])
-rows = [row(root, path) for path in sorted((root / "VideoMarathon/videos").glob("*/*"))]
 backends = ["tests.assets.features.faults:open_slow"] * 2
-extract(Storage(str(root)), options(), "tiny", rows, encoder, print, backends)
+extract(Storage(str(root)), options(), "tiny", videos_of(root), encoder, print, backends)
 """
 
 
@@ -173,7 +174,7 @@ def test_after_kill_9_the_rest_is_made_and_the_bytes_are_the_same(
             assert process.poll() is None
             time.sleep(0.01)
         family = descendants(process.pid)
-        assert len(family) >= 4  # nursery, two decoders, encoder
+        assert len(family) >= 4  # fork server, two decoders, encoder
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -186,8 +187,8 @@ def test_after_kill_9_the_rest_is_made_and_the_bytes_are_the_same(
     assert leftovers(root)
 
     monkeypatch.setattr(extraction, "STALE_S", 0.0)
-    again = run(root, rows_of(root))
-    whole = run(undisturbed, rows_of(undisturbed))
+    again = run(root, videos_of(root))
+    whole = run(undisturbed, videos_of(undisturbed))
 
     assert again.counts["already_done"] == len(before)
     assert again.counts["done"] == 6 - len(before)
@@ -213,7 +214,7 @@ def test_an_encoder_that_dies_fails_the_run_with_its_last_words_and_leaves_nothi
     with pytest.raises(
         RuntimeError, match=r"(?s)the encoder on cpu ended.*is this a SigLIP vision encoder"
     ):
-        run(tmp_path, rows_of(tmp_path), encoder=broken)
+        run(tmp_path, videos_of(tmp_path), encoder=broken)
     assert leftovers(tmp_path) == []
 
 
@@ -224,7 +225,7 @@ def test_decoders_see_neither_secrets_nor_the_network(run, tmp_path, monkeypatch
         port = server.getsockname()[1]
         clips.encode(video_path(tmp_path, f"panda/v-{port}"), 20, rate=10)
         report = run(
-            tmp_path, rows_of(tmp_path), backends=["tests.assets.features.faults:open_nosy"]
+            tmp_path, videos_of(tmp_path), backends=["tests.assets.features.faults:open_nosy"]
         )
         isolated = "no network" in next(
             line["value"] for line in report.throughput if line["what"] == "decoders"
@@ -251,6 +252,6 @@ def test_temporary_files_of_living_writers_are_left_alone(tmp_path, monkeypatch)
     living = FeatureWriter(folder / ".tmp-1-a.safetensors", 1, 1, 1)
     (folder / ".tmp-2-b.safetensors").write_bytes(b"x")
     os.utime(folder / ".tmp-2-b.safetensors", (1, 1))
-    extraction.sweep(Storage(str(tmp_path)), "tiny", ["panda", "ego4d"])
+    extraction.remove_stale_files(Storage(str(tmp_path)), "tiny", ["panda", "ego4d"])
     assert [path.name for path in folder.iterdir()] == [".tmp-1-a.safetensors"]
     living.close()

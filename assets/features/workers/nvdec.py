@@ -1,10 +1,11 @@
-"""Decoding on the GPU's video engine, for codecs that it knows, through PyNvVideoCodec.
+"""A backend that decodes on the GPU's video engine (NVDEC), through PyNvVideoCodec.
 
-Only the decoding itself is other: the container is read, the frames are chosen, and the pictures
-are converted and resized by the same code as on the CPU, so that a container cannot trick another
-reader and pixels are the same bit for bit (H.264 and HEVC define every one of them). The engine
-decodes each frame, wanted or not, and says nothing of damage that it mends, so it is used where the
-settings ask for it.
+Only the decoding itself differs. The container is read, the frames are chosen, and the pictures are
+converted and resized by the same code as on the CPU. So a hostile container meets no other reader,
+and pixels are the same bit for bit: H.264 and HEVC define every one of them.
+
+The engine decodes each frame, wanted or not, and does not report damage that it mends. So it is
+used only where the settings ask for it.
 """
 
 from __future__ import annotations
@@ -20,35 +21,37 @@ import numpy as np
 from av.bitstream import BitStreamFilterContext
 from av.video.stream import VideoStream
 
-from assets.features.backends import Video, ffmpeg_version, open_pyav, plan
+from assets.features.workers.backends import (
+    OpenedVideo,
+    choose_frames,
+    ffmpeg_version,
+    open_pyav,
+)
 from model.media import reader as sampling
 from model.media.container import Frames, MediaError, Packets, open_video
 
-# FFmpeg's name -> PyNvVideoCodec's, and the filter that turns a container's packets into what the
-# engine reads.
+# FFmpeg's name -> PyNvVideoCodec's name, and FFmpeg's bitstream filter that turns a container's
+# packets into what the engine reads.
 CODECS = {
     "h264": ("H264", "h264_mp4toannexb"),
     "hevc": ("HEVC", "hevc_mp4toannexb"),
     "vp9": ("VP9", "null"),
 }
-PIXEL_FORMATS = (
-    "yuv420p",
-    "yuvj420p",
-)  # 8 bits, every second pixel with a colour: what an NV12 surface holds
+# 8 bits, one colour value for two by two pixels: what an NV12 surface holds.
+PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 
 
-def installed() -> bool:
+def nvdec_installed() -> bool:
+    """Whether PyNvVideoCodec is there. It does not look for a GPU."""
     return importlib.util.find_spec("PyNvVideoCodec") is not None
 
 
 @contextmanager
 def open_nvdec(
     path: str, size: int, min_frames: int, max_frames: int, max_pixels: int
-) -> Iterator[Video]:
-    """Like :func:`assets.features.backends.open_pyav`, which takes over what the engine cannot
-    decode.
-    """
-    line, indices = plan(path, min_frames, max_frames, max_pixels)
+) -> Iterator[OpenedVideo]:
+    """A `Backend`: the GPU's video engine; PyAV for what the engine cannot decode."""
+    line, indices = choose_frames(path, min_frames, max_frames, max_pixels)
     first = _first_frame(line, max_pixels)
     if reason := _unsuitable(line, first):
         with open_pyav(path, size, min_frames, max_frames, max_pixels) as video:
@@ -65,13 +68,12 @@ def open_nvdec(
     report.decoder = (
         f"nvdec {PyNvVideoCodec.__version__}, av {av.__version__}, ffmpeg {ffmpeg_version()}"
     )
-    yield Video(
-        line, indices, pictures, report, "NVDEC is asked for; damage that it mends is not counted"
-    )
+    why = "NVDEC is asked for; damage that it mends is not counted"
+    yield OpenedVideo(line, indices, pictures, report, why)
 
 
 def _first_frame(line: sampling.Timeline, max_pixels: int) -> av.VideoFrame:
-    """A frame as the CPU decodes it: it knows how it is turned and what its colours mean."""
+    """A frame as the CPU decodes it, which says how it is turned and what its colours mean."""
     with open_video(line.path, max_pixels=max_pixels, index=line.stream) as (container, stream):
         for frame in Frames(Packets(container, stream), stream):
             return frame
@@ -94,10 +96,11 @@ def _unsuitable(line: sampling.Timeline, first: av.VideoFrame) -> str:
 
 
 class NvdecFrames(Frames):
-    """Wanted frames of a stream as CPU pictures, in the order in which they are shown.
+    """Like `Frames`, decoded on the GPU: the wanted frames of a stream, in the order shown.
 
     Args:
-        packets, stream: what to decode.
+        packets: of the stream.
+        stream: what to decode.
         wanted: ticks of the frames that are brought back from the GPU.
         like: a frame of the same stream, for its dimensions and colours.
     """
@@ -132,20 +135,22 @@ class NvdecFrames(Frames):
                 for surface in decoder.Decode(data):
                     if surface.getPTS() in self._wanted:
                         yield self._picture(surface)
-        for surface in decoder.Decode(
-            nvc.PacketData()
-        ):  # an empty packet: what the engine still holds back
+        # An empty packet makes the engine give what it still holds back.
+        for surface in decoder.Decode(nvc.PacketData()):
             if surface.getPTS() in self._wanted:
                 yield self._picture(surface)
 
     def _picture(self, surface: Any) -> av.VideoFrame:
-        """A decoded surface (NV12 in GPU memory) as the picture that FFmpeg's own decoder would
-        have given.
+        """A decoded surface, NV12 in GPU memory, as the frame that FFmpeg's own decoder gives.
+
+        Raises:
+            MediaError: the surface has other dimensions than the stream's frames.
         """
         import torch
 
         width, height = self._like.width, self._like.height
         nv12 = torch.from_dlpack(surface).cpu().numpy()
+        # Rows of brightness, then half as many rows in which both colours alternate.
         nv12 = nv12.reshape(nv12.shape[0], -1)[: height * 3 // 2]
         if nv12.shape != (height * 3 // 2, width):
             detail = f"NVDEC gives a surface of {nv12.shape}, expected {(height * 3 // 2, width)}"

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import SiglipVisionModel
 
-from assets.features.pool import Pool
-from assets.features.tower import Tower, load_encoder
+from assets.features.coordinator import Coordinator
+from assets.features.workers.tower import VisionTower, load_encoder
 from model.media.resize import resize_frame, resize_image
 from tests.assets.features.conftest import (
     TINY,
     after_layer,
     copy_videos,
     feature_file,
-    row,
     video_path,
+    videos_of,
 )
 from tests.model.media import clips
 from training.formats.feature_file import open_features
@@ -47,9 +47,8 @@ def part(tmp_path_factory, run):
         codec="libvpx-vp9",
         options={"cpu-used": "8"},
     )
-    paths = sorted((root / "VideoMarathon/videos").glob("*/*"))
-    rows = [row(root, path, 20.0) for path in paths]
-    return root, rows, run(root, rows)
+    videos = videos_of(root, 20.0)
+    return root, videos, run(root, videos)
 
 
 def all_frames(path) -> tuple[list[np.ndarray], np.ndarray]:
@@ -146,8 +145,8 @@ def test_the_frame_strip_is_a_picture_of_frames_as_the_encoder_saw_them(part):
 
 
 def test_the_header_says_where_features_come_from(part):
-    root, rows, _ = part
-    for video in rows:
+    root, videos, _ = part
+    for video in videos:
         facts = open_features(feature_file(root, video.video)).metadata
         assert facts["source_sha256"] == video.sha256
         assert facts["video"] == video.video
@@ -159,27 +158,27 @@ def test_the_header_says_where_features_come_from(part):
 
 
 def test_running_again_does_nothing(part, run, monkeypatch):
-    root, rows, report = part
-    before = {video.video: feature_file(root, video.video).stat().st_mtime_ns for video in rows}
+    root, videos, report = part
+    before = {video.video: feature_file(root, video.video).stat().st_mtime_ns for video in videos}
 
     def never(*_):
         raise AssertionError("processes were started for finished work")
 
-    monkeypatch.setattr(Pool, "run", never)
-    again = run(root, rows)
+    monkeypatch.setattr(Coordinator, "run", never)
+    again = run(root, videos)
     assert again.counts["already_done"] == 5
     assert again.version == report.version
     assert (again.hours, again.frames, again.bytes) == (report.hours, report.frames, report.bytes)
     assert before == {
-        video.video: feature_file(root, video.video).stat().st_mtime_ns for video in rows
+        video.video: feature_file(root, video.video).stat().st_mtime_ns for video in videos
     }
 
 
 def test_bytes_depend_neither_on_decoders_nor_on_encoders_nor_on_the_batch(part, run, tmp_path):
-    root, rows, report = part
+    root, videos, report = part
     other = copy_videos(root, tmp_path)
-    again = run(other, rows[::-1], decode_workers=3, batch_size=7, devices=("cpu", "cpu"))
-    for video in rows:
+    again = run(other, videos[::-1], decode_workers=3, batch_size=7, devices=("cpu", "cpu"))
+    for video in videos:
         assert (
             feature_file(root, video.video).read_bytes()
             == feature_file(other, video.video).read_bytes()
@@ -198,15 +197,14 @@ def test_only_what_changed_is_made_again(part, run, encoder, tmp_path):
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
     clips.encode(video_path(other, "panda/short"), 12, rate=10)
-    rows = [row(other, path, 20.0) for path in sorted((other / "VideoMarathon/videos").glob("*/*"))]
-    changed = run(other, rows)
+    changed = run(other, videos_of(other, 20.0))
     assert (changed.counts["done"], changed.counts["already_done"]) == (1, 4)
     assert open_features(feature_file(other, "panda/short")).frames == 12
     assert changed.version != report.version
 
 
 def test_a_row_is_the_same_whatever_shares_its_batch(encoder):
-    tower = Tower(load_encoder(encoder), POOLED, "cpu", 16)
+    tower = VisionTower(load_encoder(encoder), POOLED, "cpu", 16)
     assert not tower.alone
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (16, SIDE, SIDE, 3), dtype=np.uint8)

@@ -9,7 +9,7 @@ from assets.annotations.catalogue import PresentVideo
 from assets.deployment.settings import Settings
 from assets.features.checks import complete
 from assets.features.extract import hash_encoder
-from assets.features.options import Options
+from assets.features.options import ExtractionOptions
 from assets.features.quarantine import Quarantined, forget_records, read_record, write_record
 from tests.assets.features.conftest import TINY
 from training.formats.feature_file import feature_path, write_features
@@ -52,7 +52,7 @@ def make(settings, storage, encoder):
     ) -> Path:
         path = Path(storage.path(feature_path("tiny", of.video)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        config = Options.of(settings.features, "tiny").config_hash()
+        config = ExtractionOptions.of(settings.features, "tiny").config_hash()
         metadata = {
             "duration": str(of.duration),
             "source_sha256": of.sha256,

@@ -1,6 +1,7 @@
-"""What becomes of unusual media, under every decoder and setting, and on roots that are not local."""
+"""What becomes of unusual media, under every decoder and setting, and on remote roots."""
 
 import ctypes
+import dataclasses
 import json
 import sys
 import types
@@ -12,23 +13,27 @@ import pytest
 import torch
 from transformers import SiglipConfig, SiglipModel
 
-from assets.features.backends import open_decord, open_pyav
+from assets.annotations.catalogue import PresentVideo
 from assets.features.extract import extract
-from assets.features.jobs import Video
-from assets.features.nvdec import open_nvdec
-from assets.features.tower import FrameEncoder, load_encoder
+from assets.features.workers.backends import open_decord, open_pyav
+from assets.features.workers.nvdec import open_nvdec
+from assets.features.workers.tower import FrameEncoder, load_encoder
 from tests.assets.features.conftest import (
     TINY,
     after_layer,
     feature_file,
     make_encoder,
     options,
-    row,
+    present_video,
     video_path,
 )
 from tests.model.media import clips, tricky
 from training.formats.feature_file import FeatureStore, open_features
 from training.formats.storage import Storage
+
+GONE = PresentVideo(
+    "panda/gone", 5.0, "0" * 64, "VideoMarathon/videos/panda/gone.mp4", damaged=False
+)
 
 OPEN = {"size": 112, "min_frames": 16, "max_frames": 10_000, "max_pixels": 1 << 24}
 
@@ -46,10 +51,11 @@ def test_every_tricky_clip_gives_its_frames_or_is_quarantined_with_its_reason(ru
         path.parent.mkdir(parents=True)
         clip.build(path)
         names[f"panda/{i:02}"] = clip, path
-    rows = [row(tmp_path, path)._replace(video=video) for video, (_, path) in names.items()]
-    report = run(
-        tmp_path, [*rows, Video("panda/gone", 5.0, "0" * 64, "VideoMarathon/videos/panda/gone.mp4")]
-    )
+    videos = [
+        dataclasses.replace(present_video(tmp_path, path), video=video)
+        for video, (_, path) in names.items()
+    ]
+    report = run(tmp_path, [*videos, GONE])
 
     found = {line["video"]: line["reason"] for line in report.quarantine}
     assert found.pop("panda/gone") == "missing"
@@ -77,19 +83,19 @@ def test_damaged_videos_are_used_or_skipped_as_the_settings_say(run, tmp_path):
     place = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2
     data[place : place + 40] = bytes(range(40))
     whole.write_bytes(bytes(data))
-    rows = [row(tmp_path, path, 40.0)]
+    videos = [present_video(tmp_path, path, 40.0)]
 
-    used = run(tmp_path, rows)
+    used = run(tmp_path, videos)
     assert (used.counts["done"], used.counts["damaged"]) == (1, 1)
     facts = open_features(feature_file(tmp_path, "panda/hurt")).metadata
     assert facts["damaged"] == "1"
     assert int(facts["bad_packets"]) + int(facts["concealed"]) > 0
 
-    skipped = run(tmp_path, rows, damaged="skip")
+    skipped = run(tmp_path, videos, damaged="skip")
     assert skipped.counts["quarantined damaged"] == 1
     assert not feature_file(tmp_path, "panda/hurt").exists()
 
-    again = run(tmp_path, rows)
+    again = run(tmp_path, videos)
     assert again.version == used.version
     assert not list((tmp_path / "VideoMarathon/features").rglob("*.quarantine.json"))
 
@@ -219,19 +225,20 @@ def test_what_nvdec_cannot_decode_goes_to_the_cpu_with_the_reason(
 @pytest.mark.slow
 def test_a_remote_root_gives_the_same_files_as_a_local_one(run, encoder, tmp_path):
     clips.encode(video_path(tmp_path, "panda/a"), 200, rate=10)
-    rows = [row(tmp_path, tmp_path / "VideoMarathon/videos/panda/a.mp4", 20.0)]
-    local = run(tmp_path, rows)
+    videos = [present_video(tmp_path, tmp_path / "VideoMarathon/videos/panda/a.mp4", 20.0)]
+    local = run(tmp_path, videos)
     remote = Storage("memory://features-of-a-remote-root", cache=tmp_path / "cache")
     try:
-        remote.write_bytes(rows[0].relpath, (tmp_path / rows[0].relpath).read_bytes())
-        gone = Video("panda/gone", 5.0, "0" * 64, "VideoMarathon/videos/panda/gone.mp4")
-        report = extract(remote, options(), "tiny", [*rows, gone], encoder, print)
+        remote.write_bytes(videos[0].rel, (tmp_path / videos[0].rel).read_bytes())
+        report = extract(remote, options(), "tiny", [*videos, GONE], encoder, print)
         assert report.version == local.version
         assert report.counts["quarantined missing"] == 1
         file = FeatureStore(remote, "VideoMarathon/features/tiny").open("panda/a")
         assert file.path.read_bytes() == feature_file(tmp_path, "panda/a").read_bytes()
         assert not list((tmp_path / "cache").rglob("*.mp4"))  # copies of videos do not pile up
-        assert extract(remote, options(), "tiny", rows, encoder, print).counts["already_done"] == 1
+        assert (
+            extract(remote, options(), "tiny", videos, encoder, print).counts["already_done"] == 1
+        )
     finally:
         fsspec.filesystem("memory").store.clear()
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from assets.features.ring import Ring
+from assets.features.workers.frame_buffer import FrameBuffer
 from model.config import VisionConfig
 from model.vision import VisionEncoder, VisionLayer, pool_frames
 from model.weights.tensors import read_tensors
@@ -38,7 +38,7 @@ IN_FLIGHT = 3  # batches: one being filled, one being computed, one being writte
 
 
 @dataclass(slots=True)
-class Batch:
+class FrameBatch:
     """One batch's buffers: pictures on the device, rows on the host."""
 
     pixels_BSS3: Tensor
@@ -47,7 +47,7 @@ class Batch:
     done: Any = None
 
 
-class Tower:
+class VisionTower:
     """A vision encoder with the buffers to feed it.
 
     Args:
@@ -81,10 +81,10 @@ class Tower:
         else:
             torch.set_num_threads(1)
             self._encoder = self._encoder.float()
-        self.free: queue.Queue[Batch] = queue.Queue()
+        self.free: queue.Queue[FrameBatch] = queue.Queue()
         for _ in range(IN_FLIGHT):
             self.free.put(
-                Batch(
+                FrameBatch(
                     torch.zeros(
                         (batch_size, self.side, self.side, 3), dtype=torch.uint8, device=self.device
                     ),
@@ -100,20 +100,23 @@ class Tower:
         self.busy_s = 0.0
         self.started = time.monotonic()
 
-    def register(self, ring: Ring) -> None:
-        """Make the ring's memory known to the GPU, so that copies out of it run beside everything
-        else.
+    def register(self, buffer: FrameBuffer) -> None:
+        """Make the frame buffer's memory known to the GPU, so that copies out of it run beside
+        everything else.
+
+        Raises:
+            RuntimeError: CUDA refuses it.
         """
         if self.cuda:
-            address = ring.pictures.__array_interface__["data"][0]
-            code = torch.cuda.cudart().cudaHostRegister(address, ring.pictures.nbytes, 0)
+            address = buffer.pictures.__array_interface__["data"][0]
+            code = torch.cuda.cudart().cudaHostRegister(address, buffer.pictures.nbytes, 0)
             if int(code):
                 raise RuntimeError(
-                    f"cudaHostRegister of {ring.pictures.nbytes:,} bytes failed with code "
+                    f"cudaHostRegister of {buffer.pictures.nbytes:,} bytes failed with code "
                     f"{int(code)}"
                 )
 
-    def load(self, batch: Batch, row: int, picture: np.ndarray) -> None:
+    def load(self, batch: FrameBatch, row: int, picture: np.ndarray) -> None:
         """Put a picture into a batch. On a GPU the copy has been asked for, not done: see
         :meth:`copied`.
         """
@@ -133,7 +136,7 @@ class Tower:
         return self._copy_stream.record_event() if self.cuda else None
 
     @torch.inference_mode()
-    def launch(self, batch: Batch, rows: int) -> None:
+    def launch(self, batch: FrameBatch, rows: int) -> None:
         """Encode the first ``rows`` pictures of a batch; the others are whatever lay there before."""
         self.batches += 1
         self.frames += rows
@@ -153,7 +156,7 @@ class Tower:
         batch.rows_BPC.copy_(self._forward(batch.pixels_BSS3), non_blocking=True)
         batch.done.record(stream)
 
-    def result(self, batch: Batch) -> np.ndarray:
+    def result(self, batch: FrameBatch) -> np.ndarray:
         """Rows of a launched batch, waiting for them: bit patterns of bfloat16 as uint16 [B, P, C]."""
         if self.cuda:
             batch.done.synchronize()
@@ -202,8 +205,8 @@ class Tower:
 
 
 class FrameEncoder(nn.Module):
-    """``model.vision.encode_frames`` arranged for throughput: pictures as they come out of the
-    ring, fewer and larger matrix products, the same result up to rounding.
+    """``model.vision.encode_frames`` arranged for throughput: pictures as they lie in the
+    frame buffer, fewer and larger matrix products, the same result up to rounding.
 
     Args:
         encoder: whose weights are taken, in their type.
