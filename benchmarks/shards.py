@@ -255,7 +255,8 @@ def make_features(folder: Path, seconds: int, videos: int = 4) -> None:
     """Feature files of the real shape (64 tokens of 1152 a frame) and shards that name them."""
     import torch
 
-    from assets.conversations.grouping import SCHEMA, conversations_name
+    from assets.conversations.grouping import conversations_name
+    from assets.conversations.samples import SCHEMA
     from assets.shards.writer import write_long_video_part
     from training.formats.feature_file import write_features
 

@@ -21,6 +21,7 @@ from assets.annotations.build import build_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.annotations.record import AnnotationRecord
 from assets.conversations import cleaning, grouping
+from assets.conversations import samples as conversations
 from assets.conversations.export import export_llava_json
 from assets.deployment.settings import load_settings
 from assets.evaluation import answers, compare, questions
@@ -249,7 +250,7 @@ def test_accepted_columns_are_those_of_the_row_parser():
         ("annotations.parquet", tables.SCHEMA),
         ("Rejected rows", tables.REJECTED_SCHEMA),
         ("Catalogue", catalogue.SCHEMA),
-        ("Conversations", grouping.SCHEMA),
+        ("Conversations", conversations.SCHEMA),
         ("Rows without a sample", cleaning.REJECTED_SCHEMA),
         ("Answers", answers.SCHEMA),
     ],

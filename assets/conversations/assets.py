@@ -36,10 +36,8 @@ from training.formats.hashing import data_version
         check_spec(
             "sound",
             "conversations",
-            (
-                "Every sample has a name of its own and a video that is there, and every question in "
-                "it an answer."
-            ),
+            "Every sample has a name of its own and a video that is there, and every question in "
+            "it an answer.",
             part_partitions,
         )
     ],
@@ -51,7 +49,8 @@ reason.""",
 )
 def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.conversations.checks import sound
-    from assets.conversations.grouping import SCHEMA, group_part
+    from assets.conversations.grouping import group_part
+    from assets.conversations.samples import SCHEMA
     from assets.records.columns import CONVERSATIONS
 
     settings, part = deployment.settings(), context.partition_key

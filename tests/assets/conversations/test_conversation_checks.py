@@ -9,7 +9,8 @@ import pytest
 
 from assets.annotations.catalogue import Catalogue
 from assets.conversations.checks import sound
-from assets.conversations.grouping import SCHEMA, conversations_name
+from assets.conversations.grouping import conversations_name
+from assets.conversations.samples import SCHEMA
 from assets.sources.base import OK, VideoRow
 from tests.servers.world import make_settings
 from training.formats.storage import Storage

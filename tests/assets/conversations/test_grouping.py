@@ -17,9 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from assets.conversations import grouping
+from assets.conversations import part_rows
 from assets.conversations.export import export_llava_json
-from assets.conversations.grouping import conversations_name, even_chunks, group_rows, rejected_name
+from assets.conversations.grouping import conversations_name, group_rows, rejected_name
+from assets.conversations.samples import even_chunks
 from training.formats import layout
 from training.formats.storage import Storage
 
@@ -145,7 +146,7 @@ def test_the_samples_of_one_video_stand_together_and_videos_in_an_order_that_the
 def test_the_number_of_buckets_changes_no_sample(tmp_path, monkeypatch):
     rows = [row(f"panda/v{number % 23}", number) for number in range(500)]
     expected = group(tmp_path, rows)[1]
-    monkeypatch.setattr(grouping, "BUCKET_ROWS", 40)
+    monkeypatch.setattr(part_rows, "BUCKET_ROWS", 40)
     assert group(tmp_path, rows)[1] == expected
 
 

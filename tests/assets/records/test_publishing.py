@@ -6,7 +6,7 @@ import pytest
 
 from assets.annotations.catalogue import SCHEMA as CATALOGUE
 from assets.annotations.tables import SCHEMA as ANNOTATIONS
-from assets.conversations.grouping import SCHEMA as CONVERSATIONS
+from assets.conversations.samples import SCHEMA as CONVERSATIONS
 from assets.deployment.resources import Deployment
 from assets.evaluation.answers import SCHEMA as ANSWERS
 from assets.records import columns

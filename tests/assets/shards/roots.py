@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from assets.conversations.grouping import SCHEMA, conversations_name
+from assets.conversations.grouping import conversations_name
+from assets.conversations.samples import SCHEMA
 from assets.deployment.settings import Annotations, Collections, Settings, Shards
 from training.formats.storage import Storage
 
