@@ -137,7 +137,7 @@ def _doctor(chosen: argparse.Namespace) -> int:
 
 def _why(chosen: argparse.Namespace) -> int:
     from assets.deployment.settings import load_settings
-    from assets.videos.why import why
+    from pipeline.why import why
     from training.formats.storage import Storage
 
     settings = load_settings(chosen.config)

@@ -59,7 +59,7 @@ class Quarantined:
 
 def record_path(variant: str, video: str) -> str:
     """Where the record of a video is, below the root."""
-    return layout.features(variant, video) + SUFFIX
+    return layout.feature_quarantine(variant, video)
 
 
 def read_record(storage: Storage, variant: str, video: str) -> Quarantined | None:

@@ -309,7 +309,7 @@ def hash_content(path: Path) -> str:
 
 def feature_path(variant: str, video: str) -> str:
     """Where a video's features lie, relative to the storage root."""
-    return layout.features(variant, video) + SUFFIX
+    return layout.feature_file(variant, video)
 
 
 class FeatureStore:

@@ -58,12 +58,22 @@ def quarantined_video(source: str, identifier: str) -> str:
 
 
 def features(variant: str, video: str = "") -> str:
-    """The folder of a variant's features, or the path of one video's files without their suffix.
+    """The folder of a variant's features, or what the names of one video's files begin with.
 
     Args:
         video: `source/id`, or a source alone.
     """
     return f"{FEATURES}/{variant}/{video}" if video else f"{FEATURES}/{variant}"
+
+
+def feature_file(variant: str, video: str) -> str:
+    """The features of one video (`source/id`)."""
+    return f"{features(variant, video)}.safetensors"
+
+
+def feature_quarantine(variant: str, video: str) -> str:
+    """Why one video (`source/id`) has no features."""
+    return f"{features(variant, video)}.quarantine.json"
 
 
 def conversations(part: str) -> str:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from assets.annotations.catalogue import present_videos, read_catalogue
-from assets.videos.why import why
+from pipeline.why import why
 from tests.servers.clips import clip
 from tests.servers.faulty import FaultyHubServer, FaultyMediaServer
 from tests.servers.hostile import tar_gz, zipped

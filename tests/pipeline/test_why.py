@@ -11,8 +11,8 @@ from assets.annotations.catalogue import Catalogue
 from assets.annotations.collect import collect_annotations
 from assets.conversations.grouping import group_part
 from assets.shards.writer import write_long_video_part
-from assets.videos.why import why
 from pipeline.demo.servers import MediaServer
+from pipeline.why import why
 from tests.servers.clips import clip
 from tests.servers.world import acquire, make_settings, question, quiet
 from training.formats.storage import Storage

@@ -1,5 +1,6 @@
-"""Why a video is, or is not, in the shards: its way through the pipeline, step by step, up to where
-it ends.
+"""`hourllava why`: why a video is, or is not, in the shards.
+
+It follows one video through the pipeline, step by step, up to where its way ends.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from training.formats import layout
 from training.formats.kinds import LONG_VIDEO_KIND
 from training.formats.storage import Storage
 
+# Reason that a video is not there -> what a person can do.
 ADVICE = {
     "private": "its owner made it private; nothing can be done",
     "removed": "it was removed; nothing can be done",
@@ -47,29 +49,29 @@ def why(storage: Storage, settings: Settings, video: str) -> list[str]:
     Args:
         video: `source/id`, or the id alone.
     """
-    ledger = AnnotationRecord.read(storage)
-    if ledger is None:
+    record = AnnotationRecord.read(storage)
+    if record is None:
         return [f"{storage.root} holds no annotations yet: materialize annotations first"]
     video = video.removesuffix(".mp4")
-    parts = [f"part{index}" for index in range(len(ledger.part_versions))]
+    parts = [f"part{index}" for index in range(len(record.part_versions))]
     rows = [
         (part, row)
         for part in parts
         for source in sorted(settings.sources)
-        for row in _rows(storage, source, part, video)
+        for row in _catalogue_rows(storage, source, part, video)
     ]
     if not rows:
         return _not_catalogued(storage, settings, video)
     lines = []
     for part, row in rows:
         lines += [f"{row.video}, {part}: {row.questions:,} question-answer pairs"]
-        lines += _acquired(storage, settings, row)
+        lines += _acquisition(storage, row)
         if row.status == OK:
-            lines += _after(storage, settings, part, row)
+            lines += _later_steps(storage, settings, part, row)
     return lines
 
 
-def _rows(storage: Storage, source: str, part: str, video: str) -> list[VideoRow]:
+def _catalogue_rows(storage: Storage, source: str, part: str, video: str) -> list[VideoRow]:
     try:
         table = read_catalogue(storage, source, part)
     except FileNotFoundError:
@@ -80,7 +82,8 @@ def _rows(storage: Storage, source: str, part: str, video: str) -> list[VideoRow
     ]
 
 
-def _acquired(storage: Storage, settings: Settings, row: VideoRow) -> list[str]:
+def _acquisition(storage: Storage, row: VideoRow) -> list[str]:
+    """What became of fetching it, and what can be done."""
     if row.status == OK:
         there = "" if storage.exists(row.path or "") else ", but the file is gone: run videos again"
         damage = ", damaged in one place" if row.damaged else ""
@@ -100,18 +103,18 @@ def _acquired(storage: Storage, settings: Settings, row: VideoRow) -> list[str]:
     elif row.status == MANUAL_MISSING:
         advice = "put the file into the source's folder, and run videos again"
     elif row.status == PERMANENT:
-        advice = ADVICE.get(
-            row.reason or "", f"it is not tried again unless download.retry lists {row.reason}"
-        )
+        final = f"it is not tried again unless download.retry lists {row.reason}"
+        advice = ADVICE.get(row.reason or "", final)
     else:
         advice = ADVICE.get(row.reason or "", "it is tried again by the next run of videos")
     return [*lines, f"  {advice}"]
 
 
 def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[str]:
+    """What the annotations say of a video that is in no catalogue."""
     lines: list[str] = []
     with pq.ParquetFile(storage.local(layout.ANNOTATIONS)) as file:
-        found = _count(
+        found = _count_rows(
             file,
             ["video", "id"],
             lambda batch: pc.or_(pc.equal(batch["video"], video), pc.equal(batch["id"], video)),
@@ -140,24 +143,18 @@ def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[st
                 f"  its source is not configured; sources are {', '.join(sorted(settings.sources))}"
             )
         return lines
-    return [
-        f"{video}: no annotation file asks for it "
-        f"({', '.join(sorted(o.name for o in _origins(storage)))})"
-    ]
+    record = AnnotationRecord.read(storage)
+    names = sorted(origin.name for origin in record.origins) if record else []
+    return [f"{video}: no annotation file asks for it ({', '.join(names)})"]
 
 
-def _origins(storage: Storage) -> list[Any]:
-    ledger = AnnotationRecord.read(storage)
-    return list(ledger.origins) if ledger else []
-
-
-def _after(storage: Storage, settings: Settings, part: str, row: VideoRow) -> list[str]:
+def _later_steps(storage: Storage, settings: Settings, part: str, row: VideoRow) -> list[str]:
     """Conversations, features and shards of a video that is there."""
     samples = layout.conversations(part)
     if not storage.exists(samples):
         return ["  conversations: not made yet: materialize conversations for this part"]
     with pq.ParquetFile(storage.local(samples)) as file:
-        count = _count(file, ["video"], lambda batch: pc.equal(batch["video"], row.video))
+        count = _count_rows(file, ["video"], lambda batch: pc.equal(batch["video"], row.video))
     lines = [
         f"  conversations: {count:,} samples"
         + ("" if count else f"; {_rejections(storage, part, row.video)}")
@@ -170,11 +167,11 @@ def _after(storage: Storage, settings: Settings, part: str, row: VideoRow) -> li
 
 
 def _features(storage: Storage, variant: str, video: str) -> str:
-    name = layout.features(variant, video)
-    if storage.exists(f"{name}.safetensors"):
+    if storage.exists(layout.feature_file(variant, video)):
         return "there"
-    if storage.exists(f"{name}.quarantine.json"):
-        verdict = storage.read_json(f"{name}.quarantine.json")
+    refusal = layout.feature_quarantine(variant, video)
+    if storage.exists(refusal):
+        verdict = storage.read_json(refusal)
         return f"refused, {verdict.get('reason')}: {verdict.get('detail', '')}"
     return "not extracted yet: materialize features for this part"
 
@@ -203,11 +200,11 @@ def _shards(storage: Storage, part: str, video: str, wanted: int) -> list[str]:
 
 
 def _samples_in(storage: Storage, folder: str, shard: dict[str, Any], video: str) -> int:
-    """Samples about `video` in one MDS file, read without the library, which takes ten seconds to
-    import.
+    """Samples about `video` in one MDS file.
 
-    The file: the number of samples, their offsets, then each sample as the sizes of its variable
-    columns and the columns themselves; all numbers are little-endian and 32 bits wide.
+    It is read without the library, whose import takes ten seconds. The file holds the number of
+    samples, their offsets, then each sample: the sizes of its variable columns, then the columns.
+    All numbers are little-endian and 32 bits wide.
     """
     data = storage.read_bytes(f"{folder}/{shard['raw_data']['basename']}")
     if video.encode() not in data:
@@ -239,7 +236,7 @@ def _rejections(storage: Storage, part: str, video: str) -> str:
     ) or ("it arrived after the conversations were made: run conversations again")
 
 
-def _count(file: pq.ParquetFile, columns: list[str], matches: Any) -> int:
+def _count_rows(file: pq.ParquetFile, columns: list[str], matches: Any) -> int:
     return sum(
         pc.sum(matches(pa.Table.from_batches([batch]))).as_py() or 0
         for batch in file.iter_batches(columns=columns)
