@@ -19,7 +19,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -33,6 +33,7 @@ from assets.annotations.build import build_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.deployment.settings import Settings
 from assets.videos.acquire import acquire_part
+from pipeline.demo.local_server import Request
 from tests.servers.faulty import Fault, FaultyHubServer, FaultyMediaServer
 from training.formats.storage import Storage
 
@@ -180,7 +181,7 @@ def write_files(folder: Path, count: int, size: int) -> dict[str, int]:
 
 
 @contextmanager
-def serving(folder: Path, bytes_per_s: float):
+def serving(folder: Path, bytes_per_s: float) -> Iterator[tuple[str, str]]:
     """Both servers in a process of their own; their URLs."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(
@@ -197,7 +198,7 @@ def serving(folder: Path, bytes_per_s: float):
 def _serve(connection: Connection, folder: Path, bytes_per_s: float) -> None:
     fault = Fault.throttle(bytes_per_s) if bytes_per_s else None
 
-    def slow(request):
+    def slow(request: Request) -> Fault | None:
         return fault if request.path.endswith(".mp4") and request.method == "GET" else None
 
     with FaultyMediaServer(folder, faults=slow) as media, FaultyHubServer(faults=slow) as hub:

@@ -262,7 +262,7 @@ class LongVideoBenchmark:
         return rows_of(held, right)
 
     def _overrides(self) -> dict[str, dict[str, Any]]:
-        common = {
+        common: dict[str, Any] = {
             "global_batch": self.preset.batch,
             "micro_batch": min(8, self.preset.batch),
             "epochs": 10_000,

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ def served(folder: Path, parts: int) -> None:
             keys = [{"path": [asset]}]
             asked(
                 f"{asset}: all partitions and their states",
-                lambda keys=keys: query(PARTITIONS, keys=keys),
+                partial(query, PARTITIONS, keys=keys),
             )
         conversations = [{"path": ["conversations"]}]
         asked(

@@ -108,7 +108,7 @@ def grouping_plain(folder: Path, rows: int) -> dict[str, Any]:
     for video, found in groups.items():
         random.shuffle(found)
         for number, start in enumerate(range(0, len(found), 5)):
-            turns = []
+            turns: list[dict[str, str]] = []
             for row in found[start : start + 5]:
                 turns.append(
                     {"from": "human", "value": ("" if turns else "<image>\n") + row["question"]}
@@ -338,7 +338,8 @@ def features_plain(folder: Path, seconds: int, workers: int = 2) -> dict[str, An
     from torch.utils.data import DataLoader
 
     paths = sorted((folder / "features/panda").glob("*.safetensors")) * 4
-    loader = DataLoader(_Files(paths), batch_size=None, num_workers=workers)
+    files = _Files(paths)
+    loader: DataLoader[Any] = DataLoader(files, None, num_workers=workers)  # type: ignore[arg-type]
     for _ in loader:
         pass
     began, size = time.perf_counter(), 0

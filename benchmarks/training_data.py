@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from model.config import HourLlavaConfig
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.vision import VisionEncoder, encode_frames
 from model.weights.tensors import write_tensors
 from model.weights.tiny import write_tokenizer
 from training.formats.feature_file import write_features
@@ -172,13 +173,11 @@ def write_pictures(folder: Path, count: int, config: HourLlavaConfig) -> None:
 
 
 def write_seen(
-    folder: Path, encoder: torch.nn.Module, count: int, config: HourLlavaConfig, frames: int = 300
+    folder: Path, encoder: VisionEncoder, count: int, config: HourLlavaConfig, frames: int = 300
 ) -> None:
     """Long videos of two colours, passed through a vision encoder: features, and questions about
     them.
     """
-    from model.vision import encode_frames
-
     names, samples = list(COLORS), []
     side, size = config.memory.pooled_side, config.vision.image_size
     for number in range(count):
