@@ -29,7 +29,7 @@ class CatalogueReport:
     Attributes:
         version: of what is expected; what becomes of the videos does not change it.
         parts: their names, in order.
-        counts: ``videos``, ``questions``, ``new`` (videos) and ``parts``.
+        counts: `videos`, `questions`, `new` (videos) and `parts`.
         table: one row for each part and source, with the first three counts.
     """
 

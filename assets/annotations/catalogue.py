@@ -72,7 +72,7 @@ assert SCHEMA.names == ROW_FIELDS
 class PresentVideo:
     """A video that is there and verified.
 
-    ``rel`` is its path below the root, ``duration`` in seconds, ``packets`` the number of its
+    `rel` is its path below the root, `duration` in seconds, `packets` the number of its
     pictures where known.
     """
 
@@ -233,7 +233,7 @@ def present_videos(storage: Storage, settings: Settings, part: str) -> list[Pres
 
 
 def find_part(storage: Storage, settings: Settings, video: str) -> str | None:
-    """The part that ``source/id`` is catalogued in (the first one, where a later part asks for it
+    """The part that `source/id` is catalogued in (the first one, where a later part asks for it
     too), or None.
     """
     source, _, identifier = video.partition("/")

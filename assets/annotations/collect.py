@@ -46,7 +46,7 @@ class AnnotationReport:
     Attributes:
         version: of the content, over all parts.
         origins: repository or file -> commit or checksum.
-        counts: ``rows_read``, ``rows``, ``rejected``, ``parts``.
+        counts: `rows_read`, `rows`, `rejected`, `parts`.
         rejected: reason -> rows.
         columns: names found in the files.
         problems: landing files that could not be read, with the reason.
@@ -64,10 +64,10 @@ def collect_annotations(
     storage: Storage, settings: Settings, log: Callable[[str], None]
 ) -> AnnotationReport:
     """Read what is new among the configured files and the landing folder into
-    ``VideoMarathon/annotations.parquet``.
+    `VideoMarathon/annotations.parquet`.
 
     Nothing is written when nothing is new. Rows that cannot be used go to
-    ``annotations.rejected.parquet``.
+    `annotations.rejected.parquet`.
 
     Raises:
         AnnotationError: a configured file has unknown columns or cannot be parsed; there would be
@@ -126,7 +126,7 @@ class _Growth:
         files: list[AnnotationFile],
         problems: list[str] | None = None,
     ) -> AnnotationRecord:
-        """Read ``files`` and publish what they add; returns the record, brought up to date.
+        """Read `files` and publish what they add; returns the record, brought up to date.
 
         Args:
             problems: where files that cannot be read are listed. Without it they are an error.

@@ -43,7 +43,7 @@ class AnnotationFile:
 def configured_files(
     storage: Storage, settings: Settings, log: Callable[[str], None]
 ) -> list[AnnotationFile]:
-    """The files that ``annotations`` in the settings names, by name. Files of the hub are only
+    """The files that `annotations` in the settings names, by name. Files of the hub are only
     listed; they are fetched when they are opened.
 
     Raises:
@@ -79,7 +79,7 @@ def _hub_file(storage: Storage, repo: HubRepo, disk: DiskGuard, file: HubFile) -
 
 
 def local_file(path: Path, name: str) -> AnnotationFile:
-    """A file of this machine, which messages and lineage call ``name``."""
+    """A file of this machine, which messages and lineage call `name`."""
     checksum = hash_file(path)
 
     @contextmanager

@@ -45,11 +45,11 @@ class FileRows:
 
 
 class FileReader:
-    """Reads annotation files into Parquet files of ``folder``.
+    """Reads annotation files into Parquet files of `folder`.
 
     Args:
         known: rows that were collected before; they are set aside.
-        part_of_video: ``source/id`` -> number of the part that the video's rows go to.
+        part_of_video: `source/id` -> number of the part that the video's rows go to.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class FileReader:
         self.known, self.part_of_video = known, part_of_video
 
     def read(self, file: AnnotationFile, number: int) -> FileRows:
-        """Read one file; ``number`` tells its Parquet files from those of other files.
+        """Read one file; `number` tells its Parquet files from those of other files.
 
         Raises:
             AnnotationError: the file cannot be parsed, has unknown columns, or holds no rows.

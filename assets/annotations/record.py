@@ -54,7 +54,7 @@ class AnnotationRecord:
         origins: the readings, oldest first.
         part_versions: content hash of each part.
         part_names: of each part, the repository or file that it came from.
-        counts: ``rows_read``, ``rows`` and ``rejected``, over all readings.
+        counts: `rows_read`, `rows` and `rejected`, over all readings.
         rejected: reason -> rows that were set aside.
         columns: names found in the files.
     """
@@ -82,7 +82,7 @@ class AnnotationRecord:
     def add_parts(
         self, files: Iterable[AnnotationFile], reading: str, parts: dict[int, str]
     ) -> None:
-        """Add the parts that ``files`` filled: number -> content hash."""
+        """Add the parts that `files` filled: number -> content hash."""
         checksums: dict[tuple[str, str], list[str]] = {}
         for file in files:
             checksums.setdefault((file.origin, file.version), []).append(file.checksum)

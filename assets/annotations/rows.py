@@ -50,7 +50,7 @@ class QuestionRow:
     """One question-answer pair.
 
     Attributes:
-        video: ``source/id``.
+        video: `source/id`.
         question_id: unique within the video.
         url: where the video can be fetched, where the row says so.
         sample_id: the sample, for rows that come grouped; else None.
@@ -79,10 +79,10 @@ class RowParser:
 
     Args:
         sources: the configured source names; rows of other sources are rejected.
-        columns: column name in the file -> one of ``FIELDS``, or None to leave it out.
+        columns: column name in the file -> one of `FIELDS`, or None to leave it out.
 
     Raises:
-        AnnotationError: ``columns`` names a field that does not exist.
+        AnnotationError: `columns` names a field that does not exist.
     """
 
     def __init__(

@@ -77,7 +77,7 @@ class RowFile:
 
 
 def copy_rows(path: Path, writer: pq.ParquetWriter) -> None:
-    """Append the rows of the file at ``path`` to ``writer``."""
+    """Append the rows of the file at `path` to `writer`."""
     with pq.ParquetFile(path) as file:
         for table in _row_groups(file):
             table = table.replace_schema_metadata(writer.schema.metadata)
@@ -85,7 +85,7 @@ def copy_rows(path: Path, writer: pq.ParquetWriter) -> None:
 
 
 def _row_groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
-    """Tables of about ``ROW_GROUP`` rows that never hold rows of two parts."""
+    """Tables of about `ROW_GROUP` rows that never hold rows of two parts."""
     pending: list[pa.RecordBatch] = []
     for index in range(file.num_row_groups):
         pending += file.read_row_group(index).to_batches()
@@ -97,7 +97,7 @@ def _row_groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
 
 
 def _part_ends(file: pq.ParquetFile, index: int) -> bool:
-    """Whether the row group after ``index`` belongs to another part, by its statistics."""
+    """Whether the row group after `index` belongs to another part, by its statistics."""
     if "part" not in file.schema_arrow.names:
         return False
     column = SCHEMA.get_field_index("part")
@@ -123,7 +123,7 @@ class KnownRows:
     """The rows that an annotation file holds already, as sorted hashes: 8 bytes a row."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the hashes of the file at ``path``; None stands for no file yet."""
+        """Read the hashes of the file at `path`; None stands for no file yet."""
         hashes = [np.empty(0, np.uint64)]
         if path is not None:
             names = ["video", "question", "answer"]

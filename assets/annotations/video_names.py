@@ -1,7 +1,7 @@
 """Which video a row is about, whatever way the row writes it.
 
-``videos/panda/x.mp4``, ``panda/x.mp4`` and ``x.mp4`` with the source panda are the same video:
-``panda/x``.
+`videos/panda/x.mp4`, `panda/x.mp4` and `x.mp4` with the source panda are the same video:
+`panda/x`.
 """
 
 from __future__ import annotations

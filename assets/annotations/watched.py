@@ -23,7 +23,7 @@ WATCHED = (LANDING, *HUB_REPOS)
 
 
 def watched_version(name: str, settings: Settings) -> str | None:
-    """The version of one of ``WATCHED``: a fingerprint of the landing folder, or the commit that a
+    """The version of one of `WATCHED`: a fingerprint of the landing folder, or the commit that a
     revision is now.
 
     None where there is nothing to watch: an empty landing folder, files instead of a repository.

@@ -28,7 +28,7 @@ Collect = Callable[[Storage, Settings, Callable[[str], None]], CollectionReport]
 def make_collection(
     name: str, folder: str, watched: dg.AssetSpec, kind: str, collect: Collect, description: str
 ) -> dg.AssetsDefinition:
-    """The asset of one of the LLaVA collections, fetched by ``collect`` into ``folder``."""
+    """The asset of one of the LLaVA collections, fetched by `collect` into `folder`."""
 
     @dg.asset(
         name=name,

@@ -68,7 +68,7 @@ class Collection:
         self._record: dict[str, Any] = storage.read_json(path) if storage.exists(path) else {}
 
     def unfinished(self, inputs: Inputs) -> Inputs:
-        """Those of ``inputs`` that have to be made. What the mixture no longer names is left out of
+        """Those of `inputs` that have to be made. What the mixture no longer names is left out of
         the record.
 
         Raises:
@@ -102,7 +102,7 @@ class Collection:
     def finish(
         self, name: str, files: list[HubFile], counts: dict[str, int], whole: bool = True
     ) -> None:
-        """Record an annotation file. The next run tries one again that is not ``whole``, because an
+        """Record an annotation file. The next run tries one again that is not `whole`, because an
         archive could not be read.
         """
         checksums = [file.checksum for file in files]

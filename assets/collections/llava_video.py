@@ -31,8 +31,8 @@ ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 def collect_llava_video(
     storage: Storage, settings: Settings, log: Callable[[str], None]
 ) -> CollectionReport:
-    """Fetch what the mixture names of LLaVA-Video-178K into ``annotations/<name>`` and
-    ``videos/<folder>/``.
+    """Fetch what the mixture names of LLaVA-Video-178K into `annotations/<name>` and
+    `videos/<folder>/`.
 
     Raises:
         OperatorError: the hub refuses, the disk is full.
@@ -77,7 +77,7 @@ def collect_llava_video(
 
 
 def _annotation_source(name: str, listed: list[HubFile]) -> HubFile | None:
-    """The repository's file for an annotation file of the mixture, whose names leave ``_processed``
+    """The repository's file for an annotation file of the mixture, whose names leave `_processed`
     out.
     """
     stem, suffix = name.rsplit(".", 1)
@@ -114,7 +114,7 @@ class _FolderVideos:
     def __init__(
         self, collection: Collection, probes: ProbePool, folder: str, videos: Iterable[str]
     ) -> None:
-        """``videos``: as the rows name them. Those that are published already are left alone."""
+        """`videos`: as the rows name them. Those that are published already are left alone."""
         self.collection, self.probes, self.folder = collection, probes, folder
         self.base = f"{layout.LLAVA_VIDEO_FILES}/{folder}"
         published = {name[len(self.base) + 1 :] for name in collection.storage.list(self.base)}
@@ -172,7 +172,7 @@ class _FolderVideos:
 
 
 def _write_annotations(storage: Storage, name: str, path: Path, file: HubFile) -> dict[str, int]:
-    """Rows whose ``video`` is the path below ``videos/``; returns what was counted."""
+    """Rows whose `video` is the path below `videos/`; returns what was counted."""
     folder, counts = _folder(file), Counter[str](rows=0)
     base = layout.LLAVA_VIDEO_FILES
     published = {entry[len(base) + 1 :] for entry in storage.list(f"{base}/{folder}")}

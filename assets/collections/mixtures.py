@@ -24,7 +24,7 @@ class MixtureEntry:
     Attributes:
         kind: one of the six kinds.
         collection: folder below the storage root.
-        annotation: file name in that collection's ``annotations`` folder.
+        annotation: file name in that collection's `annotations` folder.
         fraction: share of its rows that is used, always the first ones.
     """
 
@@ -39,12 +39,12 @@ class MixtureEntry:
         return layout.collection_annotations(self.collection, self.annotation)
 
     def rows(self, total: int) -> int:
-        """How many of ``total`` rows are used."""
+        """How many of `total` rows are used."""
         return int(total * self.fraction)
 
 
 def read_mixture(path: Path | None = None) -> list[MixtureEntry]:
-    """The table of ``path`` (a CSV of ``COLUMNS``), or the built-in one.
+    """The table of `path` (a CSV of `COLUMNS`), or the built-in one.
 
     Raises:
         ValueError: a column is missing, or a row names an unknown kind or collection, a path that

@@ -31,7 +31,7 @@ CONFIGS = Path(__file__).with_name("onevision_configs.csv")
 def collect_onevision(
     storage: Storage, settings: Settings, log: Callable[[str], None]
 ) -> CollectionReport:
-    """Fetch what the mixture names of LLaVA-OneVision into ``annotations/<name>`` and ``images/``.
+    """Fetch what the mixture names of LLaVA-OneVision into `annotations/<name>` and `images/`.
 
     Raises:
         OperatorError: the hub refuses, the disk is full.

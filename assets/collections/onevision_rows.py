@@ -95,7 +95,7 @@ def plain_rows(
 
     Args:
         listed: all files of the repository.
-        path: where ``file``, the annotation file, lies on this machine.
+        path: where `file`, the annotation file, lies on this machine.
     """
     by_path = {entry.path: entry for entry in listed}
     base = PurePosixPath(file.path).parent

@@ -47,12 +47,12 @@ class CleanRows:
 def clean(
     table: pa.Table, durations: Mapping[str, float], names: list[str], seed: str
 ) -> tuple[CleanRows, pa.Table]:
-    """Usable rows, and a table of ``REJECTED_SCHEMA`` of the others, with the first reason that
+    """Usable rows, and a table of `REJECTED_SCHEMA` of the others, with the first reason that
     applies to each.
 
     Args:
-        table: columns ``code`` (place in ``names``), ``question_id``, ``question``, ``answer``, and
-            where the rows have them ``sample_id`` and ``turn``.
+        table: columns `code` (place in `names`), `question_id`, `question`, `answer`, and
+            where the rows have them `sample_id` and `turn`.
         durations: the videos that are there.
     """
     table = table.combine_chunks()

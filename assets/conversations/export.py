@@ -16,7 +16,7 @@ from training.formats.storage import Storage
 def export_llava_json(
     storage: Storage, parts: Sequence[int], log: Callable[[str], None] = print
 ) -> int:
-    """Write all samples of ``parts`` to ``VideoMarathon/jsons/videomarathon.json``; returns how
+    """Write all samples of `parts` to `VideoMarathon/jsons/videomarathon.json`; returns how
     many.
 
     One sample a line inside one JSON array, so that it can be read both whole and line by line.

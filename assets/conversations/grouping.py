@@ -38,8 +38,8 @@ class GroupingReport:
 
     Attributes:
         version: content hash of the Parquet file.
-        counts: ``rows_in``, ``rows_grouped``, ``samples``, ``videos``, and rows dropped by reason
-            (``dropped: ...``).
+        counts: `rows_in`, `rows_grouped`, `samples`, `videos`, and rows dropped by reason
+            (`dropped: ...`).
         examples: a few samples, as a person would read them.
     """
 
@@ -61,7 +61,7 @@ def rejected_name(part: int) -> str:
 def group_part(
     storage: Storage, settings: Settings, part: int, log: Callable[[str], None]
 ) -> GroupingReport:
-    """Group one part's rows about videos that are there into ``conversations/part<i>.parquet``.
+    """Group one part's rows about videos that are there into `conversations/part<i>.parquet`.
 
     Raises:
         FileNotFoundError: the part is not catalogued, or there are no annotations.
@@ -94,13 +94,13 @@ def group_rows(
 ) -> GroupingReport:
     """Group the rows of a part and publish its samples, and its unused rows beside them.
 
-    Up to ``turns`` question-answer pairs of one video become one sample; n pairs make ceil(n /
-    turns) samples of even size. Rows that carry a ``sample_id`` stay together as that sample, in
-    the order of ``turn``. Videos stand in a seeded order, the samples of one video together.
+    Up to `turns` question-answer pairs of one video become one sample; n pairs make ceil(n /
+    turns) samples of even size. Rows that carry a `sample_id` stay together as that sample, in
+    the order of `turn`. Videos stand in a seeded order, the samples of one video together.
 
     Args:
         annotations: Parquet file below the storage root with at least the columns
-            ``part_rows.REQUIRED``.
+            `part_rows.REQUIRED`.
         durations: the videos that are there -> seconds.
 
     Raises:

@@ -29,7 +29,7 @@ class PartRows:
 
     Attributes:
         number: how many rows there are.
-        names: the part's videos (``source/id``), sorted; "" stands for rows without one.
+        names: the part's videos (`source/id`), sorted; "" stands for rows without one.
 
     Raises:
         ValueError: the file lacks a column.
@@ -50,8 +50,8 @@ class PartRows:
         self.names = sorted(names)
 
     def buckets(self, order: np.ndarray) -> Iterator[pa.Table]:
-        """Tables of about ``BUCKET_ROWS`` rows: the column ``code``, which is the video's place in
-        ``names``, then the columns of the file without ``part`` and ``video``.
+        """Tables of about `BUCKET_ROWS` rows: the column `code`, which is the video's place in
+        `names`, then the columns of the file without `part` and `video`.
 
         Args:
             order: uint64 [names], by which the videos are ordered. Those of one bucket come before

@@ -36,7 +36,7 @@ class SampleBuilder:
         turns: question-answer pairs in one sample, at most.
 
     Attributes:
-        counts: ``rows_grouped``, ``samples`` and ``videos``, over all buckets so far.
+        counts: `rows_grouped`, `samples` and `videos`, over all buckets so far.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SampleBuilder:
         self.counts: Counter[str] = Counter(rows_grouped=0, samples=0, videos=0)
 
     def samples(self, rows: CleanRows) -> pa.Table:
-        """A table of ``SCHEMA``: videos in their order; of each video its ready-made samples, then
+        """A table of `SCHEMA`: videos in their order; of each video its ready-made samples, then
         those made of its other rows.
         """
         columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
@@ -70,7 +70,7 @@ class SampleBuilder:
         return pa.table(columns, SCHEMA)
 
     def _videos(self, rows: CleanRows) -> list[tuple[str, list[int]]]:
-        """Each video and its rows (places in ``rows``), in the order of the videos."""
+        """Each video and its rows (places in `rows`), in the order of the videos."""
         if not len(rows.order):
             return []
         codes = rows.codes[rows.order]
@@ -104,7 +104,7 @@ class SampleBuilder:
 
 
 def even_chunks(rows: list[int], most: int) -> list[list[int]]:
-    """``rows`` in ceil(n / most) consecutive chunks whose sizes differ by at most one, larger ones
+    """`rows` in ceil(n / most) consecutive chunks whose sizes differ by at most one, larger ones
     first.
     """
     number = -(-len(rows) // most)
@@ -127,7 +127,7 @@ def _conversation(pairs: list[tuple[str, str]]) -> str:
 
 
 def examples(samples: pa.Table, most: int) -> list[dict[str, Any]]:
-    """The first ``most`` samples of a table, as a person would read them."""
+    """The first `most` samples of a table, as a person would read them."""
     rows = samples.slice(0, max(most, 0)).to_pylist()
     return [
         {
