@@ -1,0 +1,26 @@
+"""Training of one stage of one variant: from shards and feature files to a checkpoint.
+
+In reading order:
+
+    recipes        how each stage of each variant is trained, as data
+    run_config     one run: the JSON file that says where things are and how it deviates
+    train          the entry that torchrun starts, and its exit status
+    loop           the story of one optimizer step
+    state          what a run counts
+    data/          shards -> micro-batches -> packs on the device
+    optimizer      which parameters are tuned, at which rate
+    parallel       ranks, and the model laid over them
+    flops          what a sample costs
+    memory_plan    what fits into a device
+    device         name, free memory and utilisation of a device
+    checkpoint     state of a running stage, written in the background
+    loading        what a run starts from
+    export         what leaves a run
+    metrics        records of steps
+    reporting      lines for the log and for the Dagster run that owns this one
+    run_identity   what makes two runs the same, and the result of a finished one
+    supervise      ends every process of a training with its owner
+    progress       progress of long work as lines in a log
+    needle         an experiment: does memory augmentation find a needle in an hour
+    formats/       what the pipeline writes and training reads
+"""

@@ -1,10 +1,12 @@
 """Checkpoints of a running stage: written in the background by all ranks, complete only when
 marked.
 
-    state/step-40/    .metadata, *.distcp     tuned parameters and optimizer moments (torch.distributed.checkpoint)
-                      rng-R.safetensors       random state of rank R
-                      state.json              step, data position, whatever else the loop needs
-                      COMMITTED               written last, when every rank has finished: without it nothing counts
+    state/step-40/    .metadata, *.distcp   tuned parameters and optimizer moments, as
+                                            torch.distributed.checkpoint writes them
+                      rng-R.safetensors     random state of rank R
+                      state.json            step, data position, whatever else the loop needs
+                      COMMITTED             written last, when every rank has finished: a folder
+                                            without it does not count
     state/latest      name of the newest committed folder, for people
 
 Frozen parameters are those of the run's start and are not written. The shards are laid out anew
@@ -40,8 +42,12 @@ STATE_NAME = "state.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder. `save`, `commit_written` and `load` are called by every
-    rank alike.
+    """The checkpoints of one run in one folder. Every rank calls `save`, `commit_written` and
+    `load` alike.
+
+    Args:
+        folder: holds a folder for each checkpoint.
+        keep: how many committed checkpoints stay, the newest ones.
     """
 
     def __init__(self, folder: Path, keep: int, ranks: Ranks) -> None:
@@ -81,7 +87,7 @@ class Checkpoints:
         target = self.folder / f"step-{step}"
         tensors = _tensors(model, optimizer)
         if self.ranks.first:
-            shutil.rmtree(target, ignore_errors=True)  # what a killed run began
+            shutil.rmtree(target, ignore_errors=True)  # a killed run may have begun it
             target.mkdir(parents=True)
         self._check_room(tensors)
         rng = target / f"rng-{self.ranks.rank}.safetensors"
@@ -99,7 +105,7 @@ class Checkpoints:
         self._pending = step, future
 
     def commit_written(self, wait: bool = False) -> int | None:
-        """Commit the write in the background if all ranks have ended it; with ``wait``, see to it
+        """Commit the write in the background if all ranks have ended it; with `wait`, see to it
         that they have.
 
         Returns:
@@ -122,11 +128,11 @@ class Checkpoints:
         if failed:
             if self.ranks.first:
                 shutil.rmtree(target, ignore_errors=True)
-            stands = self.newest()
+            newest = self.newest()
             raise OSError(
                 f"{target}: the checkpoint could not be written ({failure or 'on another rank'}); "
                 "free space or repair the disk and start the run again, it continues from "
-                f"{stands.name if stands else 'its start'}"
+                f"{newest.name if newest else 'its start'}"
             ) from failure
         if self.ranks.first:
             with writing_file(target / COMMITTED_NAME) as marker:
@@ -177,7 +183,7 @@ class Checkpoints:
 
 
 def committed(folder: Path) -> list[Path]:
-    """Complete checkpoints in ``folder``, oldest first."""
+    """Complete checkpoints in `folder`, oldest first."""
     found = [path.parent for path in folder.glob(f"step-*/{COMMITTED_NAME}")]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
@@ -188,7 +194,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Tuned parameters and their moments by name, sharing memory with the model and the optimizer."""
+    """Tuned parameters and their moments by name, in the memory of the model and the optimizer."""
     tensors = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
@@ -204,10 +210,12 @@ def _updates(optimizer: torch.optim.Optimizer) -> float:
 
 
 def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _random_state() -> dict[str, Tensor]:
+    """State of the global generators of torch, Python, NumPy and CUDA, as tensors."""
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
@@ -223,6 +231,7 @@ def _random_state() -> dict[str, Tensor]:
 
 
 def _set_random_state(state: dict[str, Tensor]) -> None:
+    """Set the global generators to what `_random_state` gave."""
     torch.set_rng_state(state["torch"])
     version, *words = state["python"].tolist()
     gauss = state["python_gauss"].tolist()

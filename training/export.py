@@ -31,13 +31,13 @@ _COMPANIONS = (
 
 
 def publish_export(out: Path, wrapper: HourLlavaForCausalLM, ranks: Ranks, start: Path) -> str:
-    """Write ``out/export`` from the sharded model; every rank takes part, rank 0 writes.
+    """Write `out/export` from the sharded model; every rank takes part, rank 0 writes.
 
     Weights are bfloat16 where the run computed in it, float32 otherwise. The folder appears by one
     rename.
 
     Returns:
-        The folder's name below ``out``.
+        The folder's name below `out`.
     """
     dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
     state = _whole_state(wrapper, ranks, dtype)
@@ -58,7 +58,7 @@ def export_vision_encoder(export: Path, out: Path) -> None:
 
     Args:
         export: folder that `from_pretrained` loads; only the encoder's tensors are read.
-        out: folder that will hold the encoder's ``config.json`` and ``model.safetensors``.
+        out: folder that will hold the encoder's `config.json` and `model.safetensors`.
 
     Raises:
         ValueError: the checkpoint lacks part of an encoder.

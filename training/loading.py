@@ -1,20 +1,50 @@
-"""Weights of a checkpoint folder into a sharded model: every rank reads its own rows and nothing
-else.
+"""What a run starts from: the model of a checkpoint folder, and its weights into the sharded model.
 
-The files are mapped, so the ranks of one machine share what they read, and none ever holds a whole
-model on its host.
+Every rank reads its own rows of the weights and nothing else. The files are mapped, so the ranks of
+one machine share what they read, and none ever holds a whole model on its host.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
+from transformers import AutoTokenizer
 
+from model.config import VARIANTS
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.processor import Processor
 from model.weights.tensors import StoredTensor, checkpoint_files, stored_tensors
+from training.run_config import RunConfig
+
+
+def model_and_processor(run: RunConfig) -> tuple[HourLlavaForCausalLM, Processor, bool]:
+    """The model of a run's start, still empty, its processor, and whether activations are to be
+    recomputed.
+
+    Raises:
+        ValueError: the start holds no checkpoint, or one of another variant.
+    """
+    start = Path(run.start)
+    wrapper = empty_model(start)
+    config = wrapper.config.model_config
+    if config.variant != run.variant:
+        raise ValueError(
+            f"start: {start} holds variant {config.variant!r}, but the run is of variant "
+            f"{run.variant!r}"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    config = replace(config, max_length=min(config.max_length, run.recipe.max_length))
+    cuda = torch.cuda.is_available() if run.device == "auto" else run.device == "cuda"
+    checkpointing = (
+        (cuda and not VARIANTS[run.variant].is_demo)
+        if run.checkpointing is None
+        else run.checkpointing
+    )
+    return wrapper, Processor(config, tokenizer), checkpointing
 
 
 def empty_model(start: Path) -> HourLlavaForCausalLM:

@@ -17,16 +17,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
-from model.config import VARIANTS
-from model.hf import HourLlavaForCausalLM
 from model.processor import Processor
 from training.checkpoint import Checkpoints
 from training.data.micro_batch import MicroBatchLoader
@@ -35,7 +32,7 @@ from training.device import device_name, free_memory, utilisation
 from training.export import publish_export
 from training.flops import flops
 from training.formats.hashing import seed_of
-from training.loading import empty_model, load_weights
+from training.loading import load_weights, model_and_processor
 from training.memory_plan import plan_memory
 from training.metrics import MetricsWriter, step_line, step_record
 from training.optimizer import build_optimizer, gradient_norm, scale_gradients, select, set_rates
@@ -134,7 +131,7 @@ class Trainer:
         self.config, self.recipe = run, run.recipe
         self.ranks, self.reporter, self.checkpoints = ranks, reporter, checkpoints
         self.micro_batch, self.accumulation = run.batches(ranks.world)
-        self.wrapper, self.processor, checkpointing = _model_and_processor(run)
+        self.wrapper, self.processor, checkpointing = model_and_processor(run)
         self.model, self.model_config = self.wrapper.model, self.processor.config
         self.memory = plan_memory(
             run, self.model_config, ranks.world, free_memory(ranks), checkpointing
@@ -373,27 +370,6 @@ class Trainer:
         for writer in (self.metrics, self.sample_log):
             if writer is not None:
                 writer.close()
-
-
-def _model_and_processor(run: RunConfig) -> tuple[HourLlavaForCausalLM, Processor, bool]:
-    """The model, still empty, its processor, and whether activations are to be recomputed."""
-    start = Path(run.start)
-    wrapper = empty_model(start)
-    config = wrapper.config.model_config
-    if config.variant != run.variant:
-        raise ValueError(
-            f"start: {start} holds variant {config.variant!r}, but the run is of variant "
-            f"{run.variant!r}"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(start)
-    config = replace(config, max_length=min(config.max_length, run.recipe.max_length))
-    cuda = torch.cuda.is_available() if run.device == "auto" else run.device == "cuda"
-    checkpointing = (
-        (cuda and not VARIANTS[run.variant].is_demo)
-        if run.checkpointing is None
-        else run.checkpointing
-    )
-    return wrapper, Processor(config, tokenizer), checkpointing
 
 
 def _added(counts: list[Any]) -> dict[str, int]:

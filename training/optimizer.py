@@ -12,7 +12,7 @@ from training.recipes import MODULES, Recipe
 
 
 def module_of(name: str) -> str:
-    """The module (one of `stages.MODULES`) that owns the parameter called ``name`` in a
+    """The module (one of `recipes.MODULES`) that owns the parameter called `name` in a
     `HourLlava`.
 
     Raises:
@@ -27,15 +27,15 @@ def module_of(name: str) -> str:
 
 
 def select(model: nn.Module, tuned: Iterable[str]) -> None:
-    """Let the parameters of the ``tuned`` modules require gradients, and no others."""
+    """Let the parameters of the `tuned` modules require gradients, and no others."""
     chosen = set(tuned)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(module_of(name) in chosen)
 
 
 def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, object]]:
-    """One optimizer group for each tuned module: ``module``, ``params``, ``names``, ``lr`` and
-    ``peak`` rate.
+    """One optimizer group for each tuned module: `module`, `params`, `names`, `lr` and
+    `peak` rate.
 
     Every parameter that requires a gradient is in exactly one group; this is asserted, because a
     parameter that is missing here trains silently at no rate, and one that is here twice at two.
@@ -84,10 +84,10 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def rate_factor(step: int, total: int, warmup: float) -> float:
-    """Share of the peak rate in optimizer step ``step`` (from 0) of ``total``: linear rise, then a
+    """Share of the peak rate in optimizer step `step` (from 0) of `total`: linear rise, then a
     cosine to zero.
 
-    The rise takes ``ceil(warmup * total)`` steps and starts above zero, so that no step is wasted.
+    The rise takes `ceil(warmup * total)` steps and starts above zero, so that no step is wasted.
     """
     rise = math.ceil(warmup * total)
     if step < rise:
@@ -98,7 +98,7 @@ def rate_factor(step: int, total: int, warmup: float) -> float:
 def set_rates(
     optimizer: torch.optim.Optimizer, step: int, total: int, warmup: float
 ) -> dict[str, float]:
-    """Set every group's rate for ``step`` and return them by module."""
+    """Set every group's rate for `step` and return them by module."""
     factor = rate_factor(step, total, warmup)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor

@@ -1,4 +1,4 @@
-"""Progress of long work as lines in a log: how much is done, how fast, how long it will still take."""
+"""Progress of long work as lines in a log: how much is done, how fast, how long it still takes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 class Progress:
-    """Counts finished units and logs a line at most every ``every_s`` seconds, and one at the end.
+    """Counts finished units and logs a line at most every `every_s` seconds, and one at the end.
 
     Args:
-        log: takes one line, e.g. ``context.log.info`` or ``print``.
+        log: takes one line, e.g. `context.log.info` or `print`.
         total: units expected, or None when that is not known.
         unit: what is counted, in the plural ("videos").
     """
@@ -23,6 +23,7 @@ class Progress:
         self._started = self._last = time.monotonic()
 
     def advance(self, n: int = 1) -> None:
+        """Count `n` more units."""
         self.done += n
         now = time.monotonic()
         if self.done == self.total or now - self._last >= self.every_s:
@@ -34,6 +35,7 @@ class Progress:
         self.log(text)
 
     def line(self, elapsed_s: float) -> str:
+        """Count, rate and remaining time as text."""
         rate = self.done / elapsed_s if elapsed_s > 0 else 0.0
         of_total = f"/{self.total:,}" if self.total is not None else ""
         text = f"{self.done:,}{of_total} {self.unit}, {rate:.1f}/s"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assets.inference.checkpoint import encoder_hash
-from training.formats.feature_file import SUFFIX, FeatureFile, open_features
+from training.formats.feature_file import SUFFIX, FeatureFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,7 @@ def encode_video(model: HourLlava, path: Path) -> StoredFeatures:
     from model.media.reader import decode, feature_frame_indices, timeline
 
     if path.suffix == SUFFIX:
-        return open_features(path)
+        return FeatureFile(path)
     line = timeline(path)
     chosen = feature_frame_indices(line, min_frames=model.config.memory.min_frames)
     frames = decode(line, chosen, size=model.config.vision.image_size)

@@ -21,7 +21,7 @@ from benchmarks.longvideo_world import (
     tasks,
 )
 from pipeline.demo.drawing import COLOURS
-from training.formats.feature_file import open_features, write_features
+from training.formats.feature_file import FeatureFile, write_features
 
 FILMS = [invent_long_film(f"test/{number}", 180 + 31 * number) for number in range(16)]
 
@@ -159,7 +159,7 @@ def test_few_frames_are_spread_over_the_whole_film_and_keep_its_duration(tmp_pat
         tmp_path / "a.safetensors", features, np.arange(300, dtype=np.float32), {"duration": "300"}
     )
     few_frames(tmp_path / "a.safetensors", tmp_path / "few" / "a.safetensors")
-    few = open_features(tmp_path / "few" / "a.safetensors")
+    few = FeatureFile(tmp_path / "few" / "a.safetensors")
     assert (few.frames, few.duration) == (FEW, 300.0)
     assert (few.pts[0], few.pts[-1]) == (0.0, 299.0)
     assert (np.diff(few.pts) > 0).all()

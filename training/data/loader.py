@@ -35,7 +35,7 @@ from training.data.sample_dataset import (
 )
 from training.data.shard_index import Faults, ShardIndex
 from training.data.worker_pool import WorkerPool
-from training.formats.feature_file import FeatureStore
+from training.formats.feature_store import FeatureStore
 from training.run_config import RunConfig
 
 log = logging.getLogger(__name__)

@@ -156,7 +156,7 @@ class Prefetcher:
 
 
 class DevicePrefetcher:
-    """Copies the next pack to the device while the last one computes, on a CUDA stream of its own."""
+    """Copies the next pack to the device while the last one computes, on its own CUDA stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -23,7 +23,8 @@ from model.media.container import MediaError
 from model.packing import plan_sample
 from model.processor import Processor
 from training.data.rows import RowReader
-from training.formats.feature_file import FeatureFile, FeatureStore
+from training.formats.feature_file import FeatureFile
+from training.formats.feature_store import FeatureStore
 from training.formats.file_cache import DamagedFileError, FileCache
 from training.formats.hashing import seed_of
 from training.formats.kinds import LONG_VIDEO_KIND
@@ -156,7 +157,7 @@ class SampleDataset(Dataset):
                 path = self._video_path(sample.video)
                 inputs = self.processor.video(path, sample.conversations, id=sample.id, seed=seed)
                 return PreparedSample(inputs)
-            recorder = _FrameRecorder(self._open_features(sample.video))
+            recorder = _FrameRecorder(self._FeatureFile(sample.video))
             inputs = self.processor.video(recorder, sample.conversations, id=sample.id, seed=seed)
             return PreparedSample(inputs, FrameChoice(sample.video, recorder.indices))
         except MediaError as error:
@@ -174,7 +175,7 @@ class SampleDataset(Dataset):
             raise ValueError("the run's videos_root is empty, but its samples name short videos")
         return os.fspath(self.videos.path(name))
 
-    def _open_features(self, video: str) -> FeatureFile:
+    def _FeatureFile(self, video: str) -> FeatureFile:
         if self.features is None:
             raise ValueError("the run's features_root is empty, but its samples name long videos")
         try:

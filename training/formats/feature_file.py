@@ -1,9 +1,10 @@
 """The feature file: what the vision encoder saw of one video, and how training reads it back.
 
-One safetensors file per video, ``VideoMarathon/features/<variant>/<source>/<id>.safetensors``,
+One safetensors file per video, `VideoMarathon/features/<variant>/<source>/<id>.safetensors`,
 holding
 
-    features  bfloat16 [T, P, C]   T frames in presentation order, P = pooled_side**2 tokens, before the projector
+    features  bfloat16 [T, P, C]   T frames in presentation order, P = pooled_side**2 tokens,
+                                   before the projector
     pts       float32  [T]         seconds of each frame after the first one
 
 and, in its header, the facts that decide whether it is still right: hashes of the encoder, of the
@@ -20,7 +21,6 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -28,18 +28,14 @@ import numpy as np
 import xxhash
 
 from training.formats import layout
-from training.formats.file_cache import DamagedFileError, FileCache
-from training.formats.storage import Storage
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = "hour-llava-features-1"
 SUFFIX = ".safetensors"
-HEADER_ROOM = (
-    8192  # bytes before the first row: the JSON header, padded with spaces as the format allows
-)
-DEFAULT_CACHE_BYTES = 200 << 30
+# Bytes before the first row: the JSON header, padded with spaces as the format allows.
+HEADER_ROOM = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +76,7 @@ class FeatureWriter:
     """Writes one feature file row by row.
 
     Args:
-        path: where to write; the caller publishes it (see ``Storage.writing``).
+        path: where to write; the caller publishes it (see `Storage.writing`).
         frames, tokens, width: the final shape [T, P, C].
     """
 
@@ -91,9 +87,8 @@ class FeatureWriter:
         self.written = 0
         self._hash = xxhash.xxh3_128()
         self._file: BinaryIO = open(path, "wb")  # noqa: SIM115  closed by finish() or close()
-        fcntl.flock(
-            self._file, fcntl.LOCK_EX
-        )  # tells a sweeper of temporary files that this one is alive
+        # Tells who removes temporary files that this one is being written.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
         self._file.seek(HEADER_ROOM)
 
     def write(self, rows: np.ndarray) -> None:
@@ -171,7 +166,7 @@ def write_features(
     Args:
         features_TPC: bfloat16 [T, P, C] (other floats are rounded to it).
         pts: float32 [T], seconds.
-        metadata: strings; ``duration`` (seconds) is required.
+        metadata: strings; `duration` (seconds) is required.
     """
     import torch
 
@@ -191,7 +186,7 @@ def read_header(source: Path | BinaryIO, size: int | None = None, name: str = ""
 
     Args:
         source: a path or an open binary file.
-        size: bytes of the file, where ``source`` is an open one.
+        size: bytes of the file, where `source` is an open one.
         name: what errors call it; by default its path.
 
     Raises:
@@ -242,7 +237,16 @@ def read_header(source: Path | BinaryIO, size: int | None = None, name: str = ""
 
 
 class FeatureFile:
-    """One open feature file; rows are read by mapping, so frames nobody asks for are never loaded."""
+    """One open local feature file; rows are read by mapping, so frames nobody asks for are never
+    loaded.
+
+    Attributes:
+        header: what the file says about itself.
+        pts: float32 [T], seconds of each frame after the first one.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_header`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -257,14 +261,17 @@ class FeatureFile:
 
     @property
     def frames(self) -> int:
+        """How many frames the file has."""
         return self.header.frames
 
     @property
     def metadata(self) -> dict[str, str]:
+        """Every string of the header."""
         return self.header.metadata
 
     @property
     def duration(self) -> float:
+        """Seconds of the video."""
         return self.header.duration
 
     def read(self, indices: Sequence[int] | np.ndarray | None = None) -> torch.Tensor:
@@ -288,17 +295,8 @@ class FeatureFile:
         return torch.from_numpy(rows).view(torch.bfloat16)
 
 
-def open_features(path: Path) -> FeatureFile:
-    """Open a local feature file; see :class:`FeatureFile`.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`read_header`.
-    """
-    return FeatureFile(path)
-
-
 def hash_content(path: Path) -> str:
-    """The hash that ``content_xxh3`` in the header must equal: of all tensor bytes."""
+    """The hash that `content_xxh3` in the header must equal: of all tensor bytes."""
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
         file.seek(HEADER_ROOM)
@@ -310,81 +308,3 @@ def hash_content(path: Path) -> str:
 def feature_path(variant: str, video: str) -> str:
     """Where a video's features lie, relative to the storage root."""
     return layout.feature_file(variant, video)
-
-
-class FeatureStore:
-    """A folder of feature files. Local ones are mapped in place; remote ones through a bounded
-    cache on local disk.
-
-    Processes and ranks of one machine may share the cache folder. A file that is evicted while it
-    is mapped stays readable until it is closed.
-
-    Args:
-        storage: where the files are.
-        folder: the folder in it that holds ``<source>/<id>.safetensors``; empty when that is the
-            storage's root.
-        cache: local folder for copies of remote files; by default one beside the storage's own
-            cache.
-        max_bytes: most that the cache holds; the least recently used files go first.
-    """
-
-    def __init__(
-        self,
-        storage: Storage,
-        folder: str = "",
-        cache: Path | str | None = None,
-        max_bytes: int = DEFAULT_CACHE_BYTES,
-    ) -> None:
-        self.storage, self.folder = storage, folder.strip("/")
-        self.files = FileCache(
-            storage, Path(cache) if cache else storage.cache / "features", max_bytes
-        )
-
-    def rel(self, video: str) -> str:
-        """Where the features of ``<source>/<id>`` lie in the storage."""
-        return f"{self.folder}/{video}{SUFFIX}".lstrip("/")
-
-    def exists(self, video: str) -> bool:
-        return self.storage.exists(self.rel(video))
-
-    def open(self, video: str) -> FeatureFile:
-        """The features of ``<source>/<id>``.
-
-        Raises:
-            FileNotFoundError: they were not extracted (or the video is quarantined).
-            ValueError: it is not a feature file, its copy does not hash to what its header says, or
-                the cache is too small for it.
-        """
-        rel = self.rel(video)
-        try:
-            return self._open(rel)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{self.storage.path(rel)}: no features of {video!r}; materialize the features of "
-                "its part, or look for it among the quarantined videos there"
-            ) from None
-
-    def _open(self, rel: str) -> FeatureFile:
-        if self.storage.is_local:
-            return FeatureFile(self.files.path(rel))
-        url = self.storage.path(rel)
-        version, check = str(self.storage.fs.checksum(url)), partial(_check_content, name=url)
-        for last in (False, False, True):
-            try:
-                return FeatureFile(self.files.path(rel, version=version, check=check))
-            except (
-                FileNotFoundError
-            ):  # evicted by another process between its fetch and its opening
-                if last:
-                    raise
-        raise AssertionError("the loop returns or raises")
-
-
-def _check_content(path: Path, name: str) -> None:
-    """Whether a fetched file's tensors hash to what its header says."""
-    with open(path, "rb") as file:
-        promised = read_header(file, os.fstat(file.fileno()).st_size, name).content
-    if (found := hash_content(path)) != promised:
-        raise DamagedFileError(
-            f"{name}: content hashes to {found}, its header says {promised}; extract it again"
-        )

@@ -19,7 +19,6 @@ from training.formats.hashing import hash_file_xxh64
 from training.formats.storage import Storage
 
 LOCKS = 64  # by name: two processes that want one file fetch it once, and lock files stay few
-_BLOCK = 1 << 22
 
 
 class DamagedFileError(ValueError):
@@ -51,7 +50,7 @@ class FileCache:
         version: str = "",
         check: Callable[[Path], None] | None = None,
     ) -> Path:
-        """A local file with the content of ``rel``.
+        """A local file with the content of `rel`.
 
         Args:
             size, xxh64: what the file must have, where that is known. A remote file is checked when
@@ -110,7 +109,7 @@ class FileCache:
                 check(temporary)
 
     def _evict(self, allowed: int) -> None:
-        """Remove least recently used copies until at most ``allowed`` bytes are left."""
+        """Remove least recently used copies until at most `allowed` bytes are left."""
         files = []
         for path in self.folder.glob("*/*"):
             try:

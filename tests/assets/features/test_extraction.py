@@ -24,7 +24,7 @@ from tests.assets.features.conftest import (
     videos_of,
 )
 from tests.model.media import clips
-from training.formats.feature_file import open_features
+from training.formats.feature_file import FeatureFile
 
 SIDE, POOLED = 112, 4
 
@@ -86,7 +86,7 @@ def slow_features(encoder, pictures: list[np.ndarray]) -> torch.Tensor:
 )
 def test_features_equal_a_slow_independent_path(part, encoder, video, frames, duration):
     root, _, _ = part
-    file = open_features(feature_file(root, video))
+    file = FeatureFile(feature_file(root, video))
     pictures, times = all_frames(video_path(root, video))
     chosen = np.linspace(0, len(pictures) - 1, frames, dtype=np.int64)
     square = [resize_frame(pictures[i], SIDE) for i in chosen]
@@ -108,7 +108,7 @@ def test_features_equal_a_slow_independent_path(part, encoder, video, frames, du
 
 def test_a_varying_rate_is_sampled_by_time(part):
     root, _, _ = part
-    file = open_features(feature_file(root, "ego4d/varying"))
+    file = FeatureFile(feature_file(root, "ego4d/varying"))
     _, times = all_frames(video_path(root, "ego4d/varying"))
     wanted = np.linspace(0, times[-1], file.frames)
     assert file.frames == int(file.duration)
@@ -147,14 +147,14 @@ def test_the_frame_strip_is_a_picture_of_frames_as_the_encoder_saw_them(part):
 def test_the_header_says_where_features_come_from(part):
     root, videos, _ = part
     for video in videos:
-        facts = open_features(feature_file(root, video.video)).metadata
+        facts = FeatureFile(feature_file(root, video.video)).metadata
         assert facts["source_sha256"] == video.sha256
         assert facts["video"] == video.video
         assert facts["decoder"].startswith("pyav ")
         assert facts["why"]
         assert facts["damaged"] == "0"
         assert len(facts["encoder"]) == len(facts["config"]) == 64
-    assert open_features(feature_file(root, "ego4d/web")).metadata["codec"] == "vp9"
+    assert FeatureFile(feature_file(root, "ego4d/web")).metadata["codec"] == "vp9"
 
 
 def test_running_again_does_nothing(part, run, monkeypatch):
@@ -199,7 +199,7 @@ def test_only_what_changed_is_made_again(part, run, encoder, tmp_path):
     clips.encode(video_path(other, "panda/short"), 12, rate=10)
     changed = run(other, videos_of(other, 20.0))
     assert (changed.counts["done"], changed.counts["already_done"]) == (1, 4)
-    assert open_features(feature_file(other, "panda/short")).frames == 12
+    assert FeatureFile(feature_file(other, "panda/short")).frames == 12
     assert changed.version != report.version
 
 

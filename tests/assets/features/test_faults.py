@@ -23,7 +23,7 @@ from tests.assets.features.conftest import (
     videos_of,
 )
 from tests.model.media import clips
-from training.formats.feature_file import open_features
+from training.formats.feature_file import FeatureFile
 
 FAULTY = "tests.assets.features.faults:open_faulty"
 PROJECT = Path(__file__).parents[3]
@@ -98,7 +98,7 @@ def test_all_other_videos_are_made(faulty):
         "quarantined timeout": 3,
     }
     for name in "abcd":
-        assert open_features(feature_file(root, f"panda/good-{name}")).frames == 20
+        assert FeatureFile(feature_file(root, f"panda/good-{name}")).frames == 20
     assert leftovers(root) == []
 
 

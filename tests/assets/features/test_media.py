@@ -28,7 +28,8 @@ from tests.assets.features.conftest import (
     video_path,
 )
 from tests.model.media import clips, tricky
-from training.formats.feature_file import FeatureStore, open_features
+from training.formats.feature_file import FeatureFile
+from training.formats.feature_store import FeatureStore
 from training.formats.storage import Storage
 
 GONE = PresentVideo(
@@ -66,7 +67,7 @@ def test_every_tricky_clip_gives_its_frames_or_is_quarantined_with_its_reason(ru
             assert clip.damaged, clip.name
             assert found.pop(video) == "too_corrupt", clip.name
         else:
-            file = open_features(feature_file(tmp_path, video))
+            file = FeatureFile(feature_file(tmp_path, video))
             assert file.header.damaged == (clip.damaged or clip.truncated), clip.name
             nearest = np.abs(np.array(clip.times)[None] - file.pts[:, None]).min(axis=1)
             assert nearest.max() < 2e-3, clip.name
@@ -87,7 +88,7 @@ def test_damaged_videos_are_used_or_skipped_as_the_settings_say(run, tmp_path):
 
     used = run(tmp_path, videos)
     assert (used.counts["done"], used.counts["damaged"]) == (1, 1)
-    facts = open_features(feature_file(tmp_path, "panda/hurt")).metadata
+    facts = FeatureFile(feature_file(tmp_path, "panda/hurt")).metadata
     assert facts["damaged"] == "1"
     assert int(facts["bad_packets"]) + int(facts["concealed"]) > 0
 

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from tests.memory import forget_peak, peak_mib
 from training.formats.feature_file import (
     HEADER_ROOM,
-    FeatureStore,
+    FeatureFile,
     FeatureWriter,
-    open_features,
     read_header,
     write_features,
 )
+from training.formats.feature_store import FeatureStore
 from training.formats.storage import Storage
 
 
@@ -60,7 +60,7 @@ def test_frames_come_back_bit_for_bit_in_the_order_asked_for(
     write_features(path, features, pts, {"duration": "12.5", "decoder": "ü"})
     asked = data.draw(st.lists(st.integers(0, frames - 1), max_size=12))
 
-    file = open_features(path)
+    file = FeatureFile(path)
 
     assert torch.equal(file.read(), features)
     assert torch.equal(file.read(asked), features[asked])
@@ -126,7 +126,7 @@ def test_reading_a_few_frames_of_a_huge_file_loads_only_these(tmp_path):
     os.truncate(path, HEADER_ROOM + end + 4 * frames)
     forget_peak()
     before = peak_mib()
-    rows = open_features(path).read(range(0, frames, 1000))
+    rows = FeatureFile(path).read(range(0, frames, 1000))
     assert rows.shape == (40, tokens, width)
     assert peak_mib() - before < 64
 
@@ -135,7 +135,7 @@ def test_reading_a_few_frames_of_a_huge_file_loads_only_these(tmp_path):
 def test_frames_that_are_not_there_are_an_error(tmp_path, index):
     write_features(tmp_path / "x", some_features(5), np.arange(5), {"duration": "5"})
     with pytest.raises(IndexError, match="of 5"):
-        open_features(tmp_path / "x").read([0, index])
+        FeatureFile(tmp_path / "x").read([0, index])
 
 
 def test_files_cut_short_or_of_another_kind_are_refused_by_name(tmp_path):
@@ -144,15 +144,15 @@ def test_files_cut_short_or_of_another_kind_are_refused_by_name(tmp_path):
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(good.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"cut\.safetensors.*its header promises"):
-        open_features(cut)
+        FeatureFile(cut)
     foreign = tmp_path / "foreign.safetensors"
     save_file({"features": torch.zeros(2, 3, 4)}, foreign)
     with pytest.raises(ValueError, match=r"foreign\.safetensors.*not a feature file"):
-        open_features(foreign)
+        FeatureFile(foreign)
     empty = tmp_path / "empty.safetensors"
     empty.write_bytes(b"")
     with pytest.raises(ValueError, match=r"empty\.safetensors"):
-        open_features(empty)
+        FeatureFile(empty)
 
 
 def test_metadata_without_duration_or_too_long_is_refused(tmp_path):
