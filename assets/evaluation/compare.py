@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,11 @@ def compare_checkpoints(
     questions = read_questions(questions_file)[:limit]
     folder = layout.evaluation(variant)
     local = Path(storage.path(folder)) if storage.is_local else scratch / folder
+    records = {name: Lineage.read(storage, product(name, variant)) for name in CHECKPOINTS}
     reports = []
-    for name, export, visuals in _exports(storage, variant):
+    for name, visuals in [*((name, True) for name in CHECKPOINTS), (LAST, False)]:
+        # A remote export is fetched when its turn comes.
+        export = storage.local_folder(f"{records[name].folder}/export")
         file = f"{name}{'' if visuals else '_blind'}.parquet"
         report = score_checkpoint(
             export,
@@ -99,20 +102,8 @@ def compare_checkpoints(
             storage.write_bytes(f"{folder}/{file}", (local / file).read_bytes())
         log(f"{report.label}: {report.accuracy:.1%} right, chance {report.chance:.1%}")
         reports.append(report)
-    checkpoint = Lineage.read(storage, product(LAST, variant)).version
+    checkpoint = records[LAST].version
     return _summarise(storage, folder, questions_file, questions, reports, checkpoint)
-
-
-def _exports(storage: Storage, variant: str) -> Iterator[tuple[str, Path, bool]]:
-    """Each checkpoint's name and export folder, and whether it is shown the visuals; the last one
-    comes twice. A remote export is fetched when its turn comes.
-    """
-    for name in CHECKPOINTS:
-        record = Lineage.read(storage, product(name, variant))
-        export = storage.local_folder(f"{record.folder}/export")
-        yield name, export, True
-        if name == LAST:
-            yield name, export, False
 
 
 def _summarise(

@@ -85,6 +85,7 @@ def plain(text: str) -> str:
 
 
 def _ends(text: str) -> str:
+    """The start and the end of a text, without the thoughts before it."""
     text = text.rpartition("</think>")[2]
     return text if len(text) <= 2 * END_LENGTH else f"{text[:END_LENGTH]}\n{text[-END_LENGTH:]}"
 
@@ -102,6 +103,7 @@ def _opening(text: str, options: Sequence[str], letters: str) -> set[int]:
         if plain(rest).startswith(plain(both)):
             return set()  # the options, repeated
     if several := _SEVERAL.match(rest):
+        # "B and C" is no answer, nor is "B and X": the -1 keeps the set from being of one option.
         return {index, *(letters.index(x) for x in several["letter"] if x in letters)} | {-1}
     is_word = match["letter"] in "AI" and re.match(r" [a-z]", rest)
     if is_word and not plain(rest).startswith(plain(options[index])):
@@ -128,6 +130,7 @@ def _announced(text: str, letters: str) -> set[int]:
 
 
 def _marked(text: str, letters: str) -> set[int]:
+    """Letters in brackets, in bold or in a box that are not denied."""
     found = set()
     for match in _MARKED.finditer(text):
         letter = match["round"] or match["bold"] or match["boxed"]
@@ -154,4 +157,5 @@ def _quoted(text: str, options: Sequence[str]) -> set[int]:
 
 
 def _denied(text: str, start: int) -> bool:
+    """Whether a "not" or the like stands shortly before a place in the text."""
     return _DENIED.search(text[max(0, start - DENIAL_REACH) : start].casefold()) is not None

@@ -1,5 +1,5 @@
-"""The video that a person asks about: a path as it is, a URL through the same gates that the
-pipeline's videos pass.
+"""The video that a person asks about, as a local file: a path as it is, a URL fetched with the same
+care as the pipeline's videos.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from assets.sources.listed import youtube_id
 from assets.sources.url import UrlFetcher, UrlSource
 from assets.sources.youtube import YoutubeFetcher, YoutubeSource
 
-NAME = "asked"
+NAME = "asked"  # of the fetched file, and of its row
 
 
 @contextmanager
@@ -29,17 +29,18 @@ def local_video(
     accept_terms: bool = False,
     limits: Download | None = None,
 ) -> Iterator[Path]:
-    """``video`` as a file while the block runs. What was fetched is gone afterwards.
+    """`video` as a file while the block runs. What was fetched is removed afterwards.
 
-    A URL is fetched by yt-dlp with every connection judged (no private addresses, http and https
-    alone), YouTube's by its own extractor; the file is then looked into in a child process, as the
-    pipeline does with every video.
+    A URL is fetched by yt-dlp, YouTube's by its own extractor. Every connection is checked: no
+    private addresses, only http and https. The file is then examined in a child process, as every
+    video of the pipeline.
 
     Args:
         video: a path, or a URL.
-        hosts: ``host`` or ``host:port`` that may be contacted although it is a private address.
+        hosts: `host` or `host:port` that may be contacted although it is a private address.
+        log: told when a download begins.
         accept_terms: that the user has read YouTube's terms and decided that they may download.
-        limits: sizes, durations and patience; the pipeline's defaults where left out.
+        limits: sizes, durations and timeouts; the pipeline's defaults where left out.
 
     Raises:
         FileNotFoundError: no such file.
@@ -55,8 +56,8 @@ def local_video(
     with tempfile.TemporaryDirectory(prefix="hourllava-ask-") as scratch:
         try:
             path = _fetch(video, Path(scratch), log, hosts, accept_terms, limits)
-            with ProbePool() as prober:
-                check_video(prober.probe(path), limits, None)
+            with ProbePool() as probes:
+                check_video(probes.probe(path), limits, None)
         except TransferError as error:
             raise ValueError(f"{video}: not fetched ({error.reason}): {error}") from error
         except InvalidVideo as error:
@@ -72,6 +73,7 @@ def _fetch(
     accept_terms: bool,
     limits: Download,
 ) -> Path:
+    """Download one URL into a folder; returns the file."""
     row = VideoRow(video=f"ask/{NAME}", source="ask", id=NAME, url=url)
     fetcher: YoutubeFetcher | UrlFetcher
     if youtube_id(url):

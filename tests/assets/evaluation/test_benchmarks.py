@@ -122,7 +122,8 @@ def test_tempcompass_in_its_three_forms_that_need_no_judge(tmp_path):
         },
         "yes_no": {"question": "Does he run?", "answer": "no"},
         "caption_matching": {
-            "question": "Which caption matches the video better?\nCaption A: He runs.\nCaption B: He sleeps.",
+            "question": "Which caption matches the video better?\n"
+            "Caption A: He runs.\nCaption B: He sleeps.",
             "answer": "Caption B: He sleeps.",
         },
         "captioning": {
