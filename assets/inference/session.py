@@ -31,7 +31,7 @@ from training.formats.feature_file import FeatureFile
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from model.hour_llava import Prepared
+    from model.hour_llava import LLMInput
     from model.images import ImageSource
     from model.inputs import SampleInputs
 
@@ -212,7 +212,7 @@ class Session:
 
         if longest < 1:
             return
-        embeds_SD = self._prepared([prompt]).embeds_SD
+        embeds_SD = self._llm_input([prompt]).embeds_SD
         for token in greedy_tokens(self.model.model.llm, embeds_SD, longest, frozenset({self.end})):
             if token == self.end:
                 return
@@ -236,9 +236,9 @@ class Session:
         Raises:
             ValueError: a prompt is too long.
         """
-        prepared = self._prepared(prompts)
+        llm_input = self._llm_input(prompts)
         return CachedPrompts(
-            self.model.model.llm, prepared.embeds_SD, prepared.plan.lengths, self.end
+            self.model.model.llm, llm_input.embeds_SD, llm_input.plan.lengths, self.end
         )
 
     def text(self, ids: Sequence[int]) -> str:
@@ -249,7 +249,7 @@ class Session:
         """The tokens of an answer, without the end token."""
         return self.processor.tokenizer(answer, add_special_tokens=False).input_ids
 
-    def _prepared(self, prompts: Sequence[Prompt]) -> Prepared:
+    def _llm_input(self, prompts: Sequence[Prompt]) -> LLMInput:
         """The prompts as the language model takes them, with what MemAug found for each."""
         import torch
 
