@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from assets.features.workers.tower import ATTENTION, FrameEncoder, load_encoder
+from assets.features.workers.frame_encoder import FrameEncoder, load_encoder
+from assets.features.workers.tower import ATTENTION
 from model.config import HourLlavaConfig
 
 

@@ -146,7 +146,7 @@ class DecoderPool:
         self._fork_server.kill(decoder)
 
     def remove(self, decoder: DecoderProcess) -> None:
-        """Forget a decoder that has ended. Nobody writes to its slots any more, so they are free."""
+        """Forget a decoder that has ended. Nobody writes to its slots any more: they are free."""
         del self.decoders[decoder.id]
         if decoder.connection in self._selector.get_map():
             self._selector.unregister(decoder.connection)

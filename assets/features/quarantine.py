@@ -1,4 +1,4 @@
-"""Videos that gave no features, and why: a small record of each, where its feature file would be."""
+"""Videos that gave no features: a small record of each says why, where its features would be."""
 
 from __future__ import annotations
 

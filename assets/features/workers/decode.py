@@ -2,12 +2,12 @@
 the frame buffer, and say which picture is in which slot.
 
     coordinator -> decoder   ["job", job, path, options, CPU seconds]
-                             ["slots", [slot, ...]]          it may write to these, once each
+                             ["slots", [slot, ...]]     it may write to these, once each
                              ["quit"]
-    decoder -> coordinator   ["start", job, facts]           frames, duration, decoder and why, codec
+    decoder -> coordinator   ["start", job, facts]      frames, duration, codec, decoder and why
                              ["frames", job, [[k, slot, seconds], ...]]
                              ["end", job, stats, usage]
-                             ["corrupt", job, stats]         too much of it is missing
+                             ["corrupt", job, stats]    too much of it is missing
                              ["fail", job, reason, detail]
 
 A decoder without slots waits for more. That is all that keeps decoders from running ahead of the

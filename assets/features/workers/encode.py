@@ -38,7 +38,8 @@ import torch
 
 from assets.features.workers.connection import Connection
 from assets.features.workers.frame_buffer import FrameBuffer
-from assets.features.workers.tower import FrameBatch, VisionTower, load_encoder
+from assets.features.workers.frame_encoder import load_encoder
+from assets.features.workers.tower import FrameBatch, VisionTower
 from training.formats.feature_file import FeatureWriter
 
 POLL_S = 0.002  # how often to look for finished copies while there are any

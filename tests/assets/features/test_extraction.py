@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import SiglipVisionModel
 
 from assets.features.coordinator import Coordinator
-from assets.features.workers.tower import VisionTower, load_encoder
+from assets.features.workers.frame_encoder import load_encoder
+from assets.features.workers.tower import VisionTower
 from model.media.resize import resize_frame, resize_image
 from tests.assets.features.conftest import (
     TINY,

@@ -16,8 +16,8 @@ from transformers import SiglipConfig, SiglipModel
 from assets.annotations.catalogue import PresentVideo
 from assets.features.extract import extract
 from assets.features.workers.backends import open_decord, open_pyav
+from assets.features.workers.frame_encoder import FrameEncoder, load_encoder
 from assets.features.workers.nvdec import open_nvdec
-from assets.features.workers.tower import FrameEncoder, load_encoder
 from tests.assets.features.conftest import (
     TINY,
     after_layer,
