@@ -1,32 +1,27 @@
 """Every video that the annotations ask for, and what became of it: one row a video, one table a
 source and part.
 
-A table is a Parquet snapshot and a journal of what changed since. A change counts once its line is
-on the disk; a snapshot replaces the old one in one step, and only then is the journal emptied. A
-kill at any moment loses nothing.
+A table is a Parquet snapshot and a journal of what changed since (`journal.py`). A change counts
+once its line is on the disk; a snapshot replaces the old one in one step, and only then is the
+journal emptied. A kill at any moment loses nothing.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from assets.annotations.journal import Changes, Journal, journal_path, read_journal
 from assets.deployment.parts import part_name
 from assets.deployment.settings import Settings
-from assets.fetching.disk import scratch
-from assets.fetching.errors import OperatorError
 from assets.sources.base import OK, VideoRow
 from training.formats import layout
 from training.formats.storage import Storage
@@ -72,8 +67,12 @@ assert SCHEMA.names == ROW_FIELDS
 class PresentVideo:
     """A video that is there and verified.
 
-    `rel` is its path below the root, `duration` in seconds, `packets` the number of its
-    pictures where known.
+    Attributes:
+        video: `source/id`.
+        duration: in seconds.
+        rel: its path below the root.
+        damaged: one of the places looked at gave no picture.
+        packets: the number of its pictures, where known.
     """
 
     video: str
@@ -85,12 +84,13 @@ class PresentVideo:
 
 
 def snapshot_name(source: str, part: str) -> str:
+    """The Parquet file of a source and part, relative to the storage root."""
     return layout.catalogue(source, f"{part}.parquet")
 
 
 class Catalogue:
-    """The table of one source and part, open for writing. One writer at a time; many threads of it
-    may update.
+    """The table of one source and part, open for writing by one process. Many threads of it may
+    update.
 
     Raises:
         OperatorError: another process has it open.
@@ -99,18 +99,13 @@ class Catalogue:
     def __init__(self, storage: Storage, source: str, part: str) -> None:
         self.storage, self.source, self.part = storage, source, part
         self._lock = threading.RLock()
-        self._writer_lock = _lock_file(storage, source, part)
-        self._journal_path = journal_path(storage, source, part)
-        self._table, self._changed = _load(storage, source, part)
+        self._journal = Journal(storage, source, part)
+        self._table, changed = _load(storage, source, part)
         self._place = _places(self._table)
-        self._changed = {
-            name: change for name, change in self._changed.items() if name in self._place
-        }
+        self._changed = {name: change for name, change in changed.items() if name in self._place}
+        self._snapshot_at = time.monotonic()
         if self._changed:
             self.compact()
-        self._journal_path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal = open(self._journal_path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
-        self._snapshot_at = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +120,7 @@ class Catalogue:
         return identifier in self._place
 
     def row(self, identifier: str) -> VideoRow:
+        """The row of one video as it is now."""
         with self._lock:
             raw = self._table.slice(self._place[identifier], 1).to_pylist()[0]
             return VideoRow(**{**raw, **self._changed.get(identifier, {})})
@@ -157,20 +153,14 @@ class Catalogue:
         """Change fields of one row; on return the change is on the disk."""
         unknown = changes.keys() - set(SCHEMA.names)
         if unknown or identifier not in self._place:
-            raise KeyError(
-                f"{self.source}/{identifier}: "
-                f"{', '.join(sorted(unknown)) or 'not in the catalogue'}"
-            )
+            problem = ", ".join(sorted(unknown)) or "not in the catalogue"
+            raise KeyError(f"{self.source}/{identifier}: {problem}")
         changes["updated_at"] = round(time.time(), 3)
-        line = json.dumps({"id": identifier, **changes}, ensure_ascii=False).encode() + b"\n"
         with self._lock:
-            self._journal.write(line)
-            os.fsync(self._journal.fileno())
+            self._journal.append(identifier, changes)
             self._changed.setdefault(identifier, {}).update(changes)
-            if (
-                not self.storage.is_local
-                and time.monotonic() - self._snapshot_at > REMOTE_SNAPSHOT_S
-            ):
+            age = time.monotonic() - self._snapshot_at
+            if not self.storage.is_local and age > REMOTE_SNAPSHOT_S:
                 self.compact()
 
     def add(self, rows: Iterable[VideoRow]) -> int:
@@ -191,8 +181,7 @@ class Catalogue:
             with self.storage.writing(snapshot_name(self.source, self.part)) as temporary:
                 pq.write_table(self._table, temporary, compression="zstd")
             self._changed = {}
-            if self._journal_path.exists():
-                os.truncate(self._journal_path, 0)
+            self._journal.clear()
             self._snapshot_at = time.monotonic()
 
     def close(self) -> None:
@@ -201,7 +190,6 @@ class Catalogue:
             if self._changed:
                 self.compact()
             self._journal.close()
-            os.close(self._writer_lock)
 
 
 def read_catalogue(storage: Storage, source: str, part: str) -> pa.Table:
@@ -211,10 +199,8 @@ def read_catalogue(storage: Storage, source: str, part: str) -> pa.Table:
         FileNotFoundError: the source and part are not catalogued.
     """
     if not storage.exists(snapshot_name(source, part)):
-        raise FileNotFoundError(
-            f"{storage.path(snapshot_name(source, part))}: not there; materialize the catalogue "
-            "first"
-        )
+        path = storage.path(snapshot_name(source, part))
+        raise FileNotFoundError(f"{path}: not there; materialize the catalogue first")
     return _merged(*_load(storage, source, part))
 
 
@@ -224,10 +210,8 @@ def present_videos(storage: Storage, settings: Settings, part: str) -> list[Pres
     for source in sorted(settings.sources):
         table = read_catalogue(storage, source, part)
         rows = table.filter(pc.equal(table["status"], OK))
-        columns = (
-            rows[name].to_pylist()
-            for name in ("video", "duration", "sha256", "path", "damaged", "packets")
-        )
+        names = ("video", "duration", "sha256", "path", "damaged", "packets")
+        columns = (rows[name].to_pylist() for name in names)
         found += [PresentVideo(*values) for values in zip(*columns, strict=True)]
     return sorted(found, key=lambda present: present.video)
 
@@ -249,65 +233,25 @@ def find_part(storage: Storage, settings: Settings, video: str) -> str | None:
     return None
 
 
-def journal_path(storage: Storage, source: str, part: str) -> Path:
-    """The journal lies beside a local snapshot; for a remote one it is in this machine's cache."""
-    if storage.is_local:
-        return Path(storage.path(layout.catalogue(source, f"{part}.journal.jsonl")))
-    return scratch(storage, "catalogue", source) / f"{part}.journal.jsonl"
-
-
 def _places(table: pa.Table) -> dict[str, int]:
     """Id of a video -> its row in the table."""
     return {name: place for place, name in enumerate(table.column("id").to_pylist())}
 
 
-def _load(storage: Storage, source: str, part: str) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
-    """The snapshot, and the changes that the journal holds; a torn last line never counted."""
+def _load(storage: Storage, source: str, part: str) -> tuple[pa.Table, Changes]:
+    """The snapshot, and the changes that the journal holds."""
     name = snapshot_name(source, part)
-    table = (
-        pq.read_table(storage.local(name), schema=SCHEMA)
-        if storage.exists(name)
-        else SCHEMA.empty_table()
-    )
-    changed: dict[str, dict[str, Any]] = {}
-    journal = journal_path(storage, source, part)
-    if journal.exists():
-        with open(journal, "rb") as file:
-            for line in file:
-                try:
-                    change = json.loads(line)
-                except ValueError:
-                    break
-                changed.setdefault(change.pop("id"), {}).update(change)
-    return table, changed
+    table = SCHEMA.empty_table()
+    if storage.exists(name):
+        table = pq.read_table(storage.local(name), schema=SCHEMA)
+    return table, read_journal(journal_path(storage, source, part))
 
 
-def _merged(table: pa.Table, changed: dict[str, dict[str, Any]]) -> pa.Table:
+def _merged(table: pa.Table, changed: Changes) -> pa.Table:
     """The table with the changes in it, by id."""
     if changed:
         touched = pc.is_in(table["id"], pa.array(list(changed), pa.string()))
         rows = [{**raw, **changed[raw["id"]]} for raw in table.filter(touched).to_pylist()]
-        table = pa.concat_tables(
-            [table.filter(pc.invert(touched)), pa.Table.from_pylist(rows, schema=SCHEMA)]
-        )
+        untouched = table.filter(pc.invert(touched))
+        table = pa.concat_tables([untouched, pa.Table.from_pylist(rows, schema=SCHEMA)])
     return table.sort_by("id")
-
-
-def _lock_file(storage: Storage, source: str, part: str) -> int:
-    """A descriptor that holds the writer's lock until it is closed, also by the death of the
-    process.
-    """
-    path = scratch(storage, "locks") / f"{source}.{part}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise OperatorError(
-            f"the catalogue of {source}, {part} is being written by process {holder or 'unknown'}; "
-            "wait for that run"
-        ) from None
-    os.truncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
-    return descriptor

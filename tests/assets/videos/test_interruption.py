@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from assets.annotations.catalogue import Catalogue
+from assets.annotations.journal import journal_path
 from tests.servers.clips import clip
 from tests.servers.faulty import Fault, FaultyMediaServer
 from tests.servers.world import acquire, catalogued, make_settings, question
@@ -132,7 +133,8 @@ def test_a_killed_writer_leaves_its_changes_and_its_lock_behind_it(tmp_path):
         catalogue = Catalogue(storage, "web", "part0")
         catalogue.update("v3", status="permanent", reason="gone")
         catalogue.update("v4", status="ok", size=5)
-        catalogue._journal.write(b'{"id": "v5", "status": "o')
+        with open(journal_path(storage, "web", "part0"), "ab") as journal:
+            journal.write(b'{"id": "v5", "status": "o')
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     with Catalogue(storage, "web", "part0") as catalogue:
