@@ -40,7 +40,7 @@ class Ranks:
         rank, world, local: its number, how many there are, its number on this machine.
         device: where it computes.
         host: process group of all ranks for small facts on the host.
-        feeders, writers: others of the same kind, for the threads that prepare data and write
+        prefetchers, writers: others of the same kind, for the threads that prefetch data and write
             checkpoints.
     """
 
@@ -49,7 +49,7 @@ class Ranks:
     local: int
     device: torch.device
     host: dist.ProcessGroup
-    feeders: dist.ProcessGroup
+    prefetchers: dist.ProcessGroup
     writers: dist.ProcessGroup
 
     @property
@@ -107,7 +107,7 @@ def join_ranks(device: str) -> Ranks:
         local=local,
         device=chosen,
         host=_group(COLLECTIVE_TIMEOUT),
-        feeders=_group(COLLECTIVE_TIMEOUT),
+        prefetchers=_group(COLLECTIVE_TIMEOUT),
         writers=_group(timedelta(hours=2)),
     )
 

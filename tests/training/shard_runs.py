@@ -26,7 +26,7 @@ LONG_PARTS, VIDEOS, SAMPLES, FRAMES = 2, 8, 4, 20
 CLIPS = 40
 
 
-class Blind(Processor):
+class WithoutImages(Processor):
     """Leaves the image out of an image sample, which makes it quick to prepare."""
 
     def image(self, image, conversations, **named):
@@ -37,12 +37,12 @@ class Blind(Processor):
 
 
 @dataclass(frozen=True)
-class Corpus:
+class ShardCorpus:
     root: Path
     processor: Processor
 
     def run(self, **changes) -> RunConfig:
-        """A stage-3 run of two streams, images (0) and long videos (1), that reads in this process."""
+        """A stage-3 run of images (stream 0) and long videos (1) that reads in this process."""
         sharding = str(self.root / "VideoMarathon/sharding")
         images = tuple(f"llavavideo_si_part{part}/index.json" for part in range(10))
         long = tuple(f"videomarathon_video_part{part}/index.json" for part in range(LONG_PARTS))
@@ -74,7 +74,7 @@ class Corpus:
         )
 
 
-def make_corpus(root: Path) -> Corpus:
+def make_corpus(root: Path) -> ShardCorpus:
     storage = make_root(root)
     settings = settings_for(root)
     clips.encode(root / "clip.mp4", 12)
@@ -91,7 +91,7 @@ def make_corpus(root: Path) -> Corpus:
         for number in range(VIDEOS):
             write_video_features(root, f"panda/p{part}v{number}")
     build_tiny(root / "tiny")
-    return Corpus(root, Processor(CONFIG, AutoTokenizer.from_pretrained(root / "tiny")))
+    return ShardCorpus(root, Processor(CONFIG, AutoTokenizer.from_pretrained(root / "tiny")))
 
 
 def features_of(video: str) -> torch.Tensor:

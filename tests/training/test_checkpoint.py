@@ -1,4 +1,4 @@
-"""Checkpoints: complete only when marked, never in the way of each other, honest about a full disk."""
+"""Checkpoints: complete only when marked, independent of each other; a full disk is an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 import training.checkpoint as module
 from model.hf import HourLlavaForCausalLM
-from tests.training.in_memory import lone_rank, make_run, tiny_base, train_here
+from tests.training.generated_samples import make_run, single_rank, tiny_base, train_in_process
 from training.checkpoint import COMMITTED_NAME, Checkpoints, committed, read_state
 from training.loading import empty_model, load_weights
 from training.optimizer import build_optimizer, select
@@ -25,7 +25,7 @@ RECIPE = RECIPES["tiny", 3]
 
 @pytest.fixture
 def ranks():
-    with lone_rank() as found:
+    with single_rank() as found:
         yield found
 
 
@@ -172,9 +172,9 @@ def test_a_run_goes_on_after_the_disk_was_full(tmp_path, monkeypatch):
         module.shutil, "disk_usage", lambda path: usage._replace(free=next(frees, usage.free))
     )
     with pytest.raises(OSError, match="are free"):
-        train_here(run)
+        train_in_process(run)
     assert [path.name for path in committed(Path(run.out) / "state")] == ["step-4"]
-    assert train_here(run)["steps"] == 8
+    assert train_in_process(run)["steps"] == 8
 
 
 def test_the_start_is_loaded_bit_for_bit(ranks):

@@ -18,9 +18,9 @@ from assets.checkpoints.launcher import Torchrun
 from assets.deployment.settings import Training
 from assets.shards.writer import write_long_video_part
 from tests.assets.shards.roots import make_conversations, make_root, quiet, settings_for
-from tests.training.in_memory import losses, make_run, sample_ids
+from tests.training.fake_training import start
+from tests.training.generated_samples import losses, make_run, sample_ids
 from tests.training.shard_runs import write_video_features
-from tests.training.stand_in import start
 from training.checkpoint import committed
 from training.run_config import RunConfig
 from training.supervise import PREEMPTED

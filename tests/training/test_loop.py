@@ -13,7 +13,14 @@ import torch._dynamo
 from safetensors.torch import load_file
 
 from model.hf import HourLlavaForCausalLM
-from tests.training.in_memory import Behaviour, losses, make_run, sample_ids, tiny_base, train_here
+from tests.training.generated_samples import (
+    LoaderBehaviour,
+    losses,
+    make_run,
+    sample_ids,
+    tiny_base,
+    train_in_process,
+)
 from training.export import export_vision_encoder
 from training.loop import Diverged
 
@@ -28,7 +35,7 @@ def weights(run):
 
 
 def test_the_loss_falls_and_the_result_says_so(run):
-    result = train_here(run)
+    result = train_in_process(run)
     assert result["steps"] == 8
     assert result["samples"] == 64
     assert result["last_loss"] < result["first_loss"] - 1
@@ -38,41 +45,41 @@ def test_the_loss_falls_and_the_result_says_so(run):
 
 
 def test_a_run_that_crashed_ends_in_the_same_bytes_as_one_that_did_not(run, tmp_path):
-    train_here(run)
+    train_in_process(run)
     (tmp_path / "second").mkdir()
     again = make_run(tmp_path / "second")
     with pytest.raises(RuntimeError, match="told to fail"):
-        train_here(again, Behaviour(crash_at=6))
+        train_in_process(again, LoaderBehaviour(crash_at=6))
     assert losses(again)[:4] == losses(run)[:4]
     assert not (Path(again.out) / "result.json").exists()
-    train_here(again)
+    train_in_process(again)
     assert losses(again) == losses(run)
     assert sample_ids(again) == sample_ids(run)
     assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(run).items())
 
 
 def test_a_finished_run_is_left_alone_and_a_changed_one_starts_anew(run):
-    first = train_here(run)
+    first = train_in_process(run)
     before = (Path(run.out) / "export" / "model.safetensors").stat().st_mtime_ns
-    assert train_here(run) == first
+    assert train_in_process(run) == first
     assert (Path(run.out) / "export" / "model.safetensors").stat().st_mtime_ns == before
-    changed = train_here(replace(run, max_steps=2))
+    changed = train_in_process(replace(run, max_steps=2))
     assert changed["steps"] == 2
     assert len(losses(run)) == 2
 
 
 def test_changed_shards_are_another_run(run, tmp_path):
-    train_here(run)
+    train_in_process(run)
     (tmp_path / "index.json").write_text('{"shards": []}')
     with pytest.raises(RuntimeError, match="told to fail"):
-        train_here(run, Behaviour(crash_at=0))
+        train_in_process(run, LoaderBehaviour(crash_at=0))
     assert not (Path(run.out) / "result.json").exists()
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_stage_changes_the_modules_of_its_recipe_and_no_others(tmp_path, stage):
     run = make_run(tmp_path, stage=stage, max_steps=2)
-    train_here(run)
+    train_in_process(run)
     before, after = load_file(tiny_base() / "model.safetensors"), weights(run)
     changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
     owners = {"image_newline": "llm"}
@@ -83,7 +90,7 @@ def test_a_stage_changes_the_modules_of_its_recipe_and_no_others(tmp_path, stage
 
 
 def test_the_export_loads_with_from_pretrained_and_scores_as_training_did(run):
-    train_here(run)
+    train_in_process(run)
     model = HourLlavaForCausalLM.from_pretrained(Path(run.out) / "export")
     from transformers import AutoTokenizer
 
@@ -113,7 +120,7 @@ def test_the_vision_encoder_is_exported_by_itself(run, tmp_path):
 
 def test_a_step_that_is_not_finite_is_skipped_and_its_samples_are_named(tmp_path):
     run = make_run(tmp_path)
-    result = train_here(run, Behaviour(poison=(3,)))
+    result = train_in_process(run, LoaderBehaviour(infinite=(3,)))
     assert result["skipped_steps"] == 1
     record = json.loads((Path(run.out) / "nonfinite.jsonl").read_text())
     assert "sample-3" in record["ids"]
@@ -124,17 +131,17 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_samples_are_named(tmp_path
 def test_steps_that_are_not_finite_in_a_row_end_the_run(tmp_path):
     run = make_run(tmp_path)
     with pytest.raises(Diverged, match="3 steps in a row, up to step 3"):
-        train_here(run, Behaviour(poison=tuple(range(64))))
+        train_in_process(run, LoaderBehaviour(infinite=tuple(range(64))))
     before, last = load_file(tiny_base() / "model.safetensors"), Path(run.out) / "export"
     assert not last.exists()
     assert before  # the start is untouched, and nothing pretends to be trained
 
 
 def test_small_packs_and_large_ones_give_the_same_step(run, tmp_path):
-    train_here(replace(run, max_steps=3))
+    train_in_process(replace(run, max_steps=3))
     (tmp_path / "small").mkdir()
     small = make_run(tmp_path / "small", max_steps=3, micro_batch=2, micro_tokens=100)
-    train_here(small)
+    train_in_process(small)
     assert losses(small) == pytest.approx(losses(run), rel=1e-4)
 
 
@@ -142,10 +149,10 @@ def test_the_published_average_weighs_packs_and_not_tokens(tmp_path):
     run = make_run(
         tmp_path, max_steps=2, micro_tokens=100, loss="micro_batch"
     )  # several packs of different weight
-    train_here(run)
+    train_in_process(run)
     (tmp_path / "tokens").mkdir()
     other = make_run(tmp_path / "tokens", max_steps=2, micro_tokens=100)
-    train_here(other)
+    train_in_process(other)
     assert losses(run)[0] == losses(other)[0]
     assert abs(losses(run)[1] - losses(other)[1]) > 1e-3
 
@@ -153,19 +160,19 @@ def test_the_published_average_weighs_packs_and_not_tokens(tmp_path):
 def test_a_start_of_another_variant_is_refused(tmp_path):
     run = make_run(tmp_path, variant="3b")
     with pytest.raises(ValueError, match="holds variant 'tiny', but the run is of variant '3b'"):
-        train_here(run)
+        train_in_process(run)
 
 
 def test_too_few_samples_are_refused(run):
     with pytest.raises(ValueError, match="less than one global batch of 8"):
-        train_here(run, Behaviour(count=7))
+        train_in_process(run, LoaderBehaviour(count=7))
 
 
 def test_recomputed_activations_give_the_same_losses(run, tmp_path):
-    train_here(replace(run, max_steps=2))
+    train_in_process(replace(run, max_steps=2))
     (tmp_path / "recomputed").mkdir()
     other = make_run(tmp_path / "recomputed", max_steps=2, checkpointing=True)
-    train_here(other)
+    train_in_process(other)
     assert losses(other) == pytest.approx(losses(run), rel=1e-5)
 
 
@@ -178,17 +185,17 @@ def test_a_missing_tensor_in_the_start_is_named(tmp_path):
     del tensors["model.memaug.blocks.0.up.weight"]
     save_file(tensors, start / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 tensors: model\.memaug\.blocks\.0\.up\.weight"):
-        train_here(make_run(tmp_path, start=str(start)))
+        train_in_process(make_run(tmp_path, start=str(start)))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_compiled_blocks_give_the_same_losses(run, tmp_path):
-    train_here(replace(run, max_steps=2))
+    train_in_process(replace(run, max_steps=2))
     (tmp_path / "compiled").mkdir()
     other = make_run(tmp_path / "compiled", max_steps=2, compile=True, micro_batch=4)
     with torch._dynamo.config.patch(
         recompile_limit=2, fail_on_recompile_limit_hit=True
     ):  # all packs differ in length
-        train_here(other)
+        train_in_process(other)
     assert losses(other) == pytest.approx(losses(run), rel=1e-5)

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from assets.checkpoints.curve import draw, loss_curve
-from tests.training.in_memory import make_run, train_here
+from tests.training.generated_samples import make_run, train_in_process
 from training.metrics import MetricsWriter, read_metrics
 
 
@@ -65,7 +65,7 @@ def test_tensorboard_shows_the_same_numbers(tmp_path):
 
 def test_a_run_records_what_the_loop_promises(tmp_path):
     run = make_run(tmp_path, max_steps=2)
-    train_here(run)
+    train_in_process(run)
     records = list(read_metrics(tmp_path / "out" / "metrics.jsonl"))
     assert [r["step"] for r in records] == [1, 2]
     for found in records:
@@ -79,7 +79,7 @@ def test_a_run_records_what_the_loop_promises(tmp_path):
 
 def test_the_curve_is_a_small_picture_of_the_losses(tmp_path):
     run = make_run(tmp_path, max_steps=3)
-    train_here(run)
+    train_in_process(run)
     png = loss_curve(run)
     assert png.startswith(b"\x89PNG")
     assert len(png) < 60_000

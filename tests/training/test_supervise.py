@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.stand_in import Acting, start, torchrun_command
+from tests.training.fake_training import FakeTraining, start, torchrun_command
 from training.run_config import parse_run
 from training.supervise import (
     CONFIGURATION,
@@ -23,7 +23,7 @@ from training.supervise import (
     report_failure,
 )
 
-LAUNCH = [sys.executable, "-m", "training.supervise"]
+SUPERVISE = [sys.executable, "-m", "training.supervise"]
 
 
 def alive(pid):
@@ -55,24 +55,27 @@ def pids_in(folder, count, seconds=60.0):
 def shell(folder, text):
     """A command whose grandchild lives in a session of its own, as a rank of torchrun does."""
     child = f"setsid sh -c 'echo $$ > {folder}/child; {text}'"
-    return [*LAUNCH, "sh", "-c", f"echo $$ > {folder}/agent; {child} & wait"]
+    return [*SUPERVISE, "sh", "-c", f"echo $$ > {folder}/agent; {child} & wait"]
 
 
 def test_the_exit_status_is_the_commands(tmp_path):
-    assert subprocess.run([*LAUNCH, "sh", "-c", "exit 0"]).returncode == 0
-    assert subprocess.run([*LAUNCH, "sh", "-c", "exit 7"]).returncode == 7
-    assert subprocess.run([*LAUNCH, "sh", "-c", "kill -9 $$"]).returncode == FAILED
+    assert subprocess.run([*SUPERVISE, "sh", "-c", "exit 0"]).returncode == 0
+    assert subprocess.run([*SUPERVISE, "sh", "-c", "exit 7"]).returncode == 7
+    assert subprocess.run([*SUPERVISE, "sh", "-c", "kill -9 $$"]).returncode == FAILED
 
 
-def test_a_status_with_a_meaning_counts_only_with_a_word():
-    assert subprocess.run([*LAUNCH, "sh", "-c", f"exit {PREEMPTED}"]).returncode == FAILED
-    code = "import training.supervise as l, sys; l.report_failure(l.CONFIGURATION, 'wrong'); sys.exit(1)"
-    done = subprocess.run([*LAUNCH, sys.executable, "-c", code], capture_output=True, text=True)
+def test_a_status_with_a_meaning_counts_only_with_a_report():
+    assert subprocess.run([*SUPERVISE, "sh", "-c", f"exit {PREEMPTED}"]).returncode == FAILED
+    code = (
+        "import sys, training.supervise as supervise;"
+        "supervise.report_failure(supervise.CONFIGURATION, 'wrong'); sys.exit(1)"
+    )
+    done = subprocess.run([*SUPERVISE, sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == CONFIGURATION
     assert "wrong" in done.stderr
 
 
-def test_the_first_word_counts(tmp_path, monkeypatch):
+def test_the_first_report_counts(tmp_path, monkeypatch):
     monkeypatch.setenv(CONTROL_VARIABLE, str(tmp_path))
     assert read_failure(tmp_path) is None
     report_failure(FAILED, "the cause")
@@ -82,10 +85,10 @@ def test_the_first_word_counts(tmp_path, monkeypatch):
 
 
 def test_no_command_is_a_usage_error():
-    assert subprocess.run(LAUNCH, capture_output=True).returncode == CONFIGURATION
+    assert subprocess.run(SUPERVISE, capture_output=True).returncode == CONFIGURATION
 
 
-@pytest.mark.parametrize("victim", ["agent", "launch", "owner"])
+@pytest.mark.parametrize("victim", ["agent", "supervisor", "owner"])
 def test_a_killed_process_takes_its_descendants_along(tmp_path, victim):
     command = shell(tmp_path, "trap '' INT TERM; sleep 300")
     owner = subprocess.Popen(
@@ -99,11 +102,11 @@ def test_a_killed_process_takes_its_descendants_along(tmp_path, victim):
     agent, child = (
         int((tmp_path / name).read_text()) for name in ("agent", "child") if pids_in(tmp_path, 2)
     )
-    launch = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill({"agent": agent, "launch": launch, "owner": owner.pid}[victim], signal.SIGKILL)
-    # When launch itself is killed, its grandchildren are those of torchrun, which ask the kernel to
-    # follow it.
-    followers = [agent] if victim == "launch" else [agent, child, launch]
+    supervisor = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill({"agent": agent, "supervisor": supervisor, "owner": owner.pid}[victim], signal.SIGKILL)
+    # When the supervisor itself is killed, only processes that asked the kernel for it die with it,
+    # as the ranks of torchrun do; the child here did not ask.
+    followers = [agent] if victim == "supervisor" else [agent, child, supervisor]
     try:
         assert gone_within(followers, 10)
     finally:
@@ -113,7 +116,7 @@ def test_a_killed_process_takes_its_descendants_along(tmp_path, victim):
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_deaf_command_is_killed_at_the_third_signal(tmp_path):
+def test_a_command_that_ignores_signals_is_killed_at_the_third_signal(tmp_path):
     process = subprocess.Popen(shell(tmp_path, "trap '' INT TERM; sleep 300"))
     agent, child = pids_in(tmp_path, 2)
     for _ in range(3):
@@ -125,19 +128,24 @@ def test_a_deaf_command_is_killed_at_the_third_signal(tmp_path):
 
 def test_what_a_finished_command_left_behind_is_ended(tmp_path):
     done = subprocess.run(
-        [*LAUNCH, "sh", "-c", f"setsid sh -c 'echo $$ > {tmp_path}/child; sleep 300' & sleep 0.5"]
+        [
+            *SUPERVISE,
+            "sh",
+            "-c",
+            f"setsid sh -c 'echo $$ > {tmp_path}/child; sleep 300' & sleep 0.5",
+        ]
     )
     assert done.returncode == 0
     assert gone_within(pids_in(tmp_path, 1), 5)
 
 
-def ranks_of(tmp_path, acting):
+def ranks_of(tmp_path, fake):
     """Torchrun with two stand-ins: (process of `training.supervise`, pid of torchrun, pids of the
     ranks).
     """
     (tmp_path / "pids").mkdir()
     (tmp_path / "out").mkdir()
-    acting = replace(acting, pid_folder=str(tmp_path / "pids"))
+    fake = replace(fake, pid_folder=str(tmp_path / "pids"))
     values = {"name": "x", "root": "r", "indexes": ["i"]}
     run = parse_run(
         {
@@ -148,7 +156,7 @@ def ranks_of(tmp_path, acting):
             "streams": [values],
         }
     )
-    process = start(torchrun_command(run, 2, acting.json(), "tests.training.stand_in"))
+    process = start(torchrun_command(run, 2, fake.json(), "tests.training.fake_training"))
     ranks = pids_in(tmp_path / "pids", 2)
     agent = int(Path(f"/proc/{ranks[0]}/stat").read_text().rpartition(")")[2].split()[1])
     return process, agent, ranks
@@ -157,20 +165,27 @@ def ranks_of(tmp_path, acting):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "event",
-    ["a rank crashes", "a rank is killed", "torchrun is killed", "launch is killed", "deaf"],
+    [
+        "a rank crashes",
+        "a rank is killed",
+        "torchrun is killed",
+        "the supervisor is killed",
+        "signals are ignored",
+    ],
 )
 def test_no_rank_survives(tmp_path, event):
     crash = 1 if event == "a rank crashes" else None
     process, agent, ranks = ranks_of(
-        tmp_path, Acting(steps=1000, crash_rank=crash, deaf=event == "deaf")
+        tmp_path,
+        FakeTraining(steps=1000, crash_rank=crash, ignores_signals=event == "signals are ignored"),
     )
     if event == "a rank is killed":
         os.kill(ranks[1], signal.SIGKILL)
     elif event == "torchrun is killed":
         os.kill(agent, signal.SIGKILL)
-    elif event == "launch is killed":
+    elif event == "the supervisor is killed":
         process.kill()
-    elif event == "deaf":
+    elif event == "signals are ignored":
         for _ in range(3):
             process.send_signal(signal.SIGINT)
             time.sleep(0.5)
@@ -185,7 +200,7 @@ def test_no_rank_survives(tmp_path, event):
 
 @pytest.mark.slow
 def test_one_signal_ends_all_ranks_in_order(tmp_path):
-    process, agent, ranks = ranks_of(tmp_path, Acting(steps=1000))
+    process, agent, ranks = ranks_of(tmp_path, FakeTraining(steps=1000))
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == PREEMPTED

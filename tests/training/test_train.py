@@ -16,14 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.in_memory import (
-    Behaviour,
+from tests.training.fake_training import start, torchrun_command
+from tests.training.generated_samples import (
+    LoaderBehaviour,
     losses,
     make_run,
     sample_ids,
-    train_here,
+    train_in_process,
 )
-from tests.training.stand_in import start, torchrun_command
 from training.checkpoint import committed
 from training.supervise import CONFIGURATION, PREEMPTED
 from training.train import main
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def finish(run, ranks=2, behaviour=None):
     """Run to the end; returns (exit status, output)."""
-    process = start(torchrun_command(run, ranks, (behaviour or Behaviour()).json()))
+    process = start(torchrun_command(run, ranks, (behaviour or LoaderBehaviour()).json()))
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
@@ -88,7 +88,7 @@ def eight_steps(tmp_path_factory):
 
 def test_8_steps_equal_4_steps_and_a_kill_and_4_steps_to_the_bit(eight_steps, tmp_path):
     run = make_run(tmp_path)
-    process = start(torchrun_command(run, 2, Behaviour(pause_s=0.2).json()))
+    process = start(torchrun_command(run, 2, LoaderBehaviour(pause_s=0.2).json()))
     wait_until(lambda: committed(Path(run.out) / "state"), process)
     process.kill()
     process.communicate()
@@ -113,7 +113,7 @@ def test_two_ranks_hand_over_to_one(eight_steps, tmp_path):
     shutil.copy(Path(run.streams[0].root) / "index.json", tmp_path / "index.json")
     # The folder's place is not part of what the run is; its streams are, so they stay where they
     # were.
-    result = train_here(replace(run, out=str(moved)))
+    result = train_in_process(replace(run, out=str(moved)))
     assert result["ranks"] == 1
     alone = final_state(replace(run, out=str(moved)))
     assert alone["ids"] == straight["ids"]
@@ -125,7 +125,7 @@ def test_two_ranks_hand_over_to_one(eight_steps, tmp_path):
 
 def test_two_ranks_take_the_steps_of_one(eight_steps, tmp_path):
     run = make_run(tmp_path, max_steps=3)
-    train_here(run)
+    train_in_process(run)
     straight = eight_steps[1]
     assert sample_ids(run) == {step: straight["ids"][step] for step in (1, 2, 3)}
     # The schedule of 3 steps differs from that of 8, so only what precedes the first update is
@@ -135,7 +135,7 @@ def test_two_ranks_take_the_steps_of_one(eight_steps, tmp_path):
 
 def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_status(eight_steps, tmp_path):
     run = make_run(tmp_path, save_every=100)
-    process = start(torchrun_command(run, 2, Behaviour(pause_s=0.3).json()))
+    process = start(torchrun_command(run, 2, LoaderBehaviour(pause_s=0.3).json()))
     wait_for_step(run, 2, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
@@ -150,7 +150,7 @@ def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_status(eight_steps, tmp
 
 def test_a_signal_does_not_wait_for_the_end_of_a_long_step(tmp_path):
     run = make_run(tmp_path, global_batch=64, micro_batch=4, max_steps=3)
-    process = start(torchrun_command(run, 2, Behaviour(pause_s=0.5, count=192).json()))
+    process = start(torchrun_command(run, 2, LoaderBehaviour(pause_s=0.5, count=192).json()))
     wait_for_step(run, 1, process)
     process.send_signal(signal.SIGTERM)  # the second step takes another four seconds
     output, _ = process.communicate(timeout=120)
@@ -161,7 +161,7 @@ def test_a_signal_does_not_wait_for_the_end_of_a_long_step(tmp_path):
 
 def test_a_kill_while_checkpoints_are_written_changes_nothing(eight_steps, tmp_path):
     run = make_run(tmp_path, save_every=1)
-    process = start(torchrun_command(run, 2, Behaviour(pause_s=0.1).json()))
+    process = start(torchrun_command(run, 2, LoaderBehaviour(pause_s=0.1).json()))
     wait_until(lambda: list((Path(run.out) / "state").glob("step-2/*.distcp")), process)
     process.kill()
     process.communicate()

@@ -151,7 +151,7 @@ class Prefetcher:
 
     def _most_of_all_ranks(self, count: int) -> int:
         tensor = torch.tensor(count)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.ranks.feeders)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.ranks.prefetchers)
         return int(tensor)
 
 

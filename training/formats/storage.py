@@ -29,7 +29,7 @@ UNUSED_S = 7 * 24 * 3600  # a copy of a remote file that nobody read for so long
 
 
 class Storage:
-    """A root folder or URL.
+    """A root folder or URL, and the files below it.
 
     Args:
         root: a local path or any fsspec URL (`s3://bucket/prefix`, `memory://x`).
@@ -59,6 +59,7 @@ class Storage:
         return f"{self.root}/{_checked(rel)}" if rel else self.root
 
     def exists(self, rel: str) -> bool:
+        """Whether there is a file or a folder `rel`."""
         return bool(self.fs.exists(self._inner(rel)))
 
     def size(self, rel: str) -> int:
@@ -86,9 +87,15 @@ class Storage:
         return self.fs.open(self._inner(rel), "rb")
 
     def read_bytes(self, rel: str) -> bytes:
+        """Content of the file `rel`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
         return bytes(self.fs.cat_file(self._inner(rel)))
 
     def read_json(self, rel: str) -> Any:
+        """The JSON value in the file `rel`; raises as `read_bytes`, and ValueError for no JSON."""
         return json.loads(self.read_bytes(rel))
 
     def local(self, rel: str) -> Path:
@@ -103,7 +110,7 @@ class Storage:
         version = hashlib.sha256(str(self.fs.checksum(inner)).encode()).hexdigest()[:16]
         target = self.cache / COPIES / version / rel
         if not target.exists():
-            self._forget_unused()
+            self._remove_unused_copies()
             with writing_file(target, durable=False) as temporary:
                 self.fs.get_file(inner, str(temporary))
         os.utime(self.cache / COPIES / version)
@@ -124,7 +131,7 @@ class Storage:
         version = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
         target = self.cache / COPIES / version / _checked(rel)
         if not target.exists():
-            self._forget_unused()
+            self._remove_unused_copies()
             with writing_folder(target, durable=False) as temporary:
                 for name in names:
                     file = temporary / PurePosixPath(name).relative_to(_checked(rel))
@@ -133,7 +140,7 @@ class Storage:
         os.utime(self.cache / COPIES / version)
         return target
 
-    def _forget_unused(self) -> None:
+    def _remove_unused_copies(self) -> None:
         """Remove copies that nobody asked for lately."""
         for copy in (self.cache / COPIES).glob("*"):
             with suppress(FileNotFoundError):  # another process removes it at this moment
@@ -174,6 +181,9 @@ class Storage:
                 self._replace_remote_folder(temporary, target)
 
     def _replace_remote_folder(self, source: Path, target: str) -> None:
+        """Upload the files below `source` in place of those below `target`, in an order that never
+        shows markers on an incomplete folder.
+        """
         if self.fs.exists(target):
             old = self.fs.find(target)
             for name in sorted(old, key=lambda name: name.rpartition("/")[2] not in MARKERS):
@@ -190,12 +200,14 @@ class Storage:
             remove_unfinished(Path(self._inner(rel)))
 
     def write_json(self, rel: str, value: Any) -> None:
+        """Publish a JSON value, keys sorted, as the file `rel`."""
         with self.writing(rel) as temporary:
             temporary.write_text(
                 json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
             )
 
     def write_bytes(self, rel: str, data: bytes) -> None:
+        """Publish bytes as the file `rel`."""
         with self.writing(rel) as temporary:
             temporary.write_bytes(data)
 
@@ -206,6 +218,7 @@ class Storage:
             self.fs.rm(inner, recursive=True)
 
     def _inner(self, rel: str) -> str:
+        """What the file system calls `rel`: unlike `path`, without the protocol of a URL."""
         return f"{self.base}/{_checked(rel)}" if rel else self.base
 
 

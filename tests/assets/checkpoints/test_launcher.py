@@ -13,7 +13,7 @@ import pytest
 
 from assets.checkpoints.launcher import Torchrun
 from assets.deployment.settings import Training
-from tests.training.stand_in import Acting, start
+from tests.training.fake_training import FakeTraining, start
 from tests.training.test_supervise import gone_within, pids_in
 from training.run_config import load_run, parse_run
 
@@ -26,7 +26,7 @@ def stand_ins(acting, processes=2, **fields):
     arguments = (acting.json(),)
     return Torchrun(
         settings,
-        module="tests.training.stand_in",
+        module="tests.training.fake_training",
         arguments=arguments,
         observe_every_s=0.0,
         **fields,
@@ -74,7 +74,7 @@ def failure_of(result):
 
 def test_a_step_reports_while_it_trains_and_returns_the_result(tmp_path):
     run = make_run(tmp_path)
-    result, returned, logs = materialize(run, stand_ins(Acting(steps=6, pause_s=0.4)))
+    result, returned, logs = materialize(run, stand_ins(FakeTraining(steps=6, pause_s=0.4)))
     assert result.success
     assert returned == {"steps": 6}
     assert load_run(tmp_path / "out" / "run.json") == run
@@ -90,7 +90,7 @@ def test_a_step_reports_while_it_trains_and_returns_the_result(tmp_path):
 
 
 def test_a_configuration_error_is_not_tried_again_and_says_what_to_change(tmp_path):
-    result, _, _ = materialize(make_run(tmp_path), stand_ins(Acting(wrong=True)))
+    result, _, _ = materialize(make_run(tmp_path), stand_ins(FakeTraining(misconfigured=True)))
     data = failure_of(result)
     assert "global batch 9 cannot be shared evenly by 2 ranks" in data.error.message
     assert data.user_failure_data.metadata["exit status"].value == 2
@@ -98,7 +98,7 @@ def test_a_configuration_error_is_not_tried_again_and_says_what_to_change(tmp_pa
 
 
 def test_another_failure_may_be_tried_again_and_names_its_cause(tmp_path):
-    result, _, _ = materialize(make_run(tmp_path), stand_ins(Acting(crash_rank=1)))
+    result, _, _ = materialize(make_run(tmp_path), stand_ins(FakeTraining(crash_rank=1)))
     assert attempts(result) == 2
     (first,) = [
         event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"
@@ -129,12 +129,12 @@ import sys
 from pathlib import Path
 import dagster as dg
 from tests.assets.checkpoints.test_launcher import stand_ins
-from tests.training.stand_in import Acting
+from tests.training.fake_training import FakeTraining
 from training.run_config import load_run
 
 @dg.asset
 def stage(context) -> dg.MaterializeResult:
-    acting = Acting(steps=1000, deaf=sys.argv[3] == "deaf", pid_folder=sys.argv[2])
+    acting = FakeTraining(steps=1000, ignores_signals=sys.argv[3] == "deaf", pid_folder=sys.argv[2])
     stand_ins(acting, grace_s=2.0, force_s=2.0).run(context, load_run(Path(sys.argv[1])))
     return dg.MaterializeResult()
 
@@ -163,13 +163,12 @@ def test_no_rank_survives_its_step(tmp_path, event):
 
 @pytest.mark.slow
 def test_a_step_trains_for_real(tmp_path):
-    from tests.training import in_memory
+    from tests.training import generated_samples
 
-    run = in_memory.make_run(tmp_path)
+    run = generated_samples.make_run(tmp_path)
     settings = Training(processes=1, cpu_threads=1)
-    launcher = Torchrun(
-        settings, module="tests.training.in_memory", arguments=(in_memory.Behaviour().json(),)
-    )
+    arguments = (generated_samples.LoaderBehaviour().json(),)
+    launcher = Torchrun(settings, module="tests.training.generated_samples", arguments=arguments)
     result, returned, logs = materialize(run, launcher)
     assert result.success
     assert returned == json.loads((tmp_path / "out" / "result.json").read_text())

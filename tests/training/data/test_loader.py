@@ -20,7 +20,7 @@ from streaming.base.batching import generate_work
 from streaming.base.world import World
 
 from assets.deployment.parts import part_of
-from tests.training.shard_runs import FRAMES, Blind, Corpus, features_of, make_corpus
+from tests.training.shard_runs import FRAMES, ShardCorpus, WithoutImages, features_of, make_corpus
 from training.data.loader import ShardLoader, build_loader
 from training.data.order import EpochOrder
 from training.data.shard_index import ShardIndex
@@ -29,25 +29,27 @@ from training.run_config import StreamConfig
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory) -> Corpus:
+def pristine(tmp_path_factory) -> ShardCorpus:
     return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture
-def corpus(pristine, tmp_path) -> Corpus:
+def corpus(pristine, tmp_path) -> ShardCorpus:
     """A copy that may be damaged."""
     shutil.copytree(pristine.root, tmp_path / "corpus")
-    return Corpus(tmp_path / "corpus", pristine.processor)
+    return ShardCorpus(tmp_path / "corpus", pristine.processor)
 
 
 def loader_of(
-    corpus: Corpus, rank: int = 0, world: int = 1, seeing: bool = False, **changes
+    corpus: ShardCorpus, rank: int = 0, world: int = 1, with_images: bool = False, **changes
 ) -> ShardLoader:
-    """A loader that leaves images out of its samples unless it is `seeing`: most tests are about
-    which, not what.
+    """A loader that leaves images out of its samples, which is quick, unless asked not to: most
+    tests are about which samples there are, not what is in them.
     """
     processor = (
-        corpus.processor if seeing else Blind(corpus.processor.config, corpus.processor.tokenizer)
+        corpus.processor
+        if with_images
+        else WithoutImages(corpus.processor.config, corpus.processor.tokenizer)
     )
     return build_loader(corpus.run(**changes), processor, rank, world)
 
@@ -163,9 +165,9 @@ def test_a_position_is_refused_when_it_comes_late_belongs_elsewhere_or_is_within
 
 @pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_batches_also_after_resuming(pristine):
-    whole = list(loader_of(pristine, seeing=True))
+    whole = list(loader_of(pristine, with_images=True))
     for workers in (1, 3):
-        loader = loader_of(pristine, seeing=True, workers=workers)
+        loader = loader_of(pristine, with_images=True, workers=workers)
         try:
             found = list(loader)
             assert [batch.sample_ids for batch in found] == [batch.sample_ids for batch in whole]
@@ -308,7 +310,7 @@ def test_short_videos_that_are_missing_or_broken_are_told_apart(corpus):
 
 
 def test_samples_that_are_too_long_are_counted_and_never_cut(pristine):
-    loader = loader_of(pristine, seeing=True, max_dropped_share=1.0, max_length=100)
+    loader = loader_of(pristine, with_images=True, max_dropped_share=1.0, max_length=100)
     batches = list(loader)
     assert set(loader.report()) == {"too long"}
     assert loader.report()["too long"] == sum(len(batch.dropped) for batch in batches)
@@ -344,11 +346,11 @@ def test_a_worker_that_gives_nothing_raises_in_time(corpus):
 # --- indexes
 
 
-def images_only(corpus: Corpus, index: str = "llavavideo_si_part0/index.json") -> StreamConfig:
+def images_only(corpus: ShardCorpus, index: str = "llavavideo_si_part0/index.json") -> StreamConfig:
     return StreamConfig("images", str(corpus.root / "VideoMarathon/sharding"), (index,))
 
 
-def edit(corpus: Corpus, **changes) -> None:
+def edit(corpus: ShardCorpus, **changes) -> None:
     path = corpus.root / "VideoMarathon/sharding/llavavideo_si_part0/index.json"
     content = json.loads(path.read_text())
     content["shards"][0]["raw_data"].update(changes)
@@ -394,8 +396,8 @@ def test_a_remote_root_reads_the_same_through_a_bounded_cache(pristine, tmp_path
     largest = max(shard.bytes for shard in index.shards)
     for cache in index.caches:
         cache.folder, cache.max_bytes = tmp_path / "cache", 3 * largest
-    blind = Blind(pristine.processor.config, pristine.processor.tokenizer)
-    loader = ShardLoader(run, blind, index, order)
+    processor = WithoutImages(pristine.processor.config, pristine.processor.tokenizer)
+    loader = ShardLoader(run, processor, index, order)
     assert ids(loader) == expected
     held = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*/*"))
     assert 0 < held <= 3 * largest
@@ -404,7 +406,7 @@ def test_a_remote_root_reads_the_same_through_a_bounded_cache(pristine, tmp_path
     memory.pipe_file(broken, memory.cat_file(broken)[:-1] + b"?")
     shutil.rmtree(tmp_path / "cache")
     lenient = pristine.run(streams=remote, max_dropped_share=0.5)
-    again = ShardLoader(lenient, blind, index, order)
+    again = ShardLoader(lenient, processor, index, order)
     ids(again)
     assert again.report() == {"damaged shard": 8}
 

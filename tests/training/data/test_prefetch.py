@@ -7,7 +7,13 @@ import threading
 import pytest
 
 from model.config import PRESETS
-from tests.training.in_memory import Behaviour, MemoryLoader, lone_rank, make_run, tiny_base
+from tests.training.generated_samples import (
+    GeneratedLoader,
+    LoaderBehaviour,
+    make_run,
+    single_rank,
+    tiny_base,
+)
 from training.data.packing import Budget
 from training.data.prefetch import Prefetcher
 
@@ -33,8 +39,8 @@ def test_groups_carry_every_sample_once_and_the_position_at_the_end_of_each_step
     tmp_path, processor
 ):
     run = make_run(tmp_path, global_batch=16, micro_batch=4)
-    with lone_rank() as ranks:
-        loader = MemoryLoader(run, processor, 0, 1)
+    with single_rank() as ranks:
+        loader = GeneratedLoader(run, processor, 0, 1)
         groups = list(
             prefetcher_of(run, loader, ranks, steps=6)
         )  # an epoch is 4 steps: it goes on in the next one
@@ -54,9 +60,9 @@ def test_groups_carry_every_sample_once_and_the_position_at_the_end_of_each_step
 
 def test_an_error_of_the_loader_is_raised_where_the_data_is_used(tmp_path, processor):
     run = make_run(tmp_path)
-    with lone_rank() as ranks:
+    with single_rank() as ranks:
         prefetcher = prefetcher_of(
-            run, MemoryLoader(run, processor, 0, 1, Behaviour(crash_at=2)), ranks, steps=8
+            run, GeneratedLoader(run, processor, 0, 1, LoaderBehaviour(crash_at=2)), ranks, steps=8
         )
         found = []
         with pytest.raises(RuntimeError, match="told to fail"):
@@ -66,18 +72,21 @@ def test_an_error_of_the_loader_is_raised_where_the_data_is_used(tmp_path, proce
 
 def test_a_loader_that_yields_nothing_is_an_error_and_not_an_endless_wait(tmp_path, processor):
     run = make_run(tmp_path)
-    with lone_rank() as ranks, pytest.raises(RuntimeError, match="the data loader yields nothing"):
+    with (
+        single_rank() as ranks,
+        pytest.raises(RuntimeError, match="the data loader yields nothing"),
+    ):
         list(
             prefetcher_of(
-                run, MemoryLoader(run, processor, 0, 1, Behaviour(count=3)), ranks, steps=1
+                run, GeneratedLoader(run, processor, 0, 1, LoaderBehaviour(count=3)), ranks, steps=1
             )
         )
 
 
 def test_leaving_early_ends_the_thread(tmp_path, processor):
     run = make_run(tmp_path)
-    with lone_rank() as ranks:
-        groups = iter(prefetcher_of(run, MemoryLoader(run, processor, 0, 1), ranks, steps=8))
+    with single_rank() as ranks:
+        groups = iter(prefetcher_of(run, GeneratedLoader(run, processor, 0, 1), ranks, steps=8))
         next(groups)
         groups.close()
         assert not any(thread.name == "prefetcher" for thread in threading.enumerate())

@@ -1,7 +1,7 @@
 """`training.train` with the training itself left out: the real entry, guards and exit statuses,
 without torch.
 
-`python -m tests.training.stand_in run.json '{"crash_rank": 1}'`, started as the real one is.
+`python -m tests.training.fake_training run.json '{"crash_rank": 1}'`, started as the real one is.
 Instead of training, each rank waits and records a step now and then.
 """
 
@@ -24,7 +24,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def torchrun_command(
-    run: RunConfig, ranks: int, options: str | None = None, module: str = "tests.training.in_memory"
+    run: RunConfig,
+    ranks: int,
+    options: str | None = None,
+    module: str = "tests.training.generated_samples",
 ) -> list[str]:
     """The command that a deployment runs, on generated samples; writes the run's file."""
     path = Path(run.out).with_suffix(".json")
@@ -53,22 +56,22 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Acting:
+class FakeTraining:
     """What the ranks do.
 
     Attributes:
         steps: how many steps of `pause_s` there are.
         crash_rank: the rank that raises in its third step.
-        wrong: end as with a configuration that cannot work.
-        deaf: ignore every signal that can be ignored.
+        misconfigured: end as with a configuration that cannot work.
+        ignores_signals: ignore every signal that can be ignored.
         pid_folder: where each rank leaves its process id.
     """
 
     steps: int = 3
     pause_s: float = 0.1
     crash_rank: int | None = None
-    wrong: bool = False
-    deaf: bool = False
+    misconfigured: bool = False
+    ignores_signals: bool = False
     pid_folder: str | None = None
 
     def json(self) -> str:
@@ -76,7 +79,7 @@ class Acting:
 
 
 def main(path: str, options: str) -> int:
-    acting = Acting(**json.loads(options))
+    fake = FakeTraining(**json.loads(options))
     rank = int(os.environ["RANK"])
 
     class Preempted(Exception):
@@ -85,18 +88,18 @@ def main(path: str, options: str) -> int:
     def train(run: Any, *_: Any) -> None:
         from training.supervise import stop_requested
 
-        if acting.pid_folder:
-            (Path(acting.pid_folder) / f"rank-{rank}").write_text(str(os.getpid()))
-        if acting.wrong:
+        if fake.pid_folder:
+            (Path(fake.pid_folder) / f"rank-{rank}").write_text(str(os.getpid()))
+        if fake.misconfigured:
             raise ValueError("global batch 9 cannot be shared evenly by 2 ranks")
-        if acting.deaf:
+        if fake.ignores_signals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
-        for step in range(1, acting.steps + 1):
-            time.sleep(acting.pause_s)
-            if rank == acting.crash_rank and step == 3:
+        for step in range(1, fake.steps + 1):
+            time.sleep(fake.pause_s)
+            if rank == fake.crash_rank and step == 3:
                 raise RuntimeError("the rank was told to fail")
-            if stop_requested() and not acting.deaf:
+            if stop_requested() and not fake.ignores_signals:
                 raise Preempted(f"asked to stop after step {step}")
             if rank == 0:
                 record = {
@@ -108,7 +111,7 @@ def main(path: str, options: str) -> int:
                 with open(Path(run.out) / "metrics.jsonl", "a") as file:
                     file.write(json.dumps(record) + "\n")
         if rank == 0:
-            (Path(run.out) / "result.json").write_text(json.dumps({"steps": acting.steps}))
+            (Path(run.out) / "result.json").write_text(json.dumps({"steps": fake.steps}))
 
     modules: dict[str, dict[str, Any]] = {
         "training.loop": {"Preempted": Preempted, "train": train},

@@ -1,8 +1,9 @@
 """Training without shards: a loader over generated samples that can be told to misbehave, and runs
 on it.
 
-Run as a module it is `training.train` on that loader: `python -m tests.training.in_memory run.json
-'{"count": 64}'`.
+Run as a module it is `training.train` on that loader:
+
+    python -m tests.training.generated_samples run.json '{"count": 64}'
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ from training.run_config import RunConfig, parse_run
 
 
 @dataclass(frozen=True, slots=True)
-class Behaviour:
+class LoaderBehaviour:
     """What the loader holds and how it fails.
 
     Attributes:
         count: samples in an epoch.
-        poison: numbers of samples with an infinite feature.
+        infinite: numbers of samples with an infinite feature.
         crash_at, crash_rank: the optimizer step (from 0) in which the loader of this rank raises.
         pause_s: how long every micro-batch takes.
     """
 
     count: int = 64
-    poison: tuple[int, ...] = ()
+    infinite: tuple[int, ...] = ()
     crash_at: int | None = None
     crash_rank: int = 0
     pause_s: float = 0.0
@@ -52,7 +53,7 @@ class Behaviour:
         return json.dumps(asdict(self))
 
 
-class MemoryLoader:
+class GeneratedLoader:
     """Samples in a seeded order that depends on the epoch and not on the number of ranks.
 
     Odd ones are short videos as features, even ones text; every answer says which.
@@ -64,10 +65,10 @@ class MemoryLoader:
         processor: Processor,
         rank: int,
         world: int,
-        behaviour: Behaviour | None = None,
+        behaviour: LoaderBehaviour | None = None,
     ) -> None:
         self.processor, self.rank, self.world = processor, rank, world
-        self.behaviour = behaviour or Behaviour()
+        self.behaviour = behaviour or LoaderBehaviour()
         self.micro, self.accumulation = run.batches(world)
         self.global_batch = run.recipe.global_batch
         self.seed = run.seed
@@ -96,7 +97,7 @@ class MemoryLoader:
         name = f"sample-{number}"
         seed = seed_of(self.seed, self.epoch, name)
         config = self.processor.config
-        if number % 2 == 0 and number not in self.behaviour.poison:
+        if number % 2 == 0 and number not in self.behaviour.infinite:
             turns = [
                 {"from": "human", "value": f"What is {number}?"},
                 {"from": "gpt", "value": "It is text."},
@@ -110,7 +111,7 @@ class MemoryLoader:
         features = torch.randn(
             20, config.memory.frame_tokens, config.vision.hidden_size, generator=generator
         )
-        if number in self.behaviour.poison:
+        if number in self.behaviour.infinite:
             features[0, 0, 0] = math.inf
         stored = types.SimpleNamespace(
             frames=20, duration=20.0, read=lambda indices: features[torch.as_tensor(indices)]
@@ -170,7 +171,7 @@ def make_run(folder: Path, **fields: Any) -> RunConfig:
 
 
 @contextmanager
-def lone_rank() -> Iterator[Any]:
+def single_rank() -> Iterator[Any]:
     from training.parallel import join_ranks, leave_ranks
 
     ranks = join_ranks("cpu")
@@ -180,13 +181,13 @@ def lone_rank() -> Iterator[Any]:
         leave_ranks()
 
 
-def train_here(run: RunConfig, behaviour: Behaviour | None = None) -> dict[str, Any]:
+def train_in_process(run: RunConfig, behaviour: LoaderBehaviour | None = None) -> dict[str, Any]:
     """Train in this process, as the only rank."""
     from training.loop import train
     from training.reporting import Reporter
 
-    with lone_rank() as ranks:
-        return train(run, ranks, Reporter(), lambda *given: MemoryLoader(*given, behaviour))
+    with single_rank() as ranks:
+        return train(run, ranks, Reporter(), lambda *given: GeneratedLoader(*given, behaviour))
 
 
 def sample_ids(run: RunConfig) -> dict[int, set[str]]:
@@ -210,9 +211,9 @@ def main(path: str, options: str) -> int:
     """As `training.train.main`, on generated samples."""
     from training import train
 
-    behaviour = Behaviour(**json.loads(options))
+    behaviour = LoaderBehaviour(**json.loads(options))
     loader = types.ModuleType("training.data.loader")
-    loader.build_loader = lambda *given: MemoryLoader(*given, behaviour)  # type: ignore[attr-defined]
+    loader.build_loader = lambda *given: GeneratedLoader(*given, behaviour)  # type: ignore[attr-defined]
     sys.modules["training.data.loader"] = loader
     return train.main([path])
 
