@@ -166,7 +166,7 @@ def images_ours(folder: Path, rows: int, workers: int) -> dict[str, Any]:
     from assets.collections.mixtures import read_mixture
     from assets.shards.planning import plan_part
     from assets.shards.tasks import LlavaRows
-    from assets.shards.work import worker_pool
+    from assets.shards.workers import worker_pool
     from assets.shards.writer import halves, write_part
     from training.formats.hashing import hash_file
 

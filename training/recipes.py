@@ -80,19 +80,19 @@ class ShardInput:
 Share = Callable[[Sequence[int]], list[tuple[int, int | None]]]
 
 
-def whole(parts: Sequence[int]) -> list[tuple[int, int | None]]:
+def every_part(parts: Sequence[int]) -> list[tuple[int, int | None]]:
     """Every part."""
     return [(part, None) for part in parts]
 
 
 def first(one_in: int) -> Share:
     """The first parts: one in `one_in` of them, at least one."""
-    return lambda parts: whole(parts[: _cut(parts, one_in)])
+    return lambda parts: every_part(parts[: _cut(parts, one_in)])
 
 
 def rest(one_in: int) -> Share:
     """All parts but the `first` ones."""
-    return lambda parts: whole(parts[_cut(parts, one_in) :])
+    return lambda parts: every_part(parts[_cut(parts, one_in) :])
 
 
 def first_half_of_rest(one_in: int) -> Share:
@@ -101,7 +101,7 @@ def first_half_of_rest(one_in: int) -> Share:
     def share(parts: Sequence[int]) -> list[tuple[int, int | None]]:
         left = parts[_cut(parts, one_in) :]
         middle, odd = divmod(len(left), 2)
-        return whole(left[:middle]) + ([(left[middle], 0)] if odd else [])
+        return every_part(left[:middle]) + ([(left[middle], 0)] if odd else [])
 
     return share
 
@@ -112,7 +112,7 @@ def second_half_of_rest(one_in: int) -> Share:
     def share(parts: Sequence[int]) -> list[tuple[int, int | None]]:
         left = parts[_cut(parts, one_in) :]
         middle, odd = divmod(len(left), 2)
-        return ([(left[middle], 1)] if odd else []) + whole(left[middle + odd :])
+        return ([(left[middle], 1)] if odd else []) + every_part(left[middle + odd :])
 
     return share
 
@@ -154,7 +154,7 @@ STAGES: dict[int, Stage] = {
     1: Stage(
         "Stage 1, image-language pretraining: MemAug learns on single images.",
         Recipe({"memaug": 1e-4}, micro_batch=8, reference_rate=1e-4),
-        streams={"images": {"pretraining": whole}},
+        streams={"images": {"pretraining": every_part}},
         longest_frames=600,
     ),
     2: Stage(
@@ -175,7 +175,7 @@ STAGES: dict[int, Stage] = {
         ),
         streams={
             "short": {"short videos": rest(5), "images and text": first_half_of_rest(10)},
-            "long": {"long videos": whole, "images and text": second_half_of_rest(10)},
+            "long": {"long videos": every_part, "images and text": second_half_of_rest(10)},
         },
         longest_frames=3600,
     ),

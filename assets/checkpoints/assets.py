@@ -53,7 +53,7 @@ GROUP = "checkpoints"
     retry_policy=RETRY_NETWORK,
     code_version=CODE_VERSION,
     description="""Where stage 1 starts: LLaVA-OneVision single-image weights with a newly
-    initialised MemAug.
+initialised MemAug.
 
 For `3b` and `7b` the published weights are fetched from the hub and converted; `tiny` is built by
 the project from a seed, for demonstrations and tests.""",
@@ -93,33 +93,7 @@ def make_stage(stage: int) -> dg.AssetsDefinition:
         tags=TRAINING if row.reads_long_videos else BY_HAND,
         automation_condition=NIGHTLY_IF_NEW_DATA if row.reads_long_videos else None,
         code_version=CODE_VERSION,
-        check_specs=[
-            check_spec(
-                "loss",
-                f"stage{stage}",
-                (
-                    "The loss of every stream is finite and has not risen, by the means of its first "
-                    "and last tenth."
-                ),
-                variant_partitions,
-            ),
-            check_spec(
-                "loss_falls",
-                f"stage{stage}",
-                "The loss of every stream falls, and few steps were skipped. It only warns.",
-                variant_partitions,
-                blocking=False,
-            ),
-            check_spec(
-                "export_loads",
-                f"stage{stage}",
-                (
-                    "The exported checkpoint loads with `from_pretrained`, whole and finite, in a "
-                    "process of its own."
-                ),
-                variant_partitions,
-            ),
-        ],
+        check_specs=stage_check_specs(f"stage{stage}"),
         description=f"""{row.title}
 
 Runs under torchrun as its own processes and reports loss and rate while it runs. A run that is
@@ -163,6 +137,33 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
         )
 
     return train
+
+
+def stage_check_specs(asset: str) -> list[dg.AssetCheckSpec]:
+    """The checks of a stage; `assets/checkpoints/checks.py` makes them."""
+    return [
+        check_spec(
+            "loss",
+            asset,
+            "The loss of every stream is finite and has not risen, by the means of its first "
+            "and last tenth.",
+            variant_partitions,
+        ),
+        check_spec(
+            "loss_falls",
+            asset,
+            "The loss of every stream falls, and few steps were skipped. It only warns.",
+            variant_partitions,
+            blocking=False,
+        ),
+        check_spec(
+            "export_loads",
+            asset,
+            "The exported checkpoint loads with `from_pretrained`, whole and finite, in a "
+            "process of its own.",
+            variant_partitions,
+        ),
+    ]
 
 
 def stage_metadata(run: RunConfig, results: "Results") -> dict[str, Any]:
@@ -212,7 +213,8 @@ stages = [make_stage(stage) for stage in STAGES]
     tags=BY_HAND,
     pool="cpu",
     code_version=CODE_VERSION,
-    description="The vision encoder that stage 2 tuned, as a SigLIP checkpoint of its own; features are made with it.",
+    description="The vision encoder that stage 2 tuned, as a SigLIP checkpoint of its own; "
+    "features are made with it.",
 )
 def vision_encoder(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.checkpoints.results import publish_vision_encoder

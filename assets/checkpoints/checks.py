@@ -33,8 +33,8 @@ def loss(records: Sequence[dict[str, Any]]) -> list[Verdict]:
     """Whether the loss of every stream is finite and has not risen, and whether it fell, with few
     steps skipped.
 
-    Means of the first and the last tenth are compared. The first verdict stops the next stage; the
-    second is for a person to judge.
+    Means of the first and the last tenth are compared. The first verdict may block the next stage;
+    the second is for a person to judge.
 
     Args:
         records: of a finished run, see `training.metrics`.
@@ -92,7 +92,7 @@ def export_loads(export: Path) -> Verdict:
         faults = [str(error)]
     facts: dict[str, Any] = {"folder": str(export)}
     if not faults:
-        command = [sys.executable, "-m", "assets.checkpoints.loads", str(export)]
+        command = [sys.executable, "-m", "assets.checkpoints.try_loading", str(export)]
         child = subprocess.run(
             command,
             cwd=REPOSITORY,
@@ -106,7 +106,8 @@ def export_loads(export: Path) -> Verdict:
             faults, facts["tensors"] = found["faults"], found["tensors"]
         elif child.returncode < 0:
             faults = [
-                f"loading was ended by signal {-child.returncode}; signal 9 as a rule means too little memory"
+                f"loading was ended by signal {-child.returncode}; signal 9 as a rule means too "
+                "little memory"
             ]
         else:
             faults = child.stderr.strip().splitlines()[-1:] or [

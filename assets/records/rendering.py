@@ -16,7 +16,7 @@ INLINE = 900  # characters of Markdown that the UI shows without a click
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    """Rows as a table in the UI; a cell that a row lacks is empty, and no rows give an empty table."""
+    """Rows as a table in the UI. A cell that a row lacks is empty; no rows give an empty table."""
     columns = list(dict.fromkeys(name for row in rows for name in row)) or ["what"]
     schema = dg.TableSchema(
         columns=[dg.TableColumn(name, _column_type(rows, name)) for name in columns]

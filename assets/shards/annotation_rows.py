@@ -61,9 +61,8 @@ def _scan(
     depth, in_string, position = 0, 0, 0
     while position < len(data):
         stop = min(position + block, len(data))
-        while (
-            stop < len(data) and data[stop - 1] == _BACKSLASH
-        ):  # never part a backslash from what it escapes
+        # A backslash and what it escapes stay in one block.
+        while stop < len(data) and data[stop - 1] == _BACKSLASH:
             stop += 1
         text = np.frombuffer(data[position:stop], np.uint8)
         quotes = _unescaped_quotes(text)
@@ -86,7 +85,9 @@ def _scan(
 
 
 def _unescaped_quotes(text: np.ndarray) -> np.ndarray:
-    """Positions of quotes that open or close a string: those behind an even number of backslashes."""
+    """Positions of quotes that open or close a string: an even number of backslashes stands before
+    them.
+    """
     quotes = np.flatnonzero(text == _QUOTE)
     escaped = np.zeros(len(quotes), bool)
     # Runs of backslashes are short: each round looks one byte further back, at those quotes that
@@ -103,8 +104,8 @@ def _unescaped_quotes(text: np.ndarray) -> np.ndarray:
 def _check_between(
     path: Path, data: mmap.mmap | bytes, begins: np.ndarray, ends: np.ndarray
 ) -> None:
-    """Raise ValueError when anything but separators stands between rows: it would be lost in
-    silence.
+    """Raise ValueError when anything but separators stands between rows: it would be lost without
+    a word.
     """
     edges = zip([0, *ends.tolist()], [*begins.tolist(), len(data)], strict=True)
     for number, (end, begin) in enumerate(edges):

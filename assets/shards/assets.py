@@ -94,7 +94,7 @@ def short_videos(storage: Storage, folder: str) -> dict[str, Any]:
     title = f"{len(lengths.seconds):,} of {lengths.videos:,} videos"
     return {
         "hours of video": round(lengths.hours, 3) if lengths.seconds else None,
-        "how long": lengths.told,
+        "how long": lengths.summary,
         "durations": picture(
             duration_histogram(lengths.seconds, title) if lengths.seconds else None, title
         ),

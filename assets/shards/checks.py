@@ -49,17 +49,15 @@ def whole(storage: Storage, folder: str) -> Verdict:
     """
     faults = part_faults(storage, folder)
     index = storage.read_json(f"{folder}/{INDEX}")["shards"]
-    samples, size = (
-        sum(shard["samples"] for shard in index),
-        sum(shard["raw_data"]["bytes"] for shard in index),
-    )
+    samples = sum(shard["samples"] for shard in index)
+    size = sum(shard["raw_data"]["bytes"] for shard in index)
     facts = {"samples": samples, "shards": len(index), "bytes": size, "hashed": storage.is_local}
     if not faults:
         return Verdict(
             WHOLE, f"{len(index):,} shards, {samples:,} samples: all as the index says", facts=facts
         )
-    says = f"{len(faults):,} faults: {'; '.join(faults[:NAMED])}. Materialize this part again"
-    return Verdict(WHOLE, says, passed=False, facts=facts)
+    message = f"{len(faults):,} faults: {'; '.join(faults[:NAMED])}. Materialize this part again"
+    return Verdict(WHOLE, message, passed=False, facts=facts)
 
 
 def part_faults(storage: Storage, folder: str) -> list[str]:
@@ -70,10 +68,8 @@ def part_faults(storage: Storage, folder: str) -> list[str]:
     faults = []
     if manifest["shards"] != {name: raw["hashes"][HASH] for name, raw in indexed.items()}:
         faults.append(f"{MANIFEST} and {INDEX} name different shards or hashes")
-    written, listed = (
-        manifest["report"]["counts"]["samples"],
-        sum(shard["samples"] for shard in shards),
-    )
+    written = manifest["report"]["counts"]["samples"]
+    listed = sum(shard["samples"] for shard in shards)
     if written != listed:
         faults.append(f"{MANIFEST} counts {written:,} samples, {INDEX} {listed:,}")
     there = {name.rpartition("/")[2] for name in storage.list(folder, ".mds")}
@@ -149,11 +145,11 @@ def one_place(storage: Storage, parts: Sequence[str]) -> Verdict:
     if not faults:
         total = sum(row["samples"] for row in counts)
         return Verdict(ONE_PLACE, f"{total:,} samples, each in one place", facts=facts)
-    says = (
+    message = (
         f"{'; '.join(faults[:NAMED])}. Parts were written from different annotations, mixtures or "
         "seeds: materialize all parts of these kinds again"
     )
-    return Verdict(ONE_PLACE, says, passed=False, facts=facts)
+    return Verdict(ONE_PLACE, message, passed=False, facts=facts)
 
 
 def _long_ids(storage: Storage, part: str) -> pa.Array:
@@ -186,8 +182,11 @@ def labels(storage: Storage, settings: Settings) -> Verdict:
             else "all with answers; not tokenised, for want of a base_model"
         )
         return Verdict(LABELS, f"{looked} samples drawn, {how}", facts={"drawn": table})
-    says = f"{len(faults)} samples cannot be learned from: {'; '.join(faults[:NAMED])}. Materialize their parts again"
-    return Verdict(LABELS, says, passed=False, facts={"drawn": table})
+    message = (
+        f"{len(faults)} samples cannot be learned from: {'; '.join(faults[:NAMED])}. Materialize "
+        "their parts again"
+    )
+    return Verdict(LABELS, message, passed=False, facts={"drawn": table})
 
 
 def _token_counts(found: list[tuple[int, int]]) -> dict[str, float]:

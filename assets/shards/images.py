@@ -25,14 +25,8 @@ from PIL import Image, UnidentifiedImageError
 _PNG_END = b"IEND\xaeB`\x82"
 _PNG_DEPTH = 24  # where a PNG's header says how many bits a channel has
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif")  # it may turn the picture
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    OverflowError,
-    struct.error,
-)  # what Pillow's readers raise
+# What Pillow's readers raise.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +65,8 @@ def stored_image(data: bytes, policy: ImagePolicy = DEFAULT_POLICY) -> bytes:
         raise RefusedImage("image empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # above the limit it is refused below
+            # Above the limit it is refused below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise RefusedImage("image of unknown format", repr(data[:8])) from error
@@ -99,8 +92,8 @@ def stored_image(data: bytes, policy: ImagePolicy = DEFAULT_POLICY) -> bytes:
 
 
 def _complete_jpeg(data: bytes) -> bool:
-    """Whether a JPEG reaches its end marker; segments are walked up to the scan, to pass by that of
-    a thumbnail.
+    """Whether a JPEG has its end marker. Segments are walked up to the scan, because a thumbnail in
+    one of them has an end marker, too.
     """
     position = 2
     while position + 4 <= len(data):
@@ -132,9 +125,8 @@ def _plain_png(image: Image.Image, data: bytes) -> bool:
     if _PNG_END not in data[-64:]:
         raise RefusedImage("image cut short", "no end chunk")
     try:
-        with Image.open(
-            io.BytesIO(data), formats=("PNG",)
-        ) as fresh:  # verify() wants a file that nothing has read yet
+        # verify() wants a file that nothing has read yet.
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as fresh:
             fresh.verify()
     except _BROKEN as error:
         raise RefusedImage("image unreadable", str(error)) from error

@@ -13,8 +13,8 @@ from training.formats import layout
 from training.formats.hashing import stable_hash
 from training.formats.storage import Storage
 
-LOOKED_AT = 100
-CHILDREN = 2
+MOST = 100  # videos that are looked into
+PROCESSES = 2  # that look into them
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Lengths:
         return self.videos * mean / 3600
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The hours in words that say how they are known."""
         if not self.seconds:
             return f"not known: none of {self.videos:,} videos was looked into"
@@ -53,7 +53,7 @@ class Lengths:
 
 
 def short_video_lengths(storage: Storage, folder: str) -> Lengths:
-    """Look into at most `LOOKED_AT` videos of a part, in processes of their own; on a remote root
+    """Look into at most `MOST` videos of a part, in processes of their own; on a remote root
     into none.
     """
     videos = sorted(
@@ -63,7 +63,7 @@ def short_video_lengths(storage: Storage, folder: str) -> Lengths:
     if not storage.is_local:
         return lengths
 
-    with ProbePool() as prober, ThreadPoolExecutor(CHILDREN) as pool:
+    with ProbePool() as prober, ThreadPoolExecutor(PROCESSES) as pool:
 
         def seconds(video: str) -> float | None:
             try:
@@ -71,7 +71,7 @@ def short_video_lengths(storage: Storage, folder: str) -> Lengths:
             except (InvalidVideo, FileNotFoundError):
                 return None
 
-        for found in pool.map(seconds, videos[:LOOKED_AT]):
+        for found in pool.map(seconds, videos[:MOST]):
             if found is None:
                 lengths.unreadable += 1
             else:

@@ -19,9 +19,8 @@ from training.formats.sample import (
 
 ROLE_OF = {"human": ROLES[0], "user": ROLES[0], "gpt": ROLES[1], "assistant": ROLES[1]}
 IMAGE_PLACEHOLDER = re.compile(IMAGE_TOKEN)
-VIDEO_PLACEHOLDER = re.compile(
-    rf"{IMAGE_TOKEN}|<video>"
-)  # elsewhere `<video>` is text, an HTML tag as a rule
+# In other rows `<video>` is text, an HTML tag as a rule.
+VIDEO_PLACEHOLDER = re.compile(rf"{IMAGE_TOKEN}|<video>")
 STRAY = re.compile(STRAY_TOKENS)
 
 NOT_AN_IMAGE_ROW = "text row in an image-only kind"
@@ -62,7 +61,7 @@ def to_sample(
     """The sample that `row` describes.
 
     Args:
-        read_image: bytes to store for an image's path; may raise :class:`Dropped`.
+        read_image: bytes to store for an image's path; may raise `Dropped`.
         video_duration: seconds of a short video (0 where unknown), or None when it is not there.
 
     Raises:
@@ -80,15 +79,11 @@ def to_sample(
         raise Dropped("row without a video")
     if images and video:
         raise Dropped("row with images and a video")
-    modality: Modality = (
-        "video"
-        if video
-        else "text"
-        if not images
-        else "image"
-        if len(images) == 1
-        else "multi_image"
-    )
+    modality: Modality
+    if video:
+        modality = "video"
+    else:
+        modality = "text" if not images else "image" if len(images) == 1 else "multi_image"
     placeholder = VIDEO_PLACEHOLDER if video else IMAGE_PLACEHOLDER
     conversations = _with_placeholders(
         _turns(row.get("conversations"), placeholder), placeholder, modality, len(images)

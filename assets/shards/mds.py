@@ -3,8 +3,8 @@ them read.
 
 `MDSWriter` as a context manager publishes a valid-looking index when it is left by an exception,
 begins with a shard of no samples when the first one is large, waits whole seconds for uploads where
-nothing is uploaded, and imports torch. So it is used here for a few shards at a time, in a folder of
-its own, finished by hand, and imported only by the process that writes.
+nothing is uploaded, and imports torch. So it is used here for a few shards at a time, in a folder
+of its own, finished by hand, and imported only by the process that writes.
 """
 
 from __future__ import annotations

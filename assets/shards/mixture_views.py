@@ -113,8 +113,8 @@ def _shards(storage: Storage, entry: ShardInput) -> list[dict[str, Any]]:
         name = shard["raw_data"]["basename"]
         if not is_relative_name(name) or "/" in name:
             raise ValueError(
-                f"{storage.path(layout.SHARDS)}/{entry.folder}/{INDEX}: {name!r} is not a file of this "
-                "part"
+                f"{storage.path(layout.SHARDS)}/{entry.folder}/{INDEX}: {name!r} is not a file of "
+                "this part"
             )
         shard["raw_data"]["basename"] = f"{entry.folder}/{name}"
     return shards

@@ -67,7 +67,12 @@ def part_folder(kind: str, part: int) -> str:
     return layout.shards(kind, part_name(part))
 
 
-def report_of(results: Sequence[TaskResult], config: dict[str, Any]) -> ShardReport:
+def part_report(results: Sequence[TaskResult], config: dict[str, Any]) -> ShardReport:
+    """What the results of all tasks of a part add up to.
+
+    Args:
+        config: the settings that decided the bytes.
+    """
     shards = [shard for result in results for shard in result.shards]
     drops, durations = Counter[str](), dict[str, float]()
     for result in results:
@@ -121,6 +126,13 @@ def publish_part(
 ) -> None:
     """Move the finished shards into a fresh folder with index and manifest, which then gets its
     final name.
+
+    Args:
+        folder: of the part, below the storage root.
+        work: local folder that holds the shards.
+        results: of all tasks, in order.
+        first_half: how many tasks belong to the first half of the part.
+        key: hash of inputs and settings; `finished_part` compares it.
     """
     shards = [shard for result in results for shard in result.shards]
     half = [shard for result in results[:first_half] for shard in result.shards]

@@ -80,10 +80,12 @@ class ShardTask:
 
     @cached_property
     def storage(self) -> Storage:
+        """Where the inputs are."""
         return Storage(self.root, self.cache)
 
     @property
     def record(self) -> Path:
+        """File of the task's result; it is written last."""
         return self.folder / f"task-{self.index:05d}.json"
 
 
@@ -126,12 +128,7 @@ def run_task(task: ShardTask) -> TaskResult:
     pictures: list[bytes] = []
 
     def rows() -> Iterator[dict[str, Any]]:
-        found = (
-            _llava_samples(task, task.rows)
-            if isinstance(task.rows, LlavaRows)
-            else _long_samples(task, task.rows)
-        )
-        for name, sample in found:
+        for name, sample in _samples(task):
             result.rows += 1
             if isinstance(sample, Sample) and sum(map(len, sample.images)) > ROW_LIMIT:
                 sample = Dropped(
@@ -158,6 +155,13 @@ def run_task(task: ShardTask) -> TaskResult:
     with writing_file(task.record, durable=False) as temporary:
         temporary.write_text(json.dumps(asdict(result)))
     return result
+
+
+def _samples(task: ShardTask) -> Iterator[tuple[str, Sample | Dropped | RefusedImage]]:
+    """Each row's name, and its sample or the reason why it has none."""
+    if isinstance(task.rows, LlavaRows):
+        return _llava_samples(task, task.rows)
+    return _long_samples(task, task.rows)
 
 
 def _llava_samples(
@@ -187,15 +191,10 @@ def _llava_samples(
         }
         for index, ordinal, begin, end in rows.places.tolist():
             row = parse_row(data[index], begin, end)
-            stem = (
-                rows.names[index]
-                .partition("/annotations/")[2]
-                .removesuffix(".json")
-                .removesuffix(".jsonl")
-            )
-            name = f"{stem}#{ordinal}" + (
-                f":{row['id']}" if row and row.get("id") not in (None, "") else ""
-            )
+            file = rows.names[index].partition("/annotations/")[2]
+            name = f"{file.removesuffix('.json').removesuffix('.jsonl')}#{ordinal}"
+            if row and row.get("id") not in (None, ""):
+                name += f":{row['id']}"
             try:
                 yield name, to_sample(row, task.kind, name, read_image, video_duration)
             except (Dropped, RefusedImage) as reason:

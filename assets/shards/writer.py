@@ -28,12 +28,12 @@ from assets.shards.part import (
     check_drops,
     finished_part,
     part_folder,
+    part_report,
     publish_part,
-    report_of,
 )
 from assets.shards.planning import plan_part
 from assets.shards.tasks import PICTURE, ConversationRows, LlavaRows, ShardTask
-from assets.shards.work import run_tasks, work_folder, worker_pool
+from assets.shards.workers import run_tasks, work_folder, worker_pool
 from training.formats.hashing import data_version, hash_file
 from training.formats.kinds import KINDS, LONG_VIDEO_KIND
 from training.formats.sample import SCHEMA_VERSION
@@ -47,8 +47,8 @@ Halves = tuple[list[LlavaRows] | list[ConversationRows], list[LlavaRows] | list[
 def write_kind_part(
     storage: Storage, settings: Settings, kind: str, part: int, log: Callable[[str], None]
 ) -> ShardReport:
-    """Write one of the ten parts of one of the five LLaVA kinds, from the annotation files that the
-    mixture names.
+    """Write one part of a kind of the LLaVA collections, from the annotation files that the mixture
+    names.
 
     Raises:
         ValueError: the mixture or an annotation file is broken, files are missing and
@@ -162,7 +162,7 @@ def write_part(
             for index, task_rows in enumerate((*first, *second))
         ]
         results = run_tasks(tasks, pool, Progress(log, len(tasks), "shards"))
-        report = report_of(results, config)
+        report = part_report(results, config)
         report.missing = list(missing)
         report.counts["annotation files missing"] = len(missing)
         check_drops(kind, part, report, shards.max_drop_share)
@@ -177,8 +177,12 @@ def write_part(
 
 
 def halves(rows: np.ndarray, most: int, task_rows: Callable[[np.ndarray], Any]) -> Halves:
-    """Tasks of at most `most` rows, none of which reaches over the middle: halves can be
-    addressed by shards.
+    """Tasks of at most `most` rows. None of them reaches over the middle, so that each half of a
+    part is a list of whole shards.
+
+    Args:
+        rows: int64 [n] or [n, k]: numbers or places of rows.
+        task_rows: makes what a task reads out of some of them.
     """
     middle = len(rows) // 2
     first, second = rows[:middle], rows[middle:]

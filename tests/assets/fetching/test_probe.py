@@ -16,7 +16,6 @@ from assets.fetching.options import Download
 from assets.fetching.probe import InvalidVideo, ProbePool, check_video
 from tests.servers.clips import clip, sound
 
-
 HEAD = "def probe(path: str, max_pixels: int) -> dict[str, Any]:"
 
 

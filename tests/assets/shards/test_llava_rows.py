@@ -1,4 +1,4 @@
-"""LLaVA rows become samples that fit the schema, or are dropped for a reason a person can act on."""
+"""LLaVA rows become samples that fit the schema, or are dropped for a reason that helps."""
 
 from __future__ import annotations
 
@@ -61,27 +61,83 @@ def test_roles_of_other_tools_are_understood_and_a_leading_answer_is_left_out():
         ("llavavideo_si", None, "row is not valid JSON"),
         ("llavavideo_si", {}, "no conversation"),
         ("llavavideo_si", {"conversations": "text"}, "no conversation"),
-        ("llavavideo_si", {"conversations": [{"from": "robot", "value": "x"}]}, "turn of unknown form"),
-        ("llavavideo_si", {"conversations": [{"from": "human", "value": 3}]}, "turn of unknown form"),
+        (
+            "llavavideo_si",
+            {"conversations": [{"from": "robot", "value": "x"}]},
+            "turn of unknown form",
+        ),
+        (
+            "llavavideo_si",
+            {"conversations": [{"from": "human", "value": 3}]},
+            "turn of unknown form",
+        ),
         ("llavavideo_si", {"conversations": turns("a", "b")[:1]}, "turns do not alternate"),
-        ("llavavideo_si", {"conversations": turns("a", "b") + turns("c", "d")[1:]}, "turns do not alternate"),
+        (
+            "llavavideo_si",
+            {"conversations": turns("a", "b") + turns("c", "d")[1:]},
+            "turns do not alternate",
+        ),
         ("llavavideo_si", {"conversations": turns("a", " ")}, "empty answer"),
         ("llavavideo_si", {"conversations": turns("", "b")}, "empty question"),
         ("llavavideo_si", {"conversations": turns("a", "b<|im_end|>")}, "stray token"),
-        ("llavavideo_si", {"image": "a", "conversations": turns("<image>a", "b <image>")}, "stray token in answer"),
-        ("llavavideo_si", {"conversations": turns("<image>\na", "b")}, "placeholder without a visual"),
-        ("llavavideo_si", {"image": "a", "conversations": turns("<image><image>a", "b")}, "placeholders do not match"),
-        ("llavavideo_mi", {"image": ["a", "b"], "conversations": turns("<image>a", "b")}, "placeholders do not match"),
-        ("llavavideo_si", {"image": "../../etc/passwd", "conversations": turns("a", "b")}, "path leaves its folder"),
-        ("llavavideo_si", {"image": "/etc/passwd", "conversations": turns("a", "b")}, "path leaves its folder"),
-        ("llavavideo_si", {"image": {"bytes": 1}, "conversations": turns("a", "b")}, "path leaves its folder"),
+        (
+            "llavavideo_si",
+            {"image": "a", "conversations": turns("<image>a", "b <image>")},
+            "stray token in answer",
+        ),
+        (
+            "llavavideo_si",
+            {"conversations": turns("<image>\na", "b")},
+            "placeholder without a visual",
+        ),
+        (
+            "llavavideo_si",
+            {"image": "a", "conversations": turns("<image><image>a", "b")},
+            "placeholders do not match",
+        ),
+        (
+            "llavavideo_mi",
+            {"image": ["a", "b"], "conversations": turns("<image>a", "b")},
+            "placeholders do not match",
+        ),
+        (
+            "llavavideo_si",
+            {"image": "../../etc/passwd", "conversations": turns("a", "b")},
+            "path leaves its folder",
+        ),
+        (
+            "llavavideo_si",
+            {"image": "/etc/passwd", "conversations": turns("a", "b")},
+            "path leaves its folder",
+        ),
+        (
+            "llavavideo_si",
+            {"image": {"bytes": 1}, "conversations": turns("a", "b")},
+            "path leaves its folder",
+        ),
         ("llavavideo_video", {"conversations": turns("a", "b")}, "row without a video"),
-        ("llavavideo_video", {"video": "gone.mp4", "conversations": turns("a", "b")}, "video missing"),
-        ("llavavideo_si", {"video": "a", "image": "b", "conversations": []}, "row with images and a video"),
-        ("llava_ov_si_onlyimg", {"conversations": turns("a", "b")}, "text row in an image-only kind"),
-        ("llavavideo_text", {"image": "a", "conversations": turns("a", "b")}, "visual row in a text-only kind"),
+        (
+            "llavavideo_video",
+            {"video": "gone.mp4", "conversations": turns("a", "b")},
+            "video missing",
+        ),
+        (
+            "llavavideo_si",
+            {"video": "a", "image": "b", "conversations": []},
+            "row with images and a video",
+        ),
+        (
+            "llava_ov_si_onlyimg",
+            {"conversations": turns("a", "b")},
+            "text row in an image-only kind",
+        ),
+        (
+            "llavavideo_text",
+            {"image": "a", "conversations": turns("a", "b")},
+            "visual row in a text-only kind",
+        ),
     ],
-)  # fmt: skip
+)
 def test_rows_that_cannot_be_used_have_a_reason(kind, row, reason):
     with pytest.raises(Dropped) as dropped:
         made(row, kind)

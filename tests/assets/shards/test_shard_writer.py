@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from assets.deployment.settings import Collections
-from assets.shards import work as running
+from assets.shards import workers
 from assets.shards.part import INDEX, MANIFEST, part_folder
 from assets.shards.writer import write_kind_part, write_long_video_part
 from tests.assets.shards.roots import (
@@ -129,7 +129,7 @@ def test_the_report_says_what_a_person_wants_to_know(whole):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
 def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(running, "POOL_FROM_ROWS", 1)
+    monkeypatch.setattr(workers, "POOL_FROM_ROWS", 1)
     storage = make_root(tmp_path)
     found = []
     for number in (1, workers):
@@ -142,14 +142,15 @@ def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch, wor
 CHILD = """
 import sys
 from pathlib import Path
-from assets.shards import work, writer
+from assets.shards import workers, writer
 from tests.assets.shards.roots import settings_for
 from training.formats.storage import Storage
 root = Path(sys.argv[1])
 print("ready", flush=True)
-work.POOL_FROM_ROWS = 1
+workers.POOL_FROM_ROWS = 1
 settings = settings_for(root, rows_per_shard=2, workers=2)
-writer.write_kind_part(Storage(str(root)), settings, "llavavideo_mi", 3, lambda line: print(line, flush=True))
+log = lambda line: print(line, flush=True)
+writer.write_kind_part(Storage(str(root)), settings, "llavavideo_mi", 3, log)
 """
 
 
@@ -218,7 +219,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_one_that_wa
 def test_what_an_earlier_run_finished_is_not_written_again(tmp_path, monkeypatch):
     storage, settings = make_root(tmp_path), settings_for(tmp_path, rows_per_shard=2)
     done: list[int] = []
-    real = running.run_task
+    real = workers.run_task
 
     def dying(task):
         if len(done) == 2:
@@ -226,12 +227,12 @@ def test_what_an_earlier_run_finished_is_not_written_again(tmp_path, monkeypatch
         done.append(task.index)
         return real(task)
 
-    monkeypatch.setattr(running, "run_task", dying)
+    monkeypatch.setattr(workers, "run_task", dying)
     with pytest.raises(KeyboardInterrupt):
         write_kind_part(storage, settings, "llavavideo_si", 1, quiet)
     assert not storage.exists(f"{part_folder('llavavideo_si', 1)}/{INDEX}")
     again: list[int] = []
-    monkeypatch.setattr(running, "run_task", lambda task: again.append(task.index) or real(task))
+    monkeypatch.setattr(workers, "run_task", lambda task: again.append(task.index) or real(task))
     lines: list[str] = []
     write_kind_part(storage, settings, "llavavideo_si", 1, lines.append)
     assert not set(done) & set(again)
@@ -346,7 +347,7 @@ def test_a_second_run_on_the_same_part_is_refused(tmp_path):
     storage, settings = make_root(tmp_path), settings_for(tmp_path)
     work = tmp_path / layout.SHARDS / ".tmp-work-llavavideo_si_part1"
     with (
-        running.locked_folder(work),
+        workers.locked_folder(work),
         pytest.raises(ValueError, match="another run is writing this part"),
     ):
         write_kind_part(storage, settings, "llavavideo_si", 1, quiet)

@@ -1,7 +1,7 @@
 """Loads an exported checkpoint as any user would and says what it found, as one JSON object on its
 last line.
 
-    python -m assets.checkpoints.loads EXPORT_FOLDER
+    python -m assets.checkpoints.try_loading EXPORT_FOLDER
 
 A process of its own: what loads a checkpoint imports torch and takes the checkpoint's size in
 memory, and when that is not there, the system ends it and not the step that asks.

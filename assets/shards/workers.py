@@ -1,4 +1,4 @@
-"""How the tasks of one part are run: by worker processes, into a folder that a later run continues."""
+"""Runs the tasks of a part: in worker processes, into a folder that a later run can go on with."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def worker_pool(workers: int) -> Iterator[Executor | None]:
 
 
 def _follow_parent() -> None:
-    """Have this worker end with the run: a killed one leaves nobody who writes into its folder
-    beside the next.
+    """End this worker when the run ends. A killed run must not leave workers that write into its
+    folder while the next run does.
     """
     parent = parent_process()
     assert parent is not None
@@ -59,8 +59,10 @@ def _follow_parent() -> None:
 def run_tasks(
     tasks: Sequence[ShardTask], pool: Executor | None, progress: Progress
 ) -> list[TaskResult]:
-    """Results of all tasks, in order. What an earlier run wrote is kept unless it lost rows: files
-    may be there now.
+    """Results of all tasks, in order.
+
+    What an earlier run wrote is kept, unless rows of it were lost: the files that they lacked may
+    be there now.
     """
     earlier = ((task, read_record(task)) for task in tasks)
     results = {
@@ -85,6 +87,7 @@ def run_tasks(
 
 
 def _row_count(task: ShardTask) -> int:
+    """How many rows a task reads."""
     rows = task.rows
     return len(rows.places) if isinstance(rows, LlavaRows) else rows.stop - rows.start
 
