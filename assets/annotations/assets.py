@@ -87,6 +87,7 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
     settings, storage = deployment.settings(), deployment.storage()
     with errors_for_people():
         report = collect_annotations(storage, settings, context.log.info)
+    rejected = [{"reason": reason, "rows": rows} for reason, rows in report.rejected.items()]
     yield from publish(
         context,
         deployment,
@@ -99,9 +100,7 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
             "dagster/uri": storage.path(layout.ANNOTATIONS),
             "bytes": storage.size(layout.ANNOTATIONS),
             "columns found": report.columns,
-            "rejected": table(
-                [{"reason": reason, "rows": rows} for reason, rows in report.rejected.items()]
-            ),
+            "rejected": table(rejected),
             "origins": report.origins,
             "landing files that could not be read": report.problems,
             **column_schema(SCHEMA, ANNOTATIONS),
@@ -130,9 +129,10 @@ def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Publ
     from assets.deployment.partitions import part_partitions
     from assets.records.columns import CATALOGUE
 
+    settings, storage = deployment.settings(), deployment.storage()
     with errors_for_people():
-        inputs = input_versions(deployment.storage(), ["annotations"])
-        report = build_catalogue(deployment.storage(), deployment.settings(), context.log.info)
+        inputs = input_versions(storage, ["annotations"])
+        report = build_catalogue(storage, settings, context.log.info)
     context.instance.add_dynamic_partitions(str(part_partitions.name), report.parts)
     yield from publish(
         context,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from assets.annotations.landing import landing_fingerprint
 from assets.deployment.settings import Settings
 
 LANDING = "landing"
-HUB_REPOS = {
+# Asset -> the repository (None where files are read instead) and its revision.
+HUB_REPOS: dict[str, Callable[[Settings], tuple[str | None, str]]] = {
     "hub_annotations": lambda settings: (settings.annotations.repo, settings.annotations.revision),
     "hub_llava_onevision": lambda settings: (
         settings.collections.onevision_repo,

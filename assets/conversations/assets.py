@@ -53,17 +53,13 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
     from assets.conversations.samples import SCHEMA
     from assets.records.columns import CONVERSATIONS
 
-    settings, part = deployment.settings(), context.partition_key
+    settings, storage = deployment.settings(), deployment.storage()
+    part = context.partition_key
+    fetched = [product("videos", f"{part}|{source}") for source in sorted(settings.sources)]
     with errors_for_people():
-        inputs = input_versions(
-            deployment.storage(),
-            [
-                "annotations",
-                *(product("videos", f"{part}|{source}") for source in sorted(settings.sources)),
-            ],
-        )
-        report = group_part(deployment.storage(), settings, part_index(part), context.log.info)
-        verdict = sound(deployment.storage(), settings, part_index(part))
+        inputs = input_versions(storage, ["annotations", *fetched])
+        report = group_part(storage, settings, part_index(part), context.log.info)
+        verdict = sound(storage, settings, part_index(part))
     yield from publish(
         context,
         deployment,

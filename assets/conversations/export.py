@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import orjson
-import pyarrow.parquet as pq
 
 from assets.conversations.grouping import conversations_name
+from assets.conversations.samples import read_samples
 from training.formats import layout
 from training.formats.kinds import LONG_VIDEO_KIND
 from training.formats.storage import Storage
@@ -26,21 +26,16 @@ def export_llava_json(
     with storage.writing(layout.CONVERSATIONS_JSON) as path, open(path, "wb") as file:
         file.write(b"[")
         for part in sorted(parts):
-            table = pq.ParquetFile(storage.local(conversations_name(part)))
-            for batch in table.iter_batches(8192):
-                for row in batch.to_pylist():
-                    file.write(b",\n" if written else b"\n")
-                    file.write(
-                        orjson.dumps(
-                            {
-                                "id": row["id"],
-                                "data_source": row["source"],
-                                "video": row["video"],
-                                "conversations": orjson.Fragment(row["conversations"]),
-                            }
-                        )
-                    )
-                    written += 1
+            for sample in read_samples(storage.local(conversations_name(part))):
+                entry = {
+                    "id": sample["id"],
+                    "data_source": sample["source"],
+                    "video": sample["video"],
+                    "conversations": orjson.Fragment(sample["conversations"]),
+                }
+                file.write(b",\n" if written else b"\n")
+                file.write(orjson.dumps(entry))
+                written += 1
         file.write(b"\n]\n")
     log(f"jsons/videomarathon.json: {written:,} samples of {LONG_VIDEO_KIND}")
     return written

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from assets.conversations.cleaning import CleanRows
 from training.formats.sample import IMAGE_TOKEN, ROLES
+
+READ_ROWS = 8192  # samples in memory at a time while they are read
 
 SCHEMA = pa.schema(
     [
@@ -124,6 +128,17 @@ def _conversation(pairs: list[tuple[str, str]]) -> str:
         text = question if index else f"{IMAGE_TOKEN}\n{question}"
         turns += [{"from": human, "value": text}, {"from": assistant, "value": answer}]
     return orjson.dumps(turns).decode()
+
+
+def read_samples(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The samples of a part's file, one after another; all columns of `SCHEMA`, or some.
+
+    Args:
+        path: on this machine.
+    """
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(READ_ROWS, columns=columns):
+            yield from batch.to_pylist()
 
 
 def examples(samples: pa.Table, most: int) -> list[dict[str, Any]]:
