@@ -10,6 +10,7 @@ In reading order:
     data/          shards -> micro-batches -> packs on the device
     optimizer      which parameters are tuned, at which rate
     parallel       ranks, and the model laid over them
+    lockstep       ranks with different samples run the same parts of the model
     flops          what a sample costs
     memory_plan    what fits into a device
     device         name, free memory and utilisation of a device

@@ -7,6 +7,11 @@ import pytest
 from model.atomic import TEMPORARY_PREFIX, remove_unfinished, writing_file, writing_folder
 
 
+def write_and_fail(path):
+    path.write_text("half")
+    raise RuntimeError
+
+
 def test_a_file_appears_when_the_block_ends_well(tmp_path):
     target = tmp_path / "new folder" / "a.json"
     with writing_file(target) as temporary:
@@ -22,8 +27,8 @@ def test_a_file_appears_when_the_block_ends_well(tmp_path):
 def test_a_failed_write_leaves_the_earlier_file(tmp_path, durable):
     target = tmp_path / "a.json"
     target.write_text("earlier")
-    with pytest.raises(TypeError), writing_file(target, durable) as temporary:
-        temporary.write_text("later") and temporary.write_text(None)
+    with pytest.raises(RuntimeError), writing_file(target, durable) as temporary:
+        write_and_fail(temporary)
     assert target.read_text() == "earlier"
     assert os.listdir(tmp_path) == ["a.json"]
 
@@ -40,8 +45,8 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
 def test_a_failed_write_leaves_the_earlier_folder(tmp_path):
     target = tmp_path / "d"
     target.mkdir()
-    with pytest.raises(FileNotFoundError), writing_folder(target) as temporary:
-        (temporary / "missing" / "file").write_text("x")
+    with pytest.raises(RuntimeError), writing_folder(target) as temporary:
+        write_and_fail(temporary / "half")
     assert os.listdir(tmp_path) == ["d"]
     assert not os.listdir(target)
 

@@ -66,6 +66,12 @@ def test_a_cached_copy_follows_the_remote_file(storage):
     assert storage.local("f").read_bytes() == b"three"
 
 
+def test_a_remote_folder_that_does_not_exist_has_no_copy(tmp_path):
+    storage = Storage(f"memory://{tmp_path.name}", cache=tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match="d: there is no such folder"):
+        storage.local_folder("d")
+
+
 def test_copies_that_nobody_read_for_a_week_are_removed(tmp_path):
     storage = Storage(f"memory://{tmp_path.name}", cache=tmp_path / "cache")
     for name in ("a", "b", "c"):
