@@ -1,5 +1,25 @@
-"""Where text and visual tokens go: the order of MemAug's queries and of the language model's input,
-as index tables.
+"""Where every token of a pack comes from: index tables that join text and visual tokens.
+
+A sample's text has one placeholder (-200) where a visual stands. MemAug's queries are the prompt
+and the visual tokens; the language model's input is all of the text and the visual tokens. Both are
+gathered by index from one table, [text embeddings | visual tokens]: index i below L is input id
+number i, and index L + q is visual token number q. The same holds of a pack, where the table has
+the text of all samples and then the visual tokens of all samples.
+
+An example: a prompt id 7, a visual of which forgetting has kept three tokens, a prompt id 8, and an
+answer 9. In the language model these are six tokens.
+
+    >>> ids, labels = tensor([7, -200, 8, 9]), tensor([-100, -100, -100, 9])
+    >>> kept = tensor([0, 2, 4])                  # of five memory tokens
+    >>> plan = join(ids, labels, Layout(torch.arange(5), kept, kept, query_lengths=(3,)))
+    >>> plan.sources_S.tolist()                   # 7, three visual tokens (4 + 0, 1, 2), 8, 9
+    [0, 4, 5, 6, 2, 3]
+    >>> plan.labels_S.tolist()                    # only the answer is supervised
+    [-100, -100, -100, -100, -100, 9]
+    >>> plan.query_sources_M.tolist()             # MemAug: the same without the answer
+    [0, 4, 5, 6, 2]
+    >>> plan.query_positions_M.tolist()           # those of the memory, behind the first id
+    [0, 1, 3, 5, 6]
 
 All on the host and from integers alone, so that nothing in the forward pass waits for the device,
 and a data loader can tell a sample's length before any tensor of the model exists.
@@ -24,14 +44,18 @@ from model.memory import Forgetting, Layout, lay_out
 
 @dataclass(frozen=True, slots=True)
 class SamplePlan:
-    """How one sample is put together. A source s >= 0 is input id number s; s < 0 is visual token
-    number -1 - s.
+    """How one sample is put together. Sources are indices into [text | visual tokens].
 
     MemAug's visual tokens are what forgetting kept of the memory; the language model's are MemAug's
     outputs for them.
+
+    Attributes:
+        layout: of its visuals; None where it has none: the sample then skips MemAug.
+        query_sources_M, query_positions_M: MemAug's queries.
+        sources_S, labels_S: the language model's input, and what is supervised of it (not shifted).
     """
 
-    layout: Layout | None  # None: no visual, the sample passes MemAug by
+    layout: Layout | None
     query_sources_M: Tensor
     query_positions_M: Tensor
     sources_S: Tensor
@@ -44,18 +68,26 @@ class SamplePlan:
 
 @dataclass(frozen=True, slots=True)
 class PackPlan:
-    """How a pack of samples is put together. Sources index [all text embeddings L | all visual
-    tokens Q].
+    """How a pack of samples is put together. Sources are indices into [text of all samples | visual
+    tokens of all samples].
+
+    Attributes:
+        ids_L: text of all samples; 0 where a placeholder was.
+        memory_positions_N: of all memories; memory_lengths: of each sample that has visuals.
+        memory_rows_Q: rows of all memories that are kept: the visual tokens as MemAug's queries.
+        query_sources_M, query_positions_M, query_lengths: MemAug's queries, of the same samples.
+        visual_rows_Q: rows of MemAug's output that are visual tokens.
+        sources_S, positions_S, labels_S, lengths: the language model's input.
     """
 
     ids_L: Tensor
     memory_positions_N: Tensor
-    memory_lengths: tuple[int, ...]  # of the samples with visuals; empty if there are none
-    memory_rows_Q: Tensor  # rows of all memories: the visual tokens as MemAug first sees them
+    memory_lengths: tuple[int, ...]
+    memory_rows_Q: Tensor
     query_sources_M: Tensor
     query_positions_M: Tensor
     query_lengths: tuple[int, ...]
-    visual_rows_Q: Tensor  # rows of MemAug's output that are visual
+    visual_rows_Q: Tensor
     sources_S: Tensor
     positions_S: Tensor
     labels_S: Tensor
@@ -74,8 +106,10 @@ class PackPlan:
 def plan_sample(
     sample: SampleInputs, config: HourLlavaConfig, forgetting: Forgetting
 ) -> SamplePlan:
-    """Check a sample and lay it out. Raises ValueError, naming it, if it is malformed or too long
-    for the model.
+    """Check a sample and lay it out.
+
+    Raises:
+        ValueError: it is malformed or too long for the model; it is named.
     """
     check(sample, config)
     layout = None
@@ -84,7 +118,7 @@ def plan_sample(
             layout = lay_out(sample.visuals, config, forgetting, forgetting_generator(sample))
         except ValueError as error:
             raise ValueError(f"sample {sample.id!r}: {error}") from error
-    plan = _splice(sample.input_ids.cpu(), sample.labels.cpu(), layout)
+    plan = join(sample.input_ids.cpu(), sample.labels.cpu(), layout)
     if plan.length > config.max_length:
         visual = sum(layout.query_lengths) if layout else 0
         raise ValueError(
@@ -100,8 +134,8 @@ def forgetting_generator(sample: SampleInputs) -> torch.Generator | None:
     return None if sample.seed is None else torch.Generator().manual_seed(sample.seed)
 
 
-def _splice(ids_L: Tensor, labels_L: Tensor, layout: Layout | None) -> SamplePlan:
-    """Walk the text segments and the visuals between them.
+def join(ids_L: Tensor, labels_L: Tensor, layout: Layout | None) -> SamplePlan:
+    """Walk the text between the placeholders, and the visuals that stand for the placeholders.
 
     MemAug's positions run on through the sample. A visual's positions count from the memory's start
     and are shifted by what came before; as those of a later image already count the earlier images,
@@ -111,11 +145,11 @@ def _splice(ids_L: Tensor, labels_L: Tensor, layout: Layout | None) -> SamplePla
     next_position = next_visual = start = 0
     lengths = iter(layout.query_lengths if layout else ())
     for end in [*(ids_L == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist(), len(ids_L)]:
-        segment = torch.arange(start, end)
-        prompt = segment[labels_L[start:end] == IGNORE_INDEX]
+        text = torch.arange(start, end)
+        prompt = text[labels_L[start:end] == IGNORE_INDEX]
         query_sources.append(prompt)
         query_positions.append(torch.arange(next_position, next_position + len(prompt)))
-        sources.append(segment)
+        sources.append(text)
         labels.append(labels_L[start:end])
         next_position += len(prompt)
         start = end + 1
@@ -123,9 +157,9 @@ def _splice(ids_L: Tensor, labels_L: Tensor, layout: Layout | None) -> SamplePla
             break
         assert layout is not None  # `check` saw as many visuals as placeholders
         visual = torch.arange(next_visual, next_visual + next(lengths))
-        query_sources.append(-1 - visual)
+        query_sources.append(len(ids_L) + visual)
         query_positions.append(layout.query_positions_Q[visual] + next_position)
-        sources.append(-1 - visual)
+        sources.append(len(ids_L) + visual)
         labels.append(torch.full_like(visual, IGNORE_INDEX))
         next_position = int(query_positions[-1].max()) + 1
         next_visual += len(visual)
@@ -137,37 +171,40 @@ def _splice(ids_L: Tensor, labels_L: Tensor, layout: Layout | None) -> SamplePla
 def plan_pack(
     samples: Sequence[SampleInputs], config: HourLlavaConfig, forgetting: Forgetting
 ) -> PackPlan:
-    """Lay several samples out one after another. Raises ValueError that names the sample which
-    cannot be used.
+    """Lay several samples out one after another.
+
+    Raises:
+        ValueError: a sample cannot be used; it is named.
     """
     plans = [plan_sample(sample, config, forgetting) for sample in samples]
+    seeing = [(number, plan) for number, plan in enumerate(plans) if plan.layout is not None]
     layouts = [plan.layout for plan in plans if plan.layout is not None]
     text_starts = _starts(len(sample.input_ids) for sample in samples)
     visual_starts = _starts(sum(plan.layout.query_lengths) if plan.layout else 0 for plan in plans)
     memory_starts = _starts(len(layout.memory_positions_N) for layout in layouts)
-    text_total = text_starts[-1]
 
-    def globalise(sources: Tensor, number: int) -> Tensor:
-        visual = text_total + visual_starts[number] - 1 - sources
-        return torch.where(sources >= 0, sources + text_starts[number], visual)
+    def in_pack(sources: Tensor, number: int) -> Tensor:
+        """A sample's sources as those of the pack."""
+        own_text = len(samples[number].input_ids)
+        as_text = sources + text_starts[number]
+        as_visual = sources - own_text + text_starts[-1] + visual_starts[number]
+        return torch.where(sources < own_text, as_text, as_visual)
 
-    seeing = [(number, plan) for number, plan in enumerate(plans) if plan.layout is not None]
-    query_sources_M = _cat(globalise(plan.query_sources_M, number) for number, plan in seeing)
     ids_L = _cat(sample.input_ids.cpu() for sample in samples)
+    query_sources_M = _cat(in_pack(plan.query_sources_M, number) for number, plan in seeing)
     return PackPlan(
-        ids_L=ids_L.where(
-            ids_L != IMAGE_TOKEN_INDEX, 0
-        ),  # a placeholder's embedding is never picked
+        ids_L=ids_L.where(ids_L != IMAGE_TOKEN_INDEX, 0),  # its embedding is never picked
         memory_positions_N=_cat(layout.memory_positions_N for layout in layouts),
         memory_lengths=tuple(len(layout.memory_positions_N) for layout in layouts),
         memory_rows_Q=_cat(
-            x.query_rows_Q + start for x, start in zip(layouts, memory_starts, strict=False)
+            layout.query_rows_Q + start
+            for layout, start in zip(layouts, memory_starts, strict=False)
         ),
         query_sources_M=query_sources_M,
         query_positions_M=_cat(plan.query_positions_M for _, plan in seeing),
         query_lengths=tuple(len(plan.query_sources_M) for _, plan in seeing),
-        visual_rows_Q=(query_sources_M >= text_total).nonzero().flatten(),
-        sources_S=_cat(globalise(plan.sources_S, number) for number, plan in enumerate(plans)),
+        visual_rows_Q=(query_sources_M >= len(ids_L)).nonzero().flatten(),
+        sources_S=_cat(in_pack(plan.sources_S, number) for number, plan in enumerate(plans)),
         positions_S=_cat(torch.arange(plan.length) for plan in plans),
         labels_S=_cat(plan.labels_S for plan in plans),
         lengths=tuple(plan.length for plan in plans),
