@@ -25,7 +25,15 @@ from typing import Any
 
 import torch
 
-from training.needle import ARMS, Arm, NeedleResult, NeedleRun, NeedleTask, build_model, run_needle
+from benchmarks.needle_task import (
+    ARMS,
+    Arm,
+    NeedleResult,
+    NeedleRun,
+    NeedleTask,
+    build_model,
+    run_needle,
+)
 
 NAMES = {
     "memory": "memory (Hour-LLaVA)",

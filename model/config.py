@@ -29,6 +29,11 @@ class VisionConfig:
     def patches_per_side(self) -> int:
         return self.image_size // self.patch_size
 
+    @property
+    def patches(self) -> int:
+        """Patches of one picture: as many tokens it has before pooling."""
+        return self.patches_per_side**2
+
 
 @dataclass(frozen=True, slots=True)
 class LLMConfig:
@@ -48,6 +53,11 @@ class LLMConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers in the keys and values of one token, of one layer."""
+        return 2 * self.num_kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,6 @@ from model.generate import greedy
 from model.hour_llava import HourLlava
 from model.initialise import drawn
 from model.inputs import SampleInputs
-from model.memory import Forgetting
 
 
 class HourLlavaHFConfig(PretrainedConfig):
@@ -105,7 +104,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         self,
         input_ids: Tensor | None = None,
         samples: Sequence[SampleInputs] | None = None,
-        forgetting: Forgetting = "uniform",
+        forgetting: str = "uniform",
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Samples to their mean loss and their logits [1, S, V], all of them one after another; or,
@@ -130,7 +129,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         inputs: Tensor | None = None,
         *,
         samples: SampleInputs | Sequence[SampleInputs] | None = None,
-        forgetting: Forgetting = "uniform",
+        forgetting: str = "uniform",
         **kwargs: Any,
     ) -> Tensor:
         """Continue each sample's text: new token ids [samples, at most max_new_tokens], without the

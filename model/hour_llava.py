@@ -23,7 +23,7 @@ from model.config import HourLlavaConfig, LLMConfig
 from model.inputs import SampleInputs, Visual, check
 from model.loss import chunked_cross_entropy
 from model.memaug import MemAug
-from model.memory import Forgetting, build_memory
+from model.memory import build_memory
 from model.packing import PackPlan, plan_pack
 from model.vision import Projector, VisionEncoder, encode_frames, normalise, pool_frames
 
@@ -71,9 +71,7 @@ class HourLlava(nn.Module):
         self.memaug = MemAug(config.llm, config.memaug_depth)
         self.llm = Qwen2ForCausalLM(qwen2_config(config.llm))
 
-    def forward(
-        self, samples: Sequence[SampleInputs], *, forgetting: Forgetting = "random"
-    ) -> Output:
+    def forward(self, samples: Sequence[SampleInputs], *, forgetting: str = "random") -> Output:
         """Loss of a pack of samples, summed: the caller divides by the supervised tokens of all
         packs of a step.
 
@@ -92,7 +90,7 @@ class HourLlava(nn.Module):
         self,
         samples: Sequence[SampleInputs],
         *,
-        forgetting: Forgetting,
+        forgetting: str,
         memory_ND: Tensor | None = None,
     ) -> LLMInput:
         """Everything before the language model.

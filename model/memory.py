@@ -1,8 +1,7 @@
-"""The memory of a visual, and forgetting: which of its tokens become queries, and where every token
-stands.
+"""The memory of a visual, how many of its tokens become queries, and where every token stands.
 
-`lay_out` is pure geometry on the host and needs no tensor of the model; `build_memory` makes the
-memory itself.
+`lay_out` and `token_counts` are pure geometry on the host and need no tensor of the model;
+`build_memory` makes the memory itself. Which tokens stay is decided in model/forgetting.py.
 
 | visual | memory                                         | queries                                                  |
 |--------|------------------------------------------------|----------------------------------------------------------|
@@ -16,21 +15,17 @@ width, H W map.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from model.anyres import arrange_map, memory_order, query_order
 from model.attention import as_rows
 from model.config import HourLlavaConfig
+from model.forgetting import find_rule, kept_frames, kept_tokens, spread
 from model.inputs import Visual, anyres_layout
-
-Forgetting = Literal["random", "uniform"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,107 +41,108 @@ class Layout:
 def lay_out(
     visuals: Sequence[Visual],
     config: HourLlavaConfig,
-    forgetting: Forgetting,
+    forgetting: str,
     generator: torch.Generator | None,
 ) -> Layout:
-    """Plan a sample's memory and what `forgetting` keeps of it; `random` draws from `generator` (on
-    the CPU).
+    """Plan a sample's memory and what forgetting keeps of it.
+
+    Args:
+        visuals: of one sample, at least one.
+        forgetting: name of a rule of model/forgetting.py.
+        generator: on the CPU, of the sample's seed.
+
+    Raises:
+        ValueError: there is no such rule, or it needs a seed.
     """
-    if forgetting == "random" and generator is None:
-        raise ValueError("random forgetting needs a seed for every sample")
-    draw = generator if forgetting == "random" else None
+    keep = _Keep(config, forgetting, generator)
     visual = visuals[0]
     if visual.kind == "anyres":
-        return _lay_out_anyres(visual, config, draw)
+        return _lay_out_anyres(visual, config, keep)
     if visual.kind == "images":
-        return _lay_out_images(sum(visual.placeholders for visual in visuals), config, draw)
+        return _lay_out_images(sum(visual.placeholders for visual in visuals), config, keep)
     assert visual.tensor is not None  # `inputs.check` saw to it
-    return _lay_out_video(len(visual.tensor), config, draw)
+    return _lay_out_video(len(visual.tensor), config, keep)
 
 
-def spread(count: int, total: int) -> Tensor:
-    """`count` indices spread evenly over 0 .. total - 1, rounded down as numpy's float64 linspace
-    is.
-    """
-    return torch.from_numpy(np.linspace(0, total - 1, count).astype(np.int64))
+@dataclass(frozen=True, slots=True)
+class _Keep:
+    """A forgetting rule, applied to maps of one sample."""
+
+    config: HourLlavaConfig
+    forgetting: str
+    generator: torch.Generator | None
+
+    def __call__(self, height: int, width: int, total: int, chosen: Tensor | None = None) -> Tensor:
+        """Indices of the tokens that stay of each of the chosen maps (else all): [maps, kept]."""
+        chosen = torch.arange(total) if chosen is None else chosen
+        rule = find_rule(self.forgetting)
+        return rule(height, width, total, chosen, self.config.memory, self.generator)
 
 
-def _keep(
-    height: int,
-    width: int,
-    rows: int,
-    config: HourLlavaConfig,
-    generator: torch.Generator | None,
-    chosen: Tensor | None = None,
-) -> Tensor:
-    """Ascending indices of the tokens kept of each of `rows` maps, or of the `chosen` ones among
-    them: [rows, kept].
-
-    All rows are drawn, chosen or not: what a seed keeps of a frame must not depend on which frames
-    are kept.
-    """
-    if generator is None:
-        stride, kept_rows = config.memory.stride, rows if chosen is None else len(chosen)
-        kept = torch.arange(height * width).view(height, width)[::stride, ::stride]
-        return kept.reshape(1, -1).expand(kept_rows, -1)
-    count = math.ceil(height * width * config.memory.spatial_ratio)
-    drawn = torch.rand(rows, height * width, generator=generator)
-    drawn = drawn if chosen is None else drawn[chosen]
-    return drawn.argsort(dim=1)[:, :count].sort(dim=1).values
-
-
-def _lay_out_video(
-    frames: int, config: HourLlavaConfig, generator: torch.Generator | None
-) -> Layout:
+def _lay_out_video(frames: int, config: HourLlavaConfig, keep: _Keep) -> Layout:
     memory = config.memory
     frames = max(frames, memory.min_frames)
-    step = memory.frame_tokens + 1
-    kept_frames = spread(
-        max(1, min(memory.max_query_frames, int(frames * memory.temporal_ratio))), frames
-    )
-    kept_TP = _keep(memory.pooled_side, memory.pooled_side, frames, config, generator, kept_frames)
-    newline_T1 = torch.full((len(kept_frames), 1), memory.frame_tokens)
-    rows_Q = (torch.cat([kept_TP, newline_T1], dim=1) + step * kept_frames[:, None]).flatten()
-    return Layout(torch.arange(frames * step), rows_Q, rows_Q, (len(rows_Q),))
+    frame_step = memory.frame_tokens + 1  # with the newline
+    chosen_T = kept_frames(frames, memory)
+    kept_TP = keep(memory.pooled_side, memory.pooled_side, frames, chosen_T)
+    newline_T1 = torch.full((len(chosen_T), 1), memory.frame_tokens)
+    rows_Q = (torch.cat([kept_TP, newline_T1], dim=1) + frame_step * chosen_T[:, None]).flatten()
+    return Layout(torch.arange(frames * frame_step), rows_Q, rows_Q, (len(rows_Q),))
 
 
-def _lay_out_images(
-    images: int, config: HourLlavaConfig, generator: torch.Generator | None
-) -> Layout:
-    side = config.vision.patches_per_side
-    tokens = side**2
+def _lay_out_images(images: int, config: HourLlavaConfig, keep: _Keep) -> Layout:
+    side, tokens = config.vision.patches_per_side, config.vision.patches
     end = images * tokens  # all newlines share this position, one past the last image's tokens
-    kept_TP = _keep(side, side, images, config, generator)
+    kept_TP = keep(side, side, images)
     image_T1 = torch.arange(images)[:, None]
     newline_T1 = torch.full((images, 1), end)
+    memory_TP = torch.arange(end).view(images, tokens)
+    kept_rows_TP = torch.cat([kept_TP, torch.full((images, 1), tokens)], dim=1)
     return Layout(
-        memory_positions_N=torch.cat(
-            [torch.arange(end).view(images, tokens), newline_T1], dim=1
-        ).flatten(),
-        query_rows_Q=(
-            torch.cat([kept_TP, torch.full((images, 1), tokens)], dim=1) + (tokens + 1) * image_T1
-        ).flatten(),
+        memory_positions_N=torch.cat([memory_TP, newline_T1], dim=1).flatten(),
+        query_rows_Q=(kept_rows_TP + (tokens + 1) * image_T1).flatten(),
         query_positions_Q=torch.cat([kept_TP + tokens * image_T1, newline_T1], dim=1).flatten(),
         query_lengths=(kept_TP.shape[1] + 1,) * images,
     )
 
 
-def _lay_out_anyres(
-    visual: Visual, config: HourLlavaConfig, generator: torch.Generator | None
-) -> Layout:
+def _lay_out_anyres(visual: Visual, config: HourLlavaConfig, keep: _Keep) -> Layout:
     assert visual.image_size is not None
     layout = anyres_layout(visual.image_size, config)
-    base_K = _keep(layout.side, layout.side, 1, config, generator)[0]
-    map_K = _keep(layout.height, layout.width, 1, config, generator)[0]
+    base_K = keep(layout.side, layout.side, 1)[0]
+    map_K = keep(layout.height, layout.width, 1)[0]
     memory_source_N, memory_positions_N = memory_order(layout)
     query_source_Q, query_positions_Q = query_order(layout, base_K, map_K)
     row_of_source = torch.empty(layout.newline_row + 1, dtype=torch.int64)
-    row_of_source[memory_source_N] = torch.arange(
-        len(memory_source_N)
-    )  # any of the newlines: they are all one vector
+    # Of the newlines any row will do: they are all one vector.
+    row_of_source[memory_source_N] = torch.arange(len(memory_source_N))
     return Layout(
         memory_positions_N, row_of_source[query_source_Q], query_positions_Q, (len(query_source_Q),)
     )
+
+
+def token_counts(visual: Visual, config: HourLlavaConfig) -> tuple[int, int]:
+    """(memory tokens, query tokens) of one visual by random forgetting, without laying it out."""
+    assert visual.tensor is not None  # `inputs.check` saw to it
+    if visual.kind in ("features", "frames"):
+        return video_token_counts(len(visual.tensor), config)
+    memory = config.memory
+    if visual.kind == "images":
+        images, patches = len(visual.tensor), config.vision.patches
+        return images * (patches + 1), images * (kept_tokens(patches, memory) + 1)
+    assert visual.image_size is not None
+    layout = anyres_layout(visual.image_size, config)
+    # The most there can be: a newline after every row of the map.
+    kept = kept_tokens(layout.base_tokens, memory) + kept_tokens(layout.map_tokens, memory)
+    return layout.memory_tokens, kept + layout.height
+
+
+def video_token_counts(frames: int, config: HourLlavaConfig) -> tuple[int, int]:
+    """(memory tokens, query tokens) of a video of so many frames."""
+    memory = config.memory
+    frames = max(frames, memory.min_frames)
+    kept = kept_tokens(memory.frame_tokens, memory) + 1  # with the newline
+    return frames * (memory.frame_tokens + 1), len(kept_frames(frames, memory)) * kept
 
 
 def build_memory(
@@ -158,15 +154,13 @@ def build_memory(
         map_HWD = arrange_map(tokens_TPD[1:], anyres_layout(visual.image_size, config))
         return torch.cat([tokens_TPD[0], _end_rows(map_HWD, newline_D)])
     if visual.kind != "images" and len(tokens_TPD) < config.memory.min_frames:
-        tokens_TPD = tokens_TPD[
-            spread(config.memory.min_frames, len(tokens_TPD)).to(tokens_TPD.device)
-        ]
+        repeated_T = spread(config.memory.min_frames, len(tokens_TPD))
+        tokens_TPD = tokens_TPD[repeated_T.to(tokens_TPD.device)]
     return _end_rows(tokens_TPD, newline_D)
 
 
 def _end_rows(rows_HWD: Tensor, newline_D: Tensor) -> Tensor:
     """Append the newline to every row and flatten."""
-    newline_H1D = newline_D.repeat(
-        len(rows_HWD), 1, 1
-    )  # a real tensor: joining an expanded one is three times slower
+    # Repeated, not expanded: joining an expanded tensor is three times slower.
+    newline_H1D = newline_D.repeat(len(rows_HWD), 1, 1)
     return as_rows(torch.cat([rows_HWD, newline_H1D], dim=1), (-1, len(newline_D)))

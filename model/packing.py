@@ -39,7 +39,7 @@ from torch import Tensor
 
 from model.config import HourLlavaConfig
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, check
-from model.memory import Forgetting, Layout, lay_out
+from model.memory import Layout, lay_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +103,7 @@ class PackPlan:
         return rows_R, next_S[rows_R]
 
 
-def plan_sample(
-    sample: SampleInputs, config: HourLlavaConfig, forgetting: Forgetting
-) -> SamplePlan:
+def plan_sample(sample: SampleInputs, config: HourLlavaConfig, forgetting: str) -> SamplePlan:
     """Check a sample and lay it out.
 
     Raises:
@@ -169,7 +167,7 @@ def join(ids_L: Tensor, labels_L: Tensor, layout: Layout | None) -> SamplePlan:
 
 
 def plan_pack(
-    samples: Sequence[SampleInputs], config: HourLlavaConfig, forgetting: Forgetting
+    samples: Sequence[SampleInputs], config: HourLlavaConfig, forgetting: str
 ) -> PackPlan:
     """Lay several samples out one after another.
 

@@ -1,8 +1,9 @@
 r"""Messages and what they are about -> model inputs. Training and generation go through this one
 class.
 
-    processor = Processor(config, tokenizer) processor.video("talk.mp4", [{"from": "human", "value":
-    "<image>\nWho speaks first?"}], add_generation_prompt=True)
+    processor = Processor(config, tokenizer)
+    question = [{"from": "human", "value": "<image>\nWho speaks first?"}]
+    processor.video("talk.mp4", question, add_generation_prompt=True)
 
 Videos become frames (or stored features) and a prompt that says how long they are; one image
 becomes a square and tiles; several become padded squares; text stays text. Pixels are uint8: the
@@ -19,11 +20,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from model import images as pictures
-from model.anyres import plan_anyres
 from model.config import HourLlavaConfig
 from model.conversation import Conversations, tokenize, video_prompt
 from model.images import ImageSource, load_image
-from model.inputs import SampleInputs, Visual, check
+from model.inputs import SampleInputs, Visual, anyres_layout, check
 from model.media.container import MediaError
 from model.media.reader import read, stored_frame_indices, timeline, training_frame_indices
 from model.media.resize import resize_frame
@@ -100,14 +100,7 @@ class Processor:
         its shape.
         """
         picture = load_image(image)
-        vision = self.config.vision
-        layout = plan_anyres(
-            picture.size,
-            tile=vision.image_size,
-            side=vision.patches_per_side,
-            grid=self.config.image_grid,
-            max_squares=self.config.anyres_max,
-        )
+        layout = anyres_layout(picture.size, self.config)
         visual = Visual("anyres", pixels=pictures.anyres(picture, layout), image_size=picture.size)
         return self._finish(conversations, [visual], **named)
 

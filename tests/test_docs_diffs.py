@@ -75,6 +75,17 @@ assert HourLlavaConfig.from_dict(PRESETS["0.5b"].to_dict()) == PRESETS["0.5b"]
 assert all(recipe("0.5b", stage).rates for stage in STAGES)
 assert VARIANTS["0.5b"].start and not VARIANTS["0.5b"].is_demo
 """,
+    "forgetting": """
+import runpy
+import torch
+from model.config import PRESETS
+from model.inputs import Visual
+from model.memory import lay_out
+video = Visual("features", features=torch.zeros(16, 16, 64))
+layout = lay_out([video], PRESETS["tiny"], "centre", None)
+assert layout.query_rows_Q[:5].tolist() == [5, 6, 9, 10, 16]  # the last is the newline
+runpy.run_path("tests/model/test_forgetting_centre.py")["test_the_middle_stays"]()
+""",
 }
 RECIPE_TESTS = "tests/training/test_recipes.py"  # three of the diffs add a test to it
 BUCKET = """
@@ -141,7 +152,7 @@ def run(arguments: list[str], folder: Path, settings: str) -> subprocess.Complet
 def test_a_diff_adds_what_it_says(name, copy):
     apply(DIFFS[name], copy)
     settings = "small.yaml" if name == "variant" else "pipeline/deployment.yaml"
-    script = CHECKS[name] if name == "kind" else GRAPH + CHECKS[name]
+    script = CHECKS[name] if name in ("kind", "forgetting") else GRAPH + CHECKS[name]
     result = run(["-c", script], copy, settings)
     assert result.returncode == 0, result.stdout + result.stderr
 

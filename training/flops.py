@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
-from model.anyres import plan_anyres
 from model.config import HourLlavaConfig
-from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
+from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs
+from model.memory import token_counts, video_token_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,9 @@ def sizes_of(sample: SampleInputs, config: HourLlavaConfig) -> Sizes:
     """Sizes of one sample."""
     pictures = memory = queries = 0
     for visual in sample.visuals:
-        p, n, q = _visual_sizes(visual, config)
-        pictures, memory, queries = pictures + p, memory + n, queries + q
+        more_memory, more_queries = token_counts(visual, config)
+        memory, queries = memory + more_memory, queries + more_queries
+        pictures += 0 if visual.pixels is None else len(visual.pixels)
     text = int((sample.input_ids != IMAGE_TOKEN_INDEX).sum())
     supervised = int((sample.labels[1:] != IGNORE_INDEX).sum())
     prompt = text - supervised if sample.visuals else 0
@@ -66,7 +67,7 @@ def sizes_of(sample: SampleInputs, config: HourLlavaConfig) -> Sizes:
 
 def video_sizes(frames: int, text: int, supervised: int, config: HourLlavaConfig) -> Sizes:
     """Sizes of a video sample given as features."""
-    memory, queries = _video_tokens(frames, config)
+    memory, queries = video_token_counts(frames, config)
     return _with_pairs(Sizes(0, memory, queries, text, supervised, text - supervised))
 
 
@@ -77,43 +78,9 @@ def _with_pairs(size: Sizes) -> Sizes:
     )
 
 
-def _visual_sizes(visual: Visual, config: HourLlavaConfig) -> tuple[int, int, int]:
-    """(pictures, memory tokens, query tokens) of one visual."""
-    if visual.features is not None:
-        return 0, *_video_tokens(len(visual.features), config)
-    assert visual.pixels is not None
-    pictures = len(visual.pixels)
-    if visual.kind == "frames":
-        return pictures, *_video_tokens(pictures, config)
-    patches = config.vision.patches_per_side**2
-    if visual.kind == "images":
-        return pictures, pictures * (patches + 1), pictures * (_kept(patches, config) + 1)
-    assert visual.image_size is not None
-    layout = plan_anyres(
-        visual.image_size,
-        tile=config.vision.image_size,
-        side=config.vision.patches_per_side,
-        grid=config.image_grid,
-        max_squares=config.anyres_max,
-    )
-    queries = _kept(layout.base_tokens, config) + _kept(layout.map_tokens, config) + layout.height
-    return pictures, layout.memory_tokens, queries
-
-
-def _video_tokens(frames: int, config: HourLlavaConfig) -> tuple[int, int]:
-    memory = config.memory
-    repeated = max(frames, memory.min_frames)
-    kept = min(memory.max_query_frames, int(repeated * memory.temporal_ratio))
-    return repeated * (memory.frame_tokens + 1), kept * (_kept(memory.frame_tokens, config) + 1)
-
-
-def _kept(tokens: int, config: HourLlavaConfig) -> int:
-    return -int(-tokens * config.memory.spatial_ratio // 1)
-
-
 def flops(sizes: Sizes, config: HourLlavaConfig, tuned: Collection[str]) -> float:
     """Operations of one forward and backward pass over samples of these (total) sizes, with
-    ``tuned`` modules.
+    `tuned` modules.
     """
     work = 0.0
     below = False  # whether a gradient has to pass through to something tuned before
@@ -140,12 +107,12 @@ def _forward(sizes: Sizes, config: HourLlavaConfig) -> list[tuple[str, bool, flo
     """
     vision, llm = config.vision, config.llm
     c, d = vision.hidden_size, llm.hidden_size
-    kv = 2 * llm.num_kv_heads * llm.head_dim
+    kv = llm.kv_width
 
-    patches = sizes.pictures * vision.patches_per_side**2
+    patches = sizes.pictures * vision.patches
     layer = 4 * c * c + 2 * c * vision.intermediate_size
     vision_linear = 2 * patches * vision.num_layers * layer
-    vision_attention = 4 * patches * vision.patches_per_side**2 * c * vision.num_layers
+    vision_attention = 4 * patches * vision.patches * c * vision.num_layers
 
     asked = sizes.queries + sizes.prompt
     depth = config.memaug_depth
@@ -169,13 +136,13 @@ def _forward(sizes: Sizes, config: HourLlavaConfig) -> list[tuple[str, bool, flo
 
 
 def parameters(config: HourLlavaConfig) -> dict[str, int]:
-    """Number of parameters of each module; ``embeddings``: those of the language model, with a head
+    """Number of parameters of each module; `embeddings`: those of the language model, with a head
     of its own.
     """
     vision, llm = config.vision, config.llm
     c, d = vision.hidden_size, llm.hidden_size
-    kv = 2 * llm.num_kv_heads * llm.head_dim
-    tower = 3 * vision.patch_size**2 * c + c + vision.patches_per_side**2 * c
+    kv = llm.kv_width
+    tower = 3 * vision.patch_size**2 * c + c + vision.patches * c
     tower += vision.num_layers * (
         4 * c * c + 2 * c * vision.intermediate_size + 9 * c + vision.intermediate_size
     )

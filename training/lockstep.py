@@ -18,7 +18,6 @@ from torch import Tensor
 from model.attention import SequenceLengths
 from model.hour_llava import HourLlava, Output
 from model.inputs import IGNORE_INDEX, SampleInputs, check
-from model.memory import Forgetting
 
 # For a rank without samples: one token that is not supervised.
 EMPTY_SAMPLE = SampleInputs(
@@ -35,7 +34,7 @@ def keep_in_step(model: HourLlava) -> None:
     """
     plain_forward = model.forward
 
-    def forward(samples: Sequence[SampleInputs], *, forgetting: Forgetting = "random") -> Output:
+    def forward(samples: Sequence[SampleInputs], *, forgetting: str = "random") -> Output:
         for sample in samples:
             check(sample, model.config)
         dummy = _run_unused_parts(model, samples)

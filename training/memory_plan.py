@@ -32,9 +32,8 @@ SMALLEST_BUDGET = 2048
 class Footprint:
     """Bytes on one device."""
 
-    states: (
-        float  # float32 parameters, gradients, moments of what is tuned; bfloat16 of what is not
-    )
+    # Parameters, gradients and moments of what is tuned (float32); the rest (bfloat16).
+    states: float
     gathered: float  # bfloat16 copies that units compute with
     activations: float
 
@@ -78,7 +77,7 @@ def plan_memory(
     available: float | None,
     checkpointing: bool,
 ) -> MemoryPlan:
-    """A budget of a pack that fits into a device: ``run.micro_tokens``, or the length of the
+    """A budget of a pack that fits into a device: `run.micro_tokens`, or the length of the
     longest video's sample.
 
     Longer packs would gain nothing. The language model keeps its activations for packs where they
@@ -125,7 +124,7 @@ class _Trial:
     checkpointing: bool
 
     def plan(self, limit: int) -> MemoryPlan | None:
-        """The best plan with packs of at most ``limit`` tokens."""
+        """The best plan with packs of at most `limit` tokens."""
         if self.available is None:
             return MemoryPlan(
                 self.budget(limit), 0 if self.checkpointing else limit, self.needed(limit)
@@ -183,7 +182,7 @@ def footprint(
     checkpointing: bool,
     kept: bool = False,
 ) -> Footprint:
-    """Memory of one of ``world`` devices.
+    """Memory of one of `world` devices.
 
     Args:
         tuned: tuned modules.
@@ -202,9 +201,9 @@ def footprint(
     rest = count["embeddings"] + count["projector"]
     if world == 1:
         gathered: float = HALF * trained
-    # The rest, the vision encoder, this unit and the next, and the gradients of the one that is
-    # being reduced.
     else:
+        # The rest, the vision encoder, this unit and the next, and the gradients of the one that is
+        # being reduced.
         gathered = HALF * (rest + (count["vision"] - whole_vision) + 2 * unit)
     # Gradients of the rest wait for the end of the backward pass; a unit's are reduced in float32
     # at once.
@@ -216,7 +215,7 @@ def _activations(
     config: HourLlavaConfig, tuned: Collection[str], sizes: Sizes, checkpointing: bool, kept: bool
 ) -> float:
     d, intermediate = config.llm.hidden_size, config.llm.intermediate_size
-    kv = 2 * config.llm.num_kv_heads * config.llm.head_dim
+    kv = config.llm.kv_width
     layers = config.llm.num_layers
     features = sizes.memory * config.vision.hidden_size * HALF
     memory = sizes.memory * d * HALF
@@ -228,11 +227,11 @@ def _activations(
     llm = layers * live if kept else layers * sizes.tokens * d * HALF + live
     head: float = min(sizes.tokens, 1024) * config.llm.vocab_size * 12
     if "vision" in tuned:
-        patches = sizes.pictures * config.vision.patches_per_side**2
+        patches = sizes.pictures * config.vision.patches
         c = config.vision.hidden_size
         inside = patches * (12 * c + 3 * config.vision.intermediate_size) * HALF
         inputs = config.vision.num_layers * patches * c * HALF
         vision = inputs + inside if checkpointing else config.vision.num_layers * inside
     else:  # chunks of 128 pictures without gradient
-        vision = 128 * config.vision.patches_per_side**2 * 8 * config.vision.hidden_size * HALF
+        vision = 128 * config.vision.patches * 8 * config.vision.hidden_size * HALF
     return remembering + memaug + llm + head + vision

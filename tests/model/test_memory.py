@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import HourLlavaConfig, LLMConfig, VisionConfig
+from model.forgetting import RULES, spread
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
-from model.memory import build_memory, lay_out, spread
+from model.memory import build_memory, lay_out
 from model.packing import plan_pack, plan_sample
 from tests.model import golden
 
@@ -238,3 +239,9 @@ def test_bad_input_is_refused_by_sample_and_reason(case):
     inputs, message = BAD[case]
     with pytest.raises(ValueError, match=f"sample 's': .*{message}"):
         plan_sample(inputs, CONFIG, "random")
+
+
+def test_an_unknown_rule_of_forgetting_is_named_with_the_known_ones():
+    assert set(RULES) == {"random", "uniform"}
+    with pytest.raises(ValueError, match="unknown forgetting 'lru'; known: random, uniform"):
+        lay_out([video(3)], CONFIG, "lru", None)

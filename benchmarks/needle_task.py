@@ -12,10 +12,10 @@ run through the same classes that train on real videos:
 | frames | the frames it is given       | all tokens of frames spread evenly, as many tokens as the others |
 | none   | there is no MemAug           | kept tokens                                                    |
 
-``hidden`` accuracy asks only for needles in frames that temporal forgetting drops, ``any`` for
+`hidden` accuracy asks only for needles in frames that temporal forgetting drops, `any` for
 needles anywhere.
 
-    python -m training.needle --arm memory --frames 16 --batch 32 --steps 1600
+    python -m benchmarks.needle_task --arm memory --frames 16 --batch 32 --steps 1600
 
 Finding is learned in two leaps: which values the video holds comes within some hundred steps, which
 key each belongs to only after a plateau of a thousand (four needles, T = 16). A rate that sinks on
@@ -43,10 +43,10 @@ from torch import Tensor, nn
 
 from model.attention import SequenceLengths
 from model.config import HourLlavaConfig, LLMConfig, MemoryConfig, VisionConfig
+from model.forgetting import kept_frames, kept_tokens, spread
 from model.hour_llava import HourLlava
 from model.initialise import drawn
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
-from model.memory import spread
 from model.packing import PackPlan
 from training.formats.hashing import seed_of
 
@@ -68,7 +68,7 @@ class NeedleTask:
             where a needle is.
         keys, values, needles: how many there are, and how many needles a video has, of different
             keys.
-        noise: of every token, and again of the whole scene; ``blur`` is that of the needles
+        noise: of every token, and again of the whole scene; `blur` is that of the needles
             themselves.
         when: ask also in which quarter of the video each needle stands, which needs positions.
     """
@@ -99,8 +99,8 @@ class NeedleRun:
     same on any machine.
 
     Attributes:
-        rate, warmup, decay: it rises over ``warmup`` steps and falls to a twentieth over the last
-            ``decay`` share.
+        rate, warmup, decay: it rises over `warmup` steps and falls to a twentieth over the last
+            `decay` share.
         examined: videos of each split; a sixteenth of them, at least a batch, at each of the points
             of the curve.
         points: how often accuracy is looked at on the way.
@@ -128,7 +128,7 @@ class NeedleRun:
 
 @dataclass(frozen=True, slots=True)
 class NeedleResult:
-    """Accuracies of one run; ``when`` ones are None where the question was not asked, ``loss``
+    """Accuracies of one run; `when` ones are None where the question was not asked, `loss`
     where none was trained.
 
     Attributes:
@@ -287,14 +287,14 @@ class World:
             looks[: task.keys].to(run.device),
             looks[task.keys :].to(run.device),
         )
-        self.kept = kept_frames(task)
+        self.kept = kept_frames(task.frames, MemoryConfig())
         dropped = torch.ones(task.frames, dtype=torch.bool)
         dropped[self.kept] = False
         self.dropped = dropped.nonzero().flatten()
         self.shown = spread(shown_frames(task), task.frames) if run.arm == "frames" else None
 
     def batches(self, split: Split, count: int, name: str) -> Iterator[list[SampleInputs]]:
-        """``count`` batches of fresh videos; the same name gives the same videos to every arm."""
+        """`count` batches of fresh videos; the same name gives the same videos to every arm."""
         for number in range(count):
             seed = seed_of(self.run.seed, name, split, number)
             yield self._batch(split, seed)
@@ -338,7 +338,7 @@ class World:
     def _sample(
         self, name: str, video_TPC: Tensor, key_K: Tensor, value_K: Tensor, quarter_K: Tensor
     ) -> SampleInputs:
-        """``<video> key value key value ...``: a key is prompt, its value the supervised answer."""
+        """`<video> key value key value ...`: a key is prompt, its value the supervised answer."""
         task = self.run.task
         ids, labels = [IMAGE_TOKEN_INDEX], [IGNORE_INDEX]
         for key, value in zip(key_K.tolist(), value_K.tolist(), strict=True):
@@ -375,7 +375,7 @@ def model_config(run: NeedleRun) -> HourLlavaConfig:
 
 
 def build_model(run: NeedleRun) -> HourLlava:
-    """The arm's model. Weights are drawn by name with the spread of ``nn.Linear``: from scratch,
+    """The arm's model. Weights are drawn by name with the spread of `nn.Linear`: from scratch,
     0.02 is too little.
     """
     kind = {"memory": HourLlava, "frames": HourLlava, "kept": KeptOnly, "none": NoMemAug}[run.arm]
@@ -393,17 +393,10 @@ def build_model(run: NeedleRun) -> HourLlava:
     return model
 
 
-def kept_frames(task: NeedleTask) -> Tensor:
-    """Frames that temporal forgetting keeps."""
-    memory = MemoryConfig()
-    return spread(
-        max(1, min(memory.max_query_frames, int(task.frames * memory.temporal_ratio))), task.frames
-    )
-
-
 def shown_frames(task: NeedleTask) -> int:
     """How many whole frames have as many tokens as what forgetting keeps."""
-    kept = len(kept_frames(task)) * (task.side**2 // 4 + 1)
+    memory = MemoryConfig()
+    kept = len(kept_frames(task.frames, memory)) * (kept_tokens(task.side**2, memory) + 1)
     return max(1, round(kept / (task.side**2 + 1)))
 
 

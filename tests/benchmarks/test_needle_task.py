@@ -7,20 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.inputs import IMAGE_TOKEN_INDEX
-from model.packing import plan_pack
-from training.needle import (
+from benchmarks.needle_task import (
     ARMS,
     NeedleRun,
     NeedleTask,
     World,
     build_model,
     examine,
-    kept_frames,
     model_config,
     run_needle,
     shown_frames,
 )
+from model.config import MemoryConfig
+from model.forgetting import kept_frames
+from model.inputs import IMAGE_TOKEN_INDEX
+from model.packing import plan_pack
 
 QUICK = NeedleRun(batch=8, examined=16, steps=3)
 
@@ -59,7 +60,7 @@ def test_questions_and_answers_are_those_of_the_needles_in_the_video():
 def test_hidden_needles_stand_only_in_frames_that_forgetting_drops():
     for frames in (16, 64):
         world = World(replace(QUICK, task=NeedleTask(frames=frames)))
-        kept = set(kept_frames(world.run.task).tolist())
+        kept = set(kept_frames(world.run.task.frames, MemoryConfig()).tolist())
         for sample in next(world.batches("hidden", 1, "test")):
             assert not {frame for _, _, frame in needles_of(world, sample)} & kept
             plan = plan_pack([sample], model_config(world.run), "random")
@@ -69,7 +70,7 @@ def test_hidden_needles_stand_only_in_frames_that_forgetting_drops():
 def test_every_arm_sees_the_same_videos_and_about_as_many_tokens():
     for frames in (16, 64, 512, 3600):
         task = NeedleTask(frames=frames)
-        kept_tokens = len(kept_frames(task)) * 5
+        kept_tokens = len(kept_frames(task.frames, MemoryConfig())) * 5
         assert abs(shown_frames(task) * 17 - kept_tokens) <= 17 / 2
     worlds = [World(replace(QUICK, arm=arm)) for arm in ARMS]
     ids = [[s.input_ids.tolist() for s in next(world.batches("any", 1, "x"))] for world in worlds]
