@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from typing import Any
 
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
-@dataclass(frozen=True, slots=True)
+from model.configuration import parse
+
+KNOWN_ONLY = ConfigDict(extra="forbid")  # an unknown key is an error
+
+
+@dataclass(frozen=True, slots=True, config=KNOWN_ONLY)
 class VisionConfig:
     """SigLIP-so400m by default. `num_layers` counts the layers that are kept: the last one is never
     computed.
@@ -35,7 +42,7 @@ class VisionConfig:
         return self.patches_per_side**2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=KNOWN_ONLY)
 class LLMConfig:
     """A Qwen2 / Qwen2.5 language model."""
 
@@ -60,7 +67,7 @@ class LLMConfig:
         return 2 * self.num_kv_heads * self.head_dim
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=KNOWN_ONLY)
 class MemoryConfig:
     """The memory of a video and what forgetting keeps of it as queries.
 
@@ -96,7 +103,7 @@ class MemoryConfig:
         return self.pooled_side**2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=KNOWN_ONLY)
 class HourLlavaConfig:
     """A whole model. `variant` names it and decides which feature files belong to it."""
 
@@ -107,9 +114,9 @@ class HourLlavaConfig:
     memaug_depth: int = 4
     max_length: int = 32768  # LLM tokens of one sample, visual ones included
     image_grid: int = 6  # an anyres image is cut into at most image_grid x image_grid tiles
-    anyres_max: int = (
-        9  # and its map is shrunk to about this many tiles' worth of tokens ("anyres_max_9")
-    )
+    # The map of an anyres image is shrunk to about this many tiles' worth of tokens
+    # ("anyres_max_9" in the published configuration).
+    anyres_max: int = 9
     # Longer pixel videos run through the vision encoder without gradient, as the published system
     # does. None: never.
     vision_gradient_frames: int | None = 128
@@ -137,25 +144,15 @@ class HourLlavaConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HourLlavaConfig:
-        """The inverse of `to_dict`. Raises ValueError for an unknown or missing key, naming it."""
-        parts = {"vision": VisionConfig, "llm": LLMConfig, "memory": MemoryConfig}
-        read = {
-            key: _build(parts[key], value, f"{key}.") if key in parts else value
-            for key, value in values.items()
-        }
-        return _build(cls, read, "")
+        """The inverse of `to_dict`.
 
-
-def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    known = [field.name for field in fields(kind)]
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(
-            f"model configuration: unknown {', '.join(where + k for k in unknown)}; known: {known}"
-        )
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"model configuration {where or '(top)'}: {error}") from error
+        Raises:
+            ValueError: a key is unknown or missing, or a value does not fit; it is named.
+        """
+        try:
+            return parse(cls, dict(values))
+        except ValueError as error:
+            raise ValueError(f"model configuration: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
