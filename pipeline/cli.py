@@ -149,13 +149,14 @@ def _why(chosen: argparse.Namespace) -> int:
 def _ask(chosen: argparse.Namespace) -> int:
     from assets.inference.checkpoint import find_checkpoint, log_to_terminal
     from assets.inference.fetch import local_video
-    from assets.inference.session import Session
 
     log = log_to_terminal
     # The checkpoint first: nobody waits for a download that then is of no use.
     checkpoint = find_checkpoint(chosen.checkpoint, log)
     terms = chosen.accept_youtube_terms
     with local_video(chosen.video, log, hosts=chosen.allow_host, accept_terms=terms) as path:
+        from assets.inference.session import Session  # imports torch: not before it is needed
+
         session, started = Session(checkpoint, chosen.device), time.perf_counter()
         video = session.video(path, own_encoder=not chosen.any_encoder)
     seconds = time.perf_counter() - started

@@ -8,11 +8,10 @@ tokens, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import Qwen2ForCausalLM
+import torch
+from torch import Tensor
+from transformers import Qwen2ForCausalLM
 
 
 class CachedPrompts:
@@ -27,8 +26,6 @@ class CachedPrompts:
     def __init__(
         self, llm: Qwen2ForCausalLM, embeds_SD: Tensor, lengths: Sequence[int], end: int
     ) -> None:
-        import torch
-
         self.llm, self.end = llm, end
         with torch.inference_mode():
             embeds_BSD, self.mask_BS = _pad_left(embeds_SD, lengths)
@@ -54,8 +51,6 @@ class CachedPrompts:
         Returns:
             token ids of each answer, without the end token.
         """
-        import torch
-
         mask_BS, logits_BV = self.mask_BS, self.logits_BV
         ended_B = torch.zeros(len(mask_BS), dtype=torch.bool, device=mask_BS.device)
         steps: list[list[int]] = []  # in each step a token for every prompt
@@ -83,8 +78,6 @@ class CachedPrompts:
         Raises:
             ValueError: a candidate has no tokens.
         """
-        import torch
-
         if any(not ids for group in candidates for ids in group):
             raise ValueError("a candidate answer has no tokens")
         device = self.mask_BS.device
@@ -117,8 +110,6 @@ class CachedPrompts:
         Returns:
             logits [rows, V] of what follows, and the mask with one more place.
         """
-        import torch
-
         with torch.inference_mode():
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             output = self.llm(
@@ -135,8 +126,6 @@ def _pad_left(embeds_SD: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor
     """Prompts one after another as a batch in which all end together: embeddings [B, longest, D]
     and mask [B, longest] (int64).
     """
-    import torch
-
     batch = embeds_SD.new_zeros(len(lengths), max(lengths), embeds_SD.shape[-1])
     mask = torch.zeros(batch.shape[:2], dtype=torch.int64, device=batch.device)
     for row, part_SD in enumerate(embeds_SD.split(list(lengths))):

@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from assets.inference.checkpoint import find_checkpoint, load_checkpoint, log_to_terminal
 from assets.inference.likelihood import CachedPrompts
@@ -26,16 +28,14 @@ from assets.inference.videos import (
     encode_video,
     grey_video,
 )
+from model.conversation import IMAGE
+from model.generate import greedy_tokens
+from model.hour_llava import LLMInput
+from model.images import ImageSource
+from model.inputs import IMAGE_TOKEN_INDEX, SampleInputs, Visual
+from model.media.reader import stored_frame_indices
 from training.formats.feature_file import FeatureFile
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from model.hour_llava import LLMInput
-    from model.images import ImageSource
-    from model.inputs import SampleInputs
-
-IMAGE = "<image>"  # stands in a prompt for one visual
 # What a character decodes to while some of its bytes are still to come.
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
@@ -114,11 +114,6 @@ class Session:
             FileNotFoundError: no such file.
             ValueError: a video that cannot be decoded, or features that the checkpoint cannot use.
         """
-        import torch
-
-        from model.inputs import Visual
-        from model.media.reader import stored_frame_indices
-
         if self._last is not None and self._last[:2] == (path, grey):
             return self._last[2]
         if not path.exists():
@@ -158,8 +153,6 @@ class Session:
             ValueError: the placeholders do not fit the visuals, or an image cannot be used.
             OSError: an image cannot be read.
         """
-        import torch
-
         turn = {"from": "human", "value": text}
         inputs = self.processor.sample(
             [turn], video=video, images=images, id=id, add_generation_prompt=True
@@ -178,8 +171,6 @@ class Session:
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt with its chat template, and `<image>` where a visual stands."""
-        from model.inputs import IMAGE_TOKEN_INDEX
-
         parts: list[list[int]] = [[]]
         for token in prompt.inputs.input_ids.tolist():
             if token == IMAGE_TOKEN_INDEX:
@@ -208,8 +199,6 @@ class Session:
         Raises:
             ValueError: the prompt is too long.
         """
-        from model.generate import greedy_tokens
-
         if longest < 1:
             return
         embeds_SD = self._llm_input([prompt]).embeds_SD
@@ -251,8 +240,6 @@ class Session:
 
     def _llm_input(self, prompts: Sequence[Prompt]) -> LLMInput:
         """The prompts as the language model takes them, with what MemAug found for each."""
-        import torch
-
         inputs = [prompt.inputs for prompt in prompts]
         memories = [prompt.memory_ND for prompt in prompts if prompt.memory_ND is not None]
         with torch.inference_mode():

@@ -7,18 +7,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from assets.inference.checkpoint import encoder_hash
+from model.config import HourLlavaConfig
+from model.hour_llava import HourLlava
+from model.media.reader import decode, feature_frame_indices, timeline
+from model.processor import StoredFeatures
 from training.formats.feature_file import SUFFIX, FeatureFile
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-
-    from model.config import HourLlavaConfig
-    from model.hour_llava import HourLlava
-    from model.processor import StoredFeatures
 
 CHUNK_FRAMES = 64  # frames that are decoded and encoded together
 GREY = 128  # the middle of what a byte holds: a picture in which there is nothing to see
@@ -42,8 +41,6 @@ class VideoFeatures:
 
     def read(self, indices: np.ndarray) -> Tensor:
         """Frames by index: [len(indices), P, C]."""
-        import torch
-
         return self.features_TPC[torch.as_tensor(indices)]
 
 
@@ -58,9 +55,6 @@ def encode_video(model: HourLlava, path: Path) -> StoredFeatures:
         ValueError: the file cannot be decoded, or is not a feature file.
     """
     import numpy as np
-    import torch
-
-    from model.media.reader import decode, feature_frame_indices, timeline
 
     if path.suffix == SUFFIX:
         return FeatureFile(path)
@@ -76,8 +70,6 @@ def encode_video(model: HourLlava, path: Path) -> StoredFeatures:
 
 def grey_video(model: HourLlava, like: StoredFeatures) -> VideoFeatures:
     """A video of the same length as `like` in which there is nothing to see."""
-    import torch
-
     size = model.config.vision.image_size
     pixels_13SS = torch.full((1, 3, size, size), GREY, dtype=torch.uint8)
     frame_1PC = model.encode_frames(pixels_13SS).to(torch.bfloat16).cpu()

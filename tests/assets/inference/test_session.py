@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from assets.inference import session as session_module
 from assets.inference.session import IMAGE, UNFINISHED, Session
 from assets.inference.videos import encode_video
-from model import generate
 
 QUESTION = "What colour is the square?"
 
@@ -59,13 +59,13 @@ def test_one_prompt_is_answered_as_in_a_batch_and_as_transformers_answers_it(ses
 
 
 def test_a_single_prompt_takes_the_fast_path(session, video, monkeypatch):
-    real, taken = generate.greedy_tokens, []
+    real, taken = session_module.greedy_tokens, []
 
     def spy(*arguments):
         taken.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(generate, "greedy_tokens", spy)
+    monkeypatch.setattr(session_module, "greedy_tokens", spy)
     prompt = session.prompt(f"{IMAGE}\n{QUESTION}", video=video)
     session.generate([prompt], 4)
     answer(session, QUESTION, video)
