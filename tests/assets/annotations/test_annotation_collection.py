@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from assets.annotations.catalogue import read_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.annotations.landing import landing_fingerprint
 from assets.deployment.parts import part_of
+from assets.deployment.settings import Settings
 from assets.fetching.errors import AnnotationError
 from tests.servers.faulty import Fault, FaultyHubServer, in_turn
 from tests.servers.world import make_settings, question, quiet
@@ -41,7 +43,7 @@ def table(storage: Storage) -> list[dict]:
 
 
 @pytest.fixture
-def landing(tmp_path: Path):
+def landing(tmp_path: Path) -> Path:
     folder = tmp_path / "landing"
     folder.mkdir()
     return folder
@@ -53,14 +55,14 @@ def land(folder: Path, name: str, rows: list[dict]) -> None:
     os.utime(path, (time.time() - 60,) * 2)
 
 
-def deployment(tmp_path: Path, rows: list[dict], **changes):
+def deployment(tmp_path: Path, rows: list[dict], **changes: Any) -> tuple[Settings, Storage]:
     settings = make_settings(
         tmp_path, SOURCES, rows, landing=str(tmp_path / "landing"), **{"parts": 3, **changes}
     )
     return settings, Storage(settings.root)
 
 
-def test_rows_are_dealt_to_parts_by_the_hash_of_their_video(tmp_path):
+def test_rows_are_dealt_to_parts_by_the_hash_of_their_video(tmp_path: Path) -> None:
     settings, storage = deployment(tmp_path, rows_of(90))
     report = collect_annotations(storage, settings, quiet)
     found = table(storage)
@@ -70,7 +72,9 @@ def test_rows_are_dealt_to_parts_by_the_hash_of_their_video(tmp_path):
     assert sorted(row["question_id"] for row in found) == sorted(f"v{n}" for n in range(90))
 
 
-def test_the_same_input_gives_the_same_bytes_and_a_second_run_writes_nothing(tmp_path):
+def test_the_same_input_gives_the_same_bytes_and_a_second_run_writes_nothing(
+    tmp_path: Path,
+) -> None:
     settings, storage = deployment(tmp_path / "a", rows_of(50))
     first = collect_annotations(storage, settings, quiet)
     bytes_of = storage.read_bytes(layout.ANNOTATIONS)
@@ -82,7 +86,7 @@ def test_the_same_input_gives_the_same_bytes_and_a_second_run_writes_nothing(tmp
     assert elsewhere.read_bytes(layout.ANNOTATIONS) == bytes_of
 
 
-def test_rejected_rows_are_kept_with_file_row_and_reason(tmp_path):
+def test_rejected_rows_are_kept_with_file_row_and_reason(tmp_path: Path) -> None:
     rows = [*rows_of(4), {**question("x", "vimeo")}, {**question("y", "panda"), "answer": ""}]
     settings, storage = deployment(tmp_path, rows)
     report = collect_annotations(storage, settings, quiet)
@@ -95,7 +99,7 @@ def test_rejected_rows_are_kept_with_file_row_and_reason(tmp_path):
     assert json.loads(rejected[0]["content"])["data_source"] == "vimeo"
 
 
-def test_what_lands_becomes_a_new_part_and_old_parts_stay(tmp_path, landing):
+def test_what_lands_becomes_a_new_part_and_old_parts_stay(tmp_path: Path, landing: Path) -> None:
     settings, storage = deployment(tmp_path, rows_of(30))
     collect_annotations(storage, settings, quiet)
     build_catalogue(storage, settings, quiet)
@@ -131,7 +135,7 @@ def test_what_lands_becomes_a_new_part_and_old_parts_stay(tmp_path, landing):
     assert parts[3]["videos"] == 3
 
 
-def test_what_lands_twice_is_known(tmp_path, landing):
+def test_what_lands_twice_is_known(tmp_path: Path, landing: Path) -> None:
     settings, storage = deployment(tmp_path, rows_of(9))
     land(landing, "a.jsonl", rows_of(6, "w"))
     assert collect_annotations(storage, settings, quiet).counts["parts"] == 4
@@ -143,7 +147,7 @@ def test_what_lands_twice_is_known(tmp_path, landing):
     assert (report.counts["parts"], report.version) == (4, version)
 
 
-def test_a_landing_file_that_cannot_be_read_stops_nothing(tmp_path, landing):
+def test_a_landing_file_that_cannot_be_read_stops_nothing(tmp_path: Path, landing: Path) -> None:
     settings, storage = deployment(tmp_path, rows_of(9))
     land(landing, "good.jsonl", rows_of(3, "w"))
     land(landing, "strange.jsonl", [{"film": "x"}])
@@ -155,7 +159,7 @@ def test_a_landing_file_that_cannot_be_read_stops_nothing(tmp_path, landing):
     assert any("'film'" in problem for problem in report.problems)
 
 
-def test_a_file_that_is_still_being_copied_waits(tmp_path, landing):
+def test_a_file_that_is_still_being_copied_waits(tmp_path: Path, landing: Path) -> None:
     settings, storage = deployment(tmp_path, rows_of(9))
     land(landing, "a.jsonl", rows_of(3, "w"))
     os.utime(landing / "a.jsonl")
@@ -165,7 +169,7 @@ def test_a_file_that_is_still_being_copied_waits(tmp_path, landing):
     assert landing_fingerprint(settings) not in ("", before)
 
 
-def test_a_source_that_is_configured_later_brings_its_rows_as_a_new_part(tmp_path):
+def test_a_source_that_is_configured_later_brings_its_rows_as_a_new_part(tmp_path: Path) -> None:
     rows = [*rows_of(9), question("z", "late")]
     settings, storage = deployment(tmp_path, rows)
     collect_annotations(storage, settings, quiet)
@@ -177,7 +181,7 @@ def test_a_source_that_is_configured_later_brings_its_rows_as_a_new_part(tmp_pat
     assert table(storage)[-1]["video"] == "late/z"
 
 
-def test_the_hubs_revision_is_recorded_and_a_newer_one_adds_a_part(tmp_path):
+def test_the_hubs_revision_is_recorded_and_a_newer_one_adds_a_part(tmp_path: Path) -> None:
     with FaultyHubServer() as hub:
         lines = [
             "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -224,14 +228,14 @@ def test_the_hubs_revision_is_recorded_and_a_newer_one_adds_a_part(tmp_path):
             collect_annotations(Storage(str(tmp_path / "none")), wrong, quiet)
 
 
-def test_unknown_columns_stop_the_collection_and_write_nothing(tmp_path):
+def test_unknown_columns_stop_the_collection_and_write_nothing(tmp_path: Path) -> None:
     settings, storage = deployment(tmp_path, [{**question("v", "panda"), "colour": "red"}])
     with pytest.raises(AnnotationError, match="colour"):
         collect_annotations(storage, settings, quiet)
     assert not storage.exists(layout.ANNOTATIONS)
 
 
-def test_an_annotation_file_of_another_hand_is_not_overwritten(tmp_path):
+def test_an_annotation_file_of_another_hand_is_not_overwritten(tmp_path: Path) -> None:
     settings, storage = deployment(tmp_path, rows_of(3))
     with storage.writing(layout.ANNOTATIONS) as temporary:
         pq.write_table(pa.table({"video": ["x"]}), temporary)
@@ -239,7 +243,7 @@ def test_an_annotation_file_of_another_hand_is_not_overwritten(tmp_path):
         collect_annotations(storage, settings, quiet)
 
 
-def test_landings_may_go_past_a_hundred_parts(tmp_path, landing):
+def test_landings_may_go_past_a_hundred_parts(tmp_path: Path, landing: Path) -> None:
     settings, storage = deployment(tmp_path, rows_of(3), parts=99)
     collect_annotations(storage, settings, quiet)
     for name in ("a", "b"):
@@ -263,7 +267,7 @@ print(time.monotonic() - start, peak_mib())
 
 
 @pytest.mark.slow
-def test_three_hundred_thousand_rows_need_little_memory(tmp_path):
+def test_three_hundred_thousand_rows_need_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "qa.parquet"
     text = "What does the person do after the second cut? " * 6
     with pq.ParquetWriter(path, pa.Table.from_pylist(rows_of(1)).schema) as writer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,7 +39,7 @@ def write(path: Path, rows: list[dict]) -> None:
 
 
 @pytest.mark.parametrize("suffix", files.SUFFIXES)
-def test_every_form_gives_the_same_rows(suffix, tmp_path):
+def test_every_form_gives_the_same_rows(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows{suffix}"
     write(path, ROWS)
     found = list(read_rows(path, path.name))
@@ -49,13 +50,13 @@ def test_every_form_gives_the_same_rows(suffix, tmp_path):
 @pytest.mark.parametrize(
     "wrap", ['{{"data": {}}}', '{{ "annotations" :\n{}, "version": 1}}', "{}\n", "  {}"]
 )
-def test_a_list_may_be_wrapped(wrap, tmp_path):
+def test_a_list_may_be_wrapped(wrap: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(wrap.format(json.dumps(ROWS)))
     assert [row.value for row in read_rows(path, "rows.json")] == ROWS
 
 
-def test_a_json_file_may_hold_one_object_a_line(tmp_path):
+def test_a_json_file_may_hold_one_object_a_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text("\n".join(map(json.dumps, ROWS)))
     assert [row.value for row in read_rows(path, "rows.json")] == ROWS
@@ -72,15 +73,19 @@ VALUES = st.dictionaries(
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_json_list_is_read_alike_whatever_the_size_of_a_read(
-    rows, chars, indent, tmp_path, monkeypatch
-):
+    rows: list[dict[str, Any]],
+    chars: int,
+    indent: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(files, "READ_CHARS", chars)
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows, ensure_ascii=False, indent=indent))
     assert [row.value for row in read_rows(path, "rows.json")] == rows
 
 
-def test_a_broken_line_is_a_row_of_its_own(tmp_path):
+def test_a_broken_line_is_a_row_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n{"a": \n[1]\n{"a": 2}\n')
     assert [row.value for row in read_rows(path, "rows.jsonl")] == [
@@ -101,7 +106,7 @@ def test_a_broken_line_is_a_row_of_its_own(tmp_path):
         ("r.txt", b""),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(name, content, tmp_path):
+def test_a_file_that_cannot_be_read_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(AnnotationError, match=name):

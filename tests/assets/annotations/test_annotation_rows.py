@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assets.annotations.rows import RowParser
+from assets.annotations.rows import QuestionRow, RowParser
 from assets.annotations.video_names import RejectedRow
 from assets.fetching.errors import AnnotationError
 
 SOURCES = ("panda", "ego4d", "activitynet")
 
 
-def one(row: dict, sources=SOURCES, columns=None):
+def one(
+    row: dict[str, Any] | str,
+    sources: Sequence[str] = SOURCES,
+    columns: Mapping[str, str | None] | None = None,
+) -> QuestionRow:
     (question,) = RowParser(sources, columns).parse(row, "file.jsonl")
     return question
 
 
-def flat(**changes):
+def flat(**changes: Any) -> dict[str, Any]:
     return {"video": "x.mp4", "data_source": "panda", "question": "Q?", "answer": "A", **changes}
 
 
@@ -36,12 +43,12 @@ def flat(**changes):
         ("PANDA/x.MP4", "panda"),
     ],
 )
-def test_every_way_of_writing_a_video_names_the_same_one(video, source):
+def test_every_way_of_writing_a_video_names_the_same_one(video: str, source: str | None) -> None:
     question = one(flat(video=video, data_source=source))
     assert (question.video, question.source, question.id) == ("panda/x", "panda", "x")
 
 
-def test_an_id_may_contain_dots_and_folders():
+def test_an_id_may_contain_dots_and_folders() -> None:
     assert one(flat(video="a.b/c.d.mp4")).id == "a.b/c.d"
     assert one(flat(video="-v_1.2")).id == "-v_1.2"
 
@@ -49,13 +56,13 @@ def test_an_id_may_contain_dots_and_folders():
 @pytest.mark.parametrize(
     "video", ["../x.mp4", "panda/../../x.mp4", "/etc/x.mp4", "..\\x.mp4", ".hidden.mp4", "a\nb", ""]
 )
-def test_a_video_that_leaves_its_folder_is_rejected(video):
+def test_a_video_that_leaves_its_folder_is_rejected(video: str) -> None:
     with pytest.raises(RejectedRow, match=r"unsafe_video_path|no_video"):
         one(flat(video=video))
 
 
 @given(st.text(max_size=300), st.sampled_from(["panda", None]))
-def test_no_video_name_ever_leaves_its_folder(video, source):
+def test_no_video_name_ever_leaves_its_folder(video: str, source: str | None) -> None:
     try:
         question = one(flat(video=video, data_source=source))
     except RejectedRow:
@@ -81,18 +88,20 @@ def test_no_video_name_ever_leaves_its_folder(video, source):
         ("just text", "not_an_object"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_rejected_with_its_reason(row, reason):
+def test_a_row_that_cannot_be_used_is_rejected_with_its_reason(
+    row: dict[str, Any] | str, reason: str
+) -> None:
     with pytest.raises(RejectedRow, match=reason):
         one(row)
 
 
-def test_one_configured_source_needs_no_column():
+def test_one_configured_source_needs_no_column() -> None:
     assert (
         one({"video": "x.mp4", "question": "Q?", "answer": "A"}, sources=["mine"]).video == "mine/x"
     )
 
 
-def test_names_of_columns_are_compared_without_case_and_by_their_aliases():
+def test_names_of_columns_are_compared_without_case_and_by_their_aliases() -> None:
     row = {
         "Video_Name": "x",
         "Dataset": "panda",
@@ -110,7 +119,7 @@ def test_names_of_columns_are_compared_without_case_and_by_their_aliases():
     )
 
 
-def test_an_unknown_column_is_an_error_that_says_what_was_found_what_is_accepted_and_what_to_do():
+def test_an_unknown_column_is_an_error_that_says_what_was_found_and_what_to_do() -> None:
     with pytest.raises(AnnotationError) as error:
         one(flat(colour="red"))
     text = str(error.value)
@@ -124,12 +133,12 @@ def test_an_unknown_column_is_an_error_that_says_what_was_found_what_is_accepted
         assert part in text
 
 
-def test_missing_columns_are_an_error():
+def test_missing_columns_are_an_error() -> None:
     with pytest.raises(AnnotationError, match="columns are missing"):
         one({"video": "x", "question": "Q?"})
 
 
-def test_a_later_row_with_other_columns_is_set_aside_alone():
+def test_a_later_row_with_other_columns_is_set_aside_alone() -> None:
     parser = RowParser(SOURCES)
     parser.parse(flat(), "file.jsonl")
     without_answer = {name: value for name, value in flat().items() if name != "answer"}
@@ -143,26 +152,26 @@ def test_a_later_row_with_other_columns_is_set_aside_alone():
     assert len(parser.parse(flat(url="https://a.example/x.mp4"), "file.jsonl")) == 1
 
 
-def test_the_settings_may_name_columns_or_leave_them_out():
+def test_the_settings_may_name_columns_or_leave_them_out() -> None:
     row = {"clip": "x", "where": "panda", "question": "Q?", "answer": "A", "colour": "red"}
     assert one(row, columns={"clip": "video", "where": "source", "colour": None}).video == "panda/x"
     with pytest.raises(AnnotationError, match="the fields are"):
         one(row, columns={"clip": "film"})
 
 
-def test_separate_options_become_lines_of_the_question_unless_they_stand_there():
+def test_separate_options_become_lines_of_the_question_unless_they_stand_there() -> None:
     assert one(flat(options=["red", "blue"])).question == "Q?\nA. red\nB. blue"
     assert one(flat(options='["red", "blue"]')).question == "Q?\nA. red\nB. blue"
     assert one(flat(question="Q?\nA. red", options=["red", "blue"])).question == "Q?\nA. red"
 
 
-def test_a_question_id_is_kept_or_follows_from_the_content():
+def test_a_question_id_is_kept_or_follows_from_the_content() -> None:
     assert one(flat(id=17)).question_id == "17"
     first, again, other = one(flat()), one(flat(video="panda/x")), one(flat(answer="B"))
     assert first.question_id == again.question_id != other.question_id
 
 
-def test_a_grouped_row_becomes_its_turns():
+def test_a_grouped_row_becomes_its_turns() -> None:
     talk = [
         {"from": "system", "value": "Be brief."},
         {"from": "human", "value": "<image>\nOne?"},
@@ -196,8 +205,6 @@ def test_a_grouped_row_becomes_its_turns():
         ({"from": "human"}, "conversation_not_a_list"),
     ],
 )
-def test_a_broken_conversation_is_rejected_with_its_reason(talk, reason):
+def test_a_broken_conversation_is_rejected_with_its_reason(talk: Any, reason: str) -> None:
     with pytest.raises(RejectedRow, match=reason):
-        RowParser(SOURCES).parse(
-            {"video": "x", "data_source": "panda", "conversations": talk}, "f"
-        )
+        RowParser(SOURCES).parse({"video": "x", "data_source": "panda", "conversations": talk}, "f")

@@ -5,7 +5,9 @@ nothing else does.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ import pytest
 from assets.collections.llava_video import collect_llava_video
 from assets.collections.mixtures import read_mixture
 from assets.collections.onevision import collect_onevision, read_configs
+from assets.deployment.settings import Settings
 from assets.fetching.errors import AnnotationError, OperatorError
 from tests.servers.clips import clip
 from tests.servers.faulty import Fault, FaultyHubServer, in_turn
@@ -21,6 +24,7 @@ from tests.servers.hostile import tar_gz
 from tests.servers.world import files_below, make_settings, quiet
 from training.formats.storage import Storage
 
+World = Callable[..., tuple[Storage, Settings]]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 TURN = pa.struct([("from", pa.string()), ("value", pa.string())])
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
@@ -51,14 +55,14 @@ def picture(number: int, data: bytes = JPEG) -> dict:
 
 
 @pytest.fixture
-def hub():
+def hub() -> Iterator[FaultyHubServer]:
     with FaultyHubServer() as server:
         yield server
 
 
 @pytest.fixture
-def world(tmp_path: Path, hub: FaultyHubServer):
-    def build(*mixture: str, **collection_settings):
+def world(tmp_path: Path, hub: FaultyHubServer) -> World:
+    def build(*mixture: str, **collection_settings: Any) -> tuple[Storage, Settings]:
         lines = ["kind,collection,annotation,fraction", *mixture]
         (tmp_path / "mixtures.csv").write_text("\n".join(lines) + "\n")
         settings = make_settings(
@@ -84,7 +88,9 @@ def annotation(storage: Storage, collection: str, name: str) -> list[dict]:
 SI = "llavavideo_si,LLaVA-OneVision,{},1"
 
 
-def test_a_set_of_parquet_files_becomes_rows_and_image_files_of_the_same_bytes(world, hub):
+def test_a_set_of_parquet_files_becomes_rows_and_image_files_of_the_same_bytes(
+    world: World, hub: FaultyHubServer
+) -> None:
     files = {
         "set/train-00000-of-00002.parquet": parquet([picture(0), picture(1, PNG), picture(2)]),
         "set/train-00001-of-00002.parquet": parquet([picture(3)]),
@@ -107,7 +113,7 @@ def test_a_set_of_parquet_files_becomes_rows_and_image_files_of_the_same_bytes(w
     assert not any("other/" in exchange.request.path for exchange in hub.log)
 
 
-def test_text_rows_and_rows_of_several_images(world, hub):
+def test_text_rows_and_rows_of_several_images(world: World, hub: FaultyHubServer) -> None:
     text = {"id": "t", "image": None, "conversations": TALK, "data_source": "s"}
     pair = {**picture(0), "image": [picture(0)["image"], picture(1)["image"]]}
     hub.publish(
@@ -131,7 +137,9 @@ def test_text_rows_and_rows_of_several_images(world, hub):
     ]
 
 
-def test_a_plain_annotation_file_brings_the_images_that_it_names(world, hub):
+def test_a_plain_annotation_file_brings_the_images_that_it_names(
+    world: World, hub: FaultyHubServer
+) -> None:
     rows = [
         {"id": 1, "image": ["a/1.jpg", "a/2.jpg"], "conversations": TALK},
         {"id": 2, "image": "a/1.jpg", "conversations": TALK},
@@ -158,7 +166,9 @@ def test_a_plain_annotation_file_brings_the_images_that_it_names(world, hub):
     assert report.counts["images not in the repository"] == 1
 
 
-def test_a_finished_set_is_made_again_only_when_its_files_change(world, hub):
+def test_a_finished_set_is_made_again_only_when_its_files_change(
+    world: World, hub: FaultyHubServer
+) -> None:
     files = {"a/train-0.parquet": parquet([picture(0)]), "b/train-0.parquet": parquet([picture(1)])}
     hub.publish("some/one", files)
     storage, settings = world(SI.format("a.json"), SI.format("b.json"))
@@ -175,7 +185,9 @@ def test_a_finished_set_is_made_again_only_when_its_files_change(world, hub):
     assert storage.read_bytes(f"LLaVA-OneVision/images/{row['image']}") == JPEG + b"\2"
 
 
-def test_passing_faults_change_nothing_and_a_second_try_goes_on(world, hub, tmp_path):
+def test_passing_faults_change_nothing_and_a_second_try_goes_on(
+    world: World, hub: FaultyHubServer, tmp_path: Path
+) -> None:
     files = {f"a/train-{n}.parquet": parquet([picture(n)]) for n in range(3)}
     hub.publish("some/one", files)
     storage, settings = world(SI.format("a.json"))
@@ -193,7 +205,9 @@ def test_passing_faults_change_nothing_and_a_second_try_goes_on(world, hub, tmp_
     ]
 
 
-def test_what_the_repository_does_not_have_is_listed_or_an_error(world, hub):
+def test_what_the_repository_does_not_have_is_listed_or_an_error(
+    world: World, hub: FaultyHubServer
+) -> None:
     hub.publish("some/one", {"a/train-0.parquet": parquet([picture(0)])})
     storage, settings = world(SI.format("a.json"), SI.format("gone.json"))
     report = collect_onevision(storage, settings, quiet)
@@ -206,7 +220,7 @@ def test_what_the_repository_does_not_have_is_listed_or_an_error(world, hub):
         collect_onevision(storage, settings, quiet)
 
 
-def test_a_hostile_listing_is_not_used(world, hub, tmp_path):
+def test_a_hostile_listing_is_not_used(world: World, hub: FaultyHubServer, tmp_path: Path) -> None:
     hub.publish("some/one", {"a/train-0.parquet": parquet([picture(0)]), "../../escaped.jpg": b"x"})
     storage, settings = world(SI.format("a.json"))
     with pytest.raises(OperatorError, match="outside of the repository"):
@@ -214,7 +228,7 @@ def test_a_hostile_listing_is_not_used(world, hub, tmp_path):
     assert not [name for name in files_below(tmp_path) if "escaped" in name]
 
 
-def test_every_configuration_of_the_table_belongs_to_the_built_in_mixture():
+def test_every_configuration_of_the_table_belongs_to_the_built_in_mixture() -> None:
     known = {entry.annotation for entry in read_mixture() if entry.collection == "LLaVA-OneVision"}
     table = read_configs()
     assert table.keys() <= known
@@ -239,7 +253,9 @@ def video_files() -> dict[str, bytes]:
     }
 
 
-def test_short_videos_come_out_of_their_archives_looked_into(world, hub):
+def test_short_videos_come_out_of_their_archives_looked_into(
+    world: World, hub: FaultyHubServer
+) -> None:
     hub.publish("some/videos", video_files())
     storage, settings = world(VIDEO.format("cap.json"))
     report = collect_llava_video(storage, settings, quiet)
@@ -261,7 +277,9 @@ def test_short_videos_come_out_of_their_archives_looked_into(world, hub):
     assert not any("9_m" in e.request.path and "resolve" in e.request.path for e in hub.log)
 
 
-def test_an_archive_with_another_hash_gives_nothing_and_a_good_one_beside_it_does(world, hub):
+def test_an_archive_with_another_hash_gives_nothing_and_a_good_one_beside_it_does(
+    world: World, hub: FaultyHubServer
+) -> None:
     hub.publish("some/videos", video_files())
     storage, settings = world(VIDEO.format("cap.json"))
     size = len(video_files()["0_30_s/0_30_s_videos_1.tar.gz"])
@@ -280,7 +298,7 @@ def test_an_archive_with_another_hash_gives_nothing_and_a_good_one_beside_it_doe
     assert again.version != report.version
 
 
-def test_a_second_collection_fetches_nothing(world, hub):
+def test_a_second_collection_fetches_nothing(world: World, hub: FaultyHubServer) -> None:
     hub.publish("some/videos", video_files())
     storage, settings = world(VIDEO.format("cap.json"))
     first = collect_llava_video(storage, settings, quiet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -11,13 +12,13 @@ from assets.collections.mixtures import MixtureEntry, read_mixture
 from training.formats.kinds import KINDS
 
 
-def test_the_built_in_table_has_every_kind():
+def test_the_built_in_table_has_every_kind() -> None:
     entries = read_mixture()
     assert set(Counter(entry.kind for entry in entries)) == set(KINDS)
     assert len(entries) == 237
 
 
-def test_a_share_is_the_first_rows_without_rounding_errors():
+def test_a_share_is_the_first_rows_without_rounding_errors() -> None:
     entry = MixtureEntry("llavavideo_si", "LLaVA-OneVision", "a.json", Decimal("0.29"))
     assert [entry.rows(n) for n in (0, 1, 100, 1000)] == [0, 0, 29, 290]
 
@@ -36,14 +37,16 @@ def test_a_share_is_the_first_rows_without_rounding_errors():
         ),
     ],
 )
-def test_a_broken_table_is_an_error_that_names_the_line(tmp_path, line, message):
+def test_a_broken_table_is_an_error_that_names_the_line(
+    tmp_path: Path, line: str, message: str
+) -> None:
     path = tmp_path / "mixtures.csv"
     path.write_text(f"kind,collection,annotation,fraction\n{line}\n")
     with pytest.raises(ValueError, match=message):
         read_mixture(path)
 
 
-def test_a_table_without_a_column_is_an_error(tmp_path):
+def test_a_table_without_a_column_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "mixtures.csv"
     path.write_text("kind,annotation\n")
     with pytest.raises(ValueError, match="columns collection, fraction are missing"):

@@ -1,16 +1,19 @@
 """What was collected, as a person should see it: nothing here stops what follows."""
 
+from pathlib import Path
+
 import pytest
 
 from assets.annotations.checks import usable
 from assets.annotations.collect import AnnotationReport
 from assets.collections.checks import all_there
 from assets.collections.collection import CollectionReport
+from assets.deployment.settings import Settings
 from tests.servers.world import make_settings
 
 
 @pytest.fixture
-def settings(tmp_path):
+def settings(tmp_path: Path) -> Settings:
     return make_settings(tmp_path, {"mine": {"kind": "drop", "folder": "drop"}})
 
 
@@ -19,12 +22,12 @@ def annotations(read: int, rejected: int, problems: tuple[str, ...] = ()) -> Ann
     return AnnotationReport("v", {}, counts, {"no_answer": rejected}, [], list(problems))
 
 
-def test_a_few_rows_set_aside_are_no_trouble(settings):
+def test_a_few_rows_set_aside_are_no_trouble(settings: Settings) -> None:
     verdict = usable(annotations(100, 3), settings)
     assert (verdict.passed, verdict.message) == (True, "97 of 100 rows can be used")
 
 
-def test_many_rows_set_aside_and_unreadable_landing_files_are_warnings(settings):
+def test_many_rows_set_aside_and_unreadable_landing_files_are_warnings(settings: Settings) -> None:
     many, unreadable = (
         usable(annotations(100, 30), settings),
         usable(annotations(9, 0, ("x.csv: empty",)), settings),
@@ -33,7 +36,7 @@ def test_many_rows_set_aside_and_unreadable_landing_files_are_warnings(settings)
     assert "x.csv: empty" in unreadable.message
 
 
-def test_sets_that_the_hub_lacks_are_named():
+def test_sets_that_the_hub_lacks_are_named() -> None:
     rows = [
         {"annotation": "a.json", "state": "ready"},
         {"annotation": "b.json", "state": "not in the repository"},

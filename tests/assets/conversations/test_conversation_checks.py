@@ -11,18 +11,19 @@ from assets.annotations.catalogue import Catalogue
 from assets.conversations.checks import sound
 from assets.conversations.grouping import conversations_name
 from assets.conversations.samples import SCHEMA
+from assets.deployment.settings import Settings
 from assets.sources.base import OK, VideoRow
 from tests.servers.world import make_settings
 from training.formats.storage import Storage
 
 
 @pytest.fixture
-def settings(tmp_path):
+def settings(tmp_path: Path) -> Settings:
     return make_settings(tmp_path, {"mine": {"kind": "drop", "folder": "drop"}})
 
 
 @pytest.fixture
-def storage(settings):
+def storage(settings: Settings) -> Storage:
     """One video that is there, and one that is not."""
     storage = Storage(settings.root)
     with Catalogue(storage, "mine", "part0") as catalogue:
@@ -52,7 +53,7 @@ def write(storage: Storage, *samples: tuple[str, str, str]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
 
 
-def test_samples_with_names_videos_and_answers_pass(storage, settings):
+def test_samples_with_names_videos_and_answers_pass(storage: Storage, settings: Settings) -> None:
     write(storage, ("s0", "mine/a", "red"), ("s1", "mine/a", "blue"))
     verdict = sound(storage, settings, 0)
     assert verdict.passed
@@ -68,8 +69,8 @@ def test_samples_with_names_videos_and_answers_pass(storage, settings):
     ],
 )
 def test_what_cannot_become_a_sample_is_named_and_stops_the_shards(
-    storage, settings, second, fault
-):
+    storage: Storage, settings: Settings, second: tuple[str, str, str], fault: str
+) -> None:
     write(storage, ("s0", "mine/a", "red"), second)
     verdict = sound(storage, settings, 0)
     assert verdict.blocks

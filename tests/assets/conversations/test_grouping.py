@@ -19,7 +19,12 @@ from hypothesis import strategies as st
 
 from assets.conversations import part_rows
 from assets.conversations.export import export_llava_json
-from assets.conversations.grouping import conversations_name, group_rows, rejected_name
+from assets.conversations.grouping import (
+    GroupingReport,
+    conversations_name,
+    group_rows,
+    rejected_name,
+)
 from assets.conversations.samples import even_chunks
 from training.formats import layout
 from training.formats.storage import Storage
@@ -51,7 +56,9 @@ def row(video: str | None, number: int, **other: Any) -> dict[str, Any]:
     }
 
 
-def group(folder: Path, rows: list[dict[str, Any]], videos: set[str] | None = None, **options: Any):
+def group(
+    folder: Path, rows: list[dict[str, Any]], videos: set[str] | None = None, **options: Any
+) -> tuple[GroupingReport, list[dict[str, Any]], list[dict[str, Any]], bytes]:
     """Group rows; returns (report, samples, rejected rows, bytes of the file)."""
     storage = Storage(str(folder))
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), storage.path(ANNOTATIONS), row_group_size=50)
@@ -90,8 +97,12 @@ tables = st.lists(st.builds(lambda v, q, a: (v, q, a), videos, texts, texts), ma
     order=st.randoms(use_true_random=False),
 )
 def test_every_usable_pair_is_in_exactly_one_sample_and_every_other_row_is_counted(
-    tmp_path, data, there, most, order
-):
+    tmp_path: Path,
+    data: list[tuple[str, str, str]],
+    there: set[str],
+    most: int,
+    order: random.Random,
+) -> None:
     rows = [
         row(video, n, question=question, answer=answer)
         for n, (video, question, answer) in enumerate(data)
@@ -121,7 +132,7 @@ def test_every_usable_pair_is_in_exactly_one_sample_and_every_other_row_is_count
 
 
 @given(count=st.integers(0, 200), most=st.integers(1, 9))
-def test_chunks_are_as_few_as_possible_and_even_in_size(count, most):
+def test_chunks_are_as_few_as_possible_and_even_in_size(count: int, most: int) -> None:
     chunks = even_chunks(list(range(count)), most)
     assert [row for chunk in chunks for row in chunk] == list(range(count))
     assert len(chunks) == -(-count // most)
@@ -130,8 +141,8 @@ def test_chunks_are_as_few_as_possible_and_even_in_size(count, most):
 
 
 def test_the_samples_of_one_video_stand_together_and_videos_in_an_order_that_the_seed_decides(
-    tmp_path,
-):
+    tmp_path: Path,
+) -> None:
     rows = [row(f"panda/v{number % 30}", number) for number in range(600)]
     orders = []
     for seed in ("one", "two"):
@@ -143,14 +154,16 @@ def test_the_samples_of_one_video_stand_together_and_videos_in_an_order_that_the
     assert orders[0] != sorted(orders[0])
 
 
-def test_the_number_of_buckets_changes_no_sample(tmp_path, monkeypatch):
+def test_the_number_of_buckets_changes_no_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [row(f"panda/v{number % 23}", number) for number in range(500)]
     expected = group(tmp_path, rows)[1]
     monkeypatch.setattr(part_rows, "BUCKET_ROWS", 40)
     assert group(tmp_path, rows)[1] == expected
 
 
-def test_reasons_are_told_apart_and_name_their_rows(tmp_path):
+def test_reasons_are_told_apart_and_name_their_rows(tmp_path: Path) -> None:
     rows = [
         row("panda/gone", 0),
         row(None, 0, question_id="nowhere"),
@@ -176,7 +189,7 @@ def test_reasons_are_told_apart_and_name_their_rows(tmp_path):
     assert report.counts["samples"] == 1
 
 
-def test_rows_of_another_part_are_not_touched(tmp_path):
+def test_rows_of_another_part_are_not_touched(tmp_path: Path) -> None:
     rows = [row("panda/a", number, part=number % 2) for number in range(20)]
     report, samples, _, _ = group(tmp_path, rows)
     assert report.counts["rows_in"] == 10
@@ -185,7 +198,7 @@ def test_rows_of_another_part_are_not_touched(tmp_path):
     )
 
 
-def test_grouping_the_exported_file_again_changes_nothing(tmp_path):
+def test_grouping_the_exported_file_again_changes_nothing(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
         folder.mkdir()
@@ -220,7 +233,9 @@ def test_grouping_the_exported_file_again_changes_nothing(tmp_path):
     }
 
 
-def test_loose_rows_that_repeat_a_ready_made_sample_are_duplicates_and_get_no_id_twice(tmp_path):
+def test_loose_rows_that_repeat_a_ready_made_sample_are_duplicates_and_get_no_id_twice(
+    tmp_path: Path,
+) -> None:
     ready = [row("panda/a", n, sample_id="panda/a#0-0", turn=n) for n in range(3)]
     loose = [row("panda/a", n, question_id=f"loose-{n}") for n in range(2, 6)]
     report, samples, rejected, _ = group(tmp_path, ready + loose)
@@ -230,7 +245,7 @@ def test_loose_rows_that_repeat_a_ready_made_sample_are_duplicates_and_get_no_id
     assert report.counts["rows_grouped"] == 6
 
 
-def test_a_file_with_other_columns_is_an_error_that_names_them(tmp_path):
+def test_a_file_with_other_columns_is_an_error_that_names_them(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     pq.write_table(pa.table({"clip": ["a"], "part": [0]}), storage.path(ANNOTATIONS))
     with pytest.raises(
@@ -239,6 +254,6 @@ def test_a_file_with_other_columns_is_an_error_that_names_them(tmp_path):
         group_rows(storage, ANNOTATIONS, 0, {}, seed="s", turns=5, log=lambda _: None)
 
 
-def test_a_part_without_rows_gives_an_empty_file(tmp_path):
+def test_a_part_without_rows_gives_an_empty_file(tmp_path: Path) -> None:
     report, samples, rejected, _ = group(tmp_path, [])
     assert (samples, rejected, report.counts["samples"]) == ([], [], 0)
