@@ -50,6 +50,7 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
+        """Close the files."""
         self._file.close()
         if self._board is not None:
             self._board.close()

@@ -174,9 +174,11 @@ class RunConfig:
         return micro, share // micro
 
     def to_json(self) -> str:
+        """The run as JSON; equal runs give equal text."""
         return json.dumps(asdict(self), indent=1, sort_keys=True, default=dict) + "\n"
 
     def write(self, path: Path) -> None:
+        """Write the JSON file that `load_run` reads."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.to_json())
 
