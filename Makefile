@@ -6,9 +6,12 @@ PORT ?= 3000
 # built-in one.
 CONFIG ?= $(CURDIR)/$(firstword $(wildcard .demo/deployment.yaml) pipeline/deployment.yaml)
 BIN := .venv/bin
-# Tests of one file stay in one process. The demo fills two cores by itself, so what asks for it runs
-# alone.
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadgroup
+# Tests of one file stay in one process, and long files come first (tests/conftest.py). One process
+# more than cores, because many tests wait: for a server, a time limit, a process that starts.
+CORES := $(shell nproc)
+SIDE_BY_SIDE := -n $(shell expr $(CORES) + 1) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# The demo fills two cores by itself, so what asks for it runs alone. All of it is in this folder.
+ON_THE_DEMO := -m demo tests/pipeline
 
 .DEFAULT_GOAL := help
 HERE := $(shell file='$(MAKEFILE_LIST)'; cd "$$(dirname "$${file# }")" && pwd -P)
@@ -21,13 +24,14 @@ $(GOALS):
 	@"$(MAKE)" --no-print-directory -C "$(HERE)" $@
 else
 
-.PHONY: help install demo ui test test-slow lint bench browser screenshots clean
+.PHONY: help install demo ui test test-slow test-all lint bench browser screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: .venv/.installed ## .venv/ with the tested versions of constraints.txt (PYTHON=python3.12 chooses another)
 
+# Without --no-compile pip compiles all 38,000 modules; Python compiles the few that are used.
 .venv/.installed: pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-compile -e ".[dev]"
@@ -46,7 +50,11 @@ test: install ## the fast tests
 
 test-slow: install ## the slow tests: real processes, kills, the whole demo
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "slow and not demo"
-	$(BIN)/python -m pytest -q -m demo
+	$(BIN)/python -m pytest -q $(ON_THE_DEMO)
+
+test-all: install ## all tests; quicker than the fast and the slow ones after each other
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not demo"
+	$(BIN)/python -m pytest -q $(ON_THE_DEMO)
 
 lint: install ## ruff, the import contracts, mypy
 	$(BIN)/ruff check .

@@ -31,8 +31,9 @@ RUN_BY_CI = "ci"
 COMMANDS: dict[str, str] = {
     "make install": RUN_BY_CI,
     "make lint": RUN_BY_CI,
-    "make test": RUN_BY_CI,
-    "make test-slow": RUN_BY_CI,
+    "make test-all": RUN_BY_CI,
+    "make test": "the fast part of `make test-all`, which `.ci/run` calls",
+    "make test-slow": "the slow part of `make test-all`, which `.ci/run` calls",
     "make help": "tests/test_docs.py::test_make_help_lists_every_command",
     "make demo": "tests/pipeline/test_demo.py::test_every_asset_was_made",
     "make ui": "tests/pipeline/test_running_instance.py::"

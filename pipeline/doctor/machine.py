@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def check_port(port: int) -> Iterator[Finding]:
     yield ok(f"port {port}", "free")
 
 
+@cache  # the answer is one of the machine, and an import of seconds is spared
 def run_python(code: str) -> str:
     """What a Python process of its own prints: its output, else the last line of its error.
 
