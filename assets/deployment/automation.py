@@ -2,8 +2,8 @@
 
 Two rules, and two sensors (`pipeline/sensors.py`) that evaluate them: data assets follow new
 data, one part at a time; training waits for the night, for all parts, and for contents that really
-changed. Both ask whether an input's *content* changed: Dagster's `eager` also fires when an input
-was made again with the same bytes, and a part that is rewritten alike must not cost a GPU day.
+changed. Both ask whether an input's *content* changed. Dagster's `eager` also fires when an input
+was made again with the same bytes, and that must not cost a day of GPU time.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ BY_HAND = {"hourllava/automation": "by-hand"}
 WATCHED = {"hourllava/automation": "watched"}
 NIGHTLY = "0 2 * * *"
 
-# For steps whose work is mostly asking other machines: a server that is down for minutes should not
-# cost a night. What a person has to mend is a Failure that forbids it (`errors_for_people`), and
-# what was fetched is not fetched again. Trainings have none: they go on from a checkpoint when they
-# are materialized, and a person should know why they fell.
+# For steps that mostly ask other machines: a server that is down for minutes should not cost a
+# night. What a person must mend is raised as a Failure that forbids retries (`errors_for_people`);
+# what was fetched is not fetched again. Trainings are not retried: a person should know why one
+# failed, and the next materialization continues from its last checkpoint.
 RETRY_NETWORK = dg.RetryPolicy(
     max_retries=3, delay=60, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
 )
 
-# Dagster's own `all_deps_blocking_checks_passed` is content when one partition of each input has
-# passed; this is not while one has failed. Parts that were made before there were checks do not
-# hold anything up.
+# Dagster's own `all_deps_blocking_checks_passed` holds when one partition of each input has passed.
+# This one holds only while no partition has failed. A part without a check result does not block:
+# parts may be older than their checks.
 _NO_CHECK_FAILED = (
     ~AC.any_deps_match(AC.any_checks_match(AC.check_failed(), blocking_only=True))
 ).with_label("no blocking check of an input has failed")
@@ -36,28 +36,26 @@ _NO_CHECK_FAILED = (
 _READY = ~AC.any_deps_missing() & ~AC.any_deps_in_progress() & ~AC.in_progress() & _NO_CHECK_FAILED
 _NEWLY_MISSING = AC.missing().newly_true().since(AC.newly_requested())
 _INPUT_CHANGED = AC.any_deps_match(AC.data_version_changed())
-
-
 _REQUESTED, _FIRST = AC.newly_requested(), AC.initial_evaluation()
 
 
 def _since_requested(changed: dg.AutomationCondition) -> dg.AutomationCondition:
-    """Whether an input changed after the asset was last asked for, also while it was being made.
+    """Whether an input changed after the asset was last requested, also while it was being made.
 
-    `since_last_handled` would forget what arrives during a long run.
+    `since_last_handled` would forget changes that come during a long run.
     """
     return changed.since(_REQUESTED | _FIRST)
 
 
 _CONTENT_CHANGED = _since_requested(_INPUT_CHANGED)
-# `_since_requested` forgets a change that is first seen by the very evaluation that follows a
-# request. For an asset that is asked for together with its input that is right; a training is asked
-# for alone, so this remembers it.
+# `_since_requested` forgets a change that is seen in the first evaluation after a request. That is
+# right for an asset that is requested together with its input. A training is requested alone, so
+# this remembers such a change.
 _CHANGED_RIGHT_AFTER_REQUEST = (_INPUT_CHANGED & _REQUESTED).since(
     (_REQUESTED & ~_INPUT_CHANGED) | _FIRST
 )
 
-# For what a person starts once: it follows its inputs from then on, but is never begun by itself.
+# For what a person starts once: from then on it follows its inputs, but it never starts by itself.
 FOLLOW_CONTENT = (_CONTENT_CHANGED & ~AC.missing() & _READY).with_label(
     "when an input's content changes"
 )
@@ -77,7 +75,7 @@ NIGHTLY_IF_NEW_DATA = (
 
 
 def fill_and_follow_except(*unpartitioned: str) -> dg.AutomationCondition:
-    """`FILL_AND_FOLLOW`, blind to changes of some inputs that belong to no part."""
+    """`FILL_AND_FOLLOW`, without the changes of some inputs that have no parts."""
     changed = _since_requested(_INPUT_CHANGED.ignore(dg.AssetSelection.assets(*unpartitioned)))
     return ((_NEWLY_MISSING | changed) & _READY).with_label(
         "each new part, and when its own inputs change"

@@ -33,12 +33,12 @@ variant_and_part = dg.MultiPartitionsDefinition(
     {"variant": variant_partitions, "part": part_partitions}
 )
 
-# The only mappings there are between sets of one and of two dimensions; Dagster still calls them
-# beta.
+# Mappings between partition sets of one and of two dimensions. There are no others, and Dagster
+# still calls these beta.
 warnings.filterwarnings("ignore", category=dg.BetaWarning, message="Class `Multi")
 
-# Mappings are always written out: two partition sets with different keys would otherwise be joined
-# by name in silence.
+# Mappings are always written out. Without one, Dagster would join two partition sets by the names
+# of their keys, and say nothing where these differ.
 same_partition = dg.IdentityPartitionMapping()
 all_partitions = dg.AllPartitionMapping()
 same_part = dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name="part")

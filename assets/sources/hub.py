@@ -1,8 +1,8 @@
 """Videos of a Hugging Face dataset: loose files, members of zip archives, members of tar archives.
 
-Of a zip only the wanted members travel: its directory is read first, then each member by range. A
-tar has no directory and is streamed through once; what any part of the source wants is set aside on
-the way, so that no part streams it again.
+Of a zip only the wanted members are transferred: its directory is read first, then each member by
+range. A tar has no directory and is streamed through once. What any part of the source wants is
+staged on the way, so that no part streams the tar again.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class HubFetcher:
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
         if not rows:
             return {}
-        self.repo = self._resolve()
+        self.repo = self._pinned_repo()
         listed = self.repo.files([*self.source.files, *self.source.archives])
         loose = [file for file in listed if file.name.lower().endswith(VIDEO_SUFFIXES)]
         zips = [file for file in listed if file.name.lower().endswith(".zip")]
@@ -107,38 +107,11 @@ class HubFetcher:
                 f"(sources.{self.name})"
             )
         found: dict[str, list[Place]] = defaultdict(list)
-        problems: list[Outcome] = []
         self._match(rows, {file.path: Place(file) for file in loose}, found)
-        for file in zips:
-            try:
-                members = zip_members(self._zip(file))
-            except ArchiveError as error:
-                problems.append(Outcome(PERMANENT, error.reason, f"{file.path}: {error}"))
-                continue
-            except zipfile.BadZipFile as error:
-                problems.append(Outcome(PERMANENT, "archive_damaged", f"{file.path}: {error}"))
-                continue
-            except TransferError as error:
-                problems.append(Outcome(error.status, error.reason, f"{file.path}: {error}"))
-                continue
-            self._match(
-                rows, {member.filename: Place(file, member=member) for member in members}, found
-            )
-        for file in tars:
-            missing = [row for row in rows if row.id not in found]
-            if not missing:
-                break
-            try:
-                staged = self._stage(file)
-            except TransferError as error:
-                problems.append(Outcome(error.status, error.reason, str(error)))
-                continue
-            self._match(
-                rows, {name: Place(file, staged=path) for name, path in staged.items()}, found
-            )
+        problems = self._search_zips(zips, rows, found) + self._search_tars(tars, rows, found)
         for problem in problems:
             self.log(f"{self.source.repo}: archive left out, {problem.reason}: {problem.message}")
-        return self._settle(rows, found, problems)
+        return self._outcomes(rows, found, problems)
 
     def host(self, row: VideoRow) -> str:
         return str(self.hub.api.endpoint)
@@ -173,9 +146,9 @@ class HubFetcher:
         watch(place.member.file_size)
         return Fetched(target, f"{where}:{place.member.filename}", checked=True)
 
-    def _resolve(self) -> HubRepo:
-        """The revision is resolved once for the source, so that all its parts come from the same
-        one.
+    def _pinned_repo(self) -> HubRepo:
+        """The repository at a commit that is resolved once for the source, so that all parts come
+        from the same one.
         """
         name = layout.catalogue(self.name, "revision.json")
         asked = {"repo": self.source.repo, "revision": self.source.revision}
@@ -187,6 +160,42 @@ class HubFetcher:
         self.storage.write_json(name, {**asked, "commit": repo.commit})
         self.log(f"{self.source.repo}: {self.source.revision} is {repo.commit}")
         return repo
+
+    def _search_zips(
+        self, zips: list[HubFile], rows: list[VideoRow], found: dict[str, list[Place]]
+    ) -> list[Outcome]:
+        """Look for the rows in all zips; returns an outcome for each zip that was left out."""
+        problems = []
+        for file in zips:
+            try:
+                members = zip_members(self._zip(file))
+            except ArchiveError as error:
+                problems.append(Outcome(PERMANENT, error.reason, f"{file.path}: {error}"))
+            except zipfile.BadZipFile as error:
+                problems.append(Outcome(PERMANENT, "archive_damaged", f"{file.path}: {error}"))
+            except TransferError as error:
+                problems.append(Outcome(error.status, error.reason, f"{file.path}: {error}"))
+            else:
+                places = {member.filename: Place(file, member=member) for member in members}
+                self._match(rows, places, found)
+        return problems
+
+    def _search_tars(
+        self, tars: list[HubFile], rows: list[VideoRow], found: dict[str, list[Place]]
+    ) -> list[Outcome]:
+        """As `_search_zips`, for tars. Each is streamed, so it ends when all rows are found."""
+        problems = []
+        for file in tars:
+            if all(row.id in found for row in rows):
+                break
+            try:
+                staged = self._stage(file)
+            except TransferError as error:
+                problems.append(Outcome(error.status, error.reason, str(error)))
+            else:
+                places = {name: Place(file, staged=path) for name, path in staged.items()}
+                self._match(rows, places, found)
+        return problems
 
     def _match(
         self, rows: list[VideoRow], places: dict[str, Place], found: dict[str, list[Place]]
@@ -200,11 +209,11 @@ class HubFetcher:
             if paths:
                 found[identifier] += [places[path] for path in paths]
 
-    def _settle(
+    def _outcomes(
         self, rows: list[VideoRow], found: dict[str, list[Place]], problems: list[Outcome]
     ) -> dict[str, Outcome]:
-        """Remember where each row is found; a row that could be in an archive that was left out
-        shares its fate.
+        """Remember where each row was found. What was not found may be in an archive that was left
+        out: then it gets that archive's outcome.
         """
         nowhere = Outcome(PERMANENT, "not_in_repo", str(self.repo))
         if problems:
@@ -235,7 +244,7 @@ class HubFetcher:
         return opened[file.path]
 
     def _stage(self, file: HubFile) -> dict[str, Path]:
-        """What any part of the source wants of a tar, set aside."""
+        """Stage those members of a tar that any part of the source wants."""
         from assets.fetching.tar_members import stage_tar
 
         wanted = self.all_ids()

@@ -42,8 +42,10 @@ from training.formats.hashing import stable_hash
 from training.formats.storage import Storage
 from training.progress import Progress
 
+# Statuses of rows that every run tries to fetch.
 TRIED_AGAIN = (PENDING, TRANSIENT, EXHAUSTED, NEEDS_OPERATOR, MANUAL_MISSING)
-PAUSING = ("rate_limited", "bot_check")  # the host speaks about us, not about one video
+# Reasons after which a host is left alone for a while: they are about us, not about one video.
+PAUSING = ("rate_limited", "bot_check")
 
 
 def acquire_part(
@@ -51,9 +53,9 @@ def acquire_part(
 ) -> AcquireReport:
     """Get all videos of one source and part that can be had.
 
-    What a single video suffers is a row in the catalogue. Rows that failed in passing are tried
-    again by the next call; finished ones are never fetched again. The report is also written beside
-    the catalogue.
+    What became of a single video is a row in the catalogue. The next call retries rows whose
+    failure may pass; finished videos are never fetched again. The report is also written beside the
+    catalogue.
 
     Raises:
         OperatorError: the disk is full, a tool, a token or a decision is missing, another process
@@ -290,8 +292,9 @@ class _Acquisition:
 
 
 class _StoppedError(BaseException):
-    """Ends a transfer because the run ends; not an Exception, so that no downloader takes it for a
-    failure.
+    """Ends a transfer because the run ends.
+
+    It is no Exception, so that no downloader handles it as a failed transfer.
     """
 
 

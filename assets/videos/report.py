@@ -1,4 +1,4 @@
-"""What an acquisition has to say: what is there of one source and part, what is not, and why."""
+"""The report of an acquisition: what is there of one source and part, what is not, and why."""
 
 from __future__ import annotations
 
