@@ -113,8 +113,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-# --- Parts of ours
-# -----------------------------------------------------------------------------------------------
+# --- Parts of our way ----------------------------------------------------------------------------
 
 
 def decode_rates(root: Path, videos: list[PresentVideo], workers: int, side: int) -> dict[str, Any]:
@@ -153,10 +152,12 @@ def nvdec_rates(root: Path, videos: list[PresentVideo], side: int) -> dict[str, 
 
 
 def warm() -> None:
+    """Start a benchmark process: as in extraction, one thread each."""
     torch.set_num_threads(1)
 
 
 def spread(pool: Any, backend: str, paths: list[str], side: int, frames: int = 120) -> float:
+    """Frames a second of all processes of a pool together."""
     started = time.perf_counter()
     done = pool.map(decode, [(backend, path, side, frames) for path in paths], chunksize=1)
     return sum(frames for frames, _, _ in done) / (time.perf_counter() - started)
@@ -175,6 +176,7 @@ def decode(job: tuple[str, str, int, int]) -> tuple[int, float, int]:
 
 
 def pictures(backend: str, path: str, side: int) -> Iterator[np.ndarray]:
+    """The pictures of a file as a backend gives them, one a second; decord without our code."""
     if backend == "decord":
         import decord
 
@@ -193,6 +195,7 @@ def pictures(backend: str, path: str, side: int) -> Iterator[np.ndarray]:
 
 
 def resize_ms(side: int, how: Callable[[np.ndarray, int], np.ndarray] = resize_frame) -> float:
+    """Milliseconds of one thread to resize a picture."""
     picture = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -204,8 +207,7 @@ def resize_ms(side: int, how: Callable[[np.ndarray, int], np.ndarray] = resize_f
     return (time.perf_counter() - started) * 20
 
 
-# --- All of it
-# -----------------------------------------------------------------------------------------------
+# --- All of our way ------------------------------------------------------------------------------
 
 
 def end_to_end(
@@ -248,6 +250,7 @@ def end_to_end(
 
 
 def table(results: dict[str, Any]) -> str:
+    """The plain way beside ours, in Markdown."""
     base, ours = results["baseline"], results["end_to_end"]
     rows = [
         ("decode, one process", base["decode"], results["decode"]["pyav_1"]),

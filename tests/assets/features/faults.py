@@ -28,8 +28,8 @@ class Wrapped:
 
 @contextmanager
 def open_faulty(path: str, **options):
-    """``hang``: stops after five pictures; ``segfault``, ``hog``, ``exit``, ``spin``; ``late``:
-    hangs at once.
+    """After five pictures `hang`, `segfault`, `hog`, `exit` and `spin` do as they say; `late` hangs
+    before the first one.
     """
     name = Path(path).stem
     if "late" in name:

@@ -97,10 +97,8 @@ def test_features_equal_a_slow_independent_path(part, encoder, video, frames, du
     assert file.duration == pytest.approx(duration, abs=1e-6)
     assert np.allclose(file.pts, times[chosen], atol=1e-4)
     found = file.read().float()
-    scale = expected.abs().max()
-    assert (
-        found - expected
-    ).abs().max() < scale * 2**-8  # bfloat16's last place, of the largest value
+    last_place = expected.abs().max() * 2**-8  # of bfloat16, at the largest value
+    assert (found - expected).abs().max() < last_place
 
     pillow = [np.asarray(resize_image(Image.fromarray(pictures[i]), (SIDE, SIDE))) for i in chosen]
     by_pillow = slow_features(encoder, pillow)

@@ -151,9 +151,8 @@ class SoftwareEngine:
 
     class Decoder:
         def __init__(self, codec):
-            self.codec = av.CodecContext.create(
-                codec, "r"
-            )  # no extradata: parameter sets must be in the packets
+            # Without extradata: parameter sets must be in the packets.
+            self.codec = av.CodecContext.create(codec, "r")
 
         def Decode(self, data):
             packet = None
@@ -265,9 +264,8 @@ def test_of_a_full_siglip_checkpoint_the_last_layer_and_the_heads_are_left_out(t
         pixels = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
         expected = after_layer(full, 1, lambda: full.get_image_features(pixels))
         found = FrameEncoder(encoder, pooled_side=4)(pictures).float()
-    assert torch.allclose(
-        found, expected, atol=0.02
-    )  # four by four patches: pooling changes nothing but the rounding
+    # There are four by four patches: pooling to as many changes nothing but the rounding.
+    assert torch.allclose(found, expected, atol=0.02)
 
 
 def test_what_is_no_siglip_checkpoint_is_refused_by_name(tmp_path):
