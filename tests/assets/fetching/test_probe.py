@@ -102,7 +102,7 @@ def test_a_picture_that_would_fill_the_memory_is_refused(prober, tmp_path, monke
     [("import time; time.sleep(60)", "decoder_hang"), ("import os; os.abort()", "decoder_crash")],
 )
 def test_a_decoder_that_hangs_or_crashes_is_replaced(body, reason, tmp_path, monkeypatch):
-    """The examiner is exchanged for one that misbehaves on one file."""
+    """The worker is replaced by one that misbehaves on one file."""
     real = probe.WORKER.read_text()
     bad = tmp_path / "probe_worker.py"
     bad.write_text(

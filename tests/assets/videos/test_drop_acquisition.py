@@ -51,10 +51,11 @@ def test_the_command_and_the_list_of_what_is_missing_are_given(tmp_path, drop):
     report = acquire(storage, settings, "ego4d")
     (note,) = report.notes
     listing = storage.path("VideoMarathon/catalogue/ego4d/part0.missing.txt")
-    assert (
-        f"ego4d --output_directory {tmp_path / 'drop'} --datasets full_scale --video_uid_file {listing}"
-        in note
+    command = (
+        f"ego4d --output_directory {tmp_path / 'drop'} --datasets full_scale "
+        f"--video_uid_file {listing}"
     )
+    assert command in note
     assert Path(listing).read_text().split() == UIDS
     for uid in UIDS:
         (drop / f"{uid}.mp4").write_bytes(clip(2))

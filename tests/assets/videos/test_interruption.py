@@ -1,4 +1,4 @@
-"""A run that is killed loses nothing that was finished, and the next one goes on where it stopped."""
+"""A run that is killed loses nothing that was finished; the next one goes on where it stopped."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ SAID = {
     "Private video. Sign in if you've been granted access to this video": ("permanent", "private"),
     "Video unavailable. This video is private": ("permanent", "private"),
     "Video unavailable. This video has been removed by the uploader": ("permanent", "removed"),
-    "Video unavailable. This video is no longer available because the YouTube account associated with this video has "
-    "been terminated.": ("permanent", "removed"),
+    "Video unavailable. This video is no longer available because the YouTube account associated "
+    "with this video has been terminated.": ("permanent", "removed"),
     "Video unavailable": ("permanent", "unavailable"),
     "Video unavailable. This content isn't available, try again later.": (
         "transient",
