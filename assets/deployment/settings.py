@@ -233,39 +233,35 @@ def load_settings(path: Path | None = None) -> Settings:
         settings = parse(Settings, raw)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return _resolve(settings, path.parent)
+    return _resolved(settings, path.parent)
 
 
-def _absolute(section: Section, folder: Path) -> Any:
-    """`section` with all of its paths, also those of sections inside it, counted from `folder`."""
-    return section.model_copy(update={name: _counted(value, folder) for name, value in section})
+def _resolved(settings: Settings, folder: Path) -> Settings:
+    """The settings with all relative paths counted from `folder`, that of their file."""
+    annotations, features = settings.annotations, settings.features
+    paths = [_location(path, folder) for path in annotations.paths]
+    # These fields are texts, because they may be URLs; fields that are a `Path` follow below.
+    locations: dict[str, Any] = {
+        "root": _location(settings.root, folder),
+        "annotations": annotations.model_copy(update={"paths": paths}),
+    }
+    if features.encoder is not None:
+        encoder = _location(features.encoder, folder)
+        locations["features"] = features.model_copy(update={"encoder": encoder})
+    return _absolute(settings.model_copy(update=locations), folder)
 
 
-def _counted(value: Any, folder: Path) -> Any:
+def _absolute(value: Any, folder: Path) -> Any:
+    """`value` with every `Path` in it, also in sections and dictionaries, counted from `folder`."""
     if isinstance(value, Path):
         return (folder / value).resolve()
-    if isinstance(value, Section):
-        return _absolute(value, folder)
     if isinstance(value, dict):
-        return {key: _counted(item, folder) for key, item in value.items()}
+        return {key: _absolute(item, folder) for key, item in value.items()}
+    if isinstance(value, Section):
+        return value.model_copy(update={name: _absolute(item, folder) for name, item in value})
     return value
 
 
 def _location(text: str, folder: Path) -> str:
     """A URL as it is, a local path counted from `folder`."""
     return text if "://" in text else str((folder / text).resolve())
-
-
-def _resolve(settings: Settings, folder: Path) -> Settings:
-    """Relative paths count from the settings file's folder."""
-    annotations, features = settings.annotations, settings.features
-    locations = {
-        "root": _location(settings.root, folder),
-        "annotations": annotations.model_copy(
-            update={"paths": [_location(path, folder) for path in annotations.paths]}
-        ),
-    }
-    if features.encoder is not None:
-        encoder = _location(features.encoder, folder)
-        locations["features"] = features.model_copy(update={"encoder": encoder})
-    return _absolute(settings.model_copy(update=locations), folder)
