@@ -1,4 +1,4 @@
-"""The diffs of docs/contributing.md, applied to a copy of the repository: each adds what it says."""
+"""The diffs of docs/contributing.md, applied to a copy of the tree: each adds what it says."""
 
 import os
 import re
@@ -44,7 +44,8 @@ build_catalogue(storage, settings, print)
 report = acquire_part(storage, settings, "lectures", "part0", print)
 assert report.counts["ok"] == 1, report
 assert storage.exists("VideoMarathon/videos/lectures/first.mp4")
-(lost,) = [row for row in read_catalogue(storage, "lectures", "part0").to_pylist() if row["status"] != "ok"]
+rows = read_catalogue(storage, "lectures", "part0").to_pylist()
+(lost,) = [row for row in rows if row["status"] != "ok"]
 assert lost["reason"] == "not_in_bucket", lost
 
 import pytest

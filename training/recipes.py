@@ -30,6 +30,8 @@ class Recipe:
         save_every: optimizer steps between two checkpoints.
         warmup: share of the steps over which the rate rises linearly; then a cosine to zero.
         clip: largest norm of the gradient of all tuned parameters together.
+        reference_rate: the rate that the published DeepSpeed configuration gives every tuned
+            module, because it builds its own optimizer.
     """
 
     rates: Mapping[str, float]
@@ -42,8 +44,6 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     clip: float = 1.0
-    # The published DeepSpeed configuration builds its own optimizer and gives every tuned module
-    # this rate.
     reference_rate: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:

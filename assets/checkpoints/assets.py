@@ -8,6 +8,7 @@ import dagster as dg
 
 from assets.checkpoints.launcher import Torchrun
 from assets.checkpoints.runs import (
+    previous_asset,
     previous_checkpoint,
     publish_results,
     shard_products,
@@ -79,7 +80,7 @@ def base_model(context: dg.AssetExecutionContext, deployment: Deployment) -> Pub
 def make_stage(stage: int) -> dg.AssetsDefinition:
     """The asset of one training stage, a partition for each variant."""
     row = STAGES[stage]
-    previous = "base_model" if stage == 1 else f"stage{stage - 1}"
+    previous = previous_asset(stage)
 
     @dg.asset(
         name=f"stage{stage}",

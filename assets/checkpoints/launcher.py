@@ -1,9 +1,10 @@
-"""Run a training stage under torchrun inside a Dagster step, so that neither can outlive the other.
+"""Runs a training stage under torchrun inside a Dagster step. When one of the two ends, the other
+ends too.
 
-The stock subprocess client leaves ranks alive when a child ignores signals or when the step is
-killed. Here the command is `training.supervise`, which ends all of its descendants and dies with
-the step; this side passes on what people should see while it runs, stops it in three steps of
-growing force, and turns its exit status into the right kind of failure.
+Dagster's own subprocess client leaves ranks alive when a child ignores signals or when the step is
+killed. Here the command is `training.supervise`, which ends all processes below it and dies with
+the step. This side reports while it runs, stops it with SIGINT, SIGTERM and SIGKILL in turn, and
+turns its exit status into the right kind of failure.
 """
 
 from __future__ import annotations
@@ -28,11 +29,9 @@ from training.run_config import RunConfig
 from training.supervise import CONFIGURATION, CONTROL_VARIABLE, PREEMPTED, read_failure
 
 POLL_S = 0.5
-OBSERVE_EVERY_S = (
-    60.0  # an observation is an event in the database, and there may be many steps a minute
-)
+# An observation is an event in the database, and there may be many steps a minute.
+OBSERVE_EVERY_S = 60.0
 RESULT_NAME = "result.json"
-
 MODULE = "training.train"
 
 
@@ -42,8 +41,9 @@ class Torchrun:
 
     Attributes:
         settings: processes, nodes, rendezvous, threads.
-        grace_s: how long the training may take to write a checkpoint and leave after it was asked
-            to; after that it is told, and killed when that does not help within `force_s`.
+        grace_s: seconds that the training gets to write a checkpoint and end after SIGINT.
+        force_s: seconds that it gets to end after SIGTERM, before it is killed.
+        observe_every_s: seconds between two observations of the asset.
         module: the module that the ranks run; it takes the run's JSON file.
         arguments: what it takes besides.
     """
@@ -61,8 +61,7 @@ class Torchrun:
         """Train, report while it runs, and return what `result.json` holds.
 
         Raises:
-            dg.Failure: the training ended otherwise than well; it says why, and whether trying
-                again makes sense.
+            dg.Failure: the training failed or was stopped. It says why, and whether to try again.
         """
         out = Path(run.out)
         path = out / "run.json"
@@ -158,8 +157,8 @@ class Torchrun:
         )
 
     def _stop(self, context: dg.AssetExecutionContext, process: subprocess.Popen[bytes]) -> None:
-        """End the training if it still runs: ask for a checkpoint, then tell it, then kill it."""
-        for number, patience in (
+        """End the training if it still runs: ask for a checkpoint, then to end, then kill it."""
+        for number, timeout in (
             (signal.SIGINT, self.grace_s),
             (signal.SIGTERM, self.force_s),
             (signal.SIGKILL, 10.0),
@@ -169,17 +168,15 @@ class Torchrun:
             context.log.warning("stopping the training (pid %d) with %s", process.pid, number.name)
             process.send_signal(number)
             try:
-                process.wait(patience)
+                process.wait(timeout)
             except subprocess.TimeoutExpired:
                 continue
 
 
 def _failure(status: int, failure: dict[str, Any] | None, out: Path) -> dg.Failure:
-    message = (
-        str(failure["message"])
-        if failure
-        else f"the training ended with status {status} and left no word"
-    )
+    message = f"the training ended with status {status} and left no word"
+    if failure:
+        message = str(failure["message"])
     if status == PREEMPTED:
         message += "; materialize again to continue"
     elif status != CONFIGURATION:

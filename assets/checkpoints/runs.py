@@ -17,16 +17,21 @@ from training.recipes import STAGES, ShardInput, stage_inputs
 from training.run_config import RunConfig, parse_run
 
 
+def previous_asset(stage: int) -> str:
+    """The asset that a stage starts from."""
+    return "base_model" if stage == 1 else f"stage{stage - 1}"
+
+
 def previous_checkpoint(variant: str, stage: int) -> str:
-    """The product that a stage starts from."""
-    return product("base_model" if stage == 1 else f"stage{stage - 1}", variant)
+    """The product that a stage of a variant starts from."""
+    return product(previous_asset(stage), variant)
 
 
-def shard_products(stage: int, long_parts: Sequence[int] = ()) -> list[str]:
+def shard_products(stage: int) -> list[str]:
     """The shard products that feed a stage, or the mixture that it reads them through."""
     if STAGES[stage].reads_long_videos:
         return [layout.MIXTURE]
-    inputs = [item for stream in stage_inputs(stage, long_parts=long_parts) for item in stream]
+    inputs = [item for stream in stage_inputs(stage, long_parts=()) for item in stream]
     return [product(item.kind, f"part{item.part}") for item in inputs]
 
 

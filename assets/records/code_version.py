@@ -20,21 +20,10 @@ def code_version() -> str:
     package = version("hour-llava")
     if not (PROJECT / ".git").exists():
         return package
+    command = ["git", "-C", str(PROJECT), "describe", "--always", "--exclude=*"]
+    command += ["--abbrev=12", "--dirty=-changed"]
     try:
-        described = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(PROJECT),
-                "describe",
-                "--always",
-                "--exclude=*",
-                "--abbrev=12",
-                "--dirty=-changed",
-            ],
-            capture_output=True,
-            text=True,
-        )
+        described = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:  # no git on this machine
         return package
     return f"{package}+{described.stdout.strip()}" if described.returncode == 0 else package

@@ -1,4 +1,4 @@
-"""Training inside a Dagster step: what a person sees, how it fails, and that it dies with the step."""
+"""Training inside a Dagster step: what a person sees, how it fails, that it ends with the step."""
 
 from __future__ import annotations
 
