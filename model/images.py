@@ -28,13 +28,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from model.anyres import AnyresLayout, paste_box
+from model.media.limits import MAX_IMAGE_PIXELS
 from model.media.resize import resize_image
 
 # Pillow's other readers are left out on purpose: some start programs (EPS), some are rarely
 # exercised parsers.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-MAX_PIXELS = 89_478_485  # where Pillow begins to suspect a decompression bomb
-LONGEST_SIDE = math.isqrt(MAX_PIXELS)
+LONGEST_SIDE = math.isqrt(MAX_IMAGE_PIXELS)
 PAD_COLOUR = (127, 127, 127)  # SigLIP's mean, 0.5, as the published system rounds it
 
 ImageSource = Image.Image | bytes | str | os.PathLike[str]
@@ -64,9 +64,9 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > MAX_IMAGE_PIXELS:
         raise ValueError(
-            f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are accepted"
+            f"{image.width}x{image.height} pixels; at most {MAX_IMAGE_PIXELS:,} are accepted"
         )
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):

@@ -25,8 +25,10 @@ from model.conversation import Conversations, tokenize, video_prompt
 from model.images import ImageSource, load_image
 from model.inputs import SampleInputs, Visual, anyres_layout, check
 from model.media.container import MediaError
-from model.media.reader import read, stored_frame_indices, timeline, training_frame_indices
+from model.media.reader import read
 from model.media.resize import resize_frame
+from model.media.sampling import stored_frame_indices, training_frame_indices
+from model.media.timeline import read_timeline
 
 
 class StoredFeatures(Protocol):
@@ -138,7 +140,7 @@ class Processor:
         return self._finish(prompted, [visual], **named)
 
     def _decoded(self, path: str | os.PathLike[str]) -> tuple[Visual, float]:
-        line = timeline(path)
+        line = read_timeline(path)
         chosen = training_frame_indices(line, min_frames=self.config.memory.min_frames)
         decoded = read(line, chosen, size=self.config.vision.image_size)
         if decoded.report.too_corrupt(len(chosen)):

@@ -18,6 +18,7 @@ from assets.fetching.options import Download
 from assets.sources.kinds import VideoSource
 from model.config import VARIANTS
 from model.configuration import Section, parse
+from model.media.limits import MAX_VIDEO_PIXELS
 
 if TYPE_CHECKING:
     VariantName = str
@@ -86,7 +87,7 @@ class Limits(Section):
     """What one video may cost its decoder before it is given up."""
 
     max_pixels: int = Field(
-        default=4096 * 2304, ge=1, description="width x height; looked at before decoding begins"
+        default=MAX_VIDEO_PIXELS, ge=1, description="width x height; looked at before decoding begins"
     )
     max_frames: int = Field(
         default=4 * 3600, ge=1, description="frames kept of a video; four hours at one a second"

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from assets.fetching.options import Download
+from model.media.limits import MAX_ACQUIRED_PIXELS
 
 WORKER = Path(__file__).with_name("probe_worker.py")
-MAX_PIXELS = 8192 * 4320
 LEAST_TIME_S = 60.0
 BYTES_PER_S = 4 << 20  # a file that is read more slowly than this is taken for a hang
 TOLERANCE_SHARE = 0.02  # of a duration; `download.verify_tolerance_s` where that is more
@@ -87,7 +87,7 @@ class ProbePool:
         """
         limit = self.time_limit_s or max(LEAST_TIME_S, path.stat().st_size / BYTES_PER_S)
         with self._child() as child:
-            answer = _request(child, {"path": str(path), "max_pixels": MAX_PIXELS}, limit)
+            answer = _request(child, {"path": str(path), "max_pixels": MAX_ACQUIRED_PIXELS}, limit)
         if "invalid" in answer:
             raise InvalidVideo(*answer["invalid"])
         facts = answer["facts"]

@@ -33,7 +33,7 @@ from model.generate import greedy_tokens
 from model.hour_llava import LLMInput
 from model.images import ImageSource
 from model.inputs import IMAGE_TOKEN_INDEX, SampleInputs, Visual
-from model.media.reader import stored_frame_indices
+from model.media.sampling import stored_frame_indices
 from training.formats.feature_file import FeatureFile
 
 # What a character decodes to while some of its bytes are still to come.

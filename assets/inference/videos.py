@@ -15,7 +15,9 @@ from torch import Tensor
 from assets.inference.checkpoint import encoder_hash
 from model.config import HourLlavaConfig
 from model.hour_llava import HourLlava
-from model.media.reader import decode, feature_frame_indices, timeline
+from model.media.reader import decode
+from model.media.sampling import feature_frame_indices
+from model.media.timeline import read_timeline
 from model.processor import StoredFeatures
 from training.formats.feature_file import SUFFIX, FeatureFile
 
@@ -58,7 +60,7 @@ def encode_video(model: HourLlava, path: Path) -> StoredFeatures:
 
     if path.suffix == SUFFIX:
         return FeatureFile(path)
-    line = timeline(path)
+    line = read_timeline(path)
     chosen = feature_frame_indices(line, min_frames=model.config.memory.min_frames)
     frames = decode(line, chosen, size=model.config.vision.image_size)
     parts = []

@@ -59,7 +59,8 @@ def stored_image(data: bytes, policy: ImagePolicy = DEFAULT_POLICY) -> bytes:
     Raises:
         RefusedImage: the file cannot be used.
     """
-    from model.images import FORMATS, MAX_PIXELS, load_image
+    from model.images import FORMATS, load_image
+    from model.media.limits import MAX_IMAGE_PIXELS
 
     if not data:
         raise RefusedImage("image empty")
@@ -75,7 +76,7 @@ def stored_image(data: bytes, policy: ImagePolicy = DEFAULT_POLICY) -> bytes:
     except _BROKEN as error:
         raise RefusedImage("image unreadable", str(error)) from error
     with image:
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > MAX_IMAGE_PIXELS:
             raise RefusedImage("image too large", f"{image.width} x {image.height} pixels")
         if image.format in ("JPEG", "MPO"):
             if not _complete_jpeg(data):

@@ -1,5 +1,5 @@
-"""Opening strangers' video files: only local files, only a few container formats, bounded pictures,
-named refusals.
+"""The one way to open a video file: only local files, only a few container formats, pictures of a
+bounded size, refusals that have a name.
 
 A playlist that calls itself a video cannot make FFmpeg open anything else, and headers are not
 believed. What is not caught here is a decoder that hangs or crashes: read strangers' files in a
@@ -17,16 +17,15 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from model.media.limits import MAX_VIDEO_PIXELS
+
 # The demuxers that FFmpeg may use, whatever the file claims to be. None of them can be made to open
 # another file.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,mpeg"
-MAX_PIXELS = 4096 * 2304  # width x height; larger pictures are refused before they are decoded
-CLOCK_BACK = Fraction(
-    1, 2
-)  # seconds that decoding times may fall back: more than any reordering asks for
-PADDING = 64 * (
-    1 << 15
-)  # FFmpeg counts the padding of rows as well; so much at most, up to 32,768 pixels a side
+# Seconds that decoding times may fall back: more than any reordering asks for.
+CLOCK_BACK = Fraction(1, 2)
+# FFmpeg counts the padding of rows as well; so much at most, up to 32,768 pixels a side.
+PADDING = 64 * (1 << 15)
 
 REASONS = {
     "not_media": "not a video container",
@@ -49,9 +48,8 @@ class MediaError(ValueError):
 
     def __init__(self, reason: str, path: str, detail: str) -> None:
         assert reason in REASONS, reason
-        super().__init__(
-            reason, path, detail
-        )  # all three, so that it survives pickling between processes
+        # All three, so that it survives pickling between processes.
+        super().__init__(reason, path, detail)
         self.reason, self.path, self.detail = reason, path, detail
 
     def __str__(self) -> str:
@@ -66,7 +64,7 @@ STRICTNESS = {"hevc": {"err_detect": "crccheck+explode"}}
 
 @contextmanager
 def open_video(
-    path: str, *, max_pixels: int = MAX_PIXELS, index: int | None = None
+    path: str, *, max_pixels: int = MAX_VIDEO_PIXELS, index: int | None = None
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its first moving picture (or stream `index`), ready to decode with one
     thread.
@@ -108,9 +106,8 @@ def open_video(
                 path,
                 f"{codec.width}x{codec.height}, at most {max_pixels:,} pixels allowed",
             )
-        stream.thread_type = (
-            "NONE"  # skipping by packet needs a decoder that does one packet at a time
-        )
+        # Skipping by packet needs a decoder that does one packet at a time.
+        stream.thread_type = "NONE"
         codec.thread_count = 1
         codec.options = {**limits, **STRICTNESS.get(codec.name, {})}
         yield container, stream
@@ -142,7 +139,7 @@ def _why_unopened(head: bytes) -> str:
     return "unreadable" if container else "not_media"
 
 
-class Packets:
+class PacketReader:
     """The packets of one stream, up to the first place where the container cannot be read on (then
     `broken`).
 
@@ -163,10 +160,8 @@ class Packets:
         while True:
             try:
                 packet = next(packets)
-            except (
-                StopIteration,
-                IndexError,
-            ):  # at the end PyAV stumbles over streams that the headers did not list
+            # IndexError: at the end PyAV stumbles over streams that the headers did not list.
+            except (StopIteration, IndexError):
                 return
             except av.FFmpegError:
                 self.broken = True
@@ -184,7 +179,7 @@ class Packets:
             yield packet
 
 
-class Frames:
+class FrameDecoder:
     """The frames of a stream in the order in which they are shown, past the packets that the
     decoder refuses.
 

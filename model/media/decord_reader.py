@@ -1,7 +1,7 @@
-"""Decoding with decord behind the interface of `frames.decode`: by configuration, and as a second
-opinion.
+"""Decoding with decord behind the interface of `reader.decode`: by configuration, and to compare
+decoders.
 
-It is kept on a short lead, because version 0.6 hangs on transport streams, cannot open AV1, gives
+Little is trusted to it, because version 0.6 hangs on transport streams, cannot open AV1, gives
 HEVC pictures that are off by one frame, is seconds wrong behind an edit list, and reads ahead
 without bound while its caller waits. So it is only let near containers and codecs where it was
 found right, every frame's time is compared with the exact timeline first, and its reader is rewound
@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from model.media.container import MAX_PIXELS, MediaError
-from model.media.reader import DecodeReport, Timeline, checked_indices
+from model.media.container import MediaError
+from model.media.limits import MAX_VIDEO_PIXELS
+from model.media.reader import DecodeReport
 from model.media.resize import resize_frame
+from model.media.sampling import checked_indices
+from model.media.timeline import Timeline
 
 CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 CODECS = {"h264", "vp8", "vp9"}
@@ -28,10 +31,10 @@ def decode(
     indices: Sequence[int] | np.ndarray,
     *,
     size: int,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = MAX_VIDEO_PIXELS,
     report: DecodeReport | None = None,
 ) -> Iterator[np.ndarray]:
-    """As `frames.decode`, except that damage is not reported.
+    """As `reader.decode`, except that damage is not reported.
 
     Raises MediaError `unsupported_codec` for what decord must not be given, and `decoder_disagrees`
     if it cannot read the file or sees other frames than the timeline.
@@ -67,9 +70,8 @@ def _decode(line: Timeline, wanted: np.ndarray, size: int) -> Iterator[np.ndarra
         for start in range(0, len(wanted), BATCH):
             chosen, repeats = np.unique(wanted[start : start + BATCH], return_counts=True)
             pictures = reader.get_batch(chosen.tolist()).asnumpy()
-            reader.seek(
-                0
-            )  # at once: it would go on decoding, gigabytes a second, while the caller is busy
+            # At once: it would go on decoding, gigabytes a second, while the caller is busy.
+            reader.seek(0)
             for picture_HWC, count in zip(pictures, repeats, strict=True):
                 square = resize_frame(picture_HWC, size)
                 for _ in range(count):

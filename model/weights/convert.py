@@ -21,6 +21,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from model.atomic import remove_unfinished, writing_folder
 from model.config import PRESETS, HourLlavaConfig
 from model.hf import HourLlavaHFConfig
 from model.initialise import drawn
@@ -57,8 +59,12 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint to read. `ours` says which of our tensors a name stands for: None if it is known
-    but not needed.
+    """A checkpoint to read.
+
+    Attributes:
+        directory: its folder.
+        ours: which of our tensors a name in it stands for; None if it is known but not needed.
+            Raises UnknownTensor.
     """
 
     directory: Path
@@ -112,7 +118,7 @@ def publish(source: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     wanted = shapes(config)
     held = _held(Source(source, _own(config)), config, wanted)
     _refuse_differences(held, wanted, (), [source])
-    with _appearing(out) as partial:
+    with _new_checkpoint(out) as partial:
         tensors = ((published_name(name), held[name].read()) for name in wanted)
         write_shards(partial, tensors, shard_bytes)
         (partial / "config.json").write_text(json.dumps(_published_config(config), indent=2) + "\n")
@@ -301,7 +307,7 @@ def _assemble(
             tensor = held[name].read() if name in held else drawn(name, shape, seed)
             yield f"model.{name}", tensor.to(dtype)
 
-    with _appearing(out) as partial:
+    with _new_checkpoint(out) as partial:
         write_shards(partial, tensors(), shard_bytes)
         ids = {}
         if _copy_tokenizer(tokenizer, partial):
@@ -312,22 +318,14 @@ def _assemble(
     logger.info("%s: %d tensors read, %d new", out, len(held), len(wanted) - len(held))
 
 
-class _appearing:
-    """A directory that is filled under another name and gets its own when it is complete."""
-
-    def __init__(self, out: Path) -> None:
-        self.out, self.partial = Path(out), Path(out).with_name(f"{Path(out).name}.partial")
-
-    def __enter__(self) -> Path:
-        if self.out.exists():
-            raise ValueError(f"{self.out} is already there; remove it or choose another name")
-        shutil.rmtree(self.partial, ignore_errors=True)  # of a conversion that was stopped
-        self.partial.mkdir(parents=True)
-        return self.partial
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            self.partial.rename(self.out)
+@contextmanager
+def _new_checkpoint(out: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when it is complete."""
+    if out.exists():
+        raise ValueError(f"{out} is already there; remove it or choose another name")
+    remove_unfinished(out)  # of a conversion that was killed
+    with writing_folder(out) as folder:
+        yield folder
 
 
 def _copy_tokenizer(source: Path, out: Path) -> bool:

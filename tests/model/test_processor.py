@@ -16,7 +16,9 @@ from model.conversation import tokenize, video_prompt
 from model.images import anyres, padded_square
 from model.inputs import IMAGE_TOKEN_INDEX
 from model.media.container import MediaError
-from model.media.reader import read, timeline, training_frame_indices
+from model.media.reader import read
+from model.media.sampling import training_frame_indices
+from model.media.timeline import read_timeline
 from model.processor import Processor
 from tests.model.media import clips
 
@@ -91,7 +93,7 @@ def test_stored_features_are_read_and_prompted_as_published(name, processor):
 
 def test_a_video_file_gives_the_frames_of_the_training_rule_and_says_so(processor, clip):
     sample = processor.video(clip, ANSWERED)
-    line = timeline(clip)
+    line = read_timeline(clip)
     chosen = training_frame_indices(line, min_frames=CONFIG.memory.min_frames)
     [visual] = sample.visuals
     assert visual.kind == "frames"
@@ -107,7 +109,7 @@ def test_a_video_file_gives_the_frames_of_the_training_rule_and_says_so(processo
 
 
 def test_a_path_and_its_frames_give_the_same_inputs(processor, clip):
-    line = timeline(clip)
+    line = read_timeline(clip)
     decoded = read(
         line, training_frame_indices(line, min_frames=CONFIG.memory.min_frames), size=SIZE
     )

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import av
 import numpy as np
 
-from model.media import decord_reader
-from model.media import reader as sampling
+from model.media import decord_reader, reader
 from model.media.container import MediaError
+from model.media.sampling import feature_frame_indices
+from model.media.timeline import Timeline, read_timeline
 
 
 class Backend(Protocol):
@@ -64,10 +65,10 @@ class OpenedVideo:
 
     def __init__(
         self,
-        line: sampling.Timeline,
+        line: Timeline,
         indices: np.ndarray,
         pictures: Iterator[np.ndarray],
-        report: sampling.DecodeReport,
+        report: reader.DecodeReport,
         why: str,
     ) -> None:
         self.frames = len(indices)
@@ -106,8 +107,8 @@ def open_pyav(
 ) -> Iterator[OpenedVideo]:
     """A `Backend`: PyAV, planned by `model.media`."""
     line, indices = choose_frames(path, min_frames, max_frames, max_pixels)
-    report = sampling.DecodeReport()
-    pictures = sampling.decode(line, indices, size=size, max_pixels=max_pixels, report=report)
+    report = reader.DecodeReport()
+    pictures = reader.decode(line, indices, size=size, max_pixels=max_pixels, report=report)
     report.decoder += f", ffmpeg {ffmpeg_version()}"
     why = "exact on every kind of file and cheapest in CPU time"
     yield OpenedVideo(line, indices, pictures, report, why)
@@ -119,7 +120,7 @@ def open_decord(
 ) -> Iterator[OpenedVideo]:
     """A `Backend`: decord where it can be trusted, see `model.media.decord_reader`, else PyAV."""
     line, indices = choose_frames(path, min_frames, max_frames, max_pixels)
-    report = sampling.DecodeReport()
+    report = reader.DecodeReport()
     try:
         pictures = decord_reader.decode(
             line, indices, size=size, max_pixels=max_pixels, report=report
@@ -136,15 +137,15 @@ def open_decord(
 
 def choose_frames(
     path: str, min_frames: int, max_frames: int, max_pixels: int
-) -> tuple[sampling.Timeline, np.ndarray]:
+) -> tuple[Timeline, np.ndarray]:
     """The timeline of a file, and the frames of it that its features hold, int64 [T].
 
     Raises:
         MediaError: the file cannot be used.
         TooLong: T is more than `max_frames`.
     """
-    line = sampling.timeline(path, max_pixels=max_pixels)
-    indices = sampling.feature_frame_indices(line, min_frames=min_frames)
+    line = read_timeline(path, max_pixels=max_pixels)
+    indices = feature_frame_indices(line, min_frames=min_frames)
     if len(indices) > max_frames:
         raise TooLong(f"{len(indices):,} frames at one a second, at most {max_frames:,} are kept")
     return line, indices

@@ -27,8 +27,9 @@ from assets.features.workers.backends import (
     ffmpeg_version,
     open_pyav,
 )
-from model.media import reader as sampling
-from model.media.container import Frames, MediaError, Packets, open_video
+from model.media import reader
+from model.media.container import FrameDecoder, MediaError, PacketReader, open_video
+from model.media.timeline import Timeline
 
 # FFmpeg's name -> PyNvVideoCodec's name, and FFmpeg's bitstream filter that turns a container's
 # packets into what the engine reads.
@@ -60,10 +61,10 @@ def open_nvdec(
         return
     import PyNvVideoCodec
 
-    report = sampling.DecodeReport()
-    source = partial(NvdecFrames, like=first)
-    pictures = sampling.decode(
-        line, indices, size=size, max_pixels=max_pixels, report=report, frames=source
+    report = reader.DecodeReport()
+    source = partial(NvdecDecoder, like=first)
+    pictures = reader.decode(
+        line, indices, size=size, max_pixels=max_pixels, report=report, decoder=source
     )
     report.decoder = (
         f"nvdec {PyNvVideoCodec.__version__}, av {av.__version__}, ffmpeg {ffmpeg_version()}"
@@ -72,15 +73,15 @@ def open_nvdec(
     yield OpenedVideo(line, indices, pictures, report, why)
 
 
-def _first_frame(line: sampling.Timeline, max_pixels: int) -> av.VideoFrame:
+def _first_frame(line: Timeline, max_pixels: int) -> av.VideoFrame:
     """A frame as the CPU decodes it, which says how it is turned and what its colours mean."""
     with open_video(line.path, max_pixels=max_pixels, index=line.stream) as (container, stream):
-        for frame in Frames(Packets(container, stream), stream):
+        for frame in FrameDecoder(PacketReader(container, stream), stream):
             return frame
     raise MediaError("no_frame_decodes", line.path, "not one frame")
 
 
-def _unsuitable(line: sampling.Timeline, first: av.VideoFrame) -> str:
+def _unsuitable(line: Timeline, first: av.VideoFrame) -> str:
     """Why the engine cannot decode a video; empty if it can."""
     if line.codec not in CODECS:
         return f"codec {line.codec}"
@@ -95,8 +96,8 @@ def _unsuitable(line: sampling.Timeline, first: av.VideoFrame) -> str:
     return ""
 
 
-class NvdecFrames(Frames):
-    """Like `Frames`, decoded on the GPU: the wanted frames of a stream, in the order shown.
+class NvdecDecoder(FrameDecoder):
+    """Like `FrameDecoder`, decoded on the GPU: the wanted frames of a stream, in the order shown.
 
     Args:
         packets: of the stream.

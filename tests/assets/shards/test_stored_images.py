@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from assets.shards.images import ImagePolicy, RefusedImage, stored_image
-from model.images import MAX_PIXELS, load_image
+from model.images import load_image
+from model.media.limits import MAX_IMAGE_PIXELS
 from tests.assets.shards.roots import encoded, picture
 
 ROTATED = Image.Exif()
@@ -92,7 +93,7 @@ def test_other_formats_become_jpeg_where_that_is_configured():
 def huge_png() -> bytes:
     """A PNG of a few dozen bytes whose header declares more pixels than are accepted."""
     data = bytearray(encoded(Image.new("L", (8, 8)), "PNG"))
-    side = int(MAX_PIXELS**0.5) + 10
+    side = int(MAX_IMAGE_PIXELS**0.5) + 10
     data[16:24] = side.to_bytes(4, "big") * 2
     import zlib
 

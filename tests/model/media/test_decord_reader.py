@@ -9,7 +9,8 @@ import pytest
 from model.media import decord_reader as decord_frames
 from model.media import reader as frames
 from model.media.container import MediaError
-from model.media.reader import DecodeReport, timeline
+from model.media.reader import DecodeReport
+from model.media.timeline import read_timeline
 from tests.model.media import clips, tricky
 
 pytest.importorskip("decord")
@@ -55,7 +56,7 @@ def built(name, folder):
 
 @pytest.mark.parametrize("name", TRUSTED)
 def test_where_it_is_trusted_its_pictures_are_those_of_the_planned_decoder(name, tmp_path):
-    line, report = timeline(built(name, tmp_path)), DecodeReport()
+    line, report = read_timeline(built(name, tmp_path)), DecodeReport()
     every_third_twice = np.repeat(np.arange(0, line.frames, 3), 2)
     ours = list(frames.decode(line, every_third_twice, size=SIZE))
     its = list(decord_frames.decode(line, every_third_twice, size=SIZE, report=report))
@@ -69,14 +70,14 @@ def test_where_it_is_trusted_its_pictures_are_those_of_the_planned_decoder(name,
 
 @pytest.mark.parametrize("name", NOT_TRUSTED)
 def test_where_it_would_hang_or_be_wrong_it_is_refused(name, tmp_path):
-    line = timeline(built(name, tmp_path))
+    line = read_timeline(built(name, tmp_path))
     with pytest.raises(MediaError) as caught:
         list(decord_frames.decode(line, range(line.frames), size=SIZE))
     assert caught.value.reason == NOT_TRUSTED[name]
 
 
 def test_frames_that_are_not_there_and_large_pictures_are_refused(tmp_path):
-    line = timeline(clips.encode(tmp_path / "clip.mp4", 10))
+    line = read_timeline(clips.encode(tmp_path / "clip.mp4", 10))
     with pytest.raises(ValueError, match=r"within 0 \.\. 9"):
         decord_frames.decode(line, [10], size=SIZE)
     with pytest.raises(MediaError, match="too_large"):
@@ -88,9 +89,9 @@ def test_it_does_not_read_ahead_while_its_caller_is_busy(tmp_path):
     path = clips.encode(tmp_path / "clip.mp4", 1500, size=(640, 360), options=tricky.X264)
     script = (
         "import sys, time\n"
-        "from model.decord_frames import decode\n"
-        "from model.media.reader import timeline\n"
-        "line = timeline(sys.argv[1])\n"
+        "from model.media.decord_reader import decode\n"
+        "from model.media.timeline import read_timeline\n"
+        "line = read_timeline(sys.argv[1])\n"
         "pictures = decode(line, range(0, line.frames, 10), size=32)\n"
         "from tests.memory import peak_mib\n"
         "next(pictures)\n"

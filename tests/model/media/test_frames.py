@@ -14,16 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.media.reader import (
-    Timeline,
-    decode,
+from model.media.reader import decode, read
+from model.media.sampling import (
     feature_frame_indices,
     linspace_indices,
-    read,
     stored_frame_indices,
-    timeline,
     training_frame_indices,
 )
+from model.media.timeline import Timeline, read_timeline
 from tests.model.media import clips
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -138,7 +136,7 @@ def test_at_a_varying_rate_the_nearest_frames_to_even_times_are_taken(gaps):
 )
 def test_the_chosen_frames_are_the_ones_that_come_out(name, settings, tmp_path):
     path = clips.encode(tmp_path / name, 300, rate=30, **settings)
-    line = timeline(path)
+    line = read_timeline(path)
     assert line.frames == 300
     assert line.rate == 30
     assert line.duration == 10.0
@@ -154,7 +152,7 @@ def test_the_chosen_frames_are_the_ones_that_come_out(name, settings, tmp_path):
 
 @pytest.fixture(scope="module")
 def sixty(tmp_path_factory):
-    return timeline(
+    return read_timeline(
         clips.encode(
             tmp_path_factory.mktemp("sixty") / "clip.mp4", 60, options={"bf": "3", "g": "25"}
         )
@@ -174,5 +172,5 @@ def test_frames_that_are_not_there_are_refused(chosen, sixty):
 
 
 def test_reading_a_timeline_needs_no_torch(sixty):
-    script = f"import sys; from model.media.reader import timeline; timeline({sixty.path!r}); assert 'torch' not in sys.modules"
+    script = f"import sys; from model.media.timeline import read_timeline; read_timeline({sixty.path!r}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.media.container import REASONS, MediaError, Packets, open_video
-from model.media.reader import DecodeReport, decode, feature_frame_indices, read, timeline
+from model.media.container import REASONS, MediaError, PacketReader, open_video
+from model.media.reader import DecodeReport, decode, read
+from model.media.sampling import feature_frame_indices
+from model.media.timeline import read_timeline
 from tests.model.media import clips, tricky
 
 SIZE = 64
@@ -42,7 +44,7 @@ def by_name(clip):
 
 @pytest.mark.parametrize("clip", USABLE, ids=by_name)
 def test_every_frame_is_found_at_its_time_and_looks_as_it_should(clip, built):
-    line = timeline(built(clip))
+    line = read_timeline(built(clip))
     np.testing.assert_allclose(
         line.pts, clip.times, atol=1.1e-3
     )  # a millisecond is the tick of some containers
@@ -87,7 +89,7 @@ def test_planned_decoding_gives_the_pictures_of_a_slow_independent_path(clip, co
             for second in times
         ]
 
-    line = timeline(built(clip))
+    line = read_timeline(built(clip))
     chosen = feature_frame_indices(line, min_frames=count)
     if line.duration < count + 1:
         assert chosen.tolist() == expected
@@ -98,7 +100,7 @@ def test_planned_decoding_gives_the_pictures_of_a_slow_independent_path(clip, co
 @pytest.mark.parametrize("clip", REFUSED, ids=by_name)
 def test_what_cannot_be_used_is_refused_with_its_reason(clip, built):
     with pytest.raises(MediaError) as caught:
-        timeline(built(clip))
+        read_timeline(built(clip))
     assert caught.value.reason == clip.reason
     assert clip.name in str(caught.value)
 
@@ -128,7 +130,7 @@ def test_a_playlist_in_disguise_fetches_nothing(text, tmp_path):
         path = tmp_path / "holiday.mp4"
         path.write_text(text.format(url=f"http://127.0.0.1:{server.getsockname()[1]}"))
         with pytest.raises(MediaError) as caught:
-            timeline(path)
+            read_timeline(path)
         assert caught.value.reason == "hostile_format"
         server.settimeout(0.2)
         with pytest.raises(TimeoutError):
@@ -141,7 +143,7 @@ def test_a_playlist_in_disguise_fetches_nothing(text, tmp_path):
 def test_a_strange_file_name_is_only_a_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     clips.encode(tmp_path / "plain.mp4", 10).rename(tmp_path / name)
-    assert timeline(name).frames == 10
+    assert read_timeline(name).frames == 10
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_a_strange_file_name_is_only_a_name(name, tmp_path, monkeypatch):
 )
 def test_a_url_is_not_followed_and_a_missing_file_is_the_caller_s_mistake(name):
     with pytest.raises(FileNotFoundError):
-        timeline(name)
+        read_timeline(name)
 
 
 def test_a_refusal_survives_the_way_between_processes():
@@ -158,23 +160,23 @@ def test_a_refusal_survives_the_way_between_processes():
 
 
 def test_a_timeline_survives_the_way_between_processes(built):
-    line = timeline(built(USABLE[0]))
+    line = read_timeline(built(USABLE[0]))
     again = pickle.loads(pickle.dumps(line))
     assert [clips.number(frame) for frame in decode(again, [3, 50], size=SIZE)] == [3, 50]
 
 
 def test_the_limit_on_pixels_can_be_lowered(tmp_path):
     path = clips.encode(tmp_path / "clip.mp4", 5, size=(160, 96))
-    assert timeline(path, max_pixels=160 * 96).frames == 5
+    assert read_timeline(path, max_pixels=160 * 96).frames == 5
     with pytest.raises(MediaError, match="160x96, at most 15,359"):
-        timeline(path, max_pixels=160 * 96 - 1)
+        read_timeline(path, max_pixels=160 * 96 - 1)
 
 
 def test_a_picture_that_grows_past_the_limit_half_way_is_refused_when_it_comes(built):
     path = built(
         next(clip for clip in USABLE if clip.name == "changes_size_and_clock.ts")
     )  # 160x96, then 240x176
-    line = timeline(path, max_pixels=20_000)
+    line = read_timeline(path, max_pixels=20_000)
     assert len(list(decode(line, range(45), size=SIZE, max_pixels=20_000))) == 45
     with pytest.raises(MediaError, match=r"too_large \(a frame of 240x176"):
         list(decode(line, range(90), size=SIZE, max_pixels=20_000))
@@ -184,14 +186,14 @@ def test_a_picture_that_grows_past_the_limit_half_way_is_refused_when_it_comes(b
 def test_a_bomb_is_refused_before_it_unfolds(tmp_path):
     path = tricky.bomb_vp9(tmp_path / "bomb.webm")
     with pytest.raises(MediaError, match="too_large"):
-        timeline(path)
+        read_timeline(path)
     script = (
         "import sys\n"
         "from model.media.container import MediaError\n"
-        "from model.media.reader import timeline\n"
+        "from model.media.timeline import read_timeline\n"
         "from tests.memory import peak_mib\n"
         "before = peak_mib()\n"
-        "try: timeline(sys.argv[1])\n"
+        "try: read_timeline(sys.argv[1])\n"
         "except MediaError: print(round(peak_mib() - before))\n"
     )
     done = subprocess.run(
@@ -212,7 +214,7 @@ def test_streams_that_appear_late_do_not_end_the_reading_with_an_error(built):
             raise IndexError("list index out of range")
 
     with open_video(str(built(USABLE[0]))) as (container, stream):
-        packets = Packets(Late(container), stream)
+        packets = PacketReader(Late(container), stream)
         assert len(list(packets)) == 90
         assert not packets.broken
 
@@ -222,7 +224,7 @@ def test_streams_that_appear_late_do_not_end_the_reading_with_an_error(built):
 
 
 def test_pictures_that_never_come_out_are_filled_with_the_last_good_one_and_counted(built):
-    line = timeline(built(next(clip for clip in USABLE if clip.name == "zeroed_stretch.mp4")))
+    line = read_timeline(built(next(clip for clip in USABLE if clip.name == "zeroed_stretch.mp4")))
     report = DecodeReport()
     shown = [
         clips.number(frame) for frame in decode(line, range(line.frames), size=SIZE, report=report)
@@ -235,7 +237,7 @@ def test_pictures_that_never_come_out_are_filled_with_the_last_good_one_and_coun
 
 
 def test_little_damage_is_reported_but_does_not_make_a_video_useless(built):
-    line = timeline(built(next(clip for clip in USABLE if clip.name == "flipped_bits.mp4")))
+    line = read_timeline(built(next(clip for clip in USABLE if clip.name == "flipped_bits.mp4")))
     report = read(line, np.arange(line.frames), size=SIZE).report
     assert report.damaged
     assert not report.too_corrupt(line.frames)
@@ -246,7 +248,7 @@ def test_damage_of_hevc_is_told_by_the_checksums_of_its_pictures(tmp_path):
     path = clips.encode(
         tmp_path / "a.mp4", 60, codec="libx265", options={"x265-params": "hash=1:log-level=none"}
     )
-    line, everything = timeline(path), np.arange(60)
+    line, everything = read_timeline(path), np.arange(60)
     whole = read(line, everything, size=SIZE)
     assert not whole.report.damaged
     with av.open(str(path)) as container:
@@ -269,7 +271,7 @@ def test_damage_of_hevc_is_told_by_the_checksums_of_its_pictures(tmp_path):
 
 
 def test_a_file_that_vanishes_between_the_passes_is_noticed(tmp_path):
-    line = timeline(clips.encode(tmp_path / "clip.mp4", 10))
+    line = read_timeline(clips.encode(tmp_path / "clip.mp4", 10))
     (tmp_path / "clip.mp4").unlink()
     with pytest.raises(FileNotFoundError):
         next(decode(line, [0], size=SIZE))
@@ -292,11 +294,13 @@ def test_mutated_files_give_frames_or_a_refusal_and_never_hang_or_crash(built, t
         (tmp_path / f"{round_}.mp4").write_bytes(data or b"x")
     script = (
         "import sys, numpy as np\n"
-        "from model.media.reader import feature_frame_indices, read, timeline\n"
+        "from model.media.reader import read\n"
+        "from model.media.sampling import feature_frame_indices\n"
+        "from model.media.timeline import read_timeline\n"
         "from model.media.container import MediaError\n"
         "for path in sys.argv[1:]:\n"
         "    try:\n"
-        "        line = timeline(path)\n"
+        "        line = read_timeline(path)\n"
         "        chosen = feature_frame_indices(line, min_frames=16)\n"
         "        assert len(read(line, chosen, size=32).frames_THWC) == len(chosen)\n"
         "        print('frames')\n"
@@ -323,9 +327,10 @@ def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path):
         )
         script = (
             "import sys\n"
-            "from model.media.reader import decode, timeline\n"
+            "from model.media.reader import decode\n"
+            "from model.media.timeline import read_timeline\n"
             "from tests.memory import peak_mib\n"
-            "line = timeline(sys.argv[1])\n"
+            "line = read_timeline(sys.argv[1])\n"
             "print(sum(1 for _ in decode(line, range(line.frames), size=384)))\n"
             "print(round(peak_mib()))\n"
         )
@@ -343,7 +348,7 @@ def test_planning_spares_the_decoder_most_of_its_work(tmp_path):
     path = clips.encode(
         tmp_path / "long.mp4", 1500, size=(640, 360), options={"bf": "3", "g": "250", "crf": "30"}
     )
-    line = timeline(path)
+    line = read_timeline(path)
     chosen = feature_frame_indices(line, min_frames=1)
 
     def seconds(skippable):
@@ -360,7 +365,7 @@ def test_planning_spares_the_decoder_most_of_its_work(tmp_path):
 
 def test_frames_of_a_rate_that_varies_are_spread_over_time_not_over_frames(built):
     clip = next(clip for clip in USABLE if clip.name == "vfr_vp9.webm")
-    line = timeline(built(clip))
+    line = read_timeline(built(clip))
     chosen = feature_frame_indices(line, min_frames=1)
     assert len(chosen) == len(
         clip.times
