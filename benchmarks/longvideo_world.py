@@ -17,21 +17,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from pipeline.demo.drawing import COLOURS, FIGURES
+from pipeline.demo.drawing import (
+    COLOURS,
+    FIGURES,
+    FILM_HEIGHT,
+    FILM_WIDTH,
+    paint_figure,
+    write_h264,
+)
 
-WIDTH, HEIGHT = 160, 120
 FLASH_S = 3
 CLEAR_S = 5  # a question about a second keeps this far from every change
-SIDES, SIZES, MOTIONS, YES_NO = (
-    ("left", "right"),
-    ("small", "large"),
-    ("moves", "rests"),
-    ("yes", "no"),
-)
+SIDES = ("left", "right")
+SIZES = ("small", "large")
+MOTIONS = ("moves", "rests")
+YES_NO = ("yes", "no")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 QUARTERS = ("first", "second", "third", "fourth")
 
@@ -129,39 +132,22 @@ def _scene(start: int, end: int, background: str, dice: random.Random) -> Scene:
 def draw(film: LongFilm, second: float) -> Image.Image:
     """The film's picture at a moment."""
     if (flash := film.flash_at(second)) is not None:
-        return Image.new("RGB", (WIDTH, HEIGHT), COLOURS[flash])
+        return Image.new("RGB", (FILM_WIDTH, FILM_HEIGHT), COLOURS[flash])
     scene = film.scene_at(second)
-    picture = Image.new("RGB", (WIDTH, HEIGHT), COLOURS[scene.background])
+    picture = Image.new("RGB", (FILM_WIDTH, FILM_HEIGHT), COLOURS[scene.background])
     reach = 34 if scene.size == "large" else 20
-    x, y = WIDTH * (0.27 if scene.side == "left" else 0.73), HEIGHT / 2
+    x, y = FILM_WIDTH * (0.27 if scene.side == "left" else 0.73), FILM_HEIGHT / 2
     if scene.motion == "moves":
         y += 20 * math.sin(second)
-    box = (x - reach, y - reach, x + reach, y + reach)
-    pen, fill = ImageDraw.Draw(picture), COLOURS[scene.colour]
-    if scene.figure == "square":
-        pen.rectangle(box, fill=fill)
-    elif scene.figure == "circle":
-        pen.ellipse(box, fill=fill)
-    else:
-        pen.polygon([(x, y - reach), (x + reach, y + reach), (x - reach, y + reach)], fill=fill)
+    paint_figure(picture, scene.figure, (x, y), reach, COLOURS[scene.colour])
     return picture
 
 
 def write_long_film(path: Path, film: LongFilm, fps: int = 1) -> None:
     """Encode the film as H.264; at one frame a second an hour takes seconds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = (np.asarray(draw(film, number / fps)) for number in range(film.duration * fps))
     temporary = path.with_name(f".tmp-{path.name}")
-    with av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(
-            "libx264", rate=fps, options={"preset": "ultrafast", "crf": "23"}
-        )
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.codec_context.thread_count = 1
-        stream.codec_context.gop_size = 30
-        for number in range(film.duration * fps):
-            frame = av.VideoFrame.from_ndarray(np.asarray(draw(film, number / fps)), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    write_h264(temporary, frames, fps, 30, "ultrafast", {})
     temporary.replace(path)
 
 

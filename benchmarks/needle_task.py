@@ -5,12 +5,13 @@ key, the model must name its value. Forgetting keeps a quarter of the frames and
 tokens, so most needles never become queries: what it says about those, it has looked up. Four arms
 run through the same classes that train on real videos:
 
-| arm    | what MemAug can look up      | what the language model sees                                   |
-|--------|------------------------------|----------------------------------------------------------------|
-| memory | the whole memory             | kept tokens, looked up (Hour-LLaVA)                            |
-| kept   | the kept tokens only         | kept tokens                                                    |
-| frames | the frames it is given       | all tokens of frames spread evenly, as many tokens as the others |
-| none   | there is no MemAug           | kept tokens                                                    |
+| arm    | what MemAug can look up | what the language model sees                           |
+|--------|-------------------------|--------------------------------------------------------|
+| memory | the whole memory        | kept tokens, looked up (Hour-LLaVA)                    |
+| kept   | the kept tokens only    | kept tokens                                            |
+| frames | the frames it is given  | all tokens of as many evenly spread frames as fit      |
+|        |                         | into the number of tokens that the others see          |
+| none   | there is no MemAug      | kept tokens                                            |
 
 `hidden` accuracy asks only for needles in frames that temporal forgetting drops, `any` for
 needles anywhere.

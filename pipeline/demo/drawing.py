@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import random
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,35 +122,69 @@ def jpeg(picture: Picture) -> bytes:
         "RGB", (picture.width, picture.height), _rgb(picture.background, picture.shade)
     )
     reach = picture.reach * min(picture.width, picture.height)
-    x, y = picture.centre[0] * picture.width, picture.centre[1] * picture.height
-    draw, fill = ImageDraw.Draw(image), _rgb(picture.colour, picture.shade)
-    box = (x - reach, y - reach, x + reach, y + reach)
-    if picture.figure == "square":
-        draw.rectangle(box, fill=fill)
-    elif picture.figure == "circle":
-        draw.ellipse(box, fill=fill)
-    else:
-        draw.polygon([(x, y - reach), (x + reach, y + reach), (x - reach, y + reach)], fill=fill)
+    centre = picture.centre[0] * picture.width, picture.centre[1] * picture.height
+    paint_figure(image, picture.figure, centre, reach, _rgb(picture.colour, picture.shade))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
+def paint_figure(
+    image: Image.Image,
+    figure: str,
+    centre: tuple[float, float],
+    reach: float,
+    fill: tuple[int, int, int],
+) -> None:
+    """Draw a figure into an image.
+
+    Args:
+        figure: one of `FIGURES`.
+        centre: x and y in pixels.
+        reach: pixels from the centre to the sides of the box that the figure fills.
+    """
+    draw, (x, y) = ImageDraw.Draw(image), centre
+    box = (x - reach, y - reach, x + reach, y + reach)
+    if figure == "square":
+        draw.rectangle(box, fill=fill)
+    elif figure == "circle":
+        draw.ellipse(box, fill=fill)
+    else:
+        draw.polygon([(x, y - reach), (x + reach, y + reach), (x - reach, y + reach)], fill=fill)
+
+
 def write_film(path: Path, film: Film) -> None:
     """Encode the film as H.264 in an MP4 whose index comes first, as hosts serve it."""
+    frames = (frame_at(film, number / film.fps) for number in range(film.duration * film.fps))
+    # A key frame every five seconds.
+    write_h264(path, frames, film.fps, film.fps * 5, "superfast", {"movflags": "+faststart"})
+
+
+def write_h264(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    fps: int,
+    gop_size: int,
+    preset: str,
+    options: Mapping[str, str],
+) -> None:
+    """Encode frames as H.264 in an MP4; the same frames give the same bytes everywhere.
+
+    Args:
+        frames: uint8 [FILM_HEIGHT, FILM_WIDTH, 3].
+        gop_size: frames from one key frame to the next.
+        preset: libx264's; a faster one gives larger files.
+        options: further ones of the container.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(
-        str(path), "w", options={"movflags": "+faststart", "fflags": "+bitexact"}
-    ) as container:
-        stream = container.add_stream(
-            "libx264", rate=film.fps, options={"preset": "superfast", "crf": "23"}
-        )
+    options = {**options, "fflags": "+bitexact"}
+    with av.open(str(path), "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"preset": preset, "crf": "23"})
         stream.width, stream.height, stream.pix_fmt = FILM_WIDTH, FILM_HEIGHT, "yuv420p"
-        stream.codec_context.thread_count = 1  # one thread gives the same bytes everywhere
-        stream.codec_context.gop_size = film.fps * 5
-        for number in range(film.duration * film.fps):
-            frame = av.VideoFrame.from_ndarray(frame_at(film, number / film.fps), format="rgb24")
-            container.mux(stream.encode(frame))
+        stream.codec_context.thread_count = 1  # more threads would give other bytes
+        stream.codec_context.gop_size = gop_size
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
 
 
