@@ -14,13 +14,12 @@ from benchmarks.longvideo import FEW, few_frames, labels_of, markdown, rows_of
 from benchmarks.longvideo_corpus import Held, Sizes, write_corpus
 from benchmarks.longvideo_world import (
     FLASH_S,
-    WIDTH,
     about_long_film,
     draw,
     invent_long_film,
     tasks,
 )
-from pipeline.demo.drawing import COLOURS
+from pipeline.demo.drawing import COLOURS, FILM_WIDTH
 from training.formats.feature_file import FeatureFile, write_features
 
 FILMS = [invent_long_film(f"test/{number}", 180 + 31 * number) for number in range(16)]
@@ -37,7 +36,7 @@ def seen(film, second: int) -> dict[str, str]:
     picture = np.asarray(draw(film, second))
     background = colour_of(tuple(picture[0, 0]))
     for side, x in (("left", 0.27), ("right", 0.73)):
-        column = picture[:, round(WIDTH * x)]
+        column = picture[:, round(FILM_WIDTH * x)]
         if (other := (column != picture[0, 0]).any(-1)).any():
             return {
                 "background": background,
