@@ -51,7 +51,7 @@ class OpenedVideo:
     with k = 0 .. frames-1 and uint8 pictures [S, S, 3].
 
     Args:
-        line: the file's timeline.
+        timeline: the file's timeline.
         indices: frames of the timeline that are wanted.
         pictures: these frames, decoded when they are asked for.
         report: filled while they are decoded.
@@ -65,22 +65,22 @@ class OpenedVideo:
 
     def __init__(
         self,
-        line: Timeline,
+        timeline: Timeline,
         indices: np.ndarray,
         pictures: Iterator[np.ndarray],
         report: reader.DecodeReport,
         why: str,
     ) -> None:
         self.frames = len(indices)
-        self._line, self._seconds = line, line.pts[indices]
+        self._timeline, self._seconds = timeline, timeline.pts[indices]
         self._pictures, self._report = pictures, report
         self.facts: dict[str, Any] = {
             "frames": self.frames,
-            "duration": line.duration,
-            "codec": line.codec,
-            "container": line.container,
-            "width": line.width,
-            "height": line.height,
+            "duration": timeline.duration,
+            "codec": timeline.codec,
+            "container": timeline.container,
+            "width": timeline.width,
+            "height": timeline.height,
             "decoder": report.decoder,
             "why": why,
         }
@@ -89,7 +89,7 @@ class OpenedVideo:
     def stats(self) -> dict[str, float]:
         """Counts by name; every one that is not zero is damage. Complete after the last picture."""
         counts = {name: value for name, value in asdict(self._report).items() if name != "decoder"}
-        return {**counts, "truncated": int(self._line.truncated)}
+        return {**counts, "truncated": int(self._timeline.truncated)}
 
     @property
     def too_corrupt(self) -> bool:
@@ -106,12 +106,12 @@ def open_pyav(
     path: str, size: int, min_frames: int, max_frames: int, max_pixels: int
 ) -> Iterator[OpenedVideo]:
     """A `Backend`: PyAV, planned by `model.media`."""
-    line, indices = choose_frames(path, min_frames, max_frames, max_pixels)
+    timeline, indices = choose_frames(path, min_frames, max_frames, max_pixels)
     report = reader.DecodeReport()
-    pictures = reader.decode(line, indices, size=size, max_pixels=max_pixels, report=report)
+    pictures = reader.decode(timeline, indices, size=size, max_pixels=max_pixels, report=report)
     report.decoder += f", ffmpeg {ffmpeg_version()}"
     why = "exact on every kind of file and cheapest in CPU time"
-    yield OpenedVideo(line, indices, pictures, report, why)
+    yield OpenedVideo(timeline, indices, pictures, report, why)
 
 
 @contextmanager
@@ -119,11 +119,11 @@ def open_decord(
     path: str, size: int, min_frames: int, max_frames: int, max_pixels: int
 ) -> Iterator[OpenedVideo]:
     """A `Backend`: decord where it can be trusted, see `model.media.decord_reader`, else PyAV."""
-    line, indices = choose_frames(path, min_frames, max_frames, max_pixels)
+    timeline, indices = choose_frames(path, min_frames, max_frames, max_pixels)
     report = reader.DecodeReport()
     try:
         pictures = decord_reader.decode(
-            line, indices, size=size, max_pixels=max_pixels, report=report
+            timeline, indices, size=size, max_pixels=max_pixels, report=report
         )
         first = next(pictures)  # opens the file and compares timelines
     except MediaError as error:
@@ -132,7 +132,7 @@ def open_decord(
             yield video
         return
     why = "decord is asked for; damage that it mends is not counted"
-    yield OpenedVideo(line, indices, chain([first], pictures), report, why)
+    yield OpenedVideo(timeline, indices, chain([first], pictures), report, why)
 
 
 def choose_frames(
@@ -144,11 +144,11 @@ def choose_frames(
         MediaError: the file cannot be used.
         TooLong: T is more than `max_frames`.
     """
-    line = read_timeline(path, max_pixels=max_pixels)
-    indices = feature_frame_indices(line, min_frames=min_frames)
+    timeline = read_timeline(path, max_pixels=max_pixels)
+    indices = feature_frame_indices(timeline, min_frames=min_frames)
     if len(indices) > max_frames:
         raise TooLong(f"{len(indices):,} frames at one a second, at most {max_frames:,} are kept")
-    return line, indices
+    return timeline, indices
 
 
 def ffmpeg_version() -> str:

@@ -86,4 +86,5 @@ class Connection:
         return bool(poll.poll(0))
 
     def close(self) -> None:
+        """Close this end; the other side then receives None."""
         self.sock.close()

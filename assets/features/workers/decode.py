@@ -84,6 +84,7 @@ class FreeSlots:
         return bool(self._slots)
 
     def add(self, slots: list[int]) -> None:
+        """Slots that the coordinator has given."""
         self._slots += slots
 
     def take(self) -> int:

@@ -46,6 +46,7 @@ class FrameBuffer:
         return FrameBuffer(descriptor, side, slots)
 
     def close(self) -> None:
+        """Give this process's share of the memory back. Nobody may hold on to `pictures`."""
         del self.pictures
         self.memory.close()
         os.close(self.descriptor)

@@ -52,9 +52,9 @@ def open_nvdec(
     path: str, size: int, min_frames: int, max_frames: int, max_pixels: int
 ) -> Iterator[OpenedVideo]:
     """A `Backend`: the GPU's video engine; PyAV for what the engine cannot decode."""
-    line, indices = choose_frames(path, min_frames, max_frames, max_pixels)
-    first = _first_frame(line, max_pixels)
-    if reason := _unsuitable(line, first):
+    timeline, indices = choose_frames(path, min_frames, max_frames, max_pixels)
+    first = _first_frame(timeline, max_pixels)
+    if reason := _unsuitable(timeline, first):
         with open_pyav(path, size, min_frames, max_frames, max_pixels) as video:
             video.facts["why"] = f"NVDEC is asked for but does not take it: {reason}"
             yield video
@@ -64,28 +64,31 @@ def open_nvdec(
     report = reader.DecodeReport()
     source = partial(NvdecDecoder, like=first)
     pictures = reader.decode(
-        line, indices, size=size, max_pixels=max_pixels, report=report, decoder=source
+        timeline, indices, size=size, max_pixels=max_pixels, report=report, decoder=source
     )
     report.decoder = (
         f"nvdec {PyNvVideoCodec.__version__}, av {av.__version__}, ffmpeg {ffmpeg_version()}"
     )
     why = "NVDEC is asked for; damage that it mends is not counted"
-    yield OpenedVideo(line, indices, pictures, report, why)
+    yield OpenedVideo(timeline, indices, pictures, report, why)
 
 
-def _first_frame(line: Timeline, max_pixels: int) -> av.VideoFrame:
+def _first_frame(timeline: Timeline, max_pixels: int) -> av.VideoFrame:
     """A frame as the CPU decodes it, which says how it is turned and what its colours mean."""
-    with open_video(line.path, max_pixels=max_pixels, index=line.stream) as (container, stream):
+    with open_video(timeline.path, max_pixels=max_pixels, index=timeline.stream) as (
+        container,
+        stream,
+    ):
         for frame in FrameDecoder(PacketReader(container, stream), stream):
             return frame
-    raise MediaError("no_frame_decodes", line.path, "not one frame")
+    raise MediaError("no_frame_decodes", timeline.path, "not one frame")
 
 
-def _unsuitable(line: Timeline, first: av.VideoFrame) -> str:
+def _unsuitable(timeline: Timeline, first: av.VideoFrame) -> str:
     """Why the engine cannot decode a video; empty if it can."""
-    if line.codec not in CODECS:
-        return f"codec {line.codec}"
-    if not line.skippable:
+    if timeline.codec not in CODECS:
+        return f"codec {timeline.codec}"
+    if not timeline.skippable:
         return "its frames cannot be told from its packets"
     if first.format.name not in PIXEL_FORMATS:
         return f"pixel format {first.format.name}"

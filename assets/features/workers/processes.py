@@ -69,6 +69,7 @@ class DecoderProcess:
         return _excerpt(self.stderr)
 
     def close(self) -> None:
+        """Close what connects us to it. It must have ended."""
         self.connection.close()
         os.close(self.stderr)
 
@@ -181,6 +182,7 @@ class ForkServer(ChildProcess):
         return DecoderProcess(self._last_id, opener, ours, stderr, heard=time.monotonic())
 
     def kill(self, decoder: DecoderProcess) -> None:
+        """Kill a decoder; a message tells of its exit, as of any other."""
         self.connection.send("kill", decoder.id)
 
 
