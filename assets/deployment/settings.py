@@ -87,7 +87,9 @@ class Limits(Section):
     """What one video may cost its decoder before it is given up."""
 
     max_pixels: int = Field(
-        default=MAX_VIDEO_PIXELS, ge=1, description="width x height; looked at before decoding begins"
+        default=MAX_VIDEO_PIXELS,
+        ge=1,
+        description="width x height; looked at before decoding begins",
     )
     max_frames: int = Field(
         default=4 * 3600, ge=1, description="frames kept of a video; four hours at one a second"
