@@ -70,8 +70,8 @@ def collect_annotations(
     `annotations.rejected.parquet`.
 
     Raises:
-        AnnotationError: a configured file has unknown columns or cannot be parsed; there would be
-            too many parts.
+        AnnotationError: a configured file has unknown columns or cannot be parsed; the annotations
+            that are there were not written by this pipeline.
         OperatorError: the hub refuses.
     """
     reading = data_version(
@@ -82,13 +82,13 @@ def collect_annotations(
         }
     )
     record = AnnotationRecord.read(storage)
-    growth = _Growth(storage, settings, reading, log)
+    adder = _FileAdder(storage, settings, reading, log)
     configured, landed = configured_files(storage, settings, log), landing_files(settings)
     if fresh := _unread(configured, record, reading):
-        record = growth.add(record or AnnotationRecord(), fresh)
+        record = adder.add(record or AnnotationRecord(), fresh)
     problems: list[str] = []
     if fresh := _unread(landed, record, reading):
-        record = growth.add(record or AnnotationRecord(), fresh, problems)
+        record = adder.add(record or AnnotationRecord(), fresh, problems)
     remove_scratch(scratch(storage, "annotations"))
     assert record is not None, "the settings name at least one file"
     for problem in problems:
@@ -110,7 +110,7 @@ def _unread(
 
 
 @dataclass(frozen=True, slots=True)
-class _Growth:
+class _FileAdder:
     """Adds files to the annotations: each is read into Parquet files of its own, then all of them
     join the rows that are there.
     """
@@ -160,6 +160,7 @@ class _Growth:
         return FileReader(self.settings, folder, known, part_of_video, self.log)
 
     def _publish(self, record: AnnotationRecord, read: list[FileRows]) -> None:
+        """Bring the record up to date, and write both files with the new rows at their ends."""
         is_first = not record.part_versions
         filled = sorted({part for rows in read for part in rows.parts})
         parts = range(self.settings.parts) if is_first else filled

@@ -1,13 +1,14 @@
 """Which question-answer rows can be used, each pair of a video once, and in which order they stand.
 
-Text is looked at by Arrow kernels, a column at a time; the order is that of a hash of the text, so
-that neither the order of the rows nor their number in a file decides anything.
+Arrow kernels check the text, a column at a time. Rows are ordered by a hash of their text, so that
+neither their order nor their number in a file decides anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,22 +48,23 @@ class CleanRows:
 def clean(
     table: pa.Table, durations: Mapping[str, float], names: list[str], seed: str
 ) -> tuple[CleanRows, pa.Table]:
-    """Usable rows, and a table of `REJECTED_SCHEMA` of the others, with the first reason that
+    """Usable rows, and a table of `REJECTED_SCHEMA` of the others, with the most basic reason that
     applies to each.
 
     Args:
         table: columns `code` (place in `names`), `question_id`, `question`, `answer`, and
             where the rows have them `sample_id` and `turn`.
-        durations: the videos that are there.
+        durations: the videos that are there -> seconds.
+        names: the part's videos.
+        seed: goes into the hashes that order the rows.
     """
     table = table.combine_chunks()
     codes = table["code"].to_numpy()
     there = np.array([name in durations for name in names], bool)[codes]
-    question = _trimmed(
-        pc.replace_substring_regex(_trimmed(table["question"]), OUTER_PLACEHOLDER, "")
-    )
-    answer = _trimmed(table["answer"])
+    question, answer = _trimmed(table["question"]), _trimmed(table["answer"])
+    question = _trimmed(pc.replace_substring_regex(question, OUTER_PLACEHOLDER, ""))
     reason = np.full(len(table), "", object)
+    # The last one that applies stays, so the most basic reason comes last.
     for text, mask in (
         ("stray token in answer", _mask(pc.match_substring_regex(answer, STRAY_TOKENS))),
         ("stray token in question", _mask(pc.match_substring_regex(question, STRAY_TOKENS))),
@@ -104,12 +106,10 @@ def _mask(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(column).astype(bool)
 
 
-def _optional(table: pa.Table, name: str, usable: pa.Array) -> list:
-    return (
-        table[name].filter(usable).to_pylist()
-        if name in table.column_names
-        else [None] * usable.true_count
-    )
+def _optional(table: pa.Table, name: str, usable: pa.Array) -> list[Any]:
+    if name not in table.column_names:
+        return [None] * usable.true_count
+    return table[name].filter(usable).to_pylist()
 
 
 def _without_duplicates(rows: CleanRows, seed: str) -> tuple[np.ndarray, np.ndarray]:
@@ -129,6 +129,7 @@ def _without_duplicates(rows: CleanRows, seed: str) -> tuple[np.ndarray, np.ndar
     # Text only breaks ties, so it is ranked once instead of being compared in the sort.
     id_rank, sample_rank = _rank(rows.question_ids), _rank([name or "" for name in rows.sample_ids])
     turn = np.array([place or 0 for place in rows.turns], np.int64)
+    # The last key counts most.
     order = np.lexsort(
         (id_rank, turn, sample_rank, ~grouped, hashes[:, 1], hashes[:, 0], rows.codes)
     )

@@ -1,4 +1,6 @@
-"""What was collected, as a person should see it: nothing here stops what follows."""
+"""What was collected of the annotations, as a person should see it: nothing that follows stops."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
@@ -6,8 +8,6 @@ import pytest
 
 from assets.annotations.checks import usable
 from assets.annotations.collect import AnnotationReport
-from assets.collections.checks import all_there
-from assets.collections.collection import CollectionReport
 from assets.deployment.settings import Settings
 from tests.servers.world import make_settings
 
@@ -34,16 +34,3 @@ def test_many_rows_set_aside_and_unreadable_landing_files_are_warnings(settings:
     )
     assert [(v.passed, v.blocks) for v in (many, unreadable)] == [(False, False)] * 2
     assert "x.csv: empty" in unreadable.message
-
-
-def test_sets_that_the_hub_lacks_are_named() -> None:
-    rows = [
-        {"annotation": "a.json", "state": "ready"},
-        {"annotation": "b.json", "state": "not in the repository"},
-    ]
-    verdict = all_there(CollectionReport("v", {}, {}, rows))
-    assert (verdict.passed, verdict.blocks) == (False, False)
-    assert (
-        "1 of 2 annotation files of the mixture; the hub has nothing for b.json" in verdict.message
-    )
-    assert all_there(CollectionReport("v", {}, {}, rows[:1])).passed

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from assets.fetching import table_files as files
+from assets.fetching import table_files
 from assets.fetching.errors import AnnotationError
 from assets.fetching.table_files import read_rows
 
@@ -38,7 +38,7 @@ def write(path: Path, rows: list[dict]) -> None:
         path.write_text(json.dumps(rows, indent=1))
 
 
-@pytest.mark.parametrize("suffix", files.SUFFIXES)
+@pytest.mark.parametrize("suffix", table_files.SUFFIXES)
 def test_every_form_gives_the_same_rows(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows{suffix}"
     write(path, ROWS)
@@ -79,7 +79,7 @@ def test_a_json_list_is_read_alike_whatever_the_size_of_a_read(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(files, "READ_CHARS", chars)
+    monkeypatch.setattr(table_files, "READ_CHARS", chars)
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows, ensure_ascii=False, indent=indent))
     assert [row.value for row in read_rows(path, "rows.json")] == rows
