@@ -11,7 +11,8 @@ from assets.evaluation.grading import is_right, same_answer
 from assets.evaluation.questions import EvaluationQuestion
 from assets.evaluation.report import EvaluationReport
 from assets.inference.checkpoint import checkpoint_hash
-from assets.inference.session import IMAGE, Prompt, Session
+from assets.inference.session import Prompt, Session
+from model.conversation import IMAGE
 from training.formats.hashing import data_version
 from training.progress import Progress
 

@@ -17,7 +17,8 @@ from typing import Any
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
-from assets.inference.session import IMAGE, Prompt, Session
+from assets.inference.session import Prompt, Session
+from model.conversation import IMAGE
 
 LONGEST = 128  # tokens of an answer, where a task does not say
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -96,7 +96,7 @@ class Session:
             )
         self.end = end
         # Only the last video is kept: who asks about many asks about one after another.
-        self._last: tuple[Path, bool, RememberedVideo] | None = None
+        self._last: tuple[tuple[Path, bool, bool], RememberedVideo] | None = None
 
     # -- from media to prompts --------------------------------------------------------------------
 
@@ -114,8 +114,9 @@ class Session:
             FileNotFoundError: no such file.
             ValueError: a video that cannot be decoded, or features that the checkpoint cannot use.
         """
-        if self._last is not None and self._last[:2] == (path, grey):
-            return self._last[2]
+        key = path, grey, own_encoder
+        if self._last is not None and self._last[0] == key:
+            return self._last[1]
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
         self._last = None  # its memory makes room
@@ -130,7 +131,7 @@ class Session:
         with torch.inference_mode():
             memory_ND = self.model.model.remember(Visual("features", features=shown_TPC))
         video = RememberedVideo(shown_TPC, stored.duration, memory_ND)
-        self._last = path, grey, video
+        self._last = key, video
         return video
 
     def prompt(

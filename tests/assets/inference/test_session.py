@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from assets.inference import session as session_module
-from assets.inference.session import IMAGE, UNFINISHED, Session
+from assets.inference.session import UNFINISHED, Session
 from assets.inference.videos import encode_video
+from model.conversation import IMAGE
 
 QUESTION = "What colour is the square?"
 
