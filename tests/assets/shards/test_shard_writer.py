@@ -127,13 +127,15 @@ def test_the_report_says_what_a_person_wants_to_know(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 3])
-def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch, workers):
+@pytest.mark.parametrize("number", [2, 3])
+def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch, number):
     monkeypatch.setattr(workers, "POOL_FROM_ROWS", 1)
     storage = make_root(tmp_path)
     found = []
-    for number in (1, workers):
-        write_kind_part(storage, settings_for(tmp_path, workers=number), "llavavideo_mi", 3, quiet)
+    for processes in (1, number):
+        write_kind_part(
+            storage, settings_for(tmp_path, workers=processes), "llavavideo_mi", 3, quiet
+        )
         found.append(contents(tmp_path / part_folder("llavavideo_mi", 3)))
         storage.remove(part_folder("llavavideo_mi", 3))
     assert found[0] == found[1]
