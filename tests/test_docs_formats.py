@@ -359,10 +359,9 @@ def test_numbers_of_feature_files_are_those_of_the_presets():
     assert f"`{features.FORMAT}`" in text
     assert f"takes {features.HEADER_ROOM} bytes" in text
     assert f"at least {full.memory.min_frames} where" in text
-    assert (
-        f"({tiny.memory.min_frames} for `tiny`); P is {full.memory.frame_tokens} ({tiny.memory.frame_tokens})"
-        in (re.sub(r"\s+", " ", text))
-    )
+    flowing = re.sub(r"\s+", " ", text)
+    frame_tokens = f"P is {full.memory.frame_tokens} ({tiny.memory.frame_tokens})"
+    assert f"({tiny.memory.min_frames} for `tiny`); {frame_tokens}" in flowing
     assert f"C is {full.vision.hidden_size} ({tiny.vision.hidden_size})" in text
     hour = (
         3600 * (full.memory.frame_tokens * full.vision.hidden_size * 2 + 4) + features.HEADER_ROOM
