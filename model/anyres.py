@@ -203,7 +203,7 @@ def base_positions(layout: AnyresLayout) -> Tensor:
 
 
 def memory_order(layout: AnyresLayout) -> tuple[Tensor, Tensor]:
-    """Which row of `[base | map | newline]` each memory token is, and its position: two int64 [N]."""
+    """Row of `[base | map | newline]` of each memory token, and its position: two int64 [N]."""
     return query_order(layout, torch.arange(layout.base_tokens), torch.arange(layout.map_tokens))
 
 

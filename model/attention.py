@@ -1,13 +1,16 @@
 """The one place that chooses an attention kernel.
 
-| where                                      | kernel                                                            |
-|--------------------------------------------|-------------------------------------------------------------------|
-| GPU, half precision, one or long sequences | PyTorch SDPA: cuDNN (1.6x FlashAttention-2 on an H200), else flash |
-| GPU, half precision, many short sequences  | one call for all: flash-attn if installed, else `varlen_attn`     |
-| a single query (a step of generation)      | two plain products                                                |
-| CPU, float32                               | PyTorch SDPA, whatever it has there                               |
+| where                                      | kernel                                           |
+|--------------------------------------------|--------------------------------------------------|
+| GPU, half precision, one or long sequences | PyTorch SDPA: cuDNN, else flash                  |
+| GPU, half precision, many short sequences  | one call: flash-attn if installed, else varlen   |
+| a single query (a step of generation)      | two plain products                               |
+| CPU, float32                               | PyTorch SDPA, whatever it has there              |
 
-Sequences of several samples lie one after another in one tensor; `SequenceLengths` says where each ends.
+cuDNN is 1.6 times as fast as FlashAttention-2 on an H200; varlen is PyTorch's `varlen_attn`.
+
+Sequences of several samples lie one after another in one tensor; `SequenceLengths` says where each
+ends.
 Grouped-query attention never repeats keys: without a causal mask the query heads of a group are
 simply more queries.
 
@@ -50,8 +53,8 @@ LONG_SEQUENCE_SCORES = 4096**2
 
 @dataclass(frozen=True, slots=True)
 class SequenceLengths:
-    """Lengths of the sequences that lie one after another, on the host and, summed up, on the
-    device.
+    """How long the sequences are that lie one after another: lengths on the host, and on the device
+    where each starts, as kernels for packed sequences want it.
     """
 
     lengths: tuple[int, ...]
@@ -141,7 +144,7 @@ def _fold(q_BTHD: Tensor, k_BNKD: Tensor) -> bool:
 
 
 def _few(q_BKTD: Tensor, k_BKND: Tensor, v_BKND: Tensor, mask: Tensor | None) -> Tensor:
-    """A handful of queries: fused kernels keep most of the device idle, two small products don't."""
+    """A handful of queries: two small products use more of the device than fused kernels do."""
     scores_BKTN = (q_BKTD @ k_BKND.transpose(-1, -2)).float() * q_BKTD.shape[-1] ** -0.5
     if mask is not None:
         scores_BKTN = scores_BKTN.masked_fill(~mask, -torch.inf)
@@ -236,8 +239,8 @@ def llm_attention(
     """Causal attention as transformers calls it: query [B, H, T, D], key and value [B, K, N, D] ->
     [B, T, H, D].
 
-    With `sequence_lengths` (training) the batch is one row of packed sequences. Without it (generation) it
-    is a batch that may carry a cache, N >= T, and a mask if it is padded.
+    With `sequence_lengths` (training) the batch is one row of packed sequences. Without it
+    (generation) it is a batch that may carry a cache, N >= T, and a mask if it is padded.
     """
     q_BTHD, k_BNKD, v_BNKD = (x.transpose(1, 2) for x in (query, key, value))
     if sequence_lengths is not None:

@@ -84,7 +84,8 @@ def video_prompt(
         )
     question = conversations[first]["value"].replace(IMAGE, "")
     opening = (
-        f"{IMAGE}\nThe video lasts for {duration:.2f} seconds, and {frames} frames are uniformly sampled from it. "
+        f"{IMAGE}\nThe video lasts for {duration:.2f} seconds, and {frames} frames are uniformly "
+        "sampled from it. "
         "Please answer the following questions related to this video."
     )
     turns = [dict(turn) for turn in conversations]

@@ -1,7 +1,8 @@
 """Forgetting: which tokens of a memory stay as queries for MemAug.
 
-Of a video's frames some stay, spread evenly; of each map of tokens that stays (a frame, an image, the
-base or the map of an anyres image) a rule chooses tokens. A new rule is one function with `@rule`.
+Of a video's frames some stay, spread evenly. Of each map of tokens that stays (a frame, an image,
+the base or the map of an anyres image) a rule chooses tokens. A new rule is one function with
+`@rule`.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         return self.model.llm.lm_head
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Parts that a checkpoint lacks, transformers' own modules (with their buffers) included."""
+        """Initialise what a checkpoint lacks, also transformers' own modules and their buffers."""
         super()._init_weights(module)
         if isinstance(module, HourLlava):
             module.image_newline.data.copy_(

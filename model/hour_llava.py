@@ -60,7 +60,7 @@ class Output(NamedTuple):  # a tuple, because FSDP looks for tensors in tuples
 
 
 class HourLlava(nn.Module):
-    """The whole model. Its parts come without useful weights: load them, or see `model.initialise`."""
+    """The whole model. Weights are arbitrary until they are loaded, or see `model.initialise`."""
 
     def __init__(self, config: HourLlavaConfig) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class HourLlava(nn.Module):
         return LLMInput(plan, embeds_SD, self._to_device(plan.positions_S), lengths)
 
     def remember(self, visual: Visual) -> Tensor:
-        """The memory [N, D] of a visual. `prepare` takes it for any number of questions about it."""
+        """The memory [N, D] of a visual. `prepare` takes it for any number of questions."""
         return self._memories([self._visual_to_device(visual)])
 
     def run_llm(self, llm_input: LLMInput) -> Tensor:
@@ -147,7 +147,7 @@ class HourLlava(nn.Module):
         limit = self.config.vision_gradient_frames
         return visual.kind == "frames" and limit is not None and len(_tensor(visual)) > limit
 
-    # -- the steps of `prepare` ---------------------------------------------------------------------
+    # -- the steps of `prepare` -------------------------------------------------------------------
 
     def _memories(self, visuals: list[Visual]) -> Tensor:
         """The memories [N, D] of the visuals, one after another."""
@@ -207,7 +207,7 @@ class HourLlava(nn.Module):
         return augmented_MD.index_select(0, self._to_device(plan.visual_rows_Q))
 
     def _visual_to_device(self, visual: Visual) -> Visual:
-        """The visual on the model's device; a long video follows chunk by chunk when it is encoded."""
+        """The visual on the model's device; a long video follows in chunks when it is encoded."""
         if self.is_long(visual):
             return visual
         tensor = self._to_device(_tensor(visual))

@@ -7,7 +7,8 @@ decided here once:
     grey, palette, 1-bit, CMYK   converted
     transparency                 the alpha channel is dropped, the colours under it stay
     16-bit grey                  scaled to 8 bits (Pillow alone would clip all above 255 to white)
-    32-bit grey                  the same if its values fit 16 bits, otherwise refused: nothing says what white is
+    32-bit grey                  the same if its values fit 16 bits, otherwise refused: nothing
+                                 says what white is
     EXIF orientation             applied
     animation                    its first frame
     truncated, unknown, huge     refused
@@ -90,7 +91,7 @@ def squashed(image: Image.Image, size: int) -> Tensor:
 
 
 def anyres(image: Image.Image, layout: AnyresLayout) -> Tensor:
-    """The squashed image, then its tiles row by row: uint8 [1 + tiles, 3, S, S]. Padding is black."""
+    """The squashed image, then its tiles by rows: uint8 [1 + tiles, 3, S, S]. Padding is black."""
     canvas = Image.new("RGB", layout.resolution)
     left, top, right, bottom = paste_box(image.size, layout.resolution)
     canvas.paste(resize_image(image, (right - left, bottom - top)), (left, top))

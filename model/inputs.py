@@ -14,9 +14,8 @@ from torch import Tensor
 from model.anyres import AnyresLayout, plan_anyres
 from model.config import HourLlavaConfig
 
-IGNORE_INDEX = (
-    -100
-)  # a label that is not supervised; an input token with it is a prompt token, which MemAug sees
+# A label that is not supervised; an input token with it is a prompt token, which MemAug sees.
+IGNORE_INDEX = -100
 IMAGE_TOKEN_INDEX = -200  # the id that stands for one visual in `input_ids`
 
 KINDS = ("frames", "features", "anyres", "images")
@@ -29,8 +28,10 @@ class Visual:
     kind       fills              tensor
     frames     one placeholder    pixels [T, 3, S, S], a video
     features   one placeholder    features [T, P, C], a video through the vision encoder and pooling
-    anyres     one placeholder    pixels [1 + tiles, 3, S, S], the whole image first; image_size (width, height)
-    images     n placeholders     pixels [n, 3, S, S], each padded to a square: multi-image, or one crop when n is 1
+    anyres     one placeholder    pixels [1 + tiles, 3, S, S], the whole image first;
+                                  image_size (width, height)
+    images     n placeholders     pixels [n, 3, S, S], each padded to a square: several images,
+                                  or one crop when n is 1
 
     Pixels are uint8 (u stands for u / 127.5 - 1) or floating point, already normalised.
     """
@@ -113,7 +114,8 @@ def _problem(visual: Visual, config: HourLlavaConfig) -> str | None:
         wanted = [3, config.vision.image_size, config.vision.image_size]
     tensor = visual.tensor
     if tensor is None:
-        return f"a visual of kind {visual.kind!r} needs {'features' if visual.kind == 'features' else 'pixels'}"
+        needed = "features" if visual.kind == "features" else "pixels"
+        return f"a visual of kind {visual.kind!r} needs {needed}"
     if list(tensor.shape[1:]) != wanted or not len(tensor):
         return (
             f"{visual.kind} of shape {list(tensor.shape)}; variant {config.variant} takes "

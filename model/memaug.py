@@ -5,17 +5,17 @@ memory is the raw projected tokens, the same for every block. No mask: every que
 and all of the memory.
 
 Shapes: Q query tokens of all samples, N memory tokens of all samples, D width, H heads, K key-value
-heads, E head dims.
+heads, E dims of a head, T tokens (Q or N), R = E / 4 rotated pairs.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import SequenceLengths, packed_attention
 from model.config import LLMConfig
-from model.rope import rotary_table, rotate
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine of every token's position
 
@@ -40,14 +40,18 @@ class MemAug(nn.Module):
         """Enriched queries [Q, D]. Samples are packed: queries number i see queries and memory
         number i only.
         """
-        query_turn = rotary_table(query_positions_Q, self.head_dim, self.rope_theta, x_QD.dtype)
-        memory_turn = rotary_table(memory_positions_N, self.head_dim, self.rope_theta, x_QD.dtype)
+        query_rotation = rotary_table(query_positions_Q, self.head_dim, self.rope_theta, x_QD.dtype)
+        memory_rotation = rotary_table(
+            memory_positions_N, self.head_dim, self.rope_theta, x_QD.dtype
+        )
         for block in self.blocks:
-            x_QD = block(x_QD, memory_ND, query_turn, memory_turn, queries, memories)
+            x_QD = block(x_QD, memory_ND, query_rotation, memory_rotation, queries, memories)
         return x_QD
 
 
 class MemAugBlock(nn.Module):
+    """Self-attention, cross-attention to the memory, MLP; each is added and then normalised."""
+
     def __init__(self, llm: LLMConfig) -> None:
         super().__init__()
         width = llm.hidden_size
@@ -63,14 +67,17 @@ class MemAugBlock(nn.Module):
         self,
         x_QD: Tensor,
         memory_ND: Tensor,
-        query_turn: Rotation,
-        memory_turn: Rotation,
+        query_rotation: Rotation,
+        memory_rotation: Rotation,
         queries: SequenceLengths,
         memories: SequenceLengths,
     ) -> Tensor:
-        x_QD = self.self_norm(x_QD + self.self_attention(x_QD, query_turn, queries))
+        x_QD = self.self_norm(x_QD + self.self_attention(x_QD, query_rotation, queries))
         x_QD = self.cross_norm(
-            x_QD + self.cross_attention(x_QD, memory_ND, query_turn, memory_turn, queries, memories)
+            x_QD
+            + self.cross_attention(
+                x_QD, memory_ND, query_rotation, memory_rotation, queries, memories
+            )
         )
         return self.mlp_norm(x_QD + self.down(F.gelu(self.up(x_QD))))
 
@@ -85,12 +92,11 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(llm.hidden_size, sum(self.heads) * llm.head_dim)
         self.out = nn.Linear(llm.hidden_size, llm.hidden_size)
 
-    def forward(self, x_QD: Tensor, turn: Rotation, queries: SequenceLengths) -> Tensor:
-        q_QHE, k_QKE, v_QKE = (
-            self.qkv(x_QD).unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
-        )
+    def forward(self, x_QD: Tensor, rotation: Rotation, queries: SequenceLengths) -> Tensor:
+        heads = self.qkv(x_QD).unflatten(-1, (-1, self.head_dim))  # [Q, H + K + K, E]
+        q_QHE, k_QKE, v_QKE = heads.split(self.heads, dim=1)
         attended_QHE = packed_attention(
-            rotate(q_QHE, *turn), rotate(k_QKE, *turn), v_QKE, queries, queries
+            rotate(q_QHE, *rotation), rotate(k_QKE, *rotation), v_QKE, queries, queries
         )
         return self.out(attended_QHE.flatten(1))
 
@@ -109,14 +115,50 @@ class CrossAttention(nn.Module):
         self,
         x_QD: Tensor,
         memory_ND: Tensor,
-        query_turn: Rotation,
-        memory_turn: Rotation,
+        query_rotation: Rotation,
+        memory_rotation: Rotation,
         queries: SequenceLengths,
         memories: SequenceLengths,
     ) -> Tensor:
         q_QHE = self.q(x_QD).unflatten(-1, (-1, self.head_dim))
         k_NKE, v_NKE = self.kv(memory_ND).unflatten(-1, (-1, self.head_dim)).chunk(2, dim=1)
         attended_QHE = packed_attention(
-            rotate(q_QHE, *query_turn), rotate(k_NKE, *memory_turn), v_NKE, queries, memories
+            rotate(q_QHE, *query_rotation),
+            rotate(k_NKE, *memory_rotation),
+            v_NKE,
+            queries,
+            memories,
         )
         return self.out(attended_QHE.flatten(1))
+
+
+# -- rotary position embedding, on the first half of each head ------------------------------------
+
+
+def rotary_table(
+    positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [T, R] of every position. Half of each head is rotated, so there are R =
+    head_dim / 4 frequencies.
+
+    Angles are formed in float32 although positions reach 240,000: float64 ones move the output by
+    1e-3, and the released weights were trained with float32.
+    """
+    rotated = head_dim // 2
+    exponent_R = (
+        torch.arange(0, rotated, 2, device=positions_T.device, dtype=torch.float32) / rotated
+    )
+    angle_TR = torch.outer(positions_T.float(), 1.0 / theta**exponent_R)
+    return angle_TR.cos().to(dtype), angle_TR.sin().to(dtype)
+
+
+def rotate(x_THE: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """Rotate the first half of each head by its position; dim i pairs with i + R, as in GPT-NeoX.
+    Keeps shape and type.
+    """
+    pairs = cos_TR.shape[-1]
+    cos_T1R, sin_T1R = cos_TR[:, None], sin_TR[:, None]
+    a_THR, b_THR, rest = x_THE[..., :pairs], x_THE[..., pairs : 2 * pairs], x_THE[..., 2 * pairs :]
+    return torch.cat(
+        [a_THR * cos_T1R - b_THR * sin_T1R, b_THR * cos_T1R + a_THR * sin_T1R, rest], dim=-1
+    )

@@ -3,11 +3,12 @@
 `lay_out` and `token_counts` are pure geometry on the host and need no tensor of the model;
 `build_memory` makes the memory itself. Which tokens stay is decided in model/forgetting.py.
 
-| visual | memory                                         | queries                                                  |
-|--------|------------------------------------------------|----------------------------------------------------------|
-| video  | each frame's tokens, then the newline          | of a quarter of the frames, a quarter and the newline    |
-| anyres | base tokens, then map rows with a newline each | a quarter of both, newlines after rows with a token left |
-| images | each image's tokens, then the newline          | of each image, a quarter and the newline                 |
+    visual   memory                                   queries
+    video    each frame's tokens, then the newline    of a quarter of the frames a quarter of the
+                                                      tokens, and the newline
+    anyres   base tokens, then the map's rows with    a quarter of both, and the newlines of rows
+             a newline each                           with a token left
+    images   each image's tokens, then the newline    of each image a quarter, and the newline
 
 Shapes: T frames or images, P tokens of one, N memory tokens, Q query tokens, C vision width, D
 width, H W map.

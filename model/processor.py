@@ -109,7 +109,7 @@ class Processor:
     def images(
         self, images: Sequence[ImageSource], conversations: Conversations, **named: Unpack[Naming]
     ) -> SampleInputs:
-        """Several images, each padded to a square; the n-th `<image>` stands for the n-th of them."""
+        """Several images, each padded to a square; the n-th `<image>` stands for the n-th image."""
         size = self.config.vision.image_size
         squares = [pictures.padded_square(load_image(image), size) for image in images]
         return self._finish(conversations, [Visual("images", pixels=torch.stack(squares))], **named)

@@ -26,7 +26,7 @@ EMPTY_SAMPLE = SampleInputs(
 
 
 def keep_in_step(model: HourLlava) -> None:
-    """Make `model.forward` run each of its parts exactly once, whatever the samples hold, even none.
+    """Make `model.forward` run each of its parts exactly once, whatever the samples hold, or none.
 
     Parts run in the order of the plain forward: vision encoder, projector, MemAug, language model.
     Only long videos pass the vision encoder more than once, without gradient. Call it before

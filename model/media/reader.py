@@ -83,8 +83,8 @@ def decode(
 
     Pictures are turned upright, then squashed to a square. A frame that does not decode is replaced
     by the last good one and counted in `report`, which is complete once the iterator is exhausted.
-    A few frames are held at a time. `decoder` turns packets into frames; FFmpeg's, unless another with
-    the interface of `FrameDecoder` is given.
+    A few frames are held at a time. `decoder` turns packets into frames; it is FFmpeg's, unless
+    another with the interface of `FrameDecoder` is given.
 
     Raises ValueError for indices outside the timeline, MediaError if the file gives no frame at all
     or turns out to hold larger pictures than it said.

@@ -24,17 +24,19 @@ STD = 0.06
 # What the vocabulary is learned from: the words of prompts, of questions about videos, and of the
 # demo.
 TEXT = """
-system You are a helpful assistant. user assistant
-The video lasts for seconds, and frames are uniformly sampled from it. Please answer the following questions related to
-this video. Answer with the option's letter from the given choices directly. Which of the following options is correct?
-What is the man doing at the beginning of the video? What does the woman do after she opens the door? How many events
-happen in the video? In which order do the events happen? When does the person first appear? Where is the red square?
-Which color is shown in the middle of the video? What happens before the last scene? Why does he go to the kitchen?
-Describe the scene in detail. Describe the picture. What is the main topic of the video? Is there a car in the street?
-The first scene shows a red background. Then a green square moves to the right. After that the scene is blue, and at the
-end a yellow circle appears. The color is red, green, blue, yellow, white, black, orange or purple. He is cooking in the
-kitchen and then he walks in the street. She is talking to people at night. There are three people in the room. A dog
-and a cat are playing outside. The answer is one two three four five six seven eight nine ten. Yes. No. Nothing changes.
+system You are a helpful assistant. user assistant The video lasts for seconds, and frames are
+uniformly sampled from it. Please answer the following questions related to this video. Answer with
+the option's letter from the given choices directly. Which of the following options is correct? What
+is the man doing at the beginning of the video? What does the woman do after she opens the door? How
+many events happen in the video? In which order do the events happen? When does the person first
+appear? Where is the red square? Which color is shown in the middle of the video? What happens
+before the last scene? Why does he go to the kitchen? Describe the scene in detail. Describe the
+picture. What is the main topic of the video? Is there a car in the street? The first scene shows a
+red background. Then a green square moves to the right. After that the scene is blue, and at the end
+a yellow circle appears. The color is red, green, blue, yellow, white, black, orange or purple. He
+is cooking in the kitchen and then he walks in the street. She is talking to people at night. There
+are three people in the room. A dog and a cat are playing outside. The answer is one two three four
+five six seven eight nine ten. Yes. No. Nothing changes.
 """
 
 
@@ -56,7 +58,7 @@ def build_tiny(
 
 
 def write_tokenizer(out_dir: Path, max_length: int) -> dict[str, int]:
-    """Write a Qwen2 tokenizer of at most 512 tokens, learned from `TEXT`; returns its vocabulary."""
+    """Write a Qwen2 tokenizer of at most 512 tokens, learned from `TEXT`; gives its vocabulary."""
     alphabet = _byte_alphabet()
     merges = _learn_merges(TEXT, MAX_VOCABULARY - len(alphabet) - len(SPECIAL))
     tokens = [*alphabet, *("".join(pair) for pair in merges)]
@@ -123,7 +125,10 @@ def write_tokenizer(out_dir: Path, max_length: int) -> dict[str, int]:
 
 
 # How Qwen2 cuts text into pieces that merges never cross.
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 _NEWLINE = chr(256 + 10)  # how the alphabet shows it
@@ -146,6 +151,9 @@ def _byte_alphabet() -> list[str]:
 def _learn_merges(text: str, count: int) -> list[tuple[str, str]]:
     """Byte-pair encoding: join the most frequent pair of neighbours, again and again; of equals the
     first by name.
+
+    Not by the trainer of `tokenizers`: it takes no merges to start from, numbers the alphabet in
+    another order and breaks ties otherwise, so that the files would have other bytes.
     """
     space = chr(256 + 32)  # how the alphabet shows a space
     pieces = Counter(

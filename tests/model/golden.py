@@ -79,7 +79,7 @@ def model_of(case: str) -> HourLlava:
 
 
 def samples_of(case: str, seed: int | None = None) -> list[SampleInputs]:
-    """The recorded batch as samples: padding cut off, images grouped by the sample that shows them."""
+    """The recorded batch as samples: padding cut off, images grouped by their sample."""
     recorded, data = facts(f"full_model/{case}"), tensors(f"full_model/{case}")
     kinds = {
         "video_pixels": "frames",

@@ -85,7 +85,7 @@ def test_several_tokens_on_a_cache_without_a_mask_are_refused():
         llm_attention(None, q, k, k, None)
 
 
-def test_the_language_model_gives_for_a_pack_what_transformers_own_attention_gives_for_each_sample():
+def test_the_language_model_gives_a_pack_what_transformers_own_attention_gives_each_sample():
     from transformers import Qwen2ForCausalLM
 
     config = qwen2_config(LLMConfig(32, 2, 4, 2, 64, vocab_size=50, rope_theta=1e6))

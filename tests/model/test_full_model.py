@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import packing as fusion
+from model import packing
 from model.inputs import IGNORE_INDEX, SampleInputs, Visual
 from tests.model import golden
 
@@ -36,7 +36,7 @@ class Case:
         # The recording drew all samples' random numbers from one generator; ours has one for each
         # sample.
         self.generator = torch.Generator()
-        monkeypatch.setattr(fusion, "forgetting_generator", lambda sample: self.generator)
+        monkeypatch.setattr(packing, "forgetting_generator", lambda sample: self.generator)
         self.restart()
 
     def restart(self):

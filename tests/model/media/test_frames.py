@@ -36,8 +36,7 @@ def numbers(frames):
     return [clips.number(frame) for frame in frames]
 
 
-# --- The rules
-# --------------------------------------------------------------------------------------------------------
+# --- The rules ---
 
 
 def embedding_rows():
@@ -48,7 +47,7 @@ def embedding_rows():
         if "decodable_frames" not in row and row["n"] <= row["total_frames"]:
             yield pytest.param(
                 row,
-                id=f"{row['total_frames']}@{row['average_rate'].replace('/', ':')}-{row['container']}",
+                id="{total_frames}@{average_rate}-{container}".format(**row).replace("/", ":"),
             )
 
 
@@ -69,7 +68,8 @@ def test_training_on_a_short_video_takes_the_published_frames(row):
     chosen = training_frame_indices(line, min_frames=row["min_frames"])
     if (
         "error" in row
-        # Less than half a frame a second: the published rule divides by zero, so every frame is taken.
+        # Less than half a frame a second: the published rule divides by zero, so every frame is
+        # taken.
     ):
         assert chosen.tolist() == list(range(row["total_frames"]))
     else:
@@ -123,8 +123,7 @@ def test_at_a_varying_rate_the_nearest_frames_to_even_times_are_taken(gaps):
     np.testing.assert_allclose(distance[np.arange(len(chosen)), chosen], distance.min(1), atol=1e-9)
 
 
-# --- Real files
-# -------------------------------------------------------------------------------------------------------
+# --- Real files ---
 
 
 @pytest.mark.parametrize(
@@ -172,5 +171,9 @@ def test_frames_that_are_not_there_are_refused(chosen, sixty):
 
 
 def test_reading_a_timeline_needs_no_torch(sixty):
-    script = f"import sys; from model.media.timeline import read_timeline; read_timeline({sixty.path!r}); assert 'torch' not in sys.modules"
+    script = (
+        "import sys; from model.media.timeline import read_timeline\n"
+        f"read_timeline({sixty.path!r})\n"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -110,8 +110,7 @@ def test_every_tricky_kind_that_the_suite_promises_is_there():
     assert {clip.reason for clip in REFUSED} <= REASONS.keys()
 
 
-# --- Trust
-# ------------------------------------------------------------------------------------------------------------
+# --- Trust ---
 
 
 @pytest.mark.parametrize(
@@ -219,8 +218,7 @@ def test_streams_that_appear_late_do_not_end_the_reading_with_an_error(built):
         assert not packets.broken
 
 
-# --- Damage
-# -----------------------------------------------------------------------------------------------------------
+# --- Damage ---
 
 
 def test_pictures_that_never_come_out_are_filled_with_the_last_good_one_and_counted(built):

@@ -72,8 +72,7 @@ def _clip(name: str, **expected):
     return register
 
 
-# --- Ordinary files, so that the rest has something to differ from
-# ----------------------------------------------------
+# --- Ordinary files, so that the rest has something to differ from ---
 
 
 @steady("h264.mp4", 90)
@@ -116,8 +115,7 @@ def flash(path: Path) -> Path:
     return encode(path, 60, options=X264)
 
 
-# --- Time
-# -------------------------------------------------------------------------------------------------------------
+# --- Time ---
 
 JITTER = [
     40 * index + (index * index * 7) % 31 + (3000 if index > 30 else 0) for index in range(60)
@@ -212,8 +210,7 @@ def leap(path: Path) -> Path:
     return encode(path, 60, times=leaping, time_base=Fraction(1, 30), options=X264)
 
 
-# --- Pictures
-# ---------------------------------------------------------------------------------------------------------
+# --- Pictures ---
 
 
 def turned(quarters: int) -> Callable[[Path], Path]:
@@ -295,8 +292,7 @@ def changes_size(path: Path) -> Path:
     return path
 
 
-# --- Lies and damage
-# --------------------------------------------------------------------------------------------------
+# --- Lies and damage ---
 
 
 @steady("header_promises_an_hour.mp4", 60)
@@ -438,8 +434,7 @@ def late_bomb(path: Path) -> Path:
     return path
 
 
-# --- Not videos
-# -------------------------------------------------------------------------------------------------------
+# --- Not videos ---
 
 
 @refused("zero_bytes.mp4", "unreadable")
@@ -526,8 +521,7 @@ def noise(path: Path) -> Path:
     return path
 
 
-# --- Helpers
-# ----------------------------------------------------------------------------------------------------------
+# --- Helpers ---
 
 
 def remux(source: Path, path: Path, **options: str) -> Path:

@@ -38,7 +38,8 @@ def test_a_tensor_is_read_whole_or_by_rows(tmp_path):
     write_tensors(tmp_path / "x.safetensors", TENSORS)
     found = {tensor.name: tensor for tensor in stored_tensors(tmp_path / "x.safetensors")}
     for name, tensor in TENSORS.items():
-        assert torch.equal(found[name].read(), tensor) and found[name].read().dtype == tensor.dtype
+        assert torch.equal(found[name].read(), tensor)
+        assert found[name].read().dtype == tensor.dtype
     assert torch.equal(found["a.weight"].rows(1, 3), TENSORS["a.weight"][1:3])
 
 
@@ -86,7 +87,8 @@ def test_describing_a_checkpoint_imports_no_torch(tmp_path):
     script = (
         "import sys; from pathlib import Path\n"
         "from model.weights.tensors import stored_tensors\n"
-        f"assert sum(one.count for one in stored_tensors(Path({str(tmp_path / 'x.safetensors')!r}))) == 18\n"
+        f"file = Path({str(tmp_path / 'x.safetensors')!r})\n"
+        "assert sum(one.count for one in stored_tensors(file)) == 18\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
