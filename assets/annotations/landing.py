@@ -9,14 +9,14 @@ from assets.annotations.files import AnnotationFile, local_file
 from assets.deployment.settings import Settings
 from assets.fetching.table_files import SUFFIXES
 
-SETTLED_S = 2.0  # a landing file that changed more recently may still be on its way
+MIN_AGE_S = 2.0  # a file that changed more recently may still be being copied
 
 
 def landing_files(settings: Settings, now: float | None = None) -> list[AnnotationFile]:
     """What lies in the landing folder and has not changed for a moment, by name."""
     if settings.landing is None or not settings.landing.is_dir():
         return []
-    latest = (now or time.time()) - SETTLED_S
+    latest = (now or time.time()) - MIN_AGE_S
     paths = sorted(
         path
         for path in settings.landing.rglob("*")

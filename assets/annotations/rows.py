@@ -74,8 +74,9 @@ class QuestionRow:
 class RowParser:
     """Turns the rows of one file into question-answer pairs.
 
-    The first row's columns are taken for the file's: what is wrong with them stops the file, for
-    its owner to mend. A later row with other columns (JSON has such) is that row's own fault.
+    The columns of the first row count as those of the file: unknown or missing ones are an error
+    that the file's owner has to mend. A later row with other columns, as JSON files may have, is
+    rejected alone.
 
     Args:
         sources: the configured source names; rows of other sources are rejected.

@@ -107,8 +107,8 @@ class _Unpacked:
 
 
 class _FolderVideos:
-    """The videos of one folder, taken out of its archives and published under the names that the
-    rows use.
+    """The videos of one folder: unpacked from its archives, and published under the names that
+    the rows use.
     """
 
     def __init__(

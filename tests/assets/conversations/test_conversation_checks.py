@@ -46,8 +46,8 @@ def write(storage: Storage, *samples: tuple[str, str, str]) -> None:
     rows = []
     for name, video, answer in samples:
         turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": answer}]
-        told = {"id": name, "video": video, "source": "mine", "duration": 1800.0}
-        rows.append({**told, "conversations": json.dumps(turns), "question_ids": ["q"]})
+        common = {"id": name, "video": video, "source": "mine", "duration": 1800.0}
+        rows.append({**common, "conversations": json.dumps(turns), "question_ids": ["q"]})
     path = Path(storage.path(conversations_name(0)))
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
