@@ -113,9 +113,9 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         """
         if samples is None:
             return self.model.llm(input_ids=input_ids, **kwargs)
-        prepared = self.model.prepare(samples, forgetting=forgetting)
-        logits_SV = self.model.llm.lm_head(self.model.run_llm(prepared))
-        rows_R, targets_R = (index.to(logits_SV.device) for index in prepared.plan.targets)
+        llm_input = self.model.prepare(samples, forgetting=forgetting)
+        logits_SV = self.model.llm.lm_head(self.model.run_llm(llm_input))
+        rows_R, targets_R = (index.to(logits_SV.device) for index in llm_input.plan.targets)
         loss: Any = (
             nn.functional.cross_entropy(logits_SV[rows_R].float(), targets_R)
             if len(rows_R)
@@ -146,8 +146,8 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         if samples is None:
             return self.model.llm.generate(inputs, **kwargs)
         samples = [samples] if isinstance(samples, SampleInputs) else samples
-        prepared = self.model.prepare(samples, forgetting=forgetting)
-        lengths = prepared.plan.lengths
+        llm_input = self.model.prepare(samples, forgetting=forgetting)
+        lengths = llm_input.plan.lengths
         if (
             len(lengths) == 1
             and set(kwargs) <= _GREEDY
@@ -158,12 +158,12 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
             ends = frozenset(
                 eos if isinstance(eos, list | tuple) else () if eos is None else (eos,)
             )
-            return greedy(self.model.llm, prepared.embeds_SD, kwargs["max_new_tokens"], ends)[None]
-        embeds = prepared.embeds_SD.new_zeros(
-            len(lengths), max(lengths), prepared.embeds_SD.shape[-1]
+            return greedy(self.model.llm, llm_input.embeds_SD, kwargs["max_new_tokens"], ends)[None]
+        embeds = llm_input.embeds_SD.new_zeros(
+            len(lengths), max(lengths), llm_input.embeds_SD.shape[-1]
         )
         mask = torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
-        for row, embeds_SD in enumerate(prepared.embeds_SD.split(lengths)):
+        for row, embeds_SD in enumerate(llm_input.embeds_SD.split(lengths)):
             embeds[row, -len(embeds_SD) :], mask[row, -len(embeds_SD) :] = embeds_SD, 1
         return self.model.llm.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
 

@@ -81,6 +81,7 @@ class HourLlava(nn.Module):
         llm_input = self.prepare(samples, forgetting=forgetting)
         hidden_SD = self.run_llm(llm_input)
         rows_R, targets_R = (self._to_device(x) for x in llm_input.plan.targets)
+        # Only supervised rows reach the output head: some hundred [R, D] of thousands [S, D].
         loss = chunked_cross_entropy(hidden_SD[rows_R], targets_R, self.llm.lm_head)
         # Adds zero, and a graph through the whole model also where no token is supervised.
         loss = loss + 0 * hidden_SD[0].float().sum()
@@ -113,7 +114,7 @@ class HourLlava(nn.Module):
         # Planned only now, on the host: the device is busy with the memories meanwhile.
         plan = plan_pack(samples, self.config, forgetting)
         embeds_SD = text_LD = self.llm.model.embed_tokens(self._to_device(plan.ids_L))
-        if memory_ND is not None:
+        if memory_ND is not None:  # [text | visual tokens], L + Q rows
             embeds_SD = torch.cat([text_LD, self._augment(plan, text_LD, memory_ND)])
         lengths = SequenceLengths.of(plan.lengths, text_LD.device)
         embeds_SD = embeds_SD.index_select(0, self._to_device(plan.sources_S))
