@@ -1,5 +1,6 @@
 """The code location: what depends on what, and what loading it may cost."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+
+from pipeline.executors import PRELOADED
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -161,3 +164,8 @@ def test_dagster_validates_the_workspace():
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_what_the_fork_server_is_to_import_exists():
+    """It says nothing of a module that it cannot find, and steps would outlive their run."""
+    assert [name for name in PRELOADED if importlib.util.find_spec(name) is None] == []
