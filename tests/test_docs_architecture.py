@@ -1,12 +1,13 @@
 """docs/architecture.md tells what the definitions say."""
 
 import re
+import tomllib
 from itertools import pairwise
 
 import pytest
 
 from docs import tables
-from tests.pages import page, pages
+from tests.pages import REPOSITORY, page, pages
 
 ARCHITECTURE = page("docs/architecture.md")
 
@@ -22,6 +23,13 @@ def test_the_tables_are_those_of_the_definitions(graph, heading):
     assert found == [right], (
         f"`python -m docs.tables --write` would write:\n{tables.markdown(right)}"
     )
+
+
+def test_the_floors_are_those_of_the_import_contract():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    contracts = {item["name"]: item for item in project["tool"]["importlinter"]["contracts"]}
+    named = [row[0].strip("`") for row in ARCHITECTURE.section("Floors").tables()[0][1:]]
+    assert named == contracts["floors of assets/"]["layers"]
 
 
 def test_the_table_knows_every_set_of_partitions(graph):
