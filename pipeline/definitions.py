@@ -47,6 +47,7 @@ def definitions() -> dg.Definitions:
         warnings.simplefilter("ignore", dg.BetaWarning)
         assets = dg.with_source_code_references(assets)
     config = os.environ.get(CONFIG_VARIABLE) or str(DEFAULT_CONFIG)
+    # The backfill job resolves the graph when it runs: it is itself part of these definitions.
     made = dg.Definitions(
         assets=assets,
         jobs=[*JOBS, everything_for_variant(lambda: made.resolve_asset_graph())],

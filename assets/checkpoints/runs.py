@@ -53,7 +53,7 @@ def stage_run(
     """
     row = STAGES[stage]
     overrides = settings.training.overrides.get(f"stage{stage}", {})
-    folder = layout.stage_run(variant, stage, data_version([dict(inputs), overrides])[:12])
+    folder = layout.stage_folder(variant, stage, data_version([dict(inputs), overrides])[:12])
     start = Lineage.read(storage, previous_checkpoint(variant, stage)).folder
     indexes: list[tuple[str, ...]]
     if row.reads_long_videos:

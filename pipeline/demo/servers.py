@@ -64,7 +64,7 @@ class MediaServer(LocalServer):
 
 
 @dataclass(frozen=True, slots=True)
-class HubFile:
+class ServedFile:
     """A file of a revision: its content and the identifiers the hub gives it."""
 
     content: Content
@@ -73,7 +73,7 @@ class HubFile:
     lfs: bool
 
     @staticmethod
-    def of(name: str, data: bytes | Path) -> HubFile:
+    def of(name: str, data: bytes | Path) -> ServedFile:
         content = Content.of(data)
         sha256 = hashlib.sha256()
         sha1 = hashlib.sha1(b"blob %d\0" % content.size, usedforsecurity=False)  # as git does
@@ -81,7 +81,7 @@ class HubFile:
             sha256.update(chunk)
             sha1.update(chunk)
         lfs = name.lower().endswith(LFS_SUFFIXES) or content.size >= LFS_BYTES
-        return HubFile(content, sha256.hexdigest(), sha1.hexdigest(), lfs)
+        return ServedFile(content, sha256.hexdigest(), sha1.hexdigest(), lfs)
 
     def entry(self, path: str) -> dict[str, Any]:
         """The file as the hub's tree listing shows it."""
@@ -97,7 +97,7 @@ class HubFile:
 
 
 @dataclass(slots=True)
-class HubRepo:
+class ServedRepo:
     """A repository.
 
     Attributes:
@@ -106,7 +106,7 @@ class HubRepo:
         token: what a gated repository asks for; None for an open one.
     """
 
-    revisions: dict[str, dict[str, HubFile]] = field(default_factory=dict)
+    revisions: dict[str, dict[str, ServedFile]] = field(default_factory=dict)
     main: str = ""
     token: str | None = None
 
@@ -122,7 +122,7 @@ class HubServer(LocalServer):
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(port)
-        self._repos: dict[tuple[str, str], HubRepo] = {}
+        self._repos: dict[tuple[str, str], ServedRepo] = {}
         self._renamed: dict[tuple[str, str], str] = {}
 
     def publish(
@@ -150,10 +150,10 @@ class HubServer(LocalServer):
                 for p in sorted(folder.rglob("*"))
                 if p.is_file()
             }
-        hashed = {name: HubFile.of(name, data) for name, data in sorted(files.items())}
+        hashed = {name: ServedFile.of(name, data) for name, data in sorted(files.items())}
         listing = json.dumps({name: file.sha256 for name, file in hashed.items()}, sort_keys=True)
         revision = hashlib.sha1(listing.encode(), usedforsecurity=False).hexdigest()
-        entry = self._repos.setdefault((kind, repo), HubRepo())
+        entry = self._repos.setdefault((kind, repo), ServedRepo())
         entry.revisions[revision] = hashed
         entry.main, entry.token = revision, token
         return revision
@@ -207,7 +207,7 @@ class HubServer(LocalServer):
             | {"lastModified": "2025-01-01T00:00:00.000Z", "tags": [], "siblings": siblings},
         )
 
-    def _tree(self, request: Request, files: dict[str, HubFile], folder: str) -> Reply:
+    def _tree(self, request: Request, files: dict[str, ServedFile], folder: str) -> Reply:
         prefix = f"{folder}/" if folder else ""
         recursive = request.query.get("recursive", "").lower() in ("1", "true")
         entries: dict[str, dict[str, Any]] = {}
@@ -255,7 +255,7 @@ class HubServer(LocalServer):
 
     def _find(
         self, request: Request, kind: str, name: str, revision: str
-    ) -> tuple[str, dict[str, HubFile]] | Reply:
+    ) -> tuple[str, dict[str, ServedFile]] | Reply:
         if (kind, name) in self._renamed:
             moved = quote(request.path.replace(name, self._renamed[kind, name], 1))
             query = f"?{urlencode(request.query)}" if request.query else ""

@@ -101,7 +101,7 @@ def vision_encoder(variant: str) -> str:
     return f"{CHECKPOINTS}/{variant}/vision_encoder"
 
 
-def stage_run(variant: str, stage: int, inputs: str) -> str:
+def stage_folder(variant: str, stage: int, inputs: str) -> str:
     """One run of a training stage.
 
     Args:
