@@ -6,10 +6,8 @@ PORT ?= 3000
 # built-in one.
 CONFIG ?= $(CURDIR)/$(firstword $(wildcard .demo/deployment.yaml) pipeline/deployment.yaml)
 BIN := .venv/bin
-# Tests of one file stay in one process, and long files come first (tests/conftest.py). One process
-# more than cores, because many tests wait: for a server, a time limit, a process that starts.
-CORES := $(shell nproc)
-SIDE_BY_SIDE := -n $(shell expr $(CORES) + 1) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# Tests of one file stay in one process, and long files come first (tests/conftest.py).
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 # The demo fills two cores by itself, so what asks for it runs alone. All of it is in this folder.
 ON_THE_DEMO := -m demo tests/pipeline
 

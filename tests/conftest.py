@@ -11,8 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 TESTS = Path(__file__).parent
+
+# No test is timed: a loaded machine must not decide about it.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 os.environ["HOURLLAVA_CONFIG"] = str(TESTS / "deployment.yaml")
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")

@@ -126,7 +126,7 @@ sizes = st.tuples(st.integers(1, 6000), st.integers(1, 6000))
 
 
 @given(sizes)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_image_has_a_map_inside_its_grid_and_positions_inside_its_map(size):
     layout = plan(size)
     assert {layout.columns, layout.rows} <= set(range(1, 7))
@@ -143,7 +143,7 @@ def test_any_image_has_a_map_inside_its_grid_and_positions_inside_its_map(size):
 
 
 @given(sizes)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_no_grid_shows_more_of_an_image_or_wastes_less(size):
     columns, rows = choose_grid(size, tile=TILE)
 

@@ -143,7 +143,7 @@ def test_queries_are_rows_of_the_memory_that_stand_where_their_positions_say():
 
 
 @given(frames=st.integers(1, 700), seed=st.integers(0, 2**31 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_random_forgetting_keeps_the_frames_of_uniform_and_as_many_tokens(frames, seed):
     uniform = lay_out([video(frames)], CONFIG, "uniform", None).query_rows_Q.view(-1, 17)
     drawn = lay_out(

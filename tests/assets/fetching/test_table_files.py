@@ -71,7 +71,7 @@ VALUES = st.dictionaries(
 @given(
     rows=st.lists(VALUES, max_size=12), chars=st.integers(1, 30), indent=st.sampled_from([None, 1])
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_json_list_is_read_alike_whatever_the_size_of_a_read(
     rows: list[dict[str, Any]],
     chars: int,

@@ -159,7 +159,7 @@ def sixty(tmp_path_factory):
 
 
 @given(st.lists(st.integers(0, 59), min_size=1, max_size=80).map(sorted))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_frames_may_be_asked_for_even_twice(sixty, chosen):
     assert numbers(decode(sixty, chosen, size=16)) == chosen
 
