@@ -11,6 +11,7 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from pipeline.executors import single_process_executor
+from training.formats import layout
 from training.formats.kinds import LLAVA_KINDS, LONG_VIDEO_KIND
 
 _SINGLE_PROCESS = single_process_executor()
@@ -100,7 +101,7 @@ JOBS = [
     _job(
         "mix",
         "shards",
-        ["hourllava_s3"],
+        [layout.MIXTURE],
         "Renew the stage-3 mixture over all parts.",
         _SINGLE_PROCESS,
     ),

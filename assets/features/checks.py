@@ -16,7 +16,8 @@ from assets.features.extract import common_metadata, is_current
 from assets.features.options import ExtractionOptions
 from assets.features.quarantine import read_record
 from assets.records.verdict import Verdict
-from training.formats.feature_file import HEADER_ROOM, FeatureHeader, feature_path, read_header
+from training.formats import layout
+from training.formats.feature_file import HEADER_ROOM, FeatureHeader, read_header
 from training.formats.hashing import stable_hash
 from training.formats.storage import Storage
 
@@ -134,7 +135,7 @@ def _inspect(
     metadata: dict[str, str],
     read_frames: bool,
 ) -> FileFinding:
-    path = feature_path(variant, video.video)
+    path = layout.feature_file(variant, video.video)
     if not storage.exists(path):
         record = read_record(storage, variant, video.video)
         if record is None:

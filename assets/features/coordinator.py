@@ -38,7 +38,7 @@ from assets.features.workers.processes import (
     ForkServer,
     describe_exit,
 )
-from training.formats.feature_file import feature_path
+from training.formats import layout
 from training.formats.storage import Storage
 
 TURN_S = 0.2  # the longest wait for a message, so that hung decoders are noticed
@@ -255,7 +255,7 @@ class Coordinator:
         job.encoder = self.encoders.least_busy()
         job.encoder.jobs += 1
         path = job.publishing.enter_context(
-            self.storage.writing(feature_path(self.variant, job.video.video))
+            self.storage.writing(layout.feature_file(self.variant, job.video.video))
         )
         job.encoder.connection.send("begin", job.number, facts["frames"], str(path))
         self.strip.begin(job.number, job.video.video, facts["frames"])

@@ -16,12 +16,12 @@ from assets.features.coordinator import Coordinator
 from assets.features.decoder_pool import DECORD, NVDEC, PYAV
 from assets.features.jobs import ExtractedVideo, FailedVideo
 from assets.features.options import ExtractionOptions
-from assets.features.quarantine import Quarantined, read_record, record_path, write_record
+from assets.features.quarantine import Quarantined, read_record, write_record
 from assets.features.report import FeatureReport, report_extraction
 from model.atomic import TEMPORARY_PREFIX
 from model.config import PRESETS
 from training.formats import layout
-from training.formats.feature_file import SUFFIX, FeatureHeader, feature_path, read_header
+from training.formats.feature_file import SUFFIX, FeatureHeader, read_header
 from training.formats.hashing import hash_file, hash_value
 from training.formats.storage import Storage
 from training.progress import Progress
@@ -108,7 +108,7 @@ def extract(
             if isinstance(outcome, ExtractedVideo):
                 extracted.append(outcome)
                 if outcome.video in attempts:
-                    storage.remove(record_path(variant, outcome.video))
+                    storage.remove(layout.feature_quarantine(variant, outcome.video))
             else:
                 quarantined.append(_quarantine(storage, variant, options, outcome, attempts, log))
     seconds = time.monotonic() - started
@@ -239,7 +239,7 @@ def _sort_out(
 
 
 def _read_header(storage: Storage, variant: str, video: str) -> FeatureHeader | None:
-    path = feature_path(variant, video)
+    path = layout.feature_file(variant, video)
     try:
         with storage.open(path) as file:
             return read_header(file, storage.size(path), path)
@@ -272,6 +272,6 @@ def _quarantine(
         failed.stderr,
     )
     write_record(storage, variant, record)
-    storage.remove(feature_path(variant, video))
+    storage.remove(layout.feature_file(variant, video))
     log(f"{video}: quarantined, {failed.reason} ({failed.detail})")
     return record

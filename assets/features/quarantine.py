@@ -57,15 +57,10 @@ class Quarantined:
         return self.reason not in PERHAPS_TEMPORARY or self.attempts >= attempts
 
 
-def record_path(variant: str, video: str) -> str:
-    """Where the record of a video is, below the root."""
-    return layout.feature_quarantine(variant, video)
-
-
 def read_record(storage: Storage, variant: str, video: str) -> Quarantined | None:
     """The record of a video, if it has one."""
     try:
-        return Quarantined(**storage.read_json(record_path(variant, video)))
+        return Quarantined(**storage.read_json(layout.feature_quarantine(variant, video)))
     except FileNotFoundError:
         return None
 
@@ -73,9 +68,9 @@ def read_record(storage: Storage, variant: str, video: str) -> Quarantined | Non
 def forget_records(storage: Storage, variant: str, videos: Iterable[str]) -> None:
     """Remove the records of these videos, so that the next extraction tries them again."""
     for video in videos:
-        storage.remove(record_path(variant, video))
+        storage.remove(layout.feature_quarantine(variant, video))
 
 
 def write_record(storage: Storage, variant: str, record: Quarantined) -> None:
     """Write the record of a video; an earlier one is replaced."""
-    storage.write_json(record_path(variant, record.video), asdict(record))
+    storage.write_json(layout.feature_quarantine(variant, record.video), asdict(record))

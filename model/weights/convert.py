@@ -58,7 +58,7 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True, slots=True)
-class SourceCheckpoint:
+class WeightSource:
     """A checkpoint to read.
 
     Attributes:
@@ -83,12 +83,7 @@ def convert_released(source: Path, out: Path, config: HourLlavaConfig, **options
     does not fit.
     """
     _assemble(
-        out,
-        config,
-        [SourceCheckpoint(source, _published(config))],
-        new=(),
-        tokenizer=source,
-        **options,
+        out, config, [WeightSource(source, _published(config))], new=(), tokenizer=source, **options
     )
 
 
@@ -96,7 +91,7 @@ def convert_onevision(
     source: Path, out: Path, config: HourLlavaConfig, *, seed: str = "memaug", **options: Any
 ) -> None:
     """LLaVA-OneVision weights to ours, where stage 1 starts: MemAug is new, drawn from `seed`."""
-    reads = [SourceCheckpoint(source, _published(config, without=("memaug.",)))]
+    reads = [WeightSource(source, _published(config, without=("memaug.",)))]
     _assemble(out, config, reads, new=("memaug.",), tokenizer=source, seed=seed, **options)
 
 
@@ -112,7 +107,7 @@ def convert_parts(
     """A SigLIP and a Qwen2 checkpoint from the hub; projector, newline and MemAug are new, drawn
     from `seed`.
     """
-    reads = [SourceCheckpoint(siglip, _siglip(config)), SourceCheckpoint(llm, _qwen2(config))]
+    reads = [WeightSource(siglip, _siglip(config)), WeightSource(llm, _qwen2(config))]
     new = ("projector.", "image_newline", "memaug.")
     _assemble(out, config, reads, new=new, tokenizer=llm, seed=seed, **options)
 
@@ -121,7 +116,7 @@ def publish(source: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """One of our checkpoints under the published names."""
     config = HourLlavaHFConfig.from_pretrained(source).model_config
     wanted = shapes(config)
-    held = _held(SourceCheckpoint(source, _own(config)), config, wanted)
+    held = _held(WeightSource(source, _own(config)), config, wanted)
     _refuse_differences(held, wanted, (), [source])
     with _new_checkpoint(out) as partial:
         tensors = ((published_name(name), held[name].read()) for name in wanted)
@@ -196,7 +191,7 @@ def _dropped(name: str, config: HourLlavaConfig) -> bool:
 
 
 def _held(
-    source: SourceCheckpoint, config: HourLlavaConfig, wanted: Mapping[str, tuple[int, ...]]
+    source: WeightSource, config: HourLlavaConfig, wanted: Mapping[str, tuple[int, ...]]
 ) -> dict[str, StoredTensor]:
     """Where a source holds each of our tensors. Raises ValueError that lists what is unknown or has
     another shape.
@@ -291,7 +286,7 @@ def _check_config(directory: Path, config: HourLlavaConfig) -> None:
 def _assemble(
     out: Path,
     config: HourLlavaConfig,
-    sources: list[SourceCheckpoint],
+    sources: list[WeightSource],
     *,
     new: tuple[str, ...],
     tokenizer: Path,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from streaming.base.format import Reader, reader_from_json
 
+from training.formats import layout
 from training.formats.file_cache import FileCache
 from training.formats.hashing import hash_file_xxh64
 from training.formats.sample import is_relative_name
@@ -26,8 +27,6 @@ from training.run_config import StreamConfig
 log = logging.getLogger(__name__)
 
 HASH = "xxh64"
-# Indexes below this folder are views: their shard names count from the folder that holds all parts.
-VIEW_FOLDER = "hourllava_s3"
 
 Faults = dict[int, str]  # number of a damaged shard -> what is wrong with it
 
@@ -189,8 +188,9 @@ def read_indexes(
 def _folder_of_names(index: str) -> str:
     """The folder, relative to the root, that the shard names of an index count from."""
     folder = index.rpartition("/")[0]
-    if VIEW_FOLDER in folder.split("/"):
-        return folder.rpartition(VIEW_FOLDER)[0].rstrip("/")
+    # An index of the mixture is a view: its names count from the folder that holds all parts.
+    if layout.MIXTURE in folder.split("/"):
+        return folder.rpartition(layout.MIXTURE)[0].rstrip("/")
     return folder
 
 

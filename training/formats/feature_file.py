@@ -27,8 +27,6 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import xxhash
 
-from training.formats import layout
-
 if TYPE_CHECKING:
     import torch
 
@@ -303,8 +301,3 @@ def hash_content(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def feature_path(variant: str, video: str) -> str:
-    """Where a video's features lie, relative to the storage root."""
-    return layout.feature_file(variant, video)

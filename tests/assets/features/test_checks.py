@@ -12,7 +12,8 @@ from assets.features.extract import hash_encoder
 from assets.features.options import ExtractionOptions
 from assets.features.quarantine import Quarantined, forget_records, read_record, write_record
 from tests.assets.features.conftest import TINY
-from training.formats.feature_file import feature_path, write_features
+from training.formats import layout
+from training.formats.feature_file import write_features
 from training.formats.storage import Storage
 
 TOKENS, WIDTH = TINY.memory.pooled_side**2, TINY.vision.hidden_size
@@ -50,7 +51,7 @@ def make(settings, storage, encoder):
     def write(
         of: PresentVideo, frames: int = 40, features: torch.Tensor | None = None, **facts: str
     ) -> Path:
-        path = Path(storage.path(feature_path("tiny", of.video)))
+        path = Path(storage.path(layout.feature_file("tiny", of.video)))
         path.parent.mkdir(parents=True, exist_ok=True)
         config = ExtractionOptions.of(settings.features, "tiny").config_hash()
         metadata = {
