@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -65,6 +66,28 @@ class Storage:
     def size(self, rel: str) -> int:
         """Bytes of the file `rel`."""
         return int(self.fs.size(self._inner(rel)))
+
+    def stamp(self, rel: str) -> str:
+        """What the file system says of the file `rel` without reading it: it is another text as
+        soon as somebody has written there.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if self.is_local:
+            stat = os.stat(self._inner(rel))
+            return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
+        return str(self.fs.checksum(self._inner(rel)))
+
+    def age(self, rel: str) -> float:
+        """Seconds since the file `rel` was changed; infinite on an object store, whose stamps
+        change with the content.
+        """
+        return time.time() - os.stat(self._inner(rel)).st_ctime if self.is_local else math.inf
+
+    def forget_listings(self) -> None:
+        """Ask the store again from now on, where its client remembers what it was told."""
+        self.fs.invalidate_cache()
 
     def list(self, rel: str = "", suffix: str = "") -> list[str]:
         """Sorted names, relative to the root, of all files below the folder `rel`; temporary ones
@@ -216,6 +239,15 @@ class Storage:
         inner = self._inner(rel)
         if self.fs.exists(inner):
             self.fs.rm(inner, recursive=True)
+
+    def move(self, rel: str, target: str) -> None:
+        """Rename a file or a folder; on an object store it is copied, then removed."""
+        inner, wanted = self._inner(rel), self._inner(target)
+        if self.is_local:
+            os.makedirs(os.path.dirname(wanted), exist_ok=True)
+            os.rename(inner, wanted)
+        else:
+            self.fs.mv(inner, wanted, recursive=True)
 
     def _inner(self, rel: str) -> str:
         """What the file system calls `rel`: unlike `path`, without the protocol of a URL."""
