@@ -14,8 +14,8 @@ import dagster as dg
 from assets.deployment.partitions import part_partitions
 from assets.records.lineage import Lineage, all_records
 from assets.records.rendering import table
+from assets.records.withdrawals import active_parts
 from pipeline.definitions import definitions
-from training.formats import layout
 from training.formats.storage import Storage
 
 
@@ -32,9 +32,7 @@ def recover(instance: dg.DagsterInstance, storage: Storage, log: Callable[[str],
     Returns:
         How many products were recorded.
     """
-    if storage.exists(layout.PARTS):
-        parts = [entry["name"] for entry in storage.read_json(layout.PARTS)["parts"]]
-        instance.add_dynamic_partitions(str(part_partitions.name), parts)
+    instance.add_dynamic_partitions(str(part_partitions.name), active_parts(storage))
     graph = definitions().resolve_asset_graph()
     position = {
         key.to_user_string(): number for number, key in enumerate(graph.toposorted_asset_keys)

@@ -14,6 +14,7 @@ from assets.records.publishing import (
     publish,
 )
 from assets.records.rendering import column_schema, table
+from assets.records.withdrawals import active_parts
 from training.formats import layout
 
 GROUP = "sources"
@@ -133,7 +134,8 @@ def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Publ
     with errors_for_people():
         inputs = input_versions(storage, ["annotations"])
         report = build_catalogue(storage, settings, context.log.info)
-    context.instance.add_dynamic_partitions(str(part_partitions.name), report.parts)
+    # A part that was given up does not come back with new data.
+    context.instance.add_dynamic_partitions(str(part_partitions.name), active_parts(storage))
     yield from publish(
         context,
         deployment,

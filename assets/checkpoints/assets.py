@@ -18,7 +18,6 @@ from assets.deployment.automation import BY_HAND, NIGHTLY_IF_NEW_DATA, RETRY_NET
 from assets.deployment.launchpad import StageLaunch
 from assets.deployment.partitions import (
     all_partitions,
-    part_partitions,
     same_partition,
     same_variant,
     variant_partitions,
@@ -34,6 +33,7 @@ from assets.records.publishing import (
     publish,
 )
 from assets.records.rendering import picture, table
+from assets.records.withdrawals import active_parts
 from training.formats import layout
 from training.recipes import STAGES, stage_inputs
 from training.run_config import RunConfig
@@ -111,10 +111,10 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
         settings, storage = config.applied(deployment.settings(), stage), deployment.storage()
         variant = context.partition_key
         needed = [previous_checkpoint(variant, stage), *shard_products(stage)]
-        if row.reads_long_videos:
-            parts = context.instance.get_dynamic_partitions(str(part_partitions.name))
-            needed += [product("features", f"{part}|{variant}") for part in sorted(parts)]
         with errors_for_people():
+            if row.reads_long_videos:
+                parts = active_parts(storage)
+                needed += [product("features", f"{part}|{variant}") for part in parts]
             inputs = input_versions(storage, needed)
             run, folder = stage_run(settings, storage, variant, stage, inputs)
             Torchrun(settings.training).run(context, run)

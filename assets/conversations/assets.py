@@ -17,6 +17,7 @@ from assets.records.publishing import (
     publish,
 )
 from assets.records.rendering import column_schema, drops, samples
+from assets.records.withdrawals import active_parts
 from assets.videos.assets import videos
 from training.formats import layout
 from training.formats.hashing import data_version
@@ -96,10 +97,8 @@ def videomarathon_json(context: dg.AssetExecutionContext, deployment: Deployment
     from assets.conversations.export import export_llava_json
 
     storage = deployment.storage()
-    parts = sorted(
-        context.instance.get_dynamic_partitions(str(part_partitions.name)), key=part_index
-    )
     with errors_for_people():
+        parts = active_parts(storage)
         inputs = input_versions(storage, [product("conversations", part) for part in parts])
         samples = export_llava_json(storage, [part_index(part) for part in parts], context.log.info)
     yield from publish(

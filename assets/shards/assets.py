@@ -24,6 +24,7 @@ from assets.records.publishing import (
     publish,
 )
 from assets.records.rendering import picture, samples, table
+from assets.records.withdrawals import active_parts
 from training.formats import layout
 from training.formats.kinds import KINDS, LLAVA_KINDS, LONG_VIDEO_KIND, MIXED_KINDS
 from training.formats.storage import Storage
@@ -210,10 +211,8 @@ def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> P
     from assets.shards.mixture_views import write_mixture
 
     storage = deployment.storage()
-    parts = sorted(
-        context.instance.get_dynamic_partitions(str(part_partitions.name)), key=part_index
-    )
     with errors_for_people():
+        parts = active_parts(storage)
         inputs = input_versions(
             storage,
             [
