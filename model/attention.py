@@ -51,10 +51,13 @@ PRIORITY = [
 LONG_SEQUENCE_SCORES = 4096**2
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, although nobody changes one: of a frozen dataclass TorchDynamo 2.11 takes every field
+# as an input of the compiled block, and compiles it anew for each other number of sequences.
+@dataclass(slots=True, eq=False)
 class SequenceLengths:
     """How long the sequences are that lie one after another: lengths on the host, and on the device
-    where each starts, as kernels for packed sequences want it.
+    where each starts, as kernels for packed sequences want it. Compiled blocks hand it on and never
+    look inside.
     """
 
     lengths: tuple[int, ...]

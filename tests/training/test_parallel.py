@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch._dynamo
 
+from model.attention import SequenceLengths, packed_attention
 from model.inputs import IGNORE_INDEX, SampleInputs, Visual
 from tests.model import golden
 from training.lockstep import keep_in_step
@@ -94,6 +95,25 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_twice_for_packs_of_al
     for (loss, gradient), (wanted_loss, wanted) in zip(compiled, eager, strict=True):
         torch.testing.assert_close(loss, wanted_loss, rtol=1e-5, atol=0)
         assert_close(gradient, wanted)
+
+
+def test_the_compiler_sees_no_fields_of_sequence_lengths():
+    """TorchDynamo 2.11 guards on each field of a frozen dataclass, later versions do not."""
+    lengths = SequenceLengths.of([3, 4], "cpu")
+    assert not torch._dynamo.utils.is_frozen_dataclass(lengths)
+    seen = []
+
+    def names(guards):
+        seen.extend(guard.name for guard in guards)
+        return [True] * len(guards)
+
+    @torch.compile(backend="eager", options={"guard_filter_fn": names})
+    def block(x, queries):
+        return packed_attention(x, x, x, queries, queries) + 1
+
+    block(torch.rand(7, 2, 8), lengths)
+    assert any("queries" in name for name in seen)
+    assert not [name for name in seen if "lengths" in name or "offsets" in name]
 
 
 @pytest.mark.slow
