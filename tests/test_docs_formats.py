@@ -32,6 +32,7 @@ from assets.features.options import ExtractionOptions
 from assets.features.workers.backends import open_pyav
 from assets.fetching.disk import INCOMING
 from assets.records.lineage import LINEAGE_NAME, Lineage, record_name
+from assets.records.withdrawals import Withdrawal
 from assets.shards.mixture_views import write_views
 from assets.shards.part import INDEX, MANIFEST, part_folder
 from assets.shards.writer import write_long_video_part
@@ -189,6 +190,7 @@ def test_paths_are_those_that_the_code_uses():
         layout.ANNOTATIONS,
         layout.REJECTED_ANNOTATIONS,
         layout.PARTS,
+        layout.WITHDRAWALS,
         source,
         source.replace(".parquet", ".journal.jsonl"),
         source.replace(".parquet", ".report.json"),
@@ -275,6 +277,7 @@ def test_columns_of_shards_are_those_of_the_sample_schema():
         ("The ledger", names(AnnotationRecord)),
         ("Quarantined videos", names(quarantine.Quarantined)),
         ("lineage.json", names(Lineage)),
+        ("withdrawals.json", names(Withdrawal)),
         ("Questions", names(questions.EvaluationQuestion)),
     ],
 )
