@@ -67,7 +67,9 @@ def markdown(rows: Rows) -> str:
 
 def _asset(graph: AssetGraph, key: dg.AssetKey) -> list[str]:
     node = graph.get(key)
-    watched = "" if node.is_materializable else "watched"
+    watched = (
+        "" if node.is_materializable else "recorded with it" if node.parent_keys else "watched"
+    )
     rule = node.automation_condition.get_label() if node.automation_condition else None
     pools = ", ".join(f"`{pool}`" for pool in sorted(node.pools or ()))
     parents = ", ".join(_code(parent) for parent in sorted(node.parent_keys))

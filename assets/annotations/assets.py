@@ -3,6 +3,7 @@
 import dagster as dg
 
 from assets.deployment.automation import DATA, FOLLOW_CONTENT, RETRY_NETWORK, WATCHED
+from assets.deployment.partitions import part_partitions
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions
 from assets.records.publishing import (
@@ -121,13 +122,14 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
     became of it.
 
 Videos are dealt to parts by a stable hash, and the parts are registered as Dagster partitions. A
-part never changes once it is catalogued: videos that appear later, from the landing folder, form a
-new part.""",
+video stays in its part for ever: videos that appear later, from the landing folder, form a new
+part. It also records each part's version of its rows (`part_rows`), which the assets of a part
+follow.""",
 )
 def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.annotations.build import build_catalogue
     from assets.annotations.catalogue import SCHEMA
-    from assets.deployment.partitions import part_partitions
+    from assets.annotations.rows_versions import record_rows
     from assets.records.columns import CATALOGUE
 
     settings, storage = deployment.settings(), deployment.storage()
@@ -135,7 +137,10 @@ def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Publ
         inputs = input_versions(storage, ["annotations"])
         report = build_catalogue(storage, settings, context.log.info)
     # A part that was given up does not come back with new data.
-    context.instance.add_dynamic_partitions(str(part_partitions.name), active_parts(storage))
+    parts = active_parts(storage)
+    context.instance.add_dynamic_partitions(str(part_partitions.name), parts)
+    rows = {part: report.rows[part] for part in parts}
+    told = record_rows(storage, context.instance, rows, inputs, context.run_id)
     yield from publish(
         context,
         deployment,
@@ -146,7 +151,22 @@ def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Publ
         metadata={
             "dagster/row_count": report.counts["videos"],
             "parts": report.parts,
+            "parts with other rows than before": told,
             "videos": table([row for row in report.table if row["videos"]]),
             **column_schema(SCHEMA, CATALOGUE),
         },
     )
+
+
+part_rows = dg.AssetSpec(
+    "part_rows",
+    deps=[catalogue],
+    partitions_def=part_partitions,
+    group_name=GROUP,
+    kinds={"parquet"},
+    owners=OWNERS,
+    tags=WATCHED,
+    description="The question-answer rows of one part. Its version is a hash of what the rows say; "
+    "`catalogue` records it where it changed, so that a corrected or removed row reaches its own "
+    "part and no other.",
+)

@@ -29,12 +29,14 @@ class CatalogueReport:
     Attributes:
         version: of what is expected; what becomes of the videos does not change it.
         parts: their names, in order.
+        rows: part -> version of its rows.
         counts: `videos`, `questions`, `new` (videos) and `parts`.
         table: one row for each part and source, with the first three counts.
     """
 
     version: str
     parts: list[str]
+    rows: dict[str, str]
     counts: dict[str, int]
     table: list[dict[str, Any]] = field(default_factory=list)
 
@@ -77,7 +79,13 @@ def build_catalogue(
     counts = {name: sum(row[name] for row in table) for name in ("videos", "questions", "new")}
     found = f"{counts['videos']:,} videos in {len(parts)} parts, {counts['new']:,} of them new"
     log(f"catalogue: {found}")
-    return CatalogueReport(data_version(entries), parts, {**counts, "parts": len(parts)}, table)
+    return CatalogueReport(
+        version=data_version(entries),
+        parts=parts,
+        rows=dict(zip(parts, record.part_versions, strict=True)),
+        counts={**counts, "parts": len(parts)},
+        table=table,
+    )
 
 
 def _enter(storage: Storage, source: str, part: str, rows: list[VideoRow]) -> int:

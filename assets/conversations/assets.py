@@ -2,9 +2,15 @@
 
 import dagster as dg
 
-from assets.annotations.assets import annotations
-from assets.deployment.automation import DATA, FOLLOW_CONTENT, fill_and_follow_except
-from assets.deployment.partitions import all_partitions, part_partitions, same_part
+from assets.annotations.assets import part_rows
+from assets.annotations.rows_versions import rows_version
+from assets.deployment.automation import DATA, FILL_AND_FOLLOW, FOLLOW_CONTENT
+from assets.deployment.partitions import (
+    all_partitions,
+    part_partitions,
+    same_part,
+    same_partition,
+)
 from assets.deployment.parts import part_index
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions, product
@@ -24,13 +30,16 @@ from training.formats.hashing import data_version
 
 
 @dg.asset(
-    deps=[annotations, dg.AssetDep(videos, partition_mapping=same_part)],
+    deps=[
+        dg.AssetDep(part_rows, partition_mapping=same_partition),
+        dg.AssetDep(videos, partition_mapping=same_part),
+    ],
     partitions_def=part_partitions,
     group_name="conversations",
     kinds={"parquet"},
     owners=OWNERS,
     tags=DATA,
-    automation_condition=fill_and_follow_except("annotations"),
+    automation_condition=FILL_AND_FOLLOW,
     pool="cpu",
     code_version=CODE_VERSION,
     check_specs=[
@@ -58,7 +67,7 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
     part = context.partition_key
     fetched = [product("videos", f"{part}|{source}") for source in sorted(settings.sources)]
     with errors_for_people():
-        inputs = input_versions(storage, ["annotations", *fetched])
+        inputs = rows_version(storage, part) | input_versions(storage, fetched)
         report = group_part(storage, settings, part_index(part), context.log.info)
         verdict = sound(storage, settings, part_index(part))
     yield from publish(

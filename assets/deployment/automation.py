@@ -66,17 +66,6 @@ FILL_AND_FOLLOW = ((_NEWLY_MISSING | _CONTENT_CHANGED) & _READY).with_label(
     "each new part, and when its inputs change"
 )
 
-# For a part below an unpartitioned input: a change of the whole must not make every old part again.
-FILL = (_NEWLY_MISSING & _READY).with_label("each new part once")
-
 NIGHTLY_IF_NEW_DATA = (
     AC.cron_tick_passed(NIGHTLY) & (_CONTENT_CHANGED | _CHANGED_RIGHT_AFTER_REQUEST) & _READY
 ).with_label("nightly, only if contents changed")
-
-
-def fill_and_follow_except(*unpartitioned: str) -> dg.AutomationCondition:
-    """`FILL_AND_FOLLOW`, without the changes of some inputs that have no parts."""
-    changed = _since_requested(_INPUT_CHANGED.ignore(dg.AssetSelection.assets(*unpartitioned)))
-    return ((_NEWLY_MISSING | changed) & _READY).with_label(
-        "each new part, and when its own inputs change"
-    )

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.annotations.assets import catalogue
-from assets.deployment.automation import DATA, FILL, RETRY_NETWORK
+from assets.annotations.assets import part_rows
+from assets.annotations.rows_versions import rows_version
+from assets.deployment.automation import DATA, FILL_AND_FOLLOW, RETRY_NETWORK
 from assets.deployment.launchpad import VideosLaunch
-from assets.deployment.partitions import dimensions, source_and_part
+from assets.deployment.partitions import dimensions, same_part, source_and_part
 from assets.deployment.resources import Deployment
 from assets.fetching.errors import CoverageError
-from assets.records.lineage import input_versions
 from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 @dg.asset(
-    deps=[dg.AssetDep(catalogue, partition_mapping=dg.AllPartitionMapping())],
+    deps=[dg.AssetDep(part_rows, partition_mapping=same_part)],
     partitions_def=source_and_part,
     group_name="videos",
     kinds={"mp4"},
     owners=OWNERS,
     tags=DATA,
-    automation_condition=FILL,
+    automation_condition=FILL_AND_FOLLOW,
     pool="download",
     retry_policy=RETRY_NETWORK,
     code_version=CODE_VERSION,
@@ -74,7 +74,7 @@ def videos(
     source, part = keys["source"], keys["part"]
     settings = config.applied(deployment.settings(), source)
     with errors_for_people():
-        inputs = input_versions(storage, ["catalogue"])
+        inputs = rows_version(storage, part)
         try:
             report = acquire_part(storage, settings, source, part, context.log.info)
         except CoverageError:  # the check says so, with everything that is known of it

@@ -130,7 +130,7 @@ def everything_made(days: Days) -> None:
                 )
             )
         )
-    days.made(*(f"videos[part0|{source}]" for source in SOURCES))
+    days.made("part_rows[part0]", *(f"videos[part0|{source}]" for source in SOURCES))
     days.made("conversations[part0]", "videomarathon_video[part0]", "videomarathon_json")
     for variant in ("tiny", "3b", "7b"):
         days.made(
@@ -164,7 +164,7 @@ def test_a_landing_costs_only_its_own_part_and_then_the_mixture(days):
     days.made("annotations", version="2")
     assert days.tick() == {"catalogue"}
     days.add_part("part1")
-    days.made("catalogue", version="2")
+    days.made("catalogue", "part_rows[part1]", version="2")
     rounds = days.settle(version="2")
     asked = [name for names in rounds for name in names]
     assert set(asked) == {
@@ -183,6 +183,7 @@ def test_conversations_wait_for_every_source_of_their_part(days):
     everything_made(days)
     days.settle()
     days.add_part("part1")
+    days.made("part_rows[part1]")
     videos = {f"videos[part1|{source}]" for source in SOURCES}
     assert days.tick() == videos
     late = sorted(videos)[0]
