@@ -11,7 +11,7 @@ what the webserver itself calls; tests hold it.
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -19,6 +19,7 @@ from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView, Temp
 from dagster._core.asset_graph_view.entity_subset import EntitySubset
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
+from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.execution.backfill import PartitionBackfill
 from pydantic import Field
 
@@ -65,7 +66,12 @@ def everything_for_variant(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefin
         if not due:
             context.log.info("everything for %s is there", config.variant)
             return
-        backfill = _add_backfill(context.instance, due, config.variant)
+        backfill = _add_backfill(
+            context.instance,
+            AssetGraphSubset.from_entity_subsets(due),
+            f"everything for {config.variant}",
+            {"hourllava/variant": config.variant},
+        )
         pieces = {subset.key.to_user_string(): subset.size for subset in due}
         context.log.info("backfill %s, under Runs > Backfills: %s", backfill, pieces)
         context.add_output_metadata({"backfill": backfill, "pieces": pieces})
@@ -96,18 +102,41 @@ def _check_request(instance: dg.DagsterInstance, variant: str) -> None:
         raise dg.Failure(description, allow_retries=False)
 
 
-def _add_backfill(
-    instance: dg.DagsterInstance, due: list[EntitySubset[dg.AssetKey]], variant: str
+def start_backfill(
+    instance: dg.DagsterInstance,
+    graph: AssetGraph,
+    wanted: Mapping[dg.AssetKey, Sequence[str] | None],
+    title: str,
 ) -> str:
-    """Hand a backfill of `due` to the daemon; returns its id."""
+    """Have assets made again, each after those that it is made from; returns the backfill's id.
+
+    Args:
+        wanted: asset -> its partitions, None for an asset without any.
+    """
+    pieces = {
+        AssetKeyPartitionKey(key, partition)
+        for key, partitions in wanted.items()
+        for partition in ([None] if partitions is None else partitions)
+    }
+    subset = AssetGraphSubset.from_asset_partition_set(pieces, graph)
+    return _add_backfill(instance, subset, title)
+
+
+def _add_backfill(
+    instance: dg.DagsterInstance,
+    subset: AssetGraphSubset,
+    title: str,
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Hand a backfill to the daemon; returns its id."""
     backfill = PartitionBackfill.from_asset_graph_subset(
         backfill_id=uuid.uuid4().hex[:8],
         backfill_timestamp=time.time(),
-        tags={"hourllava/variant": variant},
+        tags=dict(tags or {}),
         dynamic_partitions_store=instance,
-        asset_graph_subset=AssetGraphSubset.from_entity_subsets(due),
-        title=f"everything for {variant}",
-        description="started by the job everything_for_variant",
+        asset_graph_subset=subset,
+        title=title,
+        description="started by a job of this deployment",
         run_config=None,
     )
     instance.add_backfill(backfill)

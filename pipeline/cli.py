@@ -12,10 +12,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import __version__
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+    from training.formats.storage import Storage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -65,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     lineage.add_argument("--verify", action="store_true", help="also hash the files again")
     _add_config_option(lineage)
+
+    give_up = commands.add_parser("give-up", help="go on without one part of the long videos")
+    give_up.add_argument("part", help="for example part3")
+    give_up.add_argument("--reason", required=True, help="why, in a sentence")
+    _add_config_option(give_up)
+
+    take_back = commands.add_parser("take-back", help="work on a part again that was given up")
+    take_back.add_argument("part", help="for example part3")
+    _add_config_option(take_back)
 
     recover = commands.add_parser(
         "recover", help="tell an empty Dagster instance what was made below the root"
@@ -216,6 +231,40 @@ def _lineage(chosen: argparse.Namespace) -> int:
 
 
 def _recover(chosen: argparse.Namespace) -> int:
+    with _deployment(chosen) as (instance, storage):
+        from pipeline.recover import recover
+
+        print(f"{recover(instance, storage, print):,} products recovered")
+    return 0
+
+
+def _give_up(chosen: argparse.Namespace) -> int:
+    with _deployment(chosen) as (instance, storage):
+        from pipeline.definitions import definitions
+        from pipeline.parts import give_up
+
+        graph = definitions().resolve_asset_graph()
+        print("\n".join(give_up(instance, graph, storage, chosen.part, chosen.reason)))
+    return 0
+
+
+def _take_back(chosen: argparse.Namespace) -> int:
+    with _deployment(chosen) as (instance, storage):
+        from pipeline.definitions import definitions
+        from pipeline.parts import take_back
+
+        graph = definitions().resolve_asset_graph()
+        print("\n".join(take_back(instance, graph, storage, chosen.part)))
+    return 0
+
+
+@contextlib.contextmanager
+def _deployment(chosen: argparse.Namespace) -> Iterator[tuple[DagsterInstance, Storage]]:
+    """The Dagster instance and the storage of the settings that were chosen.
+
+    The code location reads its partitions from the settings while it is imported: whoever needs
+    it imports it inside of the block.
+    """
     from dagster import DagsterInstance
 
     from assets.deployment.settings import CONFIG_VARIABLE, load_settings
@@ -223,22 +272,20 @@ def _recover(chosen: argparse.Namespace) -> int:
 
     settings = load_settings(chosen.config)
     if chosen.config:
-        os.environ[CONFIG_VARIABLE] = str(chosen.config)
-    # Only now: the code location reads its partitions from the settings while it is imported.
-    from pipeline.recover import recover
-
+        os.environ[CONFIG_VARIABLE] = str(chosen.config.resolve())
     folder = _instance_folder()
     with contextlib.chdir(folder), DagsterInstance.from_config(str(folder)) as instance:
-        print(f"{recover(instance, Storage(settings.root), print):,} products recovered")
-    return 0
+        yield instance, Storage(settings.root)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "ask": _ask,
     "demo": _demo,
     "doctor": _doctor,
+    "give-up": _give_up,
     "lineage": _lineage,
     "recover": _recover,
+    "take-back": _take_back,
     "why": _why,
 }
 

@@ -23,6 +23,7 @@ from assets.videos import assets as videos
 from pipeline.backfill import everything_for_variant
 from pipeline.executors import step_executor
 from pipeline.jobs import JOBS
+from pipeline.parts import part_jobs
 from pipeline.schedules import download_nightly
 from pipeline.sensors import SENSORS
 
@@ -47,10 +48,14 @@ def definitions() -> dg.Definitions:
         warnings.simplefilter("ignore", dg.BetaWarning)
         assets = dg.with_source_code_references(assets)
     config = os.environ.get(CONFIG_VARIABLE) or str(DEFAULT_CONFIG)
-    # The backfill job resolves the graph when it runs: it is itself part of these definitions.
+    # These jobs resolve the graph when they run: they are themselves part of the definitions.
     made = dg.Definitions(
         assets=assets,
-        jobs=[*JOBS, everything_for_variant(lambda: made.resolve_asset_graph())],
+        jobs=[
+            *JOBS,
+            everything_for_variant(lambda: made.resolve_asset_graph()),
+            *part_jobs(lambda: made.resolve_asset_graph()),
+        ],
         schedules=[download_nightly],
         sensors=SENSORS,
         resources={"deployment": Deployment(config=config)},
