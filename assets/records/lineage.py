@@ -8,14 +8,25 @@ that a copied folder still knows its origin.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from assets.records.product_files import (
+    LIST_SUFFIX,
+    find_product_damage,
+    list_hash,
+    record_files,
+    register_name,
+    set_aside_damage,
+)
 from training.formats import layout
+from training.formats.receipts import Advance, Damage, FileEntry
 from training.formats.storage import Storage
 
 LINEAGE_NAME = "lineage.json"
+NAMED = 5  # damaged files that a sentence names; the rest is counted
 
 
 def product(asset: str, partition: str | None = None) -> str:
@@ -38,6 +49,8 @@ class Lineage:
         run_id: the Dagster run; empty outside of one.
         failed: checks that it did not pass -> what they found; nothing may be made from such a
             product.
+        files: how many files it has; with their `bytes`, and the hash of their list (`receipt`,
+            empty where no list was recorded).
     """
 
     product: str
@@ -49,6 +62,9 @@ class Lineage:
     code_version: str = ""
     run_id: str = ""
     failed: dict[str, str] = field(default_factory=dict)
+    files: int = 0
+    bytes: int = 0
+    receipt: str = ""
 
     def write(self, storage: Storage) -> None:
         """Record the product, beside itself first: a record in the register means that the product
@@ -57,6 +73,31 @@ class Lineage:
         if self.folder:
             storage.write_json(f"{self.folder}/{LINEAGE_NAME}", asdict(self))
         storage.write_json(record_name(self.product), asdict(self))
+
+    def with_files(self, storage: Storage, files: Sequence[FileEntry]) -> Lineage:
+        """The record with the list of the product's files, which is written here; the record
+        itself is not.
+        """
+        record_files(storage, self.product, files)
+        size = sum(entry.size for entry in files)
+        return replace(self, files=len(files), bytes=size, receipt=list_hash(files))
+
+    def damage(
+        self,
+        storage: Storage,
+        *,
+        full: bool = False,
+        lists: bool = True,
+        advance: Advance | None = None,
+    ) -> list[Damage]:
+        """Files that are not what the receipt says, as `find_product_damage`; none where it lists
+        none.
+        """
+        if not self.receipt:
+            return []
+        return find_product_damage(
+            storage, self.product, self.receipt, full=full, lists=lists, advance=advance
+        )
 
     @staticmethod
     def read(storage: Storage, name: str) -> Lineage:
@@ -74,21 +115,35 @@ class Lineage:
 
 def record_name(name: str) -> str:
     """File of a product's record, relative to the storage root."""
-    asset, _, partition = name.partition("[")
-    return f"{layout.LINEAGE}/{asset}/{partition.rstrip(']').replace('|', '+') or 'all'}.json"
+    return register_name(layout.LINEAGE, name, ".json")
 
 
 def all_records(storage: Storage) -> list[Lineage]:
     """Every record of the register, by product name."""
-    return [Lineage(**storage.read_json(name)) for name in storage.list(layout.LINEAGE, ".json")]
+    names = storage.list(layout.LINEAGE, ".json")
+    return [Lineage(**storage.read_json(name)) for name in names if not name.endswith(LIST_SUFFIX)]
+
+
+def mend(storage: Storage, name: str, log: Callable[[str], None]) -> list[Damage]:
+    """Move what is damaged of a product out of the way before it is made again; returns it.
+
+    What was never recorded is left alone.
+    """
+    if not storage.exists(record_name(name)):
+        return []
+    record = Lineage.read(storage, name)
+    return set_aside_damage(storage, name, record.receipt, log) if record.receipt else []
 
 
 def input_versions(storage: Storage, names: Iterable[str]) -> dict[str, str]:
-    """`{product: version}` of inputs that must be there.
+    """`{product: version}` of inputs that must be there and whole.
+
+    Whole is what the file system says of their files, and their hashes where that is not what it
+    said before (`Stamps`). Files of listed lists are not looked at here.
 
     Raises:
         FileNotFoundError: one or more of them were not made; all are named.
-        ValueError: one of them did not pass its checks.
+        ValueError: one of them did not pass its checks, or a file of it is damaged.
     """
     names = list(names)
     missing = [name for name in names if not storage.exists(record_name(name))]
@@ -104,4 +159,21 @@ def input_versions(storage: Storage, names: Iterable[str]) -> dict[str, str]:
         raise ValueError(
             f"did not pass their checks: {'; '.join(broken)}. Materialize them again first"
         )
+    with ThreadPoolExecutor(4) as pool:  # remote roots answer slowly, but many at once
+        damage = list(pool.map(lambda record: record.damage(storage, lists=False), records))
+    if damaged := [
+        describe_damage(record.product, found)
+        for record, found in zip(records, damage, strict=True)
+        if found
+    ]:
+        raise ValueError(
+            f"{'; '.join(damaged)}. Materialize what is damaged again first: it is set aside, and "
+            "made anew"
+        )
     return {record.product: record.version for record in records}
+
+
+def describe_damage(name: str, damage: Sequence[Damage]) -> str:
+    """What is damaged of a product, in a clause."""
+    more = f" and {len(damage) - NAMED:,} more" if len(damage) > NAMED else ""
+    return f"{name}: {', '.join(map(str, damage[:NAMED]))}{more}"

@@ -17,6 +17,7 @@ from assets.records.code_version import code_version
 from assets.records.lineage import Lineage, product
 from assets.records.rendering import table
 from assets.records.verdict import Verdict
+from training.formats.receipts import FileEntry
 
 CODE_VERSION = "1"
 OWNERS = ["team:hour-llava"]
@@ -65,6 +66,7 @@ def publish(
     version: str,
     inputs: Mapping[str, str],
     counts: Mapping[str, int],
+    files: Sequence[FileEntry] = (),
     checks: Sequence[Verdict] = (),
     folder: str = "",
     config: Mapping[str, Any] | None = None,
@@ -77,6 +79,7 @@ def publish(
         version: content hash of the product; becomes Dagster's data version.
         inputs: input products and the versions that were read.
         counts: rows in, rows out, drops by reason; those that are zero are not shown.
+        files: the product's, hashed when they were made; with `inputs` and `config` its receipt.
         checks: what its checks found.
         folder: where the product lies below the storage root, when it is one folder.
         config: the settings that shaped it.
@@ -105,10 +108,11 @@ def publish(
         run_id=context.run_id,
         failed=stopping,
     )
-    record.write(deployment.storage())
-    described = _described(
-        record, metadata or {}, deployment.storage().path(folder) if folder else None
-    )
+    storage = deployment.storage()
+    if files:
+        record = record.with_files(storage, files)
+    record.write(storage)
+    described = _described(record, metadata or {}, storage.path(folder) if folder else None)
     results = [_check_result(verdict) for verdict in checks]
     if stopping:
         yield from results

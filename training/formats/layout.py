@@ -36,6 +36,7 @@ LLAVA_VIDEO_QUARANTINE = f"{LLAVA_VIDEO}/quarantine"
 
 CHECKPOINTS = "checkpoints"
 LINEAGE = "lineage"
+STAMPS = "stamps"  # facts of the file system, never part of a product
 
 
 def collection_annotations(collection: str, annotation: str) -> str:

@@ -1,0 +1,202 @@
+"""The files of a product: their list in the register, and whether they still are what it says.
+
+With the lineage record (`lineage.py`) the list is a product's receipt. It lies beside the record,
+one file a line, and the record holds its hash. A product of millions of files lists lists instead:
+a file of the product whose name ends with `.files.json` is a list of further files of it.
+
+Stamps (`training/formats/receipts.py`) lie apart from the register: they are facts of a file
+system, and a root that was copied has others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import orjson
+
+from training.formats import layout
+from training.formats.hashing import data_version
+from training.formats.receipts import (
+    Advance,
+    Damage,
+    FileEntry,
+    Stamps,
+    describe_files,
+    find_damage,
+    set_aside,
+)
+from training.formats.storage import Storage
+
+LIST_SUFFIX = ".files.json"
+
+
+def register_name(folder: str, name: str, suffix: str) -> str:
+    """Where something about product `name` lies in `folder`, relative to the storage root."""
+    asset, _, partition = name.partition("[")
+    return f"{folder}/{asset}/{partition.rstrip(']').replace('|', '+') or 'all'}{suffix}"
+
+
+def list_name(name: str) -> str:
+    """File of the list of a product's files, relative to the storage root."""
+    return register_name(layout.LINEAGE, name, LIST_SUFFIX)
+
+
+def list_hash(files: Iterable[FileEntry]) -> str:
+    """What a lineage record holds of the list: equal files give an equal hash."""
+    return data_version([[entry.path, entry.size, entry.hash] for entry in sorted(files)])
+
+
+def write_list(storage: Storage, rel: str, files: Iterable[FileEntry]) -> None:
+    """Write a list of files, by path, one a line: the same files give the same bytes."""
+    lines = [orjson.dumps([entry.path, entry.size, entry.hash]) for entry in sorted(files)]
+    storage.write_bytes(rel, b"[\n" + b",\n".join(lines) + b"\n]\n")
+
+
+def read_list(storage: Storage, rel: str) -> list[FileEntry]:
+    """The files of a list.
+
+    Raises:
+        FileNotFoundError: there is no such list.
+        ValueError: it is not what `write_list` wrote.
+    """
+    try:
+        entries = [FileEntry(*line) for line in orjson.loads(storage.read_bytes(rel))]
+    except (TypeError, orjson.JSONDecodeError) as error:
+        raise ValueError(f"{storage.path(rel)}: not a list of files ({error})") from error
+    return entries
+
+
+def record_files(storage: Storage, name: str, files: Sequence[FileEntry]) -> None:
+    """Write the list of a product's files, and remember that they are whole.
+
+    For files that were written or hashed by this run. What was remembered before and looks
+    otherwise now is forgotten: it is hashed when it is asked for next.
+    """
+    write_list(storage, list_name(name), files)
+    earlier, stamps = _read_stamps(storage, name), Stamps()
+    for entry in files:
+        before = earlier.known.get(entry.path)
+        if before is None or before[0] != entry.hash:
+            stamps.record(storage, [entry])
+        elif earlier.hold(storage, entry):
+            stamps.known[entry.path] = before
+    _write_stamps(storage, name, stamps)
+
+
+def find_product_damage(
+    storage: Storage,
+    name: str,
+    recorded: str,
+    *,
+    full: bool = False,
+    lists: bool = True,
+    advance: Advance | None = None,
+) -> list[Damage]:
+    """Files of a product that are not what its receipt says; none when all are whole.
+
+    Args:
+        name: of the product.
+        recorded: hash of the list, of the lineage record.
+        full: read every byte, whatever the stamps say.
+        lists: also look at the files of listed lists, which may be millions.
+        advance: called with the number of bytes of each file that was looked at.
+    """
+    try:
+        files = read_list(storage, list_name(name))
+    except FileNotFoundError:
+        return [Damage(list_name(name), "is missing")]
+    except ValueError:
+        files = []
+    if list_hash(files) != recorded:
+        return [Damage(list_name(name), "has other content")]
+    stamps = _read_stamps(storage, name)
+    before = dict(stamps.known)
+    found = find_damage(storage, files, stamps, full, advance)
+    if lists:
+        damaged = {damage.path for damage in found}
+        for entry in files:
+            if entry.path.endswith(LIST_SUFFIX) and entry.path not in damaged:
+                found += find_listed_damage(storage, entry, stamps, full=full, advance=advance)
+    if stamps.known != before:
+        _write_stamps(storage, name, stamps)
+    return found
+
+
+def find_listed_damage(
+    storage: Storage,
+    entry: FileEntry,
+    stamps: Stamps,
+    *,
+    full: bool = False,
+    advance: Advance | None = None,
+) -> list[Damage]:
+    """Files of a listed list that are not what it says.
+
+    The list is whole. Its files have one stamp together: a stamp for each of millions would outgrow
+    the list itself.
+    """
+    files = read_list(storage, entry.path)
+    together = f"{entry.path}#files"
+    if not full and stamps.known.get(together) == (entry.hash, _stamp_of(storage, files)):
+        if advance:
+            advance(sum(file.size for file in files))
+        return []
+    stamps.known.pop(together, None)
+    stamp = _stamp_of(storage, files)
+    found = find_damage(storage, files, Stamps(), full=True, advance=advance)
+    if not found and stamp is not None:
+        stamps.known[together] = (entry.hash, stamp)
+    return found
+
+
+def _stamp_of(storage: Storage, files: Iterable[FileEntry]) -> str | None:
+    """One stamp of many files; None where one of them is missing."""
+    try:
+        return data_version([storage.stamp(entry.path) for entry in files])
+    except FileNotFoundError:
+        return None
+
+
+def set_aside_damage(
+    storage: Storage, name: str, recorded: str, log: Callable[[str], None]
+) -> list[Damage]:
+    """Move what is damaged of a product out of the way, so that it is made again; returns it.
+
+    Args:
+        name: of the product.
+        recorded: hash of the list, of the lineage record.
+        log: takes a line for each damaged file, which says where it is now.
+    """
+    found = find_product_damage(storage, name, recorded)
+    for damage in found:
+        if storage.exists(damage.path):
+            log(f"{name}: {damage}; set aside as {set_aside(storage, damage.path)}, made again")
+        else:
+            log(f"{name}: {damage}; made again")
+    return found
+
+
+def describe_folder(
+    storage: Storage, folder: str, leave_out: Sequence[str] = ()
+) -> list[FileEntry]:
+    """Entries of all files below a folder that was just made.
+
+    Args:
+        leave_out: names of files that are not part of the product, such as its lineage record.
+    """
+    names = storage.list(folder)
+    return describe_files(
+        storage, [name for name in names if name.rpartition("/")[2] not in leave_out]
+    )
+
+
+def _stamps_name(name: str) -> str:
+    return register_name(layout.STAMPS, name, ".json")
+
+
+def _read_stamps(storage: Storage, name: str) -> Stamps:
+    return Stamps.read(storage, _stamps_name(name))
+
+
+def _write_stamps(storage: Storage, name: str, stamps: Stamps) -> None:
+    stamps.write(storage, _stamps_name(name))
