@@ -32,6 +32,7 @@ from assets.features.options import ExtractionOptions
 from assets.features.workers.backends import open_pyav
 from assets.fetching.disk import INCOMING
 from assets.records.lineage import LINEAGE_NAME, Lineage, record_name
+from assets.records.product_files import list_name, register_name
 from assets.records.withdrawals import Withdrawal
 from assets.shards.mixture_views import write_views
 from assets.shards.part import INDEX, MANIFEST, part_folder
@@ -47,6 +48,7 @@ from training import run_identity as identity
 from training.formats import feature_file as features
 from training.formats import kinds, layout
 from training.formats import sample as samples
+from training.formats.receipts import DAMAGED
 from training.formats.storage import Storage
 from training.metrics import METRICS_NAME
 from training.recipes import ShardInput
@@ -214,6 +216,9 @@ def test_paths_are_those_that_the_code_uses():
         "checkpoints/<variant>/vision_encoder/",
         "evaluation/<variant>/",
         record_name("<asset>[<partition>]"),
+        list_name("<asset>[<partition>]"),
+        register_name(layout.STAMPS, "<asset>[<partition>]", ".json"),
+        f"{DAMAGED}/<path>.<number>",
     }
     stated = {name for row in table_of("Where things lie")[1:] for name in names_in(row[0])}
     assert stated == used

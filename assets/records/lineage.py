@@ -124,12 +124,17 @@ def all_records(storage: Storage) -> list[Lineage]:
     return [Lineage(**storage.read_json(name)) for name in names if not name.endswith(LIST_SUFFIX)]
 
 
+def is_recorded(storage: Storage, name: str) -> bool:
+    """Whether a product has a record."""
+    return storage.exists(record_name(name))
+
+
 def mend(storage: Storage, name: str, log: Callable[[str], None]) -> list[Damage]:
     """Move what is damaged of a product out of the way before it is made again; returns it.
 
     What was never recorded is left alone.
     """
-    if not storage.exists(record_name(name)):
+    if not is_recorded(storage, name):
         return []
     record = Lineage.read(storage, name)
     return set_aside_damage(storage, name, record.receipt, log) if record.receipt else []
@@ -146,7 +151,7 @@ def input_versions(storage: Storage, names: Iterable[str]) -> dict[str, str]:
         ValueError: one of them did not pass its checks, or a file of it is damaged.
     """
     names = list(names)
-    missing = [name for name in names if not storage.exists(record_name(name))]
+    missing = [name for name in names if not is_recorded(storage, name)]
     if missing:
         raise FileNotFoundError(
             f"not made yet under {storage.root}: {', '.join(missing)}; materialize what is missing "
@@ -159,6 +164,22 @@ def input_versions(storage: Storage, names: Iterable[str]) -> dict[str, str]:
         raise ValueError(
             f"did not pass their checks: {'; '.join(broken)}. Materialize them again first"
         )
+    _check_whole(storage, records)
+    return {record.product: record.version for record in records}
+
+
+def check_whole(storage: Storage, *names: str) -> None:
+    """That the files of products are whole which are read without being an input by their version.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    _check_whole(
+        storage, [Lineage.read(storage, name) for name in names if is_recorded(storage, name)]
+    )
+
+
+def _check_whole(storage: Storage, records: Sequence[Lineage]) -> None:
     with ThreadPoolExecutor(4) as pool:  # remote roots answer slowly, but many at once
         damage = list(pool.map(lambda record: record.damage(storage, lists=False), records))
     if damaged := [
@@ -170,7 +191,6 @@ def input_versions(storage: Storage, names: Iterable[str]) -> dict[str, str]:
             f"{'; '.join(damaged)}. Materialize what is damaged again first: it is set aside, and "
             "made anew"
         )
-    return {record.product: record.version for record in records}
 
 
 def describe_damage(name: str, damage: Sequence[Damage]) -> str:

@@ -83,6 +83,60 @@ def record_files(storage: Storage, name: str, files: Sequence[FileEntry]) -> Non
     _write_stamps(storage, name, stamps)
 
 
+class KnownFiles:
+    """Entries of a product's files that are known to be whole, for who makes the product again and
+    keeps some of them.
+
+    Attributes:
+        storage: where the files are.
+    """
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self.storage, self._name = storage, name
+        self._stamps = _read_stamps(storage, name)
+        try:
+            self._listed = {entry.path: entry for entry in read_list(storage, list_name(name))}
+        except (FileNotFoundError, ValueError):
+            self._listed = {}
+        self._new: list[FileEntry] = []
+
+    def entry(self, path: str) -> FileEntry | None:
+        """The entry of a file that is there and whole; None where that is not known.
+
+        Known is what stands in the receipt, and what a run that was ended early has hashed.
+        """
+        digest, _ = self._stamps.known.get(path, ("", ""))
+        if digest:
+            entry = FileEntry(path, self.storage.size(path), digest)
+            if self._stamps.hold(self.storage, entry):
+                return entry
+        listed = self._listed.get(path)
+        if listed is None or find_damage(self.storage, [listed], self._stamps):
+            return None
+        return listed
+
+    def add(self, entry: FileEntry) -> None:
+        """Remember a file that was just made, also where this run is ended before it is recorded.
+        `save` keeps it.
+        """
+        self._new.append(entry)
+
+    def save(self) -> None:
+        """Keep what was added."""
+        if self._new:
+            self._stamps.record(self.storage, self._new)
+            self._new.clear()
+            _write_stamps(self.storage, self._name, self._stamps)
+
+    def describe(self, names: Iterable[str]) -> list[FileEntry]:
+        """Entries of a product's files as they are now. What is not known was made by this run, and
+        is hashed.
+        """
+        known = {name: self.entry(name) for name in names}
+        made = [name for name, entry in known.items() if entry is None]
+        return sorted([*filter(None, known.values()), *describe_files(self.storage, made)])
+
+
 def find_product_damage(
     storage: Storage,
     name: str,
@@ -174,20 +228,6 @@ def set_aside_damage(
         else:
             log(f"{name}: {damage}; made again")
     return found
-
-
-def describe_folder(
-    storage: Storage, folder: str, leave_out: Sequence[str] = ()
-) -> list[FileEntry]:
-    """Entries of all files below a folder that was just made.
-
-    Args:
-        leave_out: names of files that are not part of the product, such as its lineage record.
-    """
-    names = storage.list(folder)
-    return describe_files(
-        storage, [name for name in names if name.rpartition("/")[2] not in leave_out]
-    )
 
 
 def _stamps_name(name: str) -> str:

@@ -14,7 +14,7 @@ import dagster as dg
 
 from assets.deployment.resources import Deployment
 from assets.records.code_version import code_version
-from assets.records.lineage import Lineage, product
+from assets.records.lineage import Lineage, mend, product
 from assets.records.rendering import table
 from assets.records.verdict import Verdict
 from training.formats.receipts import FileEntry
@@ -59,6 +59,19 @@ def check_spec(
         )
 
 
+def own_name(context: dg.AssetExecutionContext) -> str:
+    """The product that a step makes."""
+    partition = context.partition_key if context.has_partition_key else None
+    return product(context.asset_key.to_user_string(), partition)
+
+
+def mend_product(context: dg.AssetExecutionContext, deployment: Deployment) -> None:
+    """Set aside what is damaged of the product that a step is about to make, so that it is made
+    again.
+    """
+    mend(deployment.storage(), own_name(context), context.log.warning)
+
+
 def publish(
     context: dg.AssetExecutionContext,
     deployment: Deployment,
@@ -95,10 +108,9 @@ def publish(
     assert {verdict.check: verdict.blocking for verdict in checks} == blocking, (
         "a check either blocks or it warns"
     )
-    partition = context.partition_key if context.has_partition_key else None
     stopping = {verdict.check: verdict.message for verdict in checks if verdict.blocks}
     record = Lineage(
-        product=product(context.asset_key.to_user_string(), partition),
+        product=own_name(context),
         version=version,
         folder=folder,
         inputs=dict(inputs),
