@@ -5,7 +5,6 @@ It follows one video through the pipeline, step by step, up to where its way end
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from assets.annotations.catalogue import SCHEMA as CATALOGUE_SCHEMA
 from assets.annotations.catalogue import read_catalogue
 from assets.annotations.record import AnnotationRecord
 from assets.deployment.settings import Settings
+from assets.shards.mds import samples_about
 from assets.sources.base import MANUAL_MISSING, OK, PENDING, PERMANENT, VideoRow
 from training.formats import layout
 from training.formats.kinds import LONG_VIDEO_KIND
@@ -181,10 +181,7 @@ def _shards(storage: Storage, part: str, video: str, wanted: int) -> list[str]:
     folder = layout.shards(LONG_VIDEO_KIND, part)
     if not storage.exists(f"{folder}/index.json"):
         return ["  shards: not written yet: materialize videomarathon_video for this part"]
-    found = sum(
-        _samples_in(storage, folder, shard, video)
-        for shard in storage.read_json(f"{folder}/index.json")["shards"]
-    )
+    found = samples_about(storage, folder, video)
     lines = [f"  shards: {found:,} of its {wanted:,} samples are in {folder}"]
     if found < wanted:
         manifest = f"{folder}/manifest.json"
@@ -197,32 +194,6 @@ def _shards(storage: Storage, part: str, video: str, wanted: int) -> list[str]:
                 "videomarathon_video again"
             )
     return lines
-
-
-def _samples_in(storage: Storage, folder: str, shard: dict[str, Any], video: str) -> int:
-    """Samples about `video` in one MDS file.
-
-    It is read without the library, whose import takes ten seconds. The file holds the number of
-    samples, their offsets, then each sample: the sizes of its variable columns, then the columns.
-    All numbers are little-endian and 32 bits wide.
-    """
-    data = storage.read_bytes(f"{folder}/{shard['raw_data']['basename']}")
-    if video.encode() not in data:
-        return 0
-    (count,) = struct.unpack_from("<I", data)
-    offsets = struct.unpack_from(f"<{count + 1}I", data, 4)
-    variable = sum(size is None for size in shard["column_sizes"])
-    found = 0
-    for begin in offsets[:-1]:
-        sizes = iter(struct.unpack_from(f"<{variable}I", data, begin))
-        at = begin + 4 * variable
-        for name, fixed in zip(shard["column_names"], shard["column_sizes"], strict=True):
-            size = next(sizes) if fixed is None else fixed
-            if name == "video":
-                found += data[at : at + size] == video.encode()
-                break
-            at += size
-    return found
 
 
 def _rejections(storage: Storage, part: str, video: str) -> str:

@@ -105,6 +105,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
     def train(
         context: dg.AssetExecutionContext, deployment: Deployment, config: StageLaunch
     ) -> Published:
+        from assets.checkpoints.bill import write_bill
         from assets.checkpoints.checks import stage_checks
         from assets.checkpoints.results import read_results
 
@@ -117,6 +118,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
                 needed += [product("features", f"{part}|{variant}") for part in parts]
             inputs = input_versions(storage, needed)
             run, folder = stage_run(settings, storage, variant, stage, inputs)
+            write_bill(storage, settings, run, product(f"stage{stage}", variant), inputs)
             Torchrun(settings.training).run(context, run)
             results, checks = read_results(run), stage_checks(run)
         publish_results(settings, storage, folder)

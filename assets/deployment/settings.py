@@ -62,6 +62,10 @@ class Collections(Section):
     mixtures: Path | None = Field(
         default=None, description="CSV kind,collection,annotation,fraction; default: built in"
     )
+    onevision_licence: str | None = Field(
+        default=None, description="of the collection, for the checkpoints' bills of materials"
+    )
+    video_licence: str | None = Field(default=None, description="the same, of the other one")
     require_all: bool = Field(
         default=False, description="a missing annotation file is an error, not a line in a table"
     )

@@ -41,6 +41,10 @@ class Source(Section):
         le=1,
         description="least share of this source's videos; default: download's",
     )
+    licence: str | None = Field(
+        default=None,
+        description="under which its videos may be used, for the checkpoints' bills of materials",
+    )
 
     def fetcher(self, context: FetchContext) -> Fetcher:
         """What gets the videos of one part of this source."""
