@@ -23,7 +23,9 @@ from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.execution.backfill import PartitionBackfill
 from pydantic import Field
 
-from assets.deployment.partitions import part_partitions, variant_partitions
+from assets.deployment.partitions import key_dimensions, variant_partitions
+from assets.deployment.resources import Deployment
+from assets.records.withdrawals import active_parts
 
 VARIANTS = variant_partitions.get_partition_keys()
 # Sources decide which partitions there are, so they come first, by hand or by the sensors.
@@ -60,9 +62,12 @@ def everything_for_variant(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefin
         description="Starts a backfill of what is missing for the variant, and of what is made "
         "from that."
     )
-    def start_backfill(context: dg.OpExecutionContext, config: VariantConfig) -> None:
-        _check_request(context.instance, config.variant)
-        due = due_subsets(context.instance, asset_graph(), config.variant)
+    def start_backfill(
+        context: dg.OpExecutionContext, config: VariantConfig, deployment: Deployment
+    ) -> None:
+        parts = active_parts(deployment.storage())
+        _check_request(parts, config.variant)
+        due = due_subsets(context.instance, asset_graph(), config.variant, parts)
         if not due:
             context.log.info("everything for %s is there", config.variant)
             return
@@ -88,13 +93,13 @@ def everything_for_variant(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefin
     return job
 
 
-def _check_request(instance: dg.DagsterInstance, variant: str) -> None:
+def _check_request(parts: list[str], variant: str) -> None:
     """Stop with advice where there is nothing to start: an unknown variant, or no parts yet."""
     if variant not in VARIANTS:
         known = ", ".join(VARIANTS)
         description = f"there is no variant {variant!r}: the settings have {known} (variants)"
         raise dg.Failure(description, allow_retries=False)
-    if not instance.get_dynamic_partitions(str(part_partitions.name)):
+    if not parts:
         description = (
             "there are no parts yet: run the job collect_sources first, its catalogue registers "
             "them"
@@ -144,11 +149,12 @@ def _add_backfill(
 
 
 def due_subsets(
-    instance: dg.DagsterInstance, graph: AssetGraph, variant: str
+    instance: dg.DagsterInstance, graph: AssetGraph, variant: str, parts: list[str]
 ) -> list[EntitySubset[dg.AssetKey]]:
     """What of a variant was never made, or is made from something that was not.
 
-    Parts of shards, videos and conversations belong to every variant.
+    Parts of shards, videos and conversations belong to every variant. Only `parts` count, whatever
+    somebody has added to Dagster's list.
 
     Returns:
         One subset for each asset with something to make, in the order of the graph.
@@ -160,7 +166,7 @@ def due_subsets(
     for key in graph.toposorted_asset_keys:
         if key in excluded or not graph.get(key).is_materializable:
             continue
-        wanted = _of_variant(view, key, variant)
+        wanted = _wanted(view, key, variant, set(parts))
         subset = _never_made(view, wanted)
         for parent in graph.get(key).parent_keys & due.keys():
             subset = subset.compute_union(
@@ -171,23 +177,24 @@ def due_subsets(
     return list(due.values())
 
 
-def _of_variant(view: AssetGraphView, key: dg.AssetKey, variant: str) -> EntitySubset[dg.AssetKey]:
+def _wanted(
+    view: AssetGraphView, key: dg.AssetKey, variant: str, parts: set[str]
+) -> EntitySubset[dg.AssetKey]:
     """All partitions of an asset that a variant needs, made or not."""
     full = view.get_full_subset(key=key)
     partitions = view.asset_graph.get(key).partitions_def
-    if partitions == variant_partitions:
-        return full.compute_intersection_with_partition_keys({variant})
-    if (
-        isinstance(partitions, dg.MultiPartitionsDefinition)
-        and "variant" in partitions.partition_dimension_names
-    ):
-        of_variant = {
-            text
-            for text in full.expensively_compute_partition_keys()
-            if partitions.get_partition_key_from_str(text).keys_by_dimension["variant"] == variant
-        }
-        return full.compute_intersection_with_partition_keys(of_variant)
-    return full
+    if partitions is None:
+        return full
+    allowed = {"variant": {variant}, "part": parts}
+    keys = {
+        text
+        for text in full.expensively_compute_partition_keys()
+        if all(
+            value in allowed.get(dimension, {value})
+            for dimension, value in key_dimensions(partitions, text).items()
+        )
+    }
+    return full.compute_intersection_with_partition_keys(keys)
 
 
 def _never_made(

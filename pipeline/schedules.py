@@ -9,10 +9,9 @@ import dagster as dg
 import pyarrow.compute as pc
 
 from assets.annotations.catalogue import read_catalogue, snapshot_name
-from assets.deployment.partitions import part_partitions
-from assets.deployment.parts import part_index
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings, load_settings
+from assets.records.withdrawals import active_parts
 from assets.sources.base import EXHAUSTED, MANUAL_MISSING, PENDING, TRANSIENT
 from pipeline.jobs import ACQUIRE_VIDEOS
 from training.formats.storage import Storage
@@ -48,10 +47,10 @@ def download_nightly(
     context: dg.ScheduleEvaluationContext, deployment: Deployment
 ) -> list[dg.RunRequest] | dg.SkipReason:
     settings, storage = deployment.settings(), deployment.storage()
-    registered = context.instance.get_dynamic_partitions(str(part_partitions.name))
+    parts = active_parts(storage)
     due = [
         dg.MultiPartitionKey({"part": part, "source": source})
-        for part in sorted(registered, key=part_index)
+        for part in parts
         for source in sorted(settings.sources)
         if is_download_due(storage, settings, source, part)
     ]
@@ -66,7 +65,7 @@ def download_nightly(
         return requests
     if due:
         return dg.SkipReason(f"still being fetched: {', '.join(map(str, due))}")
-    if not registered:
+    if not parts:
         return dg.SkipReason("no parts yet")
     return dg.SkipReason("every video is there, given up or waits for a person")
 

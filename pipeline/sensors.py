@@ -4,14 +4,21 @@ sensors.
 The nightly schedule is in `pipeline/schedules.py`.
 """
 
+from collections.abc import Callable, Mapping
+
 import dagster as dg
 
-from assets.annotations.watched import WATCHED, watched_version
+from assets.annotations.watched import NOT_REACHABLE, WATCHED, watched_version
 from assets.deployment.automation import DATA, TRAINING
+from assets.deployment.partitions import part_partitions
 from assets.deployment.resources import Deployment
-from assets.deployment.settings import load_settings
+from assets.deployment.settings import Settings, load_settings
+from assets.records.withdrawals import active_parts
+from training.formats import layout
+from training.formats.storage import Storage
 
 WATCH_INTERVAL_S = 300
+PARTS = str(part_partitions.name)
 _AUTOMATION = load_settings().automation
 
 
@@ -24,31 +31,67 @@ def _status(running: bool) -> dg.DefaultSensorStatus:
     minimum_interval_seconds=WATCH_INTERVAL_S,
     default_status=_status(_AUTOMATION.data),
     description="Looks at the landing folder and at the hub revisions that the settings follow, "
-    "and records a new version where one changed. No run is spent on watching.",
+    "and records a new version where one changed. Keeps Dagster's list of parts as the catalogue "
+    "has it. No run is spent on watching.",
 )
 def watch_outside_data(
     context: dg.SensorEvaluationContext, deployment: Deployment
 ) -> dg.SensorResult:
-    settings = deployment.settings()
     # The cursor holds the versions of the last look, one `name=version` a line.
     before = dict(line.split("=", 1) for line in (context.cursor or "").splitlines())
-    events: list[dg.AssetMaterialization] = []
+    now = _look(deployment.settings(), before, context.log.warning)
+    events = [
+        dg.AssetMaterialization(
+            name, tags={"dagster/data_version": version}, metadata={"version": version}
+        )
+        for name, version in now.items()
+        if before.get(name) != version
+    ]
+    return dg.SensorResult(
+        asset_events=events,
+        dynamic_partitions_requests=_part_requests(context, deployment.storage()),
+        cursor="\n".join(f"{name}={now[name]}" for name in sorted(now)),
+    )
+
+
+def _look(
+    settings: Settings, before: Mapping[str, str], warn: Callable[[str], None]
+) -> dict[str, str]:
+    """What is outside now. What cannot be reached keeps the version that was seen last."""
     now: dict[str, str] = {}
     for name in WATCHED:
         try:
-            version = watched_version(name, settings)
+            now[name] = watched_version(name, settings)
         except OSError as error:
-            # The hub cannot be reached: keep what was seen last, look again next time.
-            context.log.warning(f"{name}: {error}")
-            version = before.get(name)
-        if version is None:
-            continue
-        now[name] = version
-        if before.get(name) != version:
-            tags = {"dagster/data_version": version}
-            events.append(dg.AssetMaterialization(name, tags=tags, metadata={"version": version}))
-    cursor = "\n".join(f"{name}={now[name]}" for name in sorted(now))
-    return dg.SensorResult(asset_events=events, cursor=cursor)
+            now[name] = before.get(name, NOT_REACHABLE)
+            warn(f"{name}: {error}")
+    return now
+
+
+def _part_requests(
+    context: dg.SensorEvaluationContext, storage: Storage
+) -> list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest]:
+    """What makes Dagster's list of parts that of the catalogue.
+
+    Anybody can type a part into the dialog Materialize, and from then on everything below would
+    wait for it. Without a catalogue nothing is said: the root may only be away for a while.
+    """
+    if not storage.exists(layout.PARTS):
+        return []
+    wanted, listed = active_parts(storage), context.instance.get_dynamic_partitions(PARTS)
+    unknown = [part for part in listed if part not in wanted]
+    unlisted = [part for part in wanted if part not in listed]
+    requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
+    if unknown:
+        context.log.warning(
+            "removed from the list of parts, because the catalogue does not know them or they were "
+            f"given up: {', '.join(map(repr, unknown))}"
+        )
+        requests.append(part_partitions.build_delete_request(unknown))
+    if unlisted:
+        context.log.info(f"added to the list of parts: {', '.join(unlisted)}")
+        requests.append(part_partitions.build_add_request(unlisted))
+    return requests
 
 
 def _by_tag(tags: dict[str, str]) -> dg.AssetSelection:

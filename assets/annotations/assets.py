@@ -84,17 +84,20 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
     from assets.annotations.checks import usable
     from assets.annotations.collect import collect_annotations
     from assets.annotations.tables import SCHEMA
+    from assets.annotations.watched import HUB_ANNOTATIONS, LANDING, watched_version
     from assets.records.columns import ANNOTATIONS
 
     settings, storage = deployment.settings(), deployment.storage()
     with errors_for_people():
+        # Before it is read: what lands meanwhile is then newer than what is recorded.
+        looked_at = {name: watched_version(name, settings) for name in (LANDING, HUB_ANNOTATIONS)}
         report = collect_annotations(storage, settings, context.log.info)
     rejected = [{"reason": reason, "rows": rows} for reason, rows in report.rejected.items()]
     yield from publish(
         context,
         deployment,
         version=report.version,
-        inputs=report.origins,
+        inputs=report.origins | looked_at,
         counts=report.counts,
         checks=[usable(report, settings)],
         metadata={
@@ -129,6 +132,7 @@ follow.""",
 def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.annotations.build import build_catalogue
     from assets.annotations.catalogue import SCHEMA
+    from assets.annotations.nothing_to_fetch import record_nothing_to_fetch
     from assets.annotations.rows_versions import record_rows
     from assets.records.columns import CATALOGUE
 
@@ -141,6 +145,7 @@ def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Publ
     context.instance.add_dynamic_partitions(str(part_partitions.name), parts)
     rows = {part: report.rows[part] for part in parts}
     told = record_rows(storage, context.instance, rows, inputs, context.run_id)
+    record_nothing_to_fetch(storage, settings, context.instance)
     yield from publish(
         context,
         deployment,

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from assets.annotations.landing import landing_fingerprint
 from assets.deployment.settings import Settings
 
-LANDING = "landing"
+LANDING, HUB_ANNOTATIONS = "landing", "hub_annotations"
 # Asset -> the repository (None where files are read instead) and its revision.
 HUB_REPOS: dict[str, Callable[[Settings], tuple[str | None, str]]] = {
-    "hub_annotations": lambda settings: (settings.annotations.repo, settings.annotations.revision),
+    HUB_ANNOTATIONS: lambda settings: (settings.annotations.repo, settings.annotations.revision),
     "hub_llava_onevision": lambda settings: (
         settings.collections.onevision_repo,
         settings.collections.onevision_revision,
@@ -22,26 +22,30 @@ HUB_REPOS: dict[str, Callable[[Settings], tuple[str | None, str]]] = {
     ),
 }
 WATCHED = (LANDING, *HUB_REPOS)
+NOTHING_THERE = "nothing there"
+# Recorded where the hub did not answer the very first look; later ones keep what was seen last.
+NOT_REACHABLE = "not reachable"
 
 
-def watched_version(name: str, settings: Settings) -> str | None:
+def watched_version(name: str, settings: Settings) -> str:
     """The version of one of `WATCHED`: a fingerprint of the landing folder, or the commit that a
     revision is now.
 
-    None where there is nothing to watch: an empty landing folder, files instead of a repository.
+    `NOTHING_THERE` for an empty landing folder, and where files are read instead of a repository:
+    that is a state like others, and nobody waits for it to change.
 
     Raises:
         OSError: the hub cannot be reached or does not answer.
     """
     if name == LANDING:
-        return landing_fingerprint(settings) or None
+        return landing_fingerprint(settings) or NOTHING_THERE
     repo, revision = HUB_REPOS[name](settings)
     if repo is None:
-        return None
+        return NOTHING_THERE
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
     from huggingface_hub import HfApi
 
     # Its errors are OSErrors: requests' and httpx's connection errors, and HfHubHTTPError.
     info = HfApi(endpoint=settings.hub_endpoint).dataset_info(repo, revision=revision, timeout=20)
-    return info.sha
+    return str(info.sha)

@@ -56,11 +56,12 @@ def make_collection(
 
         with errors_for_people():
             report = collect(deployment.storage(), deployment.settings(), context.log.info)
+        (commit,) = report.origins.values()
         yield from publish(
             context,
             deployment,
             version=report.version,
-            inputs=report.origins,
+            inputs=report.origins | {watched.key.to_user_string(): commit},
             counts=report.counts,
             checks=[all_there(report)],
             folder=folder,

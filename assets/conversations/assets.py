@@ -23,7 +23,7 @@ from assets.records.publishing import (
     publish,
 )
 from assets.records.rendering import column_schema, drops, samples
-from assets.records.withdrawals import active_parts
+from assets.records.withdrawals import active_parts, require_active
 from assets.videos.assets import videos
 from training.formats import layout
 from training.formats.hashing import data_version
@@ -67,6 +67,7 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
     part = context.partition_key
     fetched = [product("videos", f"{part}|{source}") for source in sorted(settings.sources)]
     with errors_for_people():
+        require_active(storage, part)
         inputs = rows_version(storage, part) | input_versions(storage, fetched)
         report = group_part(storage, settings, part_index(part), context.log.info)
         verdict = sound(storage, settings, part_index(part))

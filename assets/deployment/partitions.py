@@ -33,6 +33,13 @@ variant_and_part = dg.MultiPartitionsDefinition(
     {"variant": variant_partitions, "part": part_partitions}
 )
 
+_DIMENSIONS = (
+    ("part", part_partitions),
+    ("LLaVA part", llava_part_partitions),
+    ("variant", variant_partitions),
+    ("source", source_partitions),
+)
+
 # Mappings between partition sets of one and of two dimensions. There are no others, and Dagster
 # still calls these beta.
 warnings.filterwarnings("ignore", category=dg.BetaWarning, message="Class `Multi")
@@ -59,4 +66,14 @@ def dimensions(context: dg.AssetExecutionContext) -> dict[str, str]:
         raise TypeError(
             f"{context.asset_key.to_user_string()} has partitions of one dimension only"
         )
-    return dict(partitions.get_partition_key_from_str(context.partition_key).keys_by_dimension)
+    return key_dimensions(partitions, context.partition_key)
+
+
+def key_dimensions(partitions: dg.PartitionsDefinition | None, key: str) -> dict[str, str]:
+    """What a partition key says, by dimension: `part`, `LLaVA part`, `variant`, `source`.
+
+    Nothing where there are no partitions.
+    """
+    if isinstance(partitions, dg.MultiPartitionsDefinition):
+        return dict(partitions.get_partition_key_from_str(key).keys_by_dimension)
+    return {name: key for name, known in _DIMENSIONS if known == partitions}

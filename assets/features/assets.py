@@ -26,6 +26,7 @@ from assets.records.publishing import (
     publish,
 )
 from assets.records.rendering import picture, table
+from assets.records.withdrawals import require_active
 from assets.videos.assets import videos
 from training.formats import layout
 from training.formats.storage import Storage
@@ -84,6 +85,7 @@ def features(
     keys = dimensions(context)
     variant, part = keys["variant"], keys["part"]
     with errors_for_people():
+        require_active(storage, part)
         encoder, origin = encoder_of(storage, settings, variant)
         inputs = input_versions(
             storage, [product("videos", f"{part}|{source}") for source in sorted(settings.sources)]

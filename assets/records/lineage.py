@@ -34,6 +34,12 @@ def product(asset: str, partition: str | None = None) -> str:
     return f"{asset}[{partition}]" if partition else asset
 
 
+def split_product(name: str) -> tuple[str, str | None]:
+    """Asset and partition of a product; None where there is no partition."""
+    asset, _, partition = name.partition("[")
+    return asset, partition.removesuffix("]") or None
+
+
 @dataclass(slots=True)
 class Lineage:
     """What one product was made from.

@@ -102,6 +102,25 @@ def active_parts(storage: Storage) -> list[str]:
     return [part for part in catalogued_parts(storage) if part not in given_up]
 
 
+def require_active(storage: Storage, part: str) -> None:
+    """Stop a step for a part that the pipeline does not work on: anybody can type one into a dialog.
+
+    Raises:
+        ValueError: the part was given up, or the catalogue does not know it.
+    """
+    if given_up := Withdrawals.read(storage).parts.get(part):
+        raise ValueError(
+            f"{part} was given up on {given_up.at} ({given_up.reason}); take it back before "
+            "anything is made of it"
+        )
+    if part not in (known := catalogued_parts(storage)):
+        raise ValueError(
+            f"there is no part {part!r}; the catalogue has {', '.join(known) or 'none yet'}. Parts "
+            "come from new data alone, and the sensor watch_outside_data removes this one from the "
+            "list"
+        )
+
+
 def give_up_part(storage: Storage, part: str, reason: str) -> Withdrawals:
     """Record that the pipeline goes on without a part. Its files stay where they are.
 

@@ -24,7 +24,7 @@ from assets.records.publishing import (
     publish,
 )
 from assets.records.rendering import picture, samples, table
-from assets.records.withdrawals import active_parts
+from assets.records.withdrawals import active_parts, require_active
 from training.formats import layout
 from training.formats.kinds import KINDS, LLAVA_KINDS, LONG_VIDEO_KIND, MIXED_KINDS
 from training.formats.storage import Storage
@@ -169,6 +169,7 @@ def videomarathon_video(
 
     settings, part = config.applied(deployment.settings()), context.partition_key
     with errors_for_people():
+        require_active(deployment.storage(), part)
         inputs = input_versions(deployment.storage(), [product("conversations", part)])
         report = write_long_video_part(
             deployment.storage(), settings, part_index(part), context.log.info

@@ -20,6 +20,7 @@ from assets.records.publishing import (
     publish,
 )
 from assets.records.rendering import picture, table
+from assets.records.withdrawals import require_active
 
 if TYPE_CHECKING:
     from assets.videos.report import AcquireReport
@@ -74,6 +75,7 @@ def videos(
     source, part = keys["source"], keys["part"]
     settings = config.applied(deployment.settings(), source)
     with errors_for_people():
+        require_active(storage, part)
         inputs = rows_version(storage, part)
         try:
             report = acquire_part(storage, settings, source, part, context.log.info)
