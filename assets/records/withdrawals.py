@@ -103,7 +103,7 @@ def active_parts(storage: Storage) -> list[str]:
 
 
 def require_active(storage: Storage, part: str) -> None:
-    """Stop a step for a part that the pipeline does not work on: anybody can type one into a dialog.
+    """Stop a step for a part that nobody works on: anybody can type one into a dialog.
 
     Raises:
         ValueError: the part was given up, or the catalogue does not know it.

@@ -2,15 +2,21 @@
 one variant.
 """
 
+from pathlib import Path
+
 import dagster as dg
 import pytest
+import yaml
 
 from assets.deployment.automation import RETRY_NETWORK
 from assets.deployment.partitions import llava_part_partitions, source_partitions
 from assets.fetching.errors import AccessError
 from assets.records.publishing import errors_for_people
 from pipeline.backfill import due_subsets
+from training.formats import layout
+from training.formats.storage import Storage
 
+TESTS = Path(__file__).parents[1]
 PARTS = ["part0", "part1"]
 LLAVA = llava_part_partitions.get_partition_keys()
 SOURCES = source_partitions.get_partition_keys()
@@ -41,7 +47,7 @@ def made(instance, *names):
 def due(instance, defs, variant):
     """``asset`` or ``asset[partition]`` of everything that the job would have made."""
     found = set()
-    for subset in due_subsets(instance, defs.resolve_asset_graph(), variant):
+    for subset in due_subsets(instance, defs.resolve_asset_graph(), variant, PARTS):
         name = subset.key.to_user_string()
         keys = subset.expensively_compute_partition_keys() if subset.is_partitioned else [None]
         found |= {f"{name}[{key}]" if key else name for key in keys}
@@ -149,8 +155,25 @@ def test_a_missing_part_is_made_and_with_it_all_that_is_made_from_it(defs, insta
     assert due(instance, defs, "tiny") == expected
 
 
-def run_everything(defs, instance, variant):
-    config = {"ops": {"start_backfill": {"config": {"variant": variant}}}}
+@pytest.fixture
+def deployment(tmp_path):
+    """A deployment's settings, with its parts catalogued."""
+    Storage(str(tmp_path)).write_json(layout.PARTS, {"parts": [{"name": part} for part in PARTS]})
+    return settings_of(tmp_path)
+
+
+def settings_of(root):
+    settings = yaml.safe_load((TESTS / "deployment.yaml").read_text())
+    path = root / "deployment.yaml"
+    path.write_text(yaml.safe_dump({**settings, "root": str(root)}))
+    return path
+
+
+def run_everything(defs, instance, variant, deployment):
+    config = {
+        "ops": {"start_backfill": {"config": {"variant": variant}}},
+        "resources": {"deployment": {"config": {"config": str(deployment)}}},
+    }
     job = defs.resolve_job_def("everything_for_variant")
     return job.execute_in_process(run_config=config, instance=instance, raise_on_error=False)
 
@@ -160,8 +183,9 @@ def failure(result):
     return event.event_specific_data.error.message
 
 
-def test_the_job_starts_one_backfill_that_holds_all_of_it(defs, instance):
-    assert run_everything(defs, instance, "tiny").success
+def test_the_job_starts_one_backfill_that_holds_all_of_it(defs, instance, deployment):
+    instance.add_dynamic_partitions("part", ["typed-by-hand"])
+    assert run_everything(defs, instance, "tiny", deployment).success
     (backfill,) = instance.get_backfills()
     assert backfill.title == "everything for tiny"
     target = backfill.asset_backfill_data.target_subset
@@ -174,15 +198,19 @@ def test_the_job_starts_one_backfill_that_holds_all_of_it(defs, instance):
     assert pieces == SHARED | of_variant("tiny")
 
 
-def test_when_everything_is_there_no_backfill_is_started(defs, instance):
+def test_when_everything_is_there_no_backfill_is_started(defs, instance, deployment):
     made(instance, *SHARED, *of_variant("tiny"))
-    assert run_everything(defs, instance, "tiny").success
+    assert run_everything(defs, instance, "tiny", deployment).success
     assert instance.get_backfills() == []
 
 
-def test_an_unknown_variant_and_a_missing_catalogue_say_what_to_do(defs, instance):
+def test_an_unknown_variant_and_a_missing_catalogue_say_what_to_do(
+    defs, instance, deployment, tmp_path
+):
     assert "no variant '4b': the settings have tiny, 3b, 7b" in failure(
-        run_everything(defs, instance, "4b")
+        run_everything(defs, instance, "4b", deployment)
     )
-    with dg.instance_for_test() as empty:
-        assert "run the job collect_sources first" in failure(run_everything(defs, empty, "tiny"))
+    (tmp_path / layout.PARTS).unlink()
+    assert "run the job collect_sources first" in failure(
+        run_everything(defs, instance, "tiny", deployment)
+    )
