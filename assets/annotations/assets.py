@@ -6,17 +6,21 @@ from assets.deployment.automation import DATA, FOLLOW_CONTENT, RETRY_NETWORK, WA
 from assets.deployment.partitions import part_partitions
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions
+from assets.records.product_files import KnownFiles
 from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
     errors_for_people,
+    mend_product,
+    own_name,
     publish,
 )
 from assets.records.rendering import column_schema, table
 from assets.records.withdrawals import active_parts
 from training.formats import layout
+from training.formats.receipts import describe_files
 
 GROUP = "sources"
 
@@ -91,6 +95,7 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
     with errors_for_people():
         # Before it is read: what lands meanwhile is then newer than what is recorded.
         looked_at = {name: watched_version(name, settings) for name in (LANDING, HUB_ANNOTATIONS)}
+        mend_product(context, deployment)
         report = collect_annotations(storage, settings, context.log.info)
     rejected = [{"reason": reason, "rows": rows} for reason, rows in report.rejected.items()]
     yield from publish(
@@ -99,6 +104,9 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
         version=report.version,
         inputs=report.origins | looked_at,
         counts=report.counts,
+        files=KnownFiles(storage, own_name(context)).describe(
+            [layout.ANNOTATIONS, layout.REJECTED_ANNOTATIONS]
+        ),
         checks=[usable(report, settings)],
         metadata={
             "dagster/row_count": report.counts["rows"],
@@ -138,6 +146,7 @@ def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Publ
 
     settings, storage = deployment.settings(), deployment.storage()
     with errors_for_people():
+        mend_product(context, deployment)
         inputs = input_versions(storage, ["annotations"])
         report = build_catalogue(storage, settings, context.log.info)
     # A part that was given up does not come back with new data.
@@ -152,6 +161,7 @@ def catalogue(context: dg.AssetExecutionContext, deployment: Deployment) -> Publ
         version=report.version,
         inputs=inputs,
         counts=report.counts,
+        files=describe_files(storage, [layout.PARTS]),
         folder=layout.CATALOGUE,
         metadata={
             "dagster/row_count": report.counts["videos"],

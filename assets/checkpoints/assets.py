@@ -24,12 +24,14 @@ from assets.deployment.partitions import (
 )
 from assets.deployment.resources import Deployment
 from assets.records.lineage import Lineage, input_versions, product
+from assets.records.product_files import describe_folder
 from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
     errors_for_people,
+    mend_product,
     publish,
 )
 from assets.records.rendering import picture, table
@@ -63,6 +65,7 @@ def base_model(context: dg.AssetExecutionContext, deployment: Deployment) -> Pub
     from assets.checkpoints.base import prepare_base
 
     with errors_for_people():
+        mend_product(context, deployment)
         report = prepare_base(
             deployment.storage(), deployment.settings(), context.partition_key, context.log.info
         )
@@ -72,6 +75,7 @@ def base_model(context: dg.AssetExecutionContext, deployment: Deployment) -> Pub
         version=report.version,
         inputs=report.origins,
         counts={"tensors": report.tensors, "parameters": report.parameters},
+        files=describe_folder(deployment.storage(), report.folder),
         folder=report.folder,
         metadata={"parameters": report.parameters, "origins": report.origins},
     )
@@ -225,6 +229,7 @@ def vision_encoder(context: dg.AssetExecutionContext, deployment: Deployment) ->
     storage, variant = deployment.storage(), context.partition_key
     source = product("stage2", variant)
     with errors_for_people():
+        mend_product(context, deployment)
         inputs = input_versions(storage, [source])
         report = publish_vision_encoder(storage, Lineage.read(storage, source).folder, variant)
     yield from publish(
@@ -233,6 +238,7 @@ def vision_encoder(context: dg.AssetExecutionContext, deployment: Deployment) ->
         version=report.version,
         inputs=inputs,
         counts={"tensors": report.tensors, "parameters": report.parameters},
+        files=describe_folder(storage, report.folder),
         folder=report.folder,
         metadata={"parameters": report.parameters},
     )

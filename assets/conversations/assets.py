@@ -13,13 +13,14 @@ from assets.deployment.partitions import (
 )
 from assets.deployment.parts import part_index
 from assets.deployment.resources import Deployment
-from assets.records.lineage import input_versions, product
+from assets.records.lineage import check_whole, input_versions, product
 from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
     errors_for_people,
+    mend_product,
     publish,
 )
 from assets.records.rendering import column_schema, drops, samples
@@ -27,6 +28,7 @@ from assets.records.withdrawals import active_parts, require_active
 from assets.videos.assets import videos
 from training.formats import layout
 from training.formats.hashing import data_version
+from training.formats.receipts import describe_files
 
 
 @dg.asset(
@@ -68,6 +70,8 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
     fetched = [product("videos", f"{part}|{source}") for source in sorted(settings.sources)]
     with errors_for_people():
         require_active(storage, part)
+        mend_product(context, deployment)
+        check_whole(storage, "annotations")  # the rows of all parts are in one file
         inputs = rows_version(storage, part) | input_versions(storage, fetched)
         report = group_part(storage, settings, part_index(part), context.log.info)
         verdict = sound(storage, settings, part_index(part))
@@ -77,6 +81,9 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
         version=report.version,
         inputs=inputs,
         counts=report.counts,
+        files=describe_files(
+            storage, [layout.conversations(part), layout.rejected_conversations(part)]
+        ),
         checks=[verdict],
         config={"turns_per_sample": settings.shards.turns_per_sample, "seed": settings.shards.seed},
         metadata={
@@ -108,6 +115,7 @@ def videomarathon_json(context: dg.AssetExecutionContext, deployment: Deployment
 
     storage = deployment.storage()
     with errors_for_people():
+        mend_product(context, deployment)
         parts = active_parts(storage)
         inputs = input_versions(storage, [product("conversations", part) for part in parts])
         samples = export_llava_json(storage, [part_index(part) for part in parts], context.log.info)
@@ -117,6 +125,7 @@ def videomarathon_json(context: dg.AssetExecutionContext, deployment: Deployment
         version=data_version(inputs),
         inputs=inputs,
         counts={"samples": samples},
+        files=describe_files(storage, [layout.CONVERSATIONS_JSON]),
         metadata={
             "dagster/row_count": samples,
             "bytes": storage.size(layout.CONVERSATIONS_JSON),

@@ -176,6 +176,18 @@ def find_product_damage(
     return found
 
 
+def find_file_damage(storage: Storage, name: str, files: Iterable[FileEntry]) -> list[Damage]:
+    """Files of a product that are not what their entries say, whether they are in its receipt yet
+    or not. What is found to be whole is remembered.
+    """
+    stamps = _read_stamps(storage, name)
+    before = dict(stamps.known)
+    found = find_damage(storage, files, stamps)
+    if stamps.known != before:
+        _write_stamps(storage, name, stamps)
+    return found
+
+
 def find_listed_damage(
     storage: Storage,
     entry: FileEntry,
@@ -222,12 +234,24 @@ def set_aside_damage(
         log: takes a line for each damaged file, which says where it is now.
     """
     found = find_product_damage(storage, name, recorded)
-    for damage in found:
+    set_files_aside(storage, name, found, log)
+    return found
+
+
+def set_files_aside(
+    storage: Storage, name: str, damaged: Iterable[Damage], log: Callable[[str], None]
+) -> None:
+    """Move damaged files of a product out of the way, with a line for each of them."""
+    for damage in damaged:
         if storage.exists(damage.path):
             log(f"{name}: {damage}; set aside as {set_aside(storage, damage.path)}, made again")
         else:
             log(f"{name}: {damage}; made again")
-    return found
+
+
+def describe_folder(storage: Storage, folder: str) -> list[FileEntry]:
+    """Entries of all files below the folder of a product that was just made."""
+    return describe_files(storage, storage.list(folder))
 
 
 def _stamps_name(name: str) -> str:

@@ -14,13 +14,16 @@ from assets.deployment.partitions import (
 )
 from assets.deployment.parts import LLAVA_PARTS, part_index, part_name
 from assets.deployment.resources import Deployment
-from assets.records.lineage import input_versions, product
+from assets.records.lineage import check_whole, input_versions, product
+from assets.records.product_files import describe_folder
 from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
     errors_for_people,
+    mend_product,
+    own_name,
     publish,
 )
 from assets.records.rendering import picture, samples, table
@@ -55,10 +58,11 @@ def shard_result(
 ) -> Published:
     """What a shard asset tells about the part it wrote."""
     from assets.shards.checks import whole
+    from assets.shards.part import part_files
 
     folder, storage = layout.shards(kind, context.partition_key), deployment.storage()
     with errors_for_people():
-        verdict = whole(storage, folder)
+        verdict = whole(storage, folder, own_name(context))
         lengths = short_videos(storage, folder) if KINDS[kind].rows == "short video" else {}
     yield from publish(
         context,
@@ -66,6 +70,7 @@ def shard_result(
         version=report.version,
         inputs=inputs,
         counts=report.counts,
+        files=part_files(storage, kind, part_index(context.partition_key)),
         checks=[verdict],
         folder=folder,
         config={**report.config, **config.chosen()},
@@ -213,6 +218,8 @@ def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> P
 
     storage = deployment.storage()
     with errors_for_people():
+        mend_product(context, deployment)
+        check_whole(storage, "catalogue")  # it says which parts there are
         parts = active_parts(storage)
         inputs = input_versions(
             storage,
@@ -233,6 +240,7 @@ def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> P
         version=report.version,
         inputs=inputs,
         counts=report.counts,
+        files=describe_folder(storage, layout.STAGE3_MIXTURE),
         checks=checks,
         folder=layout.STAGE3_MIXTURE,
         metadata={"dagster/row_count": report.counts["samples"], "streams": table(report.table)},

@@ -6,12 +6,10 @@ Training verifies its shards again before it starts; here it is found out before
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +21,12 @@ from assets.conversations.grouping import conversations_name
 from assets.deployment.parts import LLAVA_PARTS, part_index
 from assets.deployment.settings import Settings
 from assets.records.lineage import Lineage, product, record_name
+from assets.records.product_files import find_file_damage
 from assets.records.verdict import Verdict
 from assets.shards.mds import HASH, read_column
-from assets.shards.part import INDEX, MANIFEST, part_folder
+from assets.shards.part import INDEX, MANIFEST, part_folder, shard_entries
 from training.formats import layout
-from training.formats.hashing import hash_file_xxh64, stable_hash
+from training.formats.hashing import stable_hash
 from training.formats.kinds import LONG_VIDEO_KIND, MIXED_KINDS
 from training.formats.sample import Sample, decode
 from training.formats.storage import Storage
@@ -42,12 +41,16 @@ SHARDS = 4  # of each kind
 ROWS = 8  # of each of these shards
 
 
-def whole(storage: Storage, folder: str) -> Verdict:
+def whole(storage: Storage, folder: str, name: str) -> Verdict:
     """Index, manifest and files of one part agree: names, sizes, hashes and the number of samples.
 
-    On a remote root only sizes are compared; hashes are checked when a shard is fetched.
+    A shard is hashed where that was not done since it was written; on a remote root only sizes are
+    compared, as hashes are checked when a shard is fetched.
+
+    Args:
+        name: of the product, whose stamps say which shards were hashed.
     """
-    faults = part_faults(storage, folder)
+    faults = part_faults(storage, folder, name)
     index = storage.read_json(f"{folder}/{INDEX}")["shards"]
     samples = sum(shard["samples"] for shard in index)
     size = sum(shard["raw_data"]["bytes"] for shard in index)
@@ -60,7 +63,7 @@ def whole(storage: Storage, folder: str) -> Verdict:
     return Verdict(WHOLE, message, passed=False, facts=facts)
 
 
-def part_faults(storage: Storage, folder: str) -> list[str]:
+def part_faults(storage: Storage, folder: str, name: str) -> list[str]:
     """What is wrong with a part's folder, a sentence for each fault; none when it is whole."""
     shards = storage.read_json(f"{folder}/{INDEX}")["shards"]
     manifest = storage.read_json(f"{folder}/{MANIFEST}")
@@ -73,34 +76,18 @@ def part_faults(storage: Storage, folder: str) -> list[str]:
     if written != listed:
         faults.append(f"{MANIFEST} counts {written:,} samples, {INDEX} {listed:,}")
     there = {name.rpartition("/")[2] for name in storage.list(folder, ".mds")}
-    faults += [f"{name} is not in {INDEX}" for name in sorted(there - set(indexed))]
-
-    def fault(name: str) -> str | None:
-        raw, rel = indexed[name], f"{folder}/{name}"
-        if name not in there:
-            return f"{name} is missing"
-        if (size := storage.size(rel)) != raw["bytes"]:
-            return f"{name} has {size:,} bytes, not {raw['bytes']:,}"
-        if storage.is_local and hash_file_xxh64(storage.local(rel)) != raw["hashes"][HASH]:
-            return f"the content of {name} does not hash to what {INDEX} says"
-        return None
-
-    with ThreadPoolExecutor(8) as pool:
-        return faults + [found for found in pool.map(fault, sorted(indexed)) if found]
-
-
-def verify_part(folder: Path) -> str | None:
-    """Hash the shards in a local folder again.
-
-    Returns:
-        A clause that says whether they are what the part's index says, or None where the folder
-        is no part.
-    """
-    if not (folder / INDEX).exists():
-        return None
-    if faults := part_faults(Storage(str(folder.parent)), folder.name):
-        return f"CHANGED: {'; '.join(faults)}"
-    return f"verified, {len(json.loads((folder / INDEX).read_text())['shards'])} shards"
+    faults += [f"{extra} is not in {INDEX}" for extra in sorted(there - set(indexed))]
+    entries = shard_entries(storage, folder)
+    if storage.is_local:
+        return faults + [str(damage) for damage in find_file_damage(storage, name, entries)]
+    missing = set(indexed) - there
+    return faults + [
+        f"{entry.path} is missing"
+        if entry.path.rpartition("/")[2] in missing
+        else f"{entry.path} has other bytes than {INDEX} says"
+        for entry in entries
+        if entry.path.rpartition("/")[2] in missing or storage.size(entry.path) != entry.size
+    ]
 
 
 def one_place(storage: Storage, parts: Sequence[str]) -> Verdict:

@@ -9,17 +9,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from assets.deployment.parts import part_name
+from assets.records.lineage import is_recorded, mend, product
+from assets.records.product_files import KnownFiles, find_file_damage, set_files_aside
 from assets.shards.llava_rows import EXPECTED_DROPS
 from assets.shards.mds import HASH, index_json
 from assets.shards.tasks import PICTURE, TaskResult
 from training.formats import layout
 from training.formats.hashing import data_version
+from training.formats.receipts import FileEntry
 from training.formats.sample import SCHEMA_VERSION
 from training.formats.storage import Storage
 
@@ -86,9 +91,7 @@ def part_report(results: Sequence[TaskResult], config: dict[str, Any]) -> ShardR
         **{f"dropped: {reason}": number for reason, number in sorted(drops.items())},
     }
     return ShardReport(
-        version=data_version(
-            [(s["raw_data"]["basename"], s["samples"], s["raw_data"]["hashes"]) for s in shards]
-        ),
+        version=_version(shards),
         counts=counts,
         config=config,
         bytes=sum(shard["raw_data"]["bytes"] for shard in shards),
@@ -144,6 +147,7 @@ def publish_part(
         "shards": {
             shard["raw_data"]["basename"]: shard["raw_data"]["hashes"][HASH] for shard in shards
         },
+        "picture": xxhash.xxh64(report.picture).hexdigest() if report.picture else "",
     }
     with storage.writing_folder(folder) as fresh:
         for name in [shard["raw_data"]["basename"] for shard in shards]:
@@ -154,18 +158,90 @@ def publish_part(
         (fresh / INDEX).write_text(index_json(shards))
 
 
+def shard_entries(storage: Storage, folder: str) -> list[FileEntry]:
+    """The shards of a part, as its index describes them."""
+    return [
+        FileEntry(f"{folder}/{raw['basename']}", raw["bytes"], f"{HASH}:{raw['hashes'][HASH]}")
+        for raw in (shard["raw_data"] for shard in storage.read_json(f"{folder}/{INDEX}")["shards"])
+    ]
+
+
+def part_files(storage: Storage, kind: str, part: int) -> list[FileEntry]:
+    """Every file of a finished part. Shards have been hashed by who wrote them."""
+    folder = part_folder(kind, part)
+    others = [f"{folder}/{name}" for name in (INDEX, MANIFEST, PICTURE)]
+    known = KnownFiles(storage, product(kind, part_name(part)))
+    return [
+        *shard_entries(storage, folder),
+        *known.describe(name for name in others if storage.exists(name)),
+    ]
+
+
+def set_aside_damaged_shards(
+    storage: Storage, kind: str, part: int, log: Callable[[str], None]
+) -> None:
+    """Move what is damaged of a part out of the way. A part that was published and never recorded,
+    because its run was ended in between, is compared with its own index.
+    """
+    name, folder = product(kind, part_name(part)), part_folder(kind, part)
+    if is_recorded(storage, name):
+        mend(storage, name, log)
+    elif storage.exists(f"{folder}/{INDEX}"):
+        damage = find_file_damage(storage, name, shard_entries(storage, folder))
+        set_files_aside(storage, name, damage, log)
+
+
 def finished_part(storage: Storage, folder: str, key: str) -> ShardReport | None:
-    """The report of a part that needs no work: same key, every shard there in full, no row lost."""
-    if not (storage.exists(f"{folder}/{INDEX}") and storage.exists(f"{folder}/{MANIFEST}")):
+    """The report of a part that needs no work: same key, every file there, no row lost.
+
+    Call `set_aside_damaged_shards` before: what is there is whole then.
+    """
+    manifest = _manifest(storage, folder, key)
+    if manifest is None or missing_files(storage, folder, manifest):
         return None
-    manifest = storage.read_json(f"{folder}/{MANIFEST}")
-    if manifest["key"] != key or not set(manifest["report"]["drops"]) <= EXPECTED_DROPS:
-        return None
-    for shard in storage.read_json(f"{folder}/{INDEX}")["shards"]:
-        name = f"{folder}/{shard['raw_data']['basename']}"
-        if not storage.exists(name) or storage.size(name) != shard["raw_data"]["bytes"]:
-            return None
     picture = (
         storage.read_bytes(f"{folder}/{PICTURE}") if storage.exists(f"{folder}/{PICTURE}") else None
     )
     return ShardReport(**manifest["report"], picture=picture)
+
+
+def missing_files(storage: Storage, folder: str, manifest: Mapping[str, Any]) -> list[str]:
+    """Names of a part's shards that are not there, and of its picture."""
+    there = {name.rpartition("/")[2] for name in storage.list(folder)}
+    return sorted(set(_hashes(manifest)) - there)
+
+
+def mendable_part(storage: Storage, folder: str, key: str) -> dict[str, str]:
+    """Missing shards, or picture, of a part of which nothing else is missing: name -> xxh64.
+    Writing them again makes it whole.
+    """
+    manifest = _manifest(storage, folder, key)
+    if manifest is None:
+        return {}
+    hashes = _hashes(manifest)
+    return {name: hashes[name] for name in missing_files(storage, folder, manifest)}
+
+
+def _hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """xxh64 of what the tasks of a part wrote, by name."""
+    picture = {PICTURE: manifest["picture"]} if manifest["picture"] else {}
+    return {**manifest["shards"], **picture}
+
+
+def _manifest(storage: Storage, folder: str, key: str) -> dict[str, Any] | None:
+    """The manifest of a part that was made from what `key` stands for; None where there is none."""
+    if not (storage.exists(f"{folder}/{INDEX}") and storage.exists(f"{folder}/{MANIFEST}")):
+        return None
+    manifest: dict[str, Any] = storage.read_json(f"{folder}/{MANIFEST}")
+    if manifest["key"] != key or not set(manifest["report"]["drops"]) <= EXPECTED_DROPS:
+        return None
+    if manifest["report"]["version"] != _version(storage.read_json(f"{folder}/{INDEX}")["shards"]):
+        return None
+    return manifest
+
+
+def _version(shards: Iterable[Mapping[str, Any]]) -> str:
+    """Content hash of shards: their names, numbers of samples and hashes."""
+    return data_version(
+        [(s["raw_data"]["basename"], s["samples"], s["raw_data"]["hashes"]) for s in shards]
+    )

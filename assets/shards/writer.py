@@ -8,7 +8,8 @@ fresh folder, which is published by one rename.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from typing import Any
@@ -27,14 +28,16 @@ from assets.shards.part import (
     ShardReport,
     check_drops,
     finished_part,
+    mendable_part,
     part_folder,
     part_report,
     publish_part,
+    set_aside_damaged_shards,
 )
 from assets.shards.planning import plan_part
 from assets.shards.tasks import PICTURE, ConversationRows, LlavaRows, ShardTask
 from assets.shards.workers import run_tasks, work_folder, worker_pool
-from training.formats.hashing import data_version, hash_file
+from training.formats.hashing import data_version, hash_file, hash_file_xxh64
 from training.formats.kinds import KINDS, LONG_VIDEO_KIND
 from training.formats.sample import SCHEMA_VERSION
 from training.formats.storage import Storage
@@ -150,10 +153,11 @@ def write_part(
     }
     first, second = rows
     key = data_version({"config": config, "inputs": inputs, "tasks": [len(first), len(second)]})
+    set_aside_damaged_shards(storage, kind, part, log)
     if found := finished_part(storage, folder, key):
         log(
-            f"{kind} {part_name(part)}: inputs and settings have not changed, the part is left as "
-            "it is"
+            f"{kind} {part_name(part)}: inputs and settings have not changed, and its files are "
+            "whole; the part is left as it is"
         )
         return found
     with work_folder(storage, folder, key) as work:
@@ -161,6 +165,11 @@ def write_part(
             ShardTask(index, kind, storage.root, storage.cache, work, task_rows, images)
             for index, task_rows in enumerate((*first, *second))
         ]
+        if gone := mendable_part(storage, folder, key):
+            _write_missing(storage, folder, gone, tasks, pool, log)
+            if found := finished_part(storage, folder, key):
+                log(f"{kind} {part_name(part)}: {len(gone):,} of its files were written again")
+                return found
         results = run_tasks(tasks, pool, Progress(log, len(tasks), "shards"))
         report = part_report(results, config)
         report.missing = list(missing)
@@ -174,6 +183,31 @@ def write_part(
     for line in report.named:
         log(f"dropped {line}")
     return report
+
+
+def _write_missing(
+    storage: Storage,
+    folder: str,
+    missing: Mapping[str, str],
+    tasks: Sequence[ShardTask],
+    pool: Executor | None,
+    log: Callable[[str], None],
+) -> None:
+    """Write files of a finished part again that are not there: the same rows give the same bytes.
+
+    A file with other bytes than before is not published: the caller then writes the whole part.
+
+    Args:
+        missing: name -> xxh64, as the part's manifest has them.
+    """
+    needed = {0 if name == PICTURE else int(name.split(".")[1]) for name in missing}
+    todo = [task for task in tasks if task.index in needed]
+    run_tasks(todo, pool, Progress(log, len(todo), "shards"))
+    for name, expected in missing.items():
+        written = tasks[0].folder / name
+        if written.exists() and hash_file_xxh64(written) == expected:
+            with storage.writing(f"{folder}/{name}") as target:
+                shutil.copyfile(written, target)
 
 
 def halves(rows: np.ndarray, most: int, task_rows: Callable[[np.ndarray], Any]) -> Halves:

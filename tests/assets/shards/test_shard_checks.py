@@ -39,12 +39,16 @@ def text_part(root, settings):
     return part_folder(TEXT_KIND, 0)
 
 
+def look(root, folder: str):
+    return whole(root, folder, f"{TEXT_KIND}[part0]")
+
+
 def shards_of(root, folder: str) -> list[Path]:
     return sorted(Path(root.path(folder)).glob("*.mds"))
 
 
-def test_a_part_as_it_was_written_is_whole(root, text_part):
-    verdict = whole(root, text_part)
+def test_a_part_as_it_was_written_is_look(root, text_part):
+    verdict = look(root, text_part)
     assert verdict.passed
     assert verdict.facts["samples"] == len(list(read_column(root, text_part, "id")))
 
@@ -56,10 +60,10 @@ def test_each_sort_of_damage_is_named_and_stops_what_follows(root, text_part):
     first.write_bytes(flipped)
     second.unlink()
     (first.parent / "shard.99999.mds").write_bytes(b"of another run")
-    verdict = whole(root, text_part)
+    verdict = look(root, text_part)
     assert verdict.blocks
     for fault in (
-        f"the content of {first.name}",
+        f"{first.name} has other content",
         f"{second.name} is missing",
         "shard.99999.mds is not in index.json",
     ):
@@ -71,7 +75,7 @@ def test_an_index_that_contradicts_the_manifest_is_noticed(root, text_part):
     content = json.loads(index.read_text())
     content["shards"].pop()
     index.write_text(json.dumps(content))
-    verdict = whole(root, text_part)
+    verdict = look(root, text_part)
     assert verdict.blocks
     assert "manifest.json and index.json name different shards" in verdict.message
 
