@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assets.annotations import catalogue, rows, tables, video_names
+from assets.annotations import catalogue, readings, rows, tables, video_names, video_parts
 from assets.annotations.build import build_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.annotations.record import AnnotationRecord
@@ -102,7 +102,7 @@ def keys_that_are_written(module: object) -> list[str]:
 
 def reasons_of_reject() -> set[str]:
     """Every text under which the parser of rows rejects one."""
-    trees = [ast.parse(inspect.getsource(module)) for module in (rows, video_names)]
+    trees = [ast.parse(inspect.getsource(module)) for module in (rows, video_names, readings)]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     rejecting = [call for call in calls if getattr(call.func, "id", "") == "RejectedRow"]
     return {
@@ -191,6 +191,9 @@ def test_paths_are_those_that_the_code_uses():
     used = {
         layout.ANNOTATIONS,
         layout.REJECTED_ANNOTATIONS,
+        layout.reading("<key>"),
+        layout.rejected_reading("<key>"),
+        layout.VIDEO_PARTS,
         layout.PARTS,
         layout.WITHDRAWALS,
         source,
@@ -255,6 +258,7 @@ def test_accepted_columns_are_those_of_the_row_parser():
     ("heading", "schema"),
     [
         ("annotations.parquet", tables.SCHEMA),
+        ("video_parts.parquet", video_parts.SCHEMA),
         ("Rejected rows", tables.REJECTED_SCHEMA),
         ("Catalogue", catalogue.SCHEMA),
         ("Conversations", conversations.SCHEMA),
@@ -334,7 +338,7 @@ def test_reasons_and_statuses_are_those_of_the_code():
     statuses = {
         getattr(sources, name) for name in ("PENDING", "OK", "TRANSIENT", "EXHAUSTED", "PERMANENT")
     }
-    statuses |= {sources.NEEDS_OPERATOR, sources.MANUAL_MISSING}
+    statuses |= {sources.NEEDS_OPERATOR, sources.MANUAL_MISSING, sources.NOT_ASKED}
     assert {names_in(row[0])[0] for row in table_of("Statuses")[1:]} == statuses
 
 

@@ -79,10 +79,11 @@ landing, hub_annotations, hub_llava_onevision, hub_llava_video = (
     ],
     description="""Question-answer rows about long videos, one row a question, in one Parquet file.
 
-Read from the Hugging Face dataset or the files that the settings name (`annotations`); a hub
-revision is resolved once and recorded. Rows that cannot be used are set aside in
-`annotations.rejected.parquet`, with their reason. Materialize it again to pick up a new
-revision.""",
+Read from the Hugging Face dataset or the files that the settings name (`annotations`), and from
+the landing folder. They hold what these files say today: of rows with the same id, or without one
+with the same video and question, the last one counts, and rows that were removed are gone. Rows
+that cannot be used are set aside in `annotations.rejected.parquet`, with their reason. Materialize
+it again to pick up a new revision, a landing or a correction.""",
 )
 def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.annotations.checks import usable
@@ -104,15 +105,17 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
         version=report.version,
         inputs=report.origins | looked_at,
         counts=report.counts,
-        files=KnownFiles(storage, own_name(context)).describe(
-            [layout.ANNOTATIONS, layout.REJECTED_ANNOTATIONS]
-        ),
+        files=KnownFiles(storage, own_name(context)).describe(report.files),
         checks=[usable(report, settings)],
         metadata={
             "dagster/row_count": report.counts["rows"],
             "dagster/uri": storage.path(layout.ANNOTATIONS),
             "bytes": storage.size(layout.ANNOTATIONS),
             "columns found": report.columns,
+            "rows since the collection before": table(
+                [{"what": what, "rows": rows} for what, rows in report.changes.items()]
+            ),
+            "changed files": table(report.changed_files),
             "rejected": table(rejected),
             "origins": report.origins,
             "landing files that could not be read": report.problems,

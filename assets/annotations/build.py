@@ -1,11 +1,14 @@
 """Builds the catalogue: each video that the annotations ask for gets a row in the table of its
 source and part.
+
+A corrected URL or duration arrives in the row of its video. A video that no row asks for any more
+keeps its row and its file, and the row says so.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +19,15 @@ from assets.annotations.record import AnnotationRecord
 from assets.deployment.parts import part_name
 from assets.deployment.settings import Settings
 from assets.fetching.errors import OperatorError
-from assets.sources.base import VideoRow
+from assets.fetching.probe import duration_differs
+from assets.records.withdrawals import Withdrawals
+from assets.sources.base import NOT_ASKED, OK, PENDING, VideoRow
 from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
+
+NEW, CORRECTED, LEFT = "new", "corrected", "no longer asked for"
+COUNTED = ("videos", "questions", NEW, CORRECTED, LEFT)
 
 
 @dataclass(slots=True)
@@ -30,8 +38,9 @@ class CatalogueReport:
         version: of what is expected; what becomes of the videos does not change it.
         parts: their names, in order.
         rows: part -> version of its rows.
-        counts: `videos`, `questions`, `new` (videos) and `parts`.
-        table: one row for each part and source, with the first three counts.
+        counts: `videos`, `questions`, `new`, `corrected` and `no longer asked for` (videos), and
+            `parts`.
+        table: one row for each part and source, with all but the last of these counts.
     """
 
     version: str
@@ -45,25 +54,37 @@ def build_catalogue(
     storage: Storage, settings: Settings, log: Callable[[str], None]
 ) -> CatalogueReport:
     """Enter every video of the annotations into the table of its source and part. Rows that are
-    there keep their state.
+    there keep their state, as long as what is asked for is the same.
 
     Raises:
-        OperatorError: there are no annotations yet, or a table is being written by another process.
+        OperatorError: there are no annotations yet, or a table that has to change is being written
+            by another process; all others are up to date then.
     """
     record = AnnotationRecord.read(storage)
     if record is None:
         raise OperatorError(
             f"{storage.path(layout.ANNOTATIONS)}: not there; materialize the annotations first"
         )
-    expected = _expected_videos(storage)
+    withdrawn = Withdrawals.read(storage).videos
+    expected = _expected_videos(storage, withdrawn)
     parts = [part_name(index) for index in range(len(record.part_versions))]
     table: list[dict[str, Any]] = []
+    in_use: list[str] = []
     for index, part in enumerate(parts):
         for source in sorted(settings.sources):
             rows = expected.get((index, source), [])
             asked = {"videos": len(rows), "questions": sum(row.questions for row in rows)}
-            new = _enter(storage, source, part, rows)
-            table.append({"part": part, "source": source, **asked, "new": new})
+            try:
+                changed = _enter(storage, settings, source, part, rows, withdrawn)
+            except OperatorError as error:
+                in_use.append(str(error))
+                continue
+            table.append({"part": part, "source": source, **asked, **changed})
+    if in_use:
+        raise OperatorError(
+            f"{'; '.join(in_use)}. All other tables are up to date; materialize the catalogue "
+            "again afterwards"
+        )
     entries = [
         {
             "name": part,
@@ -76,9 +97,12 @@ def build_catalogue(
         )
     ]
     storage.write_json(layout.PARTS, {"parts": entries})
-    counts = {name: sum(row[name] for row in table) for name in ("videos", "questions", "new")}
-    found = f"{counts['videos']:,} videos in {len(parts)} parts, {counts['new']:,} of them new"
-    log(f"catalogue: {found}")
+    counts = {name: sum(row[name] for row in table) for name in COUNTED}
+    log(
+        f"catalogue: {counts['videos']:,} videos in {len(parts)} parts, {counts[NEW]:,} of them "
+        f"new, {counts[CORRECTED]:,} with another URL or duration; {counts[LEFT]:,} are no longer "
+        "asked for"
+    )
     return CatalogueReport(
         version=data_version(entries),
         parts=parts,
@@ -88,20 +112,87 @@ def build_catalogue(
     )
 
 
-def _enter(storage: Storage, source: str, part: str, rows: list[VideoRow]) -> int:
-    """Add rows that are new; returns how many were.
+def _enter(
+    storage: Storage,
+    settings: Settings,
+    source: str,
+    part: str,
+    rows: list[VideoRow],
+    withdrawn: Container[str],
+) -> dict[str, int]:
+    """Bring a table up to what is asked for; returns how many rows that concerned.
 
-    A table that has all of them is not opened for writing, so a running download goes on.
+    A table in which nothing changes is not opened for writing, so a running download goes on.
     """
+    asked = {row.id: row for row in rows}
+    known: dict[str, dict[str, Any]] = {}
     if storage.exists(snapshot_name(source, part)):
-        known = set(read_catalogue(storage, source, part)["id"].to_pylist())
-        if all(row.id in known for row in rows):
-            return 0
-    with Catalogue(storage, source, part) as catalogue:
-        return catalogue.add(rows)
+        columns = ["id", "video", "url", "expected_duration", "questions", "status", "duration"]
+        table = read_catalogue(storage, source, part).select([*columns, "path"])
+        known = {raw["id"]: raw for raw in table.to_pylist()}
+    new = [row for row in rows if row.id not in known]
+    changes: dict[str, dict[str, Any]] = {}
+    counts = {NEW: len(new), CORRECTED: 0, LEFT: 0}
+    for identifier, raw in known.items():
+        row = asked.get(identifier)
+        if row is not None:
+            change = _asked_again(row, raw, settings)
+            counts[CORRECTED] += not change.keys().isdisjoint({"url", "expected_duration"})
+        else:
+            change = _not_asked(raw, withdrawn)
+            counts[LEFT] += bool(change)
+        if change:
+            changes[identifier] = change
+    if new or changes or not storage.exists(snapshot_name(source, part)):
+        with Catalogue(storage, source, part) as catalogue:
+            catalogue.add(new)
+            catalogue.amend(changes)
+    return counts
 
 
-def _expected_videos(storage: Storage) -> dict[tuple[int, str], list[VideoRow]]:
+def _asked_again(row: VideoRow, raw: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """What changes in the row of a video that is known.
+
+    A failure is tried again by itself when its URL or duration is another one: both are part of
+    what decided it. A file that is there stays, whatever URL the rows name now, unless it is not as
+    long as they say.
+    """
+    wanted = {
+        "url": row.url,
+        "expected_duration": row.expected_duration,
+        "questions": row.questions,
+    }
+    change: dict[str, Any] = {name: value for name, value in wanted.items() if raw[name] != value}
+    status = raw["status"]
+    if status == NOT_ASKED:
+        status = OK if raw["path"] else PENDING
+        change |= {"status": status, "reason": None, "message": None}
+    there, stated = raw["duration"], row.expected_duration
+    if (
+        status == OK
+        and "expected_duration" in change
+        and there is not None
+        and stated is not None
+        and duration_differs(there, stated, settings.download)
+    ):
+        said = f"it has {there:.1f} s, and the rows now say {stated:.1f} s"
+        change |= {"status": PENDING, "reason": "duration_corrected", "message": said}
+    return change
+
+
+def _not_asked(raw: dict[str, Any], withdrawn: Container[str]) -> dict[str, Any]:
+    """What changes in the row of a video that no question asks for any more."""
+    if raw["status"] == NOT_ASKED:
+        return {}
+    reason, message = "no_rows", "no question asks for it any more; its file, if any, is kept"
+    if raw["video"] in withdrawn:
+        reason, message = "withdrawn", "it was withdrawn"
+    return {"questions": 0, "status": NOT_ASKED, "reason": reason, "message": message}
+
+
+def _expected_videos(
+    storage: Storage, withdrawn: Container[str]
+) -> dict[tuple[int, str], list[VideoRow]]:
     """(part index, source) -> its videos, from the annotations, read a row group at a time."""
     found: dict[tuple[int, str], dict[str, VideoRow]] = defaultdict(dict)
     keys = ["part", "source", "id", "video"]
@@ -112,6 +203,8 @@ def _expected_videos(storage: Storage) -> dict[tuple[int, str], list[VideoRow]]:
                 [("url", "min"), ("duration", "max"), ("video", "count")]
             )
             for raw in summary.to_pylist():
+                if raw["video"] in withdrawn:
+                    continue
                 rows = found[raw["part"], raw["source"]]
                 row = rows.get(raw["id"])
                 if row is None:

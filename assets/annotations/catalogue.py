@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from assets.annotations.journal import Changes, Journal, journal_path, read_journal
 from assets.deployment.parts import part_name
 from assets.deployment.settings import Settings
+from assets.records.withdrawals import Withdrawals
 from assets.sources.base import OK, VideoRow
 from training.formats import layout
 from training.formats.storage import Storage
@@ -55,6 +56,7 @@ SCHEMA = pa.schema(
         ("format", pa.string()),
         ("tool", pa.string()),
         ("updated_at", pa.float64()),
+        ("decided_by", pa.string()),
     ]
 )
 
@@ -106,6 +108,8 @@ class Catalogue:
         self._snapshot_at = time.monotonic()
         if self._changed:
             self.compact()
+        elif not self._journal.is_empty:
+            self._journal.clear()  # a torn line: what is written after it would not be read
 
     def __enter__(self) -> Self:
         return self
@@ -173,6 +177,14 @@ class Catalogue:
                 self.compact()
         return len(fresh)
 
+    def amend(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Change fields of many rows at once, by id; on return the changes are on the disk."""
+        with self._lock:
+            for identifier, change in changes.items():
+                self._changed.setdefault(identifier, {}).update(change)
+            if changes:
+                self.compact()
+
     def compact(self) -> None:
         """Write a new snapshot that holds all changes, then empty the journal."""
         with self._lock:
@@ -205,7 +217,10 @@ def read_catalogue(storage: Storage, source: str, part: str) -> pa.Table:
 
 
 def present_videos(storage: Storage, settings: Settings, part: str) -> list[PresentVideo]:
-    """The videos of a part that are there and verified, of all sources, by name."""
+    """The videos of a part that are there and verified, of all sources, by name; without those
+    that were withdrawn.
+    """
+    withdrawn = Withdrawals.read(storage).videos
     found = []
     for source in sorted(settings.sources):
         table = read_catalogue(storage, source, part)
@@ -213,6 +228,7 @@ def present_videos(storage: Storage, settings: Settings, part: str) -> list[Pres
         names = ("video", "duration", "sha256", "path", "damaged", "packets")
         columns = (rows[name].to_pylist() for name in names)
         found += [PresentVideo(*values) for values in zip(*columns, strict=True)]
+    found = [present for present in found if present.video not in withdrawn]
     return sorted(found, key=lambda present: present.video)
 
 

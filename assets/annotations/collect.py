@@ -1,41 +1,32 @@
-"""All question-answer rows, under one schema, in one Parquet file that only ever grows.
+"""All question-answer rows, under one schema, in one Parquet file.
 
-The first collection deals its videos to the deployment's parts. Whatever comes later (another
-revision, files in the landing folder, a source that is configured afterwards) adds its unseen rows
-as one new part, so that new data never changes an old part. What was read, from where, and into
-which part stands in the file's own metadata (`record.py`).
+It holds what today's files say: those that the settings name, then the landed ones in the order in
+which they were first seen. A later row supersedes an earlier one (`identity.py`); what was edited,
+removed or taken away is so here, too. Each file is read once (`readings.py`), and the rows that
+count are put together part after part (`merge.py`). A video never changes its part
+(`video_parts.py`).
 """
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from assets.annotations.files import AnnotationFile, configured_files
-from assets.annotations.landing import landing_files
-from assets.annotations.reading import FileReader, FileRows
-from assets.annotations.record import AnnotationRecord
+from assets.annotations.identity import RowKeys, changes, survivors
+from assets.annotations.landing import look_into_landing
+from assets.annotations.merge import videos_of, write_annotations, write_rejected
+from assets.annotations.readings import Readings, reading_files
+from assets.annotations.record import AnnotationRecord, Origin
 from assets.annotations.rows import PARSER_VERSION
-from assets.annotations.tables import (
-    REJECTED_SCHEMA,
-    ROW_GROUP,
-    KnownRows,
-    copy_rows,
-    hash_rows,
-)
-from assets.deployment.parts import part_of
+from assets.annotations.video_parts import VideoParts
 from assets.deployment.settings import Settings
 from assets.fetching.disk import remove_scratch, scratch
 from assets.fetching.errors import AnnotationError
+from assets.records.withdrawals import Withdrawals
 from training.formats import layout
-from training.formats.hashing import data_version
 from training.formats.storage import Storage
 
 
@@ -46,10 +37,13 @@ class AnnotationReport:
     Attributes:
         version: of the content, over all parts.
         origins: repository or file -> commit or checksum.
-        counts: `rows_read`, `rows`, `rejected`, `parts`.
+        counts: `rows_read`, `rows`, `rejected`, `superseded`, `withdrawn`, `parts`.
         rejected: reason -> rows.
         columns: names found in the files.
+        files: what was written, relative to the root: the annotations and what they are made from.
         problems: landing files that could not be read, with the reason.
+        changes: `came`, `changed` and `gone`: rows, since the collection before.
+        changed_files: the same for each file in which something changed.
     """
 
     version: str
@@ -58,149 +52,193 @@ class AnnotationReport:
     rejected: dict[str, int]
     columns: list[str]
     problems: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    changes: dict[str, int] = field(default_factory=dict)
+    changed_files: list[dict[str, Any]] = field(default_factory=list)
 
 
 def collect_annotations(
     storage: Storage, settings: Settings, log: Callable[[str], None]
 ) -> AnnotationReport:
-    """Read what is new among the configured files and the landing folder into
-    `VideoMarathon/annotations.parquet`.
+    """Bring `VideoMarathon/annotations.parquet` up to what the configured files and the landing
+    folder say today.
 
-    Nothing is written when nothing is new. Rows that cannot be used go to
-    `annotations.rejected.parquet`.
+    Files that did not change are not read again, and nothing is written when nothing changed. Rows
+    that cannot be used go to `annotations.rejected.parquet`.
 
     Raises:
         AnnotationError: a configured file has unknown columns or cannot be parsed; the annotations
             that are there were not written by this pipeline.
         OperatorError: the hub refuses.
     """
-    reading = data_version(
-        {
+    before = AnnotationRecord.read(storage)
+    parts = VideoParts.read(storage)
+    work = _Collection(storage, settings, log, before or AnnotationRecord(), parts)
+    record = work.origins_of_today()
+    seen = [
+        [
+            (origin.name, videos_of(storage, origin))
+            for origin in record.origins
+            if origin.landed is landed
+        ]
+        for landed in (False, True)
+    ]
+    withdrawn = Withdrawals.read(storage).videos
+    asked = {video for group in seen for _, videos in group for video in videos}
+    record.withdrawn = sorted(asked & withdrawn.keys())
+    # What the settings name and what landed make a new part each. The parts come first: a kill
+    # between the two files costs nothing.
+    grew = [parts.add(group, settings.parts) for group in seen]
+    if any(grew) or work.order_changed or not storage.exists(layout.VIDEO_PARTS):
+        parts.write(storage)
+    record.part_names = list(parts.names)
+    files, total = work.publish(record)
+    remove_scratch(scratch(storage, "annotations"))
+    for problem in work.problems:
+        log(f"landing: {problem}")
+    return AnnotationReport(
+        version=record.version,
+        origins={origin.name: origin.version for origin in record.origins},
+        counts=record.counts,
+        rejected=record.rejected,
+        columns=record.columns,
+        changes=total,
+        changed_files=files,
+        files=[
+            layout.ANNOTATIONS,
+            layout.REJECTED_ANNOTATIONS,
+            layout.VIDEO_PARTS,
+            *sorted({name for origin in record.origins for name in reading_files(origin.reading)}),
+        ],
+        problems=work.problems,
+    )
+
+
+class _Collection:
+    """One collection: which files there are today, and what they change."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        settings: Settings,
+        log: Callable[[str], None],
+        before: AnnotationRecord,
+        parts: VideoParts,
+    ) -> None:
+        self.storage, self.settings, self.log = storage, settings, log
+        self.before, self.parts = before, parts
+        shaped_by = {
             "normaliser": PARSER_VERSION,
             "sources": sorted(settings.sources),
             "columns": settings.annotations.columns,
         }
-    )
-    record = AnnotationRecord.read(storage)
-    adder = _FileAdder(storage, settings, reading, log)
-    configured, landed = configured_files(storage, settings, log), landing_files(settings)
-    if fresh := _unread(configured, record, reading):
-        record = adder.add(record or AnnotationRecord(), fresh)
-    problems: list[str] = []
-    if fresh := _unread(landed, record, reading):
-        record = adder.add(record or AnnotationRecord(), fresh, problems)
-    remove_scratch(scratch(storage, "annotations"))
-    assert record is not None, "the settings name at least one file"
-    for problem in problems:
-        log(f"landing file left out: {problem}")
-    return AnnotationReport(
-        version=record.version,
-        origins={origin.name: origin.version for origin in record.origins},
-        counts=record.counts | {"parts": len(record.part_versions)},
-        rejected=record.rejected,
-        columns=record.columns,
-        problems=problems,
-    )
+        self.readings = Readings(storage, settings, shaped_by, log)
+        self.problems: list[str] = []
+        self.order_changed = False
 
+    def origins_of_today(self) -> AnnotationRecord:
+        """A record of today's files in their order, each of them read."""
+        configured = configured_files(self.storage, self.settings, self.log)
+        origins = [self._origin(file, landed=False) for file in _named_apart(configured)]
+        return AnnotationRecord(origins=[*origins, *self._landed()])
 
-def _unread(
-    files: list[AnnotationFile], record: AnnotationRecord | None, reading: str
-) -> list[AnnotationFile]:
-    return [file for file in files if record is None or not record.knows(file, reading)]
-
-
-@dataclass(frozen=True, slots=True)
-class _FileAdder:
-    """Adds files to the annotations: each is read into Parquet files of its own, then all of them
-    join the rows that are there.
-    """
-
-    storage: Storage
-    settings: Settings
-    reading: str
-    log: Callable[[str], None]
-
-    def add(
-        self,
-        record: AnnotationRecord,
-        files: list[AnnotationFile],
-        problems: list[str] | None = None,
-    ) -> AnnotationRecord:
-        """Read `files` and publish what they add; returns the record, brought up to date.
-
-        Args:
-            problems: where files that cannot be read are listed. Without it they are an error.
-        """
-        folder = scratch(self.storage, "annotations", "buckets")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        reader = self._reader(record, folder)
-        read: list[FileRows] = []
-        for number, file in enumerate(files):
+    def _landed(self) -> list[Origin]:
+        landing = look_into_landing(self.settings)
+        earlier = {origin.file: origin for origin in self.before.origins if origin.landed}
+        if landing.missing:
+            if earlier:
+                self.problems.append(
+                    f"{landing.missing} is not there (landing in the settings); the rows of its "
+                    f"{len(earlier)} files stay as they were"
+                )
+            return list(earlier.values())
+        found = {name: earlier[name] for name in landing.copying if name in earlier}
+        for file in landing.files:
             try:
-                read.append(reader.read(file, number))
+                found[file.name] = self._origin(file, landed=True)
             except AnnotationError as error:
-                if problems is None:
-                    raise
-                problems.append(str(error))
-        if read:
-            self._publish(record, read)
-        shutil.rmtree(folder)
-        return record
+                kept = ""
+                if file.name in earlier:
+                    found[file.name] = earlier[file.name]
+                    kept = "; its rows stay as they were when it could be read"
+                self.problems.append(f"{error}{kept}")
+        known = set(self.parts.landed)
+        new = sorted(name for name in found if name not in known)
+        self.order_changed = bool(new)
+        self.parts.landed += new
+        return [found[name] for name in self.parts.landed if name in found]
 
-    def _reader(self, record: AnnotationRecord, folder: Path) -> FileReader:
-        """A first collection deals videos to all parts; a later one makes one new part."""
-        new_part = len(record.part_versions)
-        is_first = new_part == 0
-        known = KnownRows(None if is_first else self.storage.local(layout.ANNOTATIONS))
-
-        def part_of_video(video: str) -> int:
-            return part_of(video, self.settings.parts) if is_first else new_part
-
-        return FileReader(self.settings, folder, known, part_of_video, self.log)
-
-    def _publish(self, record: AnnotationRecord, read: list[FileRows]) -> None:
-        """Bring the record up to date, and write both files with the new rows at their ends."""
-        is_first = not record.part_versions
-        filled = sorted({part for rows in read for part in rows.parts})
-        parts = range(self.settings.parts) if is_first else filled
-        paths = {part: [r.parts[part] for r in read if part in r.parts] for part in parts}
-        hashes = {part: hash_rows(paths[part]) for part in parts}
-        record.add_parts(
-            [rows.file for rows in read],
-            self.reading,
-            {part: version for part, (version, _) in hashes.items()},
+    def _origin(self, file: AnnotationFile, landed: bool) -> Origin:
+        reading = self.readings.of(file)
+        return Origin(
+            file=file.name,
+            name=file.origin,
+            version=file.version,
+            checksum=file.checksum,
+            landed=landed,
+            reading=reading.key,
+            rows_read=reading.rows_read,
+            rejected=reading.rejected,
+            columns=reading.columns,
         )
-        record.add_counts(
-            rows_read=sum(rows.rows_read for rows in read),
-            rows=sum(count for _, count in hashes.values()),
-            rejected=sum((rows.reasons for rows in read), Counter[str]()),
-            columns=set[str]().union(*(rows.columns for rows in read)),
-        )
-        self._publish_rejected(read)
-        with (
-            self.storage.writing(layout.ANNOTATIONS) as temporary,
-            pq.ParquetWriter(temporary, record.schema(), compression="zstd") as writer,
-        ):
-            earlier = [] if is_first else [self.storage.local(layout.ANNOTATIONS)]
-            for path in (*earlier, *(path for part in parts for path in paths[part])):
-                copy_rows(path, writer)
-        total = f"{record.counts['rows']:,} rows in {len(record.part_versions)} parts"
-        self.log(f"annotations: {total}")
 
-    def _publish_rejected(self, read: list[FileRows]) -> None:
-        """Rows set aside, those of earlier readings included; a reading that is repeated replaces
-        its own.
+    def publish(self, record: AnnotationRecord) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Write the annotations where they are others than before; what changed, by file and in
+        all.
         """
-        repeated = pa.array(sorted({rows.file.checksum for rows in read}), pa.string())
-        with (
-            self.storage.writing(layout.REJECTED_ANNOTATIONS) as temporary,
-            pq.ParquetWriter(temporary, REJECTED_SCHEMA, compression="zstd") as writer,
+        if record.made_from() == self.before.made_from() and self.storage.exists(
+            layout.REJECTED_ANNOTATIONS
         ):
-            if self.storage.exists(layout.REJECTED_ANNOTATIONS):
-                with pq.ParquetFile(self.storage.local(layout.REJECTED_ANNOTATIONS)) as earlier:
-                    for batch in earlier.iter_batches(ROW_GROUP):
-                        again = pc.is_in(batch.column("checksum"), repeated)
-                        writer.write_batch(batch.filter(pc.invert(again)))
-            for rows in read:
-                copy_rows(rows.rejected, writer)
+            record.part_versions = self.before.part_versions
+            record.origins = self.before.origins
+            self.readings.forget_others(origin.reading for origin in record.origins)
+            return [], {"came": 0, "changed": 0, "gone": 0}
+        keys = [self._keys(origin) for origin in record.origins]
+        alive = survivors(keys)
+        withdrawn = set(record.withdrawn)
+        part_of = {v: part for v, part in self.parts.part_of.items() if v not in withdrawn}
+        write_rejected(self.storage, record.origins)
+        write_annotations(self.storage, record, alive, part_of)
+        files, total = self._changes(
+            record, [k.chosen(m) for k, m in zip(keys, alive, strict=True)]
+        )
+        self.readings.forget_others(origin.reading for origin in record.origins)
+        self.log(
+            f"annotations: {record.counts['rows']:,} rows in {len(record.part_versions)} parts; "
+            f"{total['came']:,} came, {total['changed']:,} changed, {total['gone']:,} are gone"
+        )
+        return files, total
+
+    def _changes(
+        self, record: AnnotationRecord, after: list[RowKeys]
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        old = [origin for origin in self.before.origins if self._is_there(origin)]
+        keys = [self._keys(origin) for origin in old]
+        alive = survivors(keys)
+        before = [k.chosen(mask) for k, mask in zip(keys, alive, strict=True)]
+        files, total = changes(
+            {origin.file: one for origin, one in zip(old, before, strict=True)},
+            {origin.file: one for origin, one in zip(record.origins, after, strict=True)},
+        )
+        return [{"file": name, **asdict(found)} for name, found in files.items()], asdict(total)
+
+    def _keys(self, origin: Origin) -> RowKeys:
+        return RowKeys.read(self.storage.local(layout.reading(origin.reading)))
+
+    def _is_there(self, origin: Origin) -> bool:
+        return self.storage.exists(layout.reading(origin.reading))
+
+
+def _named_apart(files: list[AnnotationFile]) -> list[AnnotationFile]:
+    """The files, those that are called like an earlier one with a number before their name."""
+    seen = Counter[str]()
+    apart = []
+    for file in files:
+        seen[file.name] += 1
+        if (number := seen[file.name]) > 1:
+            name = f"({number}) {file.name}"
+            file = replace(
+                file, name=name, origin=name if file.origin == file.name else file.origin
+            )
+        apart.append(file)
+    return apart

@@ -5,6 +5,7 @@ Beside it lies the lock that lets only one process write the table.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -57,8 +58,19 @@ class Journal:
     def append(self, identifier: str, changes: dict[str, Any]) -> None:
         """Add a line; on return it is on the disk."""
         line = json.dumps({"id": identifier, **changes}, ensure_ascii=False).encode() + b"\n"
-        self._file.write(line)
+        start = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        except OSError:
+            self._file.truncate(start)  # what follows a torn line would be lost
+            raise
         os.fsync(self._file.fileno())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the file holds nothing, not even a torn line."""
+        return os.fstat(self._file.fileno()).st_size == 0
 
     def clear(self) -> None:
         """Empty the journal, after a snapshot has taken its changes."""

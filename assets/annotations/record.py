@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from assets.annotations.files import AnnotationFile
 from assets.annotations.rows import PARSER_VERSION
 from assets.annotations.tables import SCHEMA
 from assets.fetching.errors import AnnotationError
@@ -27,22 +25,35 @@ RECORD_KEY = b"hourllava.ledger"
 
 @dataclass(slots=True)
 class Origin:
-    """One reading of files that ended in the annotations.
+    """One file whose rows are in the annotations.
 
     Attributes:
-        name: the repository, or the file's name.
+        file: the file, as messages name it.
+        name: the repository, or the file again: what lineage names.
         version: the repository's commit, or the file's checksum.
-        checksums: of the files that were read.
-        reading: hash of what shaped the reading (sources, columns). Another reading of a known file
-            counts as new.
-        parts: the parts that its rows went to; empty when all of them were known already.
+        checksum: of the file's content.
+        landed: whether it lies in the landing folder.
+        reading: key of its reading (`readings.py`).
+        rows_read: all rows of the file.
+        rejected: reason -> rows that were set aside.
+        columns: names found in it.
+        rows: question-answer pairs of it that are in the annotations.
+        superseded: pairs that a later row stands for.
+        withdrawn: pairs about withdrawn videos.
     """
 
+    file: str
     name: str
     version: str
-    checksums: list[str]
+    checksum: str
+    landed: bool
     reading: str
-    parts: list[int]
+    rows_read: int
+    rejected: dict[str, int]
+    columns: list[str]
+    rows: int = 0
+    superseded: int = 0
+    withdrawn: int = 0
 
 
 @dataclass(slots=True)
@@ -51,59 +62,51 @@ class AnnotationRecord:
 
     Attributes:
         normaliser: version of the rules that turn rows into questions.
-        origins: the readings, oldest first.
-        part_versions: content hash of each part.
-        part_names: of each part, the repository or file that it came from.
-        counts: `rows_read`, `rows` and `rejected`, over all readings.
-        rejected: reason -> rows that were set aside.
-        columns: names found in the files.
+        origins: the files: those that the settings name, then the landed ones as they were first
+            seen. A later one supersedes an earlier one.
+        withdrawn: withdrawn videos that these files have rows about.
+        part_versions: of each part, a hash of what its rows say.
+        part_names: of each part, the repository or file that its videos were first seen in.
     """
 
     normaliser: int = PARSER_VERSION
     origins: list[Origin] = field(default_factory=list)
+    withdrawn: list[str] = field(default_factory=list)
     part_versions: list[str] = field(default_factory=list)
     part_names: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    rejected: dict[str, int] = field(default_factory=dict)
-    columns: list[str] = field(default_factory=list)
 
     @property
     def version(self) -> str:
         """Content hash over all parts."""
         return data_version({"normaliser": self.normaliser, "parts": self.part_versions})
 
-    def knows(self, file: AnnotationFile, reading: str) -> bool:
-        """Whether the file was read before, in the same way."""
-        return any(
-            origin.reading == reading and file.checksum in origin.checksums
-            for origin in self.origins
-        )
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> rows that were set aside, over all files."""
+        found = sum((Counter(origin.rejected) for origin in self.origins), Counter[str]())
+        return dict(sorted(found.items()))
 
-    def add_parts(
-        self, files: Iterable[AnnotationFile], reading: str, parts: dict[int, str]
-    ) -> None:
-        """Add the parts that `files` filled: number -> content hash."""
-        checksums: dict[tuple[str, str], list[str]] = {}
-        for file in files:
-            checksums.setdefault((file.origin, file.version), []).append(file.checksum)
-        for (name, version), sums in checksums.items():
-            self.origins.append(Origin(name, version, sums, reading, list(parts)))
-        first, *others = sorted({name for name, _ in checksums})
-        name = f"{first} and {len(others)} more" if others else first
-        self.part_versions += parts.values()
-        self.part_names += [name] * len(parts)
-
-    def add_counts(
-        self, rows_read: int, rows: int, rejected: Counter[str], columns: set[str]
-    ) -> None:
-        """Add what a reading counted."""
-        self.columns = sorted(columns.union(self.columns))
-        self.rejected = dict(sorted((rejected + Counter(self.rejected)).items()))
-        self.counts = {
-            "rows_read": self.counts.get("rows_read", 0) + rows_read,
-            "rows": self.counts.get("rows", 0) + rows,
+    @property
+    def counts(self) -> dict[str, int]:
+        """Sums over all files."""
+        return {
+            "rows_read": sum(origin.rows_read for origin in self.origins),
+            "rows": sum(origin.rows for origin in self.origins),
             "rejected": sum(self.rejected.values()),
+            "superseded": sum(origin.superseded for origin in self.origins),
+            "withdrawn": sum(origin.withdrawn for origin in self.origins),
+            "parts": len(self.part_versions),
         }
+
+    @property
+    def columns(self) -> list[str]:
+        """Names found in the files."""
+        return sorted({name for origin in self.origins for name in origin.columns})
+
+    def made_from(self) -> list[object]:
+        """What decides the rows, and which of them are there."""
+        files = [(one.file, one.checksum, one.version, one.reading) for one in self.origins]
+        return [files, self.withdrawn, self.part_names]
 
     def schema(self) -> pa.Schema:
         """The schema of the annotation file, with this record in its metadata."""
@@ -112,6 +115,9 @@ class AnnotationRecord:
     @staticmethod
     def read(storage: Storage) -> AnnotationRecord | None:
         """The record of the annotations, or None before the first collection.
+
+        A record of an earlier version of this pipeline says only which parts there are: everything
+        is read again.
 
         Raises:
             AnnotationError: the file was not written by this pipeline.
@@ -126,6 +132,10 @@ class AnnotationRecord:
                 "ledger); move it away, and name it in annotations.paths to have it read"
             )
         raw = json.loads(metadata[RECORD_KEY])
+        if "withdrawn" not in raw:
+            return AnnotationRecord(
+                part_versions=raw["part_versions"], part_names=raw["part_names"]
+            )
         return AnnotationRecord(
             **{**raw, "origins": [Origin(**origin) for origin in raw["origins"]]}
         )

@@ -56,6 +56,7 @@ class QuestionRow:
         sample_id: the sample, for rows that come grouped; else None.
         turn: the place in that sample.
         duration: of the video, in seconds, as the row states it.
+        row_id: the id that the row came with, for the identity of the row; None without one.
     """
 
     video: str
@@ -69,6 +70,7 @@ class QuestionRow:
     sample_id: str | None
     turn: int | None
     duration: float | None
+    row_id: str | None
 
 
 class RowParser:
@@ -116,24 +118,36 @@ class RowParser:
         video = f"{source}/{identifier}"
         kind, url = _text(values.get("question_type")), _text(values.get("url"))
         duration = _seconds(values.get("duration"))
+        row_id = _text(values.get("id"))
 
         def pair(
             name: str, question: str, answer: str, sample: str | None, turn: int | None
         ) -> QuestionRow:
             return QuestionRow(
-                video, source, identifier, name, question, answer, kind, url, sample, turn, duration
+                video=video,
+                source=source,
+                id=identifier,
+                question_id=name,
+                question=question,
+                answer=answer,
+                question_type=kind,
+                url=url,
+                sample_id=sample,
+                turn=turn,
+                duration=duration,
+                row_id=row_id,
             )
 
         if "conversations" in values:
             turns = _turns(values["conversations"])
             texts = (text for turn in turns for text in turn)
-            sample = _text(values.get("id")) or _digest(video, *texts)
+            sample = row_id or _digest(video, *texts)
             return [pair(f"{sample}#{n}", *turn, sample, n) for n, turn in enumerate(turns)]
         question, answer = _clean(values.get("question")), _clean(values.get("answer"))
         if not question or not answer:
             raise RejectedRow("no_question" if not question else "no_answer")
         question = _with_options(question, values.get("options"))
-        name = _text(values.get("id")) or _digest(video, question, answer)
+        name = row_id or _digest(video, question, answer)
         return [pair(name, question, answer, None, None)]
 
     def _fields(self, row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -255,10 +269,11 @@ def _text(value: Any) -> str | None:
 def _seconds(value: Any) -> float | None:
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return seconds if 0 < seconds < 1e6 else None
 
 
 def _digest(*texts: str) -> str:
-    return hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
+    text = "\0".join(texts).encode(errors="surrogatepass")
+    return hashlib.blake2b(text, digest_size=8).hexdigest()

@@ -1,19 +1,17 @@
-"""The Parquet files of annotation rows: their columns, and how they are written, copied and hashed.
+"""The Parquet files of annotation rows: their columns, and how they are written.
 
 Nothing here holds more than some ten thousand rows in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
 ROW_GROUP = 65_536  # rows in one Parquet row group
 BUFFER_ROWS = 8192  # rows that are held in memory before they are written
@@ -36,6 +34,10 @@ SCHEMA = pa.schema(
 )
 # What a row says, whatever part it is dealt to.
 CONTENT_COLUMNS = SCHEMA.names[:-1]
+# What is made from a part's rows depends on these.
+VERSION_COLUMNS = [
+    name for name in CONTENT_COLUMNS if name not in ("source", "id", "question_type")
+]
 REJECTED_SCHEMA = pa.schema(
     [
         ("file", pa.string()),
@@ -45,6 +47,13 @@ REJECTED_SCHEMA = pa.schema(
         ("content", pa.string()),
     ]
 )
+
+
+def digests(column: pa.Array) -> np.ndarray:
+    """uint64 [n, 2]: the values of a column of 16 bytes each, without a Python object for each."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    values = np.frombuffer(column.buffers()[1] or b"", "<u8").reshape(-1, 2)
+    return values[column.offset : column.offset + len(column)]
 
 
 class RowFile:
@@ -61,86 +70,23 @@ class RowFile:
         if len(self._rows) >= BUFFER_ROWS:
             self._flush()
 
-    def close(self) -> None:
-        """Write what is still in memory. A file without rows has the schema and nothing else."""
+    def close(self, facts: Mapping[bytes, str] | None = None) -> None:
+        """Write what is still in memory. A file without rows has the schema and nothing else.
+
+        Args:
+            facts: are written into the file's metadata.
+        """
         self._flush()
-        if self._writer:
-            self._writer.close()
+        assert self._writer is not None
+        self._writer.add_key_value_metadata(facts or {})
+        self._writer.close()
 
     def _flush(self) -> None:
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self.path, self.schema, compression="lz4")
+            self._writer = pq.ParquetWriter(
+                self.path, self.schema, compression="zstd", write_page_checksum=True
+            )
         columns = zip(*self._rows, strict=True) if self._rows else [[] for _ in self.schema]
         arrays = [pa.array(c, field.type) for c, field in zip(columns, self.schema, strict=True)]
         self._writer.write_batch(pa.record_batch(arrays, schema=self.schema))
         self._rows.clear()
-
-
-def copy_rows(path: Path, writer: pq.ParquetWriter) -> None:
-    """Append the rows of the file at `path` to `writer`."""
-    with pq.ParquetFile(path) as file:
-        for table in _row_groups(file):
-            table = table.replace_schema_metadata(writer.schema.metadata)
-            writer.write_table(table, row_group_size=ROW_GROUP)
-
-
-def _row_groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
-    """Tables of about `ROW_GROUP` rows that never hold rows of two parts."""
-    pending: list[pa.RecordBatch] = []
-    for index in range(file.num_row_groups):
-        pending += file.read_row_group(index).to_batches()
-        last = index + 1 == file.num_row_groups
-        full = sum(batch.num_rows for batch in pending) >= ROW_GROUP
-        if pending and (last or full or _part_ends(file, index)):
-            yield pa.Table.from_batches(pending)
-            pending = []
-
-
-def _part_ends(file: pq.ParquetFile, index: int) -> bool:
-    """Whether the row group after `index` belongs to another part, by its statistics."""
-    if "part" not in file.schema_arrow.names:
-        return False
-    column = SCHEMA.get_field_index("part")
-    this, following = (
-        file.metadata.row_group(number).column(column).statistics for number in (index, index + 1)
-    )
-    return bool(this.max != following.min)
-
-
-def hash_rows(paths: list[Path]) -> tuple[str, int]:
-    """Content hash of one part's rows, and their number."""
-    digest, rows = xxhash.xxh3_128(), 0
-    for path in paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BUFFER_ROWS):
-                rows += batch.num_rows
-                for name in CONTENT_COLUMNS:
-                    digest.update(orjson.dumps(batch.column(name).to_pylist()))
-    return digest.hexdigest(), rows
-
-
-class KnownRows:
-    """The rows that an annotation file holds already, as sorted hashes: 8 bytes a row."""
-
-    def __init__(self, path: Path | None) -> None:
-        """Read the hashes of the file at `path`; None stands for no file yet."""
-        hashes = [np.empty(0, np.uint64)]
-        if path is not None:
-            names = ["video", "question", "answer"]
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(BUFFER_ROWS, columns=names):
-                    columns = [batch.column(name).to_pylist() for name in names]
-                    hashes.append(np.fromiter(map(_row_hash, *columns), np.uint64, batch.num_rows))
-        self._hashes = np.sort(np.concatenate(hashes))
-
-    def holds(self, video: str, question: str, answer: str) -> bool:
-        """Whether a row with these three texts is there."""
-        if not self._hashes.size:
-            return False
-        digest = np.uint64(_row_hash(video, question, answer))
-        place = int(np.searchsorted(self._hashes, digest))
-        return place < self._hashes.size and bool(self._hashes[place] == digest)
-
-
-def _row_hash(video: str, question: str, answer: str) -> int:
-    return xxhash.xxh3_64_intdigest(f"{video}\0{question}\0{answer}".encode())

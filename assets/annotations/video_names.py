@@ -57,9 +57,11 @@ class VideoNames:
             RejectedRow: no video, an unknown source, a path that leaves its folder, a name that no
                 file could have.
         """
-        key = (video, source)
         if not isinstance(video, str | int) or isinstance(video, bool):
             raise RejectedRow("no_video")
+        if source is not None and not isinstance(source, str | int):
+            raise RejectedRow("unknown_source")
+        key = (video, source)
         found = self._found.get(key)
         if found is None:
             if len(self._found) > REMEMBERED:
@@ -93,5 +95,6 @@ class VideoNames:
 
 
 def _is_safe(name: str) -> bool:
-    fits = 0 < len(name.encode()) <= LONGEST_NAME
-    return fits and not name.startswith(".") and name.isprintable()
+    if not name.isprintable() or name.startswith("."):  # half a surrogate pair is not printable
+        return False
+    return 0 < len(name.encode()) <= LONGEST_NAME

@@ -120,10 +120,7 @@ def check_video(facts: VideoFacts, limits: Download, expected_s: float | None) -
         InvalidVideo: `truncated`, `damaged`, `duration_differs` or `too_long`.
     """
 
-    def tolerance(duration: float) -> float:
-        return max(limits.verify_tolerance_s, TOLERANCE_SHARE * duration)
-
-    if facts.missing_s > tolerance(facts.stated_duration):
+    if facts.missing_s > _tolerance(facts.stated_duration, limits):
         raise InvalidVideo(
             "truncated", f"{facts.duration:.1f} s of {facts.stated_duration:.1f} s are there"
         )
@@ -131,7 +128,7 @@ def check_video(facts: VideoFacts, limits: Download, expected_s: float | None) -
     if 0.0 in broken or 1.0 in broken or len(broken) > 1:
         places = ", ".join(f"{place:.0%}" for place in broken)
         raise InvalidVideo("damaged", f"no picture could be decoded at {places} of the video")
-    if expected_s and abs(expected_s - facts.duration) > tolerance(expected_s):
+    if expected_s and duration_differs(facts.duration, expected_s, limits):
         raise InvalidVideo(
             "duration_differs", f"{facts.duration:.1f} s, expected {expected_s:.1f} s"
         )
@@ -139,6 +136,15 @@ def check_video(facts: VideoFacts, limits: Download, expected_s: float | None) -
         raise InvalidVideo(
             "too_long", f"{facts.duration:.0f} s, allowed are {limits.max_duration_s:.0f} s"
         )
+
+
+def duration_differs(duration: float, expected_s: float, limits: Download) -> bool:
+    """Whether a video is not as long as was stated; both in seconds."""
+    return abs(expected_s - duration) > _tolerance(expected_s, limits)
+
+
+def _tolerance(duration: float, limits: Download) -> float:
+    return max(limits.verify_tolerance_s, TOLERANCE_SHARE * duration)
 
 
 def _request(

@@ -42,6 +42,7 @@ CATALOGUE = {
     "format": "what the downloader chose",
     "tool": "the downloader and its version",
     "updated_at": "seconds since 1970",
+    "decided_by": "fingerprint of what decided the outcome; when that changes, it is tried again",
 }
 
 CONVERSATIONS = {

@@ -24,8 +24,9 @@ from model.configuration import Section
 from training.formats.storage import Storage
 
 # What became of a video. `transient` failed in passing, and `exhausted` did so as often as the
-# settings allow; `permanent` is not tried again; the last two wait for a person.
-PENDING, OK = "pending", "ok"
+# settings allow; `permanent` is not tried again; `needs_operator` and `manual_missing` wait for a
+# person; `not_asked` is no question's video any more.
+PENDING, OK, NOT_ASKED = "pending", "ok", "not_asked"
 TRANSIENT, EXHAUSTED = "transient", "exhausted"
 PERMANENT, NEEDS_OPERATOR, MANUAL_MISSING = "permanent", "needs_operator", "manual_missing"
 
@@ -114,6 +115,7 @@ class VideoRow:
         path: below the root; size in bytes; duration in seconds.
         damaged: one of the places looked at gave no picture; the rest did.
         format, tool: what a downloader chose, and its version.
+        decided_by: fingerprint of what decided the outcome (`outcomes.py`).
     """
 
     video: str
@@ -140,6 +142,7 @@ class VideoRow:
     format: str | None = None
     tool: str | None = None
     updated_at: float | None = None
+    decided_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ COVERAGE, NOTHING_MORE = "coverage", "nothing_more_to_get"
 def coverage(report: AcquireReport, settings: Settings) -> list[Verdict]:
     """Whether enough videos are there, and whether another run or a person could still get more."""
     threshold = coverage_threshold(settings, report.source)
-    missing = [row for row in report.table if row["status"] != OK]
+    missing = report.missing
     there = f"{report.counts[OK]:,} of {report.counts['expected']:,} videos are there"
     facts = {"coverage": report.coverage, "asked for": threshold, "missing": missing}
     enough = report.coverage >= threshold

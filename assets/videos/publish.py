@@ -12,9 +12,10 @@ from assets.annotations.catalogue import Catalogue
 from assets.fetching.errors import TransferError
 from assets.fetching.options import Download
 from assets.fetching.probe import InvalidVideo, ProbePool, VideoFacts, check_video
-from assets.sources.base import OK, PENDING, Fetched, VideoRow
+from assets.sources.base import NOT_ASKED, OK, PENDING, Fetched, VideoRow
 from training.formats import layout
 from training.formats.hashing import hash_file
+from training.formats.receipts import set_aside
 from training.formats.storage import Storage
 
 DAMAGE = ("truncated", "damaged", "unreadable", "empty")  # another transfer may give a sound file
@@ -54,26 +55,27 @@ class Publisher:
         for row in self.catalogue.rows():
             name = files.get(row.id)
             if row.status == OK and (name is None or name != row.path or self._size_differs(row)):
-                self.log(f"{row.video}: {row.path} is gone or changed; it is fetched again")
+                self.log(f"{row.video}: {row.path} is gone or changed; the video is fetched again")
                 self.catalogue.update(
                     row.id, status=PENDING, reason="file_gone", message=None, path=None
                 )
                 if name is not None and name == row.path:
-                    self.storage.remove(name)
-            elif row.status != OK and name is not None:
+                    self._set_aside(row, name, "another size than recorded")
+            elif row.status not in (OK, NOT_ASKED) and name is not None:
                 try:
                     path = self.storage.local(name)
                     facts = self.prober.probe(path)
                     check_video(facts, self.limits, row.expected_duration)
                 except InvalidVideo as error:
-                    self.log(
-                        f"{row.video}: {name} is there, but {error.reason}: {error}; it is replaced"
-                    )
-                    self.storage.remove(name)
+                    self._set_aside(row, name, f"{error.reason}: {error}")
                     continue
                 self.adopted += 1
                 found = Fetched(path, row.location or "found in place")
                 self._record(row, name, path.stat().st_size, hash_file(path), facts, found, 0)
+
+    def _set_aside(self, row: VideoRow, name: str, fault: str) -> None:
+        where = set_aside(self.storage, name)
+        self.log(f"{row.video}: {fault}; {name} is now {where}, and the video is fetched again")
 
     def _size_differs(self, row: VideoRow) -> bool:
         return (

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from assets.annotations.catalogue import Catalogue, read_catalogue
 from assets.deployment.settings import Settings
 from assets.records.histogram import duration_histogram
-from assets.sources.base import OK
+from assets.sources.base import NOT_ASKED, OK
 from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
@@ -48,6 +48,11 @@ class AcquireReport:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def missing(self) -> list[dict[str, Any]]:
+        """Rows of the table about videos that are asked for and not there."""
+        return [row for row in self.table if row["status"] not in (OK, NOT_ASKED)]
+
+    @property
     def throughput(self) -> list[dict[str, Any]]:
         """What this run moved, and how fast; nothing where it fetched nothing."""
         if not self.fetched_bytes:
@@ -81,9 +86,11 @@ def summarize(
             hours += (row.duration or 0.0) / 3600
             size += row.size or 0
             hashes.append((row.video, row.sha256))
-        else:
+        elif row.status != NOT_ASKED:
             lost += row.questions
-    counts: Counter[str] = Counter(expected=len(catalogue), fetched=fetched, adopted=adopted)
+    left = sum(videos for (status, _), (videos, _) in groups.items() if status == NOT_ASKED)
+    expected = len(catalogue) - left
+    counts: Counter[str] = Counter(expected=expected, fetched=fetched, adopted=adopted)
     counts[OK] = 0
     for (status, _), (videos, _) in groups.items():
         counts[status] += videos
@@ -92,7 +99,7 @@ def summarize(
         part=catalogue.part,
         version=data_version(hashes),
         counts=dict(counts),
-        coverage=counts[OK] / len(catalogue) if len(catalogue) else 1.0,
+        coverage=counts[OK] / expected if expected else 1.0,
         hours=hours,
         bytes=size,
         table=[
@@ -146,8 +153,7 @@ def too_few(report: AcquireReport, threshold: float) -> str:
     """Why a coverage below `threshold` is an error, and what can be done."""
     reasons = ", ".join(
         f"{row['videos']:,} {row['status']}{' (' + row['reason'] + ')' if row['reason'] else ''}"
-        for row in report.table
-        if row["status"] != OK
+        for row in report.missing
     )
     return (
         f"{report.source}, {report.part}: {report.counts[OK]:,} of {report.counts['expected']:,} "

@@ -15,7 +15,9 @@ COLLECTIONS = (LLAVA_ONEVISION, LLAVA_VIDEO, VIDEO_MARATHON)
 # Long videos, from the annotations to the shards.
 ANNOTATIONS = f"{VIDEO_MARATHON}/annotations.parquet"
 REJECTED_ANNOTATIONS = f"{VIDEO_MARATHON}/annotations.rejected.parquet"
+READINGS = f"{VIDEO_MARATHON}/readings"
 PARTS = f"{VIDEO_MARATHON}/parts.json"
+VIDEO_PARTS = f"{VIDEO_MARATHON}/video_parts.parquet"
 WITHDRAWALS = f"{VIDEO_MARATHON}/withdrawals.json"
 CATALOGUE = f"{VIDEO_MARATHON}/catalogue"
 VIDEOS = f"{VIDEO_MARATHON}/videos"
@@ -37,6 +39,16 @@ LLAVA_VIDEO_QUARANTINE = f"{LLAVA_VIDEO}/quarantine"
 CHECKPOINTS = "checkpoints"
 LINEAGE = "lineage"
 STAMPS = "stamps"  # facts of the file system, never part of a product
+
+
+def reading(key: str) -> str:
+    """The rows of one annotation file, as they were read."""
+    return f"{READINGS}/{key}.parquet"
+
+
+def rejected_reading(key: str) -> str:
+    """The rows of one annotation file that were set aside when it was read."""
+    return f"{READINGS}/{key}.rejected.parquet"
 
 
 def collection_annotations(collection: str, annotation: str) -> str:

@@ -1,5 +1,5 @@
-"""Annotations grow: what is new makes a part of its own, and what was there keeps its bytes'
-meaning.
+"""Annotations say what today's files say: what is new makes a part of its own, corrections and
+removals reach the parts they touch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from assets.annotations.build import build_catalogue
 from assets.annotations.catalogue import read_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.annotations.landing import landing_fingerprint
-from assets.deployment.parts import part_of
+from assets.deployment.parts import part_name, part_of
 from assets.deployment.settings import Settings
 from assets.fetching.errors import AnnotationError
 from tests.servers.faulty import Fault, FaultyHubServer, in_turn
@@ -66,7 +66,9 @@ def test_rows_are_dealt_to_parts_by_the_hash_of_their_video(tmp_path: Path) -> N
     settings, storage = deployment(tmp_path, rows_of(90))
     report = collect_annotations(storage, settings, quiet)
     found = table(storage)
-    assert report.counts == {"rows_read": 90, "rows": 90, "rejected": 0, "parts": 3}
+    nothing = {"rejected": 0, "superseded": 0, "withdrawn": 0}
+    assert report.counts == {"rows_read": 90, "rows": 90, **nothing, "parts": 3}
+    assert report.changes == {"came": 90, "changed": 0, "gone": 0}
     assert all(row["part"] == part_of(row["video"], 3) for row in found)
     assert [row["part"] for row in found] == sorted(row["part"] for row in found)
     assert sorted(row["question_id"] for row in found) == sorted(f"v{n}" for n in range(90))
@@ -79,7 +81,9 @@ def test_the_same_input_gives_the_same_bytes_and_a_second_run_writes_nothing(
     first = collect_annotations(storage, settings, quiet)
     bytes_of = storage.read_bytes(layout.ANNOTATIONS)
     before = Path(storage.path(layout.ANNOTATIONS)).stat().st_mtime_ns
-    assert collect_annotations(storage, settings, quiet) == first
+    second = collect_annotations(storage, settings, quiet)
+    assert (second.version, second.counts) == (first.version, first.counts)
+    assert (second.changes, second.changed_files) == ({"came": 0, "changed": 0, "gone": 0}, [])
     assert Path(storage.path(layout.ANNOTATIONS)).stat().st_mtime_ns == before
     other, elsewhere = deployment(tmp_path / "b", rows_of(50))
     assert collect_annotations(elsewhere, other, quiet).version == first.version
@@ -106,23 +110,27 @@ def test_what_lands_becomes_a_new_part_and_old_parts_stay(tmp_path: Path, landin
     old_rows = table(storage)
     old_catalogues = {
         part: storage.read_bytes(f"VideoMarathon/catalogue/panda/{part}.parquet")
-        for part in ("part0", "part2")
+        for part in {"part0", "part1", "part2"} - {part_name(part_of("panda/v0", 3))}
     }
     more_about_v0 = {**question("v0", "panda"), "question": "And then?"}
     land(landing, "new.jsonl", [*rows_of(6, "w"), more_about_v0, rows_of(30)[4]])
     report = collect_annotations(storage, settings, quiet)
     found = table(storage)
     assert report.counts["parts"] == 4
-    assert found[: len(old_rows)] == old_rows
-    assert {(row["part"], row["video"]) for row in found[len(old_rows) :]} == {
+    assert all(row in found for row in old_rows)
+    new_rows = [row for row in found if row not in old_rows]
+    assert {(row["part"], row["video"]) for row in new_rows} == {
         (3, "panda/w0"),
         (3, "panda/w1"),
-        (3, "panda/v0"),
+        (part_of("panda/v0", 3), "panda/v0"),
     }
-    assert report.rejected["known already"] == 1
+    assert (report.rejected, report.counts["superseded"]) == ({}, 1)
+    assert report.changed_files == [
+        {"file": "landing/new.jsonl", "came": 7, "changed": 0, "gone": 0}
+    ]
     catalogue = build_catalogue(storage, settings, quiet)
     assert catalogue.parts == ["part0", "part1", "part2", "part3"]
-    assert read_catalogue(storage, "panda", "part3")["id"].to_pylist() == ["v0", "w0", "w1"]
+    assert read_catalogue(storage, "panda", "part3")["id"].to_pylist() == ["w0", "w1"]
     assert {
         part: storage.read_bytes(f"VideoMarathon/catalogue/panda/{part}.parquet")
         for part in old_catalogues
@@ -132,7 +140,7 @@ def test_what_lands_becomes_a_new_part_and_old_parts_stay(tmp_path: Path, landin
         ("part2", "qa.jsonl"),
         ("part3", "landing/new.jsonl"),
     ]
-    assert parts[3]["videos"] == 3
+    assert parts[3]["videos"] == 2
 
 
 def test_what_lands_twice_is_known(tmp_path: Path, landing: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from assets.annotations.build import build_catalogue
 from assets.annotations.catalogue import Catalogue, find_part, read_catalogue
+from assets.annotations.journal import journal_path
 from assets.deployment.parts import part_name, part_of
 from assets.fetching.errors import OperatorError
 from assets.sources.base import VideoRow
@@ -80,6 +83,39 @@ def test_the_second_writer_is_told_who_the_first_one_is(tmp_path: Path) -> None:
         assert catalogue.row("x").size == 3
 
 
+def test_a_journal_that_holds_only_a_torn_line_swallows_nothing_that_follows(
+    tmp_path: Path,
+) -> None:
+    storage = Storage(str(tmp_path))
+    with Catalogue(storage, "panda", "part0") as catalogue:
+        catalogue.add([VideoRow("panda/x", "panda", "x"), VideoRow("panda/y", "panda", "y")])
+    journal = journal_path(storage, "panda", "part0")
+    journal.write_bytes(b'{"id": "x", "stat')  # the first kill, in the middle of the first line
+    catalogue = Catalogue(storage, "panda", "part0")
+    catalogue.update("y", status="ok", size=3)
+    catalogue._journal.close()  # the second kill: nothing is compacted
+    assert read_catalogue(storage, "panda", "part0")["status"].to_pylist() == ["pending", "ok"]
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_no_torn_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path))
+    catalogue = Catalogue(storage, "panda", "part0")
+    catalogue.add([VideoRow("panda/x", "panda", "x"), VideoRow("panda/y", "panda", "y")])
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))
+        with pytest.raises(OSError):
+            catalogue.update("x", status="ok")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    catalogue.update("y", status="ok")
+    assert read_catalogue(storage, "panda", "part0")["status"].to_pylist() == ["pending", "ok"]
+
+
 def test_compaction_keeps_every_field(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     full = VideoRow(
@@ -134,7 +170,14 @@ def test_building_again_keeps_states_and_leaves_a_table_in_use_alone(tmp_path: P
     with Catalogue(storage, "panda", "part0") as catalogue:
         catalogue.update("a", status="permanent", reason="private")
         report = build_catalogue(storage, settings, quiet)
-    assert report.counts == {"videos": 2, "questions": 2, "new": 0, "parts": 1}
+    assert report.counts == {
+        "videos": 2,
+        "questions": 2,
+        "new": 0,
+        "corrected": 0,
+        "no longer asked for": 0,
+        "parts": 1,
+    }
     assert row(storage, "panda", "a").reason == "private"
 
 

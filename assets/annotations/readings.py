@@ -1,0 +1,185 @@
+"""Readings: the rows of each annotation file, in the pipeline's own form, kept below the root.
+
+A reading is named after the file's content and the settings that shaped it, so a file is read again
+only when it changed. The annotations are put together from the readings of today's files
+(`merge.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from assets.annotations.files import AnnotationFile
+from assets.annotations.identity import NO_ID, key_of
+from assets.annotations.rows import QuestionRow, RejectedRow, RowParser
+from assets.annotations.tables import CONTENT_COLUMNS, SCHEMA, VERSION_COLUMNS, RowFile
+from assets.deployment.settings import Settings
+from assets.fetching.errors import AnnotationError
+from assets.fetching.table_files import read_rows
+from training.formats import layout
+from training.formats.hashing import data_version
+from training.formats.receipts import set_aside
+from training.formats.storage import Storage
+from training.progress import Progress
+
+# Raise it when a reading has other columns, or when other things decide an identity.
+READING_VERSION = 1
+
+READING_SCHEMA = pa.schema(
+    [
+        ("entry", pa.int64()),
+        ("named", pa.uint64()),
+        ("asked", pa.uint64()),
+        ("content", pa.binary(16)),
+        *(SCHEMA.field(name) for name in CONTENT_COLUMNS),
+    ]
+)
+REJECTED_ROW_SCHEMA = pa.schema(
+    [("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())]
+)
+_FACTS = b"hourllava.reading"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The rows of one file, as they were read.
+
+    Attributes:
+        key: its name below the root.
+        rows_read: all rows of the file.
+        rejected: reason -> rows that were set aside.
+        columns: names found in the file.
+    """
+
+    key: str
+    rows_read: int
+    rejected: dict[str, int]
+    columns: list[str]
+
+
+class Readings:
+    """The readings below a root, of files read under one deployment's settings.
+
+    Args:
+        shaped_by: what shapes a reading besides the file: sources, columns, the parser.
+    """
+
+    def __init__(
+        self, storage: Storage, settings: Settings, shaped_by: Any, log: Callable[[str], None]
+    ) -> None:
+        self.storage, self.settings, self.log = storage, settings, log
+        self._shaped_by = data_version([READING_VERSION, shaped_by])
+
+    def of(self, file: AnnotationFile) -> Reading:
+        """The reading of a file, made where it is not there.
+
+        Raises:
+            AnnotationError: the file cannot be parsed, has unknown columns, or holds no rows.
+        """
+        key = data_version([file.checksum, self._shaped_by])
+        return self._known(key) or self._read(file, key)
+
+    def _known(self, key: str) -> Reading | None:
+        name = layout.reading(key)
+        if not all(map(self.storage.exists, reading_files(key))):
+            return None
+        try:
+            facts = pq.read_metadata(self.storage.local(name)).metadata[_FACTS]
+        except pa.ArrowException as error:
+            where = set_aside(self.storage, name)
+            self.log(f"{name} is damaged ({error}): it is now {where}, and the file is read again")
+            return None
+        return Reading(**json.loads(facts))
+
+    def _read(self, file: AnnotationFile, key: str) -> Reading:
+        parser = RowParser(self.settings.sources, self.settings.annotations.columns)
+        progress = Progress(self.log, None, f"rows of {file.name}")
+        reasons, columns, rows_read = Counter[str](), set[str](), 0
+        with (
+            self.storage.writing(layout.reading(key)) as rows_path,
+            self.storage.writing(layout.rejected_reading(key)) as rejected_path,
+            file.opened() as path,
+        ):
+            rows = RowFile(rows_path, READING_SCHEMA)
+            rejected = RowFile(rejected_path, REJECTED_ROW_SCHEMA)
+            for row in read_rows(path, file.name):
+                rows_read += 1
+                if isinstance(row.value, dict):
+                    columns.update(row.value)
+                try:
+                    for values in _keyed(row.number, parser.parse(row.value, file.name)):
+                        rows.append(values)
+                except RejectedRow as error:
+                    reasons[str(error)] += 1
+                    rejected.append((row.number, str(error), _as_text(row.value)))
+                progress.advance()
+            if rows_read == 0:
+                raise AnnotationError(f"{file.name}: holds no rows")
+            found = sorted(_whole(name) for name in columns)
+            reading = Reading(key, rows_read, dict(sorted(reasons.items())), found)
+            rejected.close()
+            rows.close({_FACTS: json.dumps(asdict(reading))})
+        set_aside_rows = f"{reasons.total():,} set aside {dict(reasons) or ''}"
+        self.log(f"{file.name}: {rows_read:,} rows, {set_aside_rows}")
+        return reading
+
+    def forget_others(self, keys: Iterable[str]) -> None:
+        """Remove the readings of files that the annotations are no longer made from."""
+        kept = {name for key in keys for name in reading_files(key)}
+        for name in self.storage.list(layout.READINGS):
+            if name not in kept:
+                self.storage.remove(name)
+
+
+def reading_files(key: str) -> list[str]:
+    """The files of a reading."""
+    return [layout.reading(key), layout.rejected_reading(key)]
+
+
+def _keyed(number: int, questions: list[QuestionRow]) -> list[tuple[Any, ...]]:
+    """The pairs of one row of a file, with what says which row it is.
+
+    Raises:
+        RejectedRow: a text that no file can hold.
+    """
+    first = questions[0]
+    try:
+        asked = key_of(first.video, *(question.question for question in questions))
+        named = NO_ID if first.row_id is None else key_of(first.video, first.row_id)
+        return [
+            (
+                number,
+                named,
+                asked,
+                _content(question),
+                *(getattr(question, name) for name in CONTENT_COLUMNS),
+            )
+            for question in questions
+        ]
+    except (UnicodeEncodeError, orjson.JSONEncodeError):  # half a surrogate pair
+        raise RejectedRow("not_unicode") from None
+
+
+def _content(question: QuestionRow) -> bytes:
+    values = [getattr(question, name) for name in VERSION_COLUMNS]
+    return xxhash.xxh3_128_digest(orjson.dumps(values))
+
+
+def _as_text(value: Any) -> str:
+    if not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False, default=str, sort_keys=True)
+    return _whole(value)
+
+
+def _whole(text: str) -> str:
+    """The text without halves of surrogate pairs, which no file can hold."""
+    return text.encode(errors="replace").decode()
