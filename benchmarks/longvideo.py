@@ -214,7 +214,9 @@ class LongVideoBenchmark:
             duration = float(one.film.duration)
             present.append(PresentVideo(one.video, duration, digest, rel, damaged=False))
         folder = self.storage.local_folder(encoder.folder)
-        report = extract_part(self.storage, self.settings, VARIANT, present, folder, self.log)
+        report = extract_part(
+            self.storage, self.settings, VARIANT, present, folder, self.log, f"features[{VARIANT}]"
+        )
         if report.quarantine:
             raise RuntimeError(f"films without features: {report.quarantine}")
         for video in present:

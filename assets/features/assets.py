@@ -23,6 +23,8 @@ from assets.records.publishing import (
     Published,
     check_spec,
     errors_for_people,
+    mend_product,
+    own_name,
     publish,
 )
 from assets.records.rendering import picture, table
@@ -86,6 +88,7 @@ def features(
     variant, part = keys["variant"], keys["part"]
     with errors_for_people():
         require_active(storage, part)
+        mend_product(context, deployment)
         encoder, origin = encoder_of(storage, settings, variant)
         inputs = input_versions(
             storage, [product("videos", f"{part}|{source}") for source in sorted(settings.sources)]
@@ -93,7 +96,9 @@ def features(
         present = present_videos(storage, settings, part)
         if config.retry_quarantined:
             forget_records(storage, variant, [video.video for video in present])
-        report = extract_part(storage, settings, variant, present, encoder, context.log.info)
+        report = extract_part(
+            storage, settings, variant, present, encoder, context.log.info, own_name(context)
+        )
         checks = complete(storage, settings, variant, present, encoder)
     yield from publish(
         context,
@@ -101,6 +106,7 @@ def features(
         version=report.version,
         inputs=origin | inputs,
         counts=report.counts,
+        files=[video.entry(variant) for video in report.videos],
         checks=checks,
         config=config.chosen(),
         metadata=features_metadata(report),

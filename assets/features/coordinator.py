@@ -335,12 +335,12 @@ class Coordinator:
                 self.decoders.free_slots += slots
             case ["dropped", number]:
                 self._dropped.pop(number).discard_file()
-            case ["done", number, content, size]:
+            case ["done", number, content, size, digest]:
                 job = self._jobs[number]
                 encoder.jobs -= 1
                 self._close(job)
                 frames, duration = job.facts["frames"], job.facts["duration"]
                 extracted = ExtractedVideo(
-                    job.video.video, frames, duration, job.damaged, content, size
+                    job.video.video, frames, duration, job.damaged, content, size, digest
                 )
                 self._publishing[self._publisher.submit(job.publishing.close)] = extracted

@@ -6,6 +6,7 @@ import fcntl
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,17 +19,20 @@ from assets.features.jobs import ExtractedVideo, FailedVideo
 from assets.features.options import ExtractionOptions
 from assets.features.quarantine import Quarantined, read_record, write_record
 from assets.features.report import FeatureReport, report_extraction
+from assets.records.product_files import KnownFiles, set_files_aside
 from model.atomic import TEMPORARY_PREFIX
 from model.config import PRESETS
 from training.formats import layout
-from training.formats.feature_file import SUFFIX, FeatureHeader, read_header
+from training.formats.feature_file import SUFFIX, FeatureHeader, hash_both, read_header
 from training.formats.hashing import hash_file, hash_value
+from training.formats.receipts import Damage, FileEntry
 from training.formats.storage import Storage
 from training.progress import Progress
 
 if TYPE_CHECKING:
     from assets.deployment.settings import Settings
 
+SAVED_EVERY_S = 30.0  # how often it is written down which files were made and are whole
 STALE_S = 60.0  # a temporary file is left alone for so long, even if no process writes to it
 
 
@@ -39,6 +43,7 @@ def extract_part(
     videos: Iterable[PresentVideo],
     encoder: Path,
     log: Callable[[str], None],
+    name: str,
 ) -> FeatureReport:
     """Make the feature files of these videos that are missing or out of date.
 
@@ -49,6 +54,7 @@ def extract_part(
         videos: of the part.
         encoder: folder with `config.json` and safetensors of the vision encoder.
         log: takes lines.
+        name: of the product, whose receipt says which files are whole.
 
     Raises:
         ValueError: an unknown variant, or a folder that holds no SigLIP encoder.
@@ -58,7 +64,7 @@ def extract_part(
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(PRESETS)}")
     options = ExtractionOptions.of(settings.features, variant)
     folder = Path(settings.features.encoder or encoder)
-    return extract(storage, options, variant, videos, folder, log)
+    return extract(storage, options, variant, videos, folder, log, name=name)
 
 
 def extract(
@@ -69,6 +75,8 @@ def extract(
     encoder: Path,
     log: Callable[[str], None],
     backends: Sequence[str] | None = None,
+    *,
+    name: str = "features",
 ) -> FeatureReport:
     """Like `extract_part`, with options of its own.
 
@@ -79,7 +87,10 @@ def extract(
     videos = sorted({video.video: video for video in videos}.values(), key=lambda v: v.video)
     remove_stale_files(storage, variant, {video.video.split("/")[0] for video in videos})
     metadata = common_metadata(options, encoder)
-    existing, waiting, quarantined = _sort_out(storage, variant, options, videos, metadata)
+    known = KnownFiles(storage, name)
+    look = _Look(storage, variant, options, metadata, known, log)
+    existing, waiting, quarantined = look.sort_out(videos)
+    known.save()
     log(
         f"{len(videos):,} videos: {len(existing):,} have features, {len(quarantined):,} are "
         f"quarantined, {len(waiting):,} to do ({sum(v.duration for v, _ in waiting) / 3600:.1f} "
@@ -103,14 +114,21 @@ def extract(
         lambda frames: progress().advance(frames),
     )
     extracted: list[ExtractedVideo] = []
-    if waiting:
-        for outcome in coordinator.run([video for video, _ in waiting]):
+    saved = time.monotonic()
+    try:
+        for outcome in coordinator.run([video for video, _ in waiting]) if waiting else ():
             if isinstance(outcome, ExtractedVideo):
                 extracted.append(outcome)
+                known.add(outcome.entry(variant))
                 if outcome.video in attempts:
                     storage.remove(layout.feature_quarantine(variant, outcome.video))
             else:
                 quarantined.append(_quarantine(storage, variant, options, outcome, attempts, log))
+            if time.monotonic() - saved > SAVED_EVERY_S:
+                known.save()
+                saved = time.monotonic()
+    finally:
+        known.save()
     seconds = time.monotonic() - started
     return report_extraction(existing, extracted, quarantined, coordinator, seconds)
 
@@ -200,42 +218,80 @@ def _choose_backends(options: ExtractionOptions, log: Callable[[str], None]) -> 
     return [PYAV] * workers
 
 
-def _sort_out(
-    storage: Storage,
-    variant: str,
-    options: ExtractionOptions,
-    videos: list[PresentVideo],
-    metadata: dict[str, str],
-) -> tuple[
-    dict[str, FeatureHeader], list[tuple[PresentVideo, Quarantined | None]], list[Quarantined]
-]:
-    """Three groups: headers of the feature files that are there, by video; videos to do, with the
-    record of an earlier failure; records of videos that are not worth another try.
-    """
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A look at what is there of a part before anything is made."""
 
-    def look_up(video: PresentVideo) -> tuple[FeatureHeader | None, Quarantined | None]:
-        header = _read_header(storage, variant, video.video)
-        return header, read_record(storage, variant, video.video)
+    storage: Storage
+    variant: str
+    options: ExtractionOptions
+    metadata: dict[str, str]
+    known: KnownFiles
+    log: Callable[[str], None]
 
-    with ThreadPoolExecutor(16) as pool:  # remote roots answer slowly, but many at once
-        found = list(pool.map(look_up, videos))
-    existing: dict[str, FeatureHeader] = {}
-    waiting: list[tuple[PresentVideo, Quarantined | None]] = []
-    quarantined: list[Quarantined] = []
-    skip_damaged = options.settings.damaged == "skip"
-    for video, (header, record) in zip(videos, found, strict=True):
-        decoding = options.decode_hash(video.sha256)
-        if (
-            header is not None
-            and is_current(header, video, metadata)
-            and not (header.damaged and skip_damaged)
-        ):
-            existing[video.video] = header
-        elif record is not None and record.final(decoding, options.settings.limits.attempts):
-            quarantined.append(record)
-        else:
-            waiting.append((video, record))
-    return existing, waiting, quarantined
+    def sort_out(
+        self, videos: list[PresentVideo]
+    ) -> tuple[
+        list[ExtractedVideo], list[tuple[PresentVideo, Quarantined | None]], list[Quarantined]
+    ]:
+        """Three groups: videos whose features are there; videos to do, with the record of an
+        earlier failure; records of videos that are not worth another try.
+        """
+
+        def look_up(video: PresentVideo) -> tuple[ExtractedVideo | None, Quarantined | None]:
+            return self._existing(video), read_record(self.storage, self.variant, video.video)
+
+        with ThreadPoolExecutor(16) as pool:  # remote roots answer slowly, but many at once
+            found = list(pool.map(look_up, videos))
+        existing: list[ExtractedVideo] = []
+        waiting: list[tuple[PresentVideo, Quarantined | None]] = []
+        quarantined: list[Quarantined] = []
+        for video, (features, record) in zip(videos, found, strict=True):
+            decoding = self.options.decode_hash(video.sha256)
+            if features is not None:
+                existing.append(features)
+            elif record is not None and record.final(
+                decoding, self.options.settings.limits.attempts
+            ):
+                quarantined.append(record)
+            else:
+                waiting.append((video, record))
+        return existing, waiting, quarantined
+
+    def _existing(self, video: PresentVideo) -> ExtractedVideo | None:
+        """What is there of a video's features, where they are right and whole."""
+        header = _read_header(self.storage, self.variant, video.video)
+        if header is None or not is_current(header, video, self.metadata):
+            return None
+        if header.damaged and self.options.settings.damaged == "skip":
+            return None
+        path = layout.feature_file(self.variant, video.video)
+        entry = self.known.entry(path) or self._unrecorded(path, header)
+        if entry is None:
+            return None
+        return ExtractedVideo(
+            video.video,
+            header.frames,
+            header.duration,
+            header.damaged,
+            header.content,
+            header.bytes,
+            entry.hash,
+        )
+
+    def _unrecorded(self, path: str, header: FeatureHeader) -> FileEntry | None:
+        """The entry of a file that no receipt names, because its run was ended: it is read, and
+        compared with the hash in its own header. A damaged one is set aside.
+        """
+        with self.storage.open(path) as file:
+            content, digest = hash_both(file)
+        if content != header.content:
+            damage = Damage(path, "has other content than its header says")
+            set_files_aside(self.storage, self.variant, [damage], self.log)
+            return None
+        entry = FileEntry(path, header.bytes, digest)
+        self.known.add(entry)
+        return entry
 
 
 def _read_header(storage: Storage, variant: str, video: str) -> FeatureHeader | None:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from assets.annotations.catalogue import PresentVideo
 from assets.features.workers.processes import EncoderProcess
+from training.formats import layout
+from training.formats.receipts import FileEntry
 
 
 @dataclass(slots=True)
@@ -71,6 +73,7 @@ class ExtractedVideo(NamedTuple):
         damaged: whether something of it did not decode.
         content: hash of the file's content.
         bytes: of the file.
+        hash: of the whole file, as receipts have it.
     """
 
     video: str
@@ -79,6 +82,11 @@ class ExtractedVideo(NamedTuple):
     damaged: bool
     content: str
     bytes: int
+    hash: str
+
+    def entry(self, variant: str) -> FileEntry:
+        """The feature file as a receipt lists it."""
+        return FileEntry(layout.feature_file(variant, self.video), self.bytes, self.hash)
 
 
 class FailedVideo(NamedTuple):

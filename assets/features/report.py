@@ -10,7 +10,6 @@ from typing import Any
 from assets.features.coordinator import Coordinator
 from assets.features.jobs import ExtractedVideo
 from assets.features.quarantine import Quarantined
-from training.formats.feature_file import FeatureHeader
 from training.formats.hashing import data_version
 
 
@@ -33,6 +32,7 @@ class FeatureReport:
         throughput: what was measured, as rows `{"what", "value"}`.
         quarantine: one row for each quarantined video.
         facts: numbers behind `throughput`, by name; empty when nothing was decoded.
+        videos: every video of the part that has features, by name.
     """
 
     version: str = ""
@@ -48,10 +48,11 @@ class FeatureReport:
     throughput: list[dict[str, str]] = field(default_factory=list)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
+    videos: list[ExtractedVideo] = field(default_factory=list)
 
 
 def report_extraction(
-    existing: dict[str, FeatureHeader],
+    existing: list[ExtractedVideo],
     extracted: list[ExtractedVideo],
     quarantined: list[Quarantined],
     coordinator: Coordinator,
@@ -60,17 +61,13 @@ def report_extraction(
     """The report of an extraction.
 
     Args:
-        existing: headers of the feature files that were there, by video.
+        existing: the videos whose features were there.
         extracted: the videos whose features were made.
         quarantined: the records of videos without features, new and old.
         coordinator: that did the work.
         seconds: that all of it took.
     """
-    old = [
-        ExtractedVideo(video, h.frames, h.duration, h.damaged, h.content, h.bytes)
-        for video, h in existing.items()
-    ]
-    files = sorted(old + extracted)
+    files = sorted(existing + extracted)
     by_reason = Counter(record.reason for record in quarantined)
     facts = _measure(coordinator, seconds)
     return FeatureReport(
@@ -92,7 +89,7 @@ def report_extraction(
         frames_per_second=facts.get("end_to_end_fps", 0.0),
         table=[
             _outcome("done", extracted),
-            _outcome("already done", old),
+            _outcome("already done", existing),
             *(
                 {"outcome": f"quarantined: {reason}", "videos": count, "frames": 0, "hours": 0.0}
                 for reason, count in sorted(by_reason.items())
@@ -104,6 +101,7 @@ def report_extraction(
             for r in quarantined
         ],
         facts=facts,
+        videos=files,
     )
 
 

@@ -125,7 +125,8 @@ class KnownFiles:
         """Keep what was added."""
         if self._new:
             self._stamps.record(self.storage, self._new)
-            self._new.clear()
+            # A file that is too young for a stamp waits for the next time.
+            self._new = [entry for entry in self._new if entry.path not in self._stamps.known]
             _write_stamps(self.storage, self._name, self._stamps)
 
     def describe(self, names: Iterable[str]) -> list[FileEntry]:

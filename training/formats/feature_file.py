@@ -34,6 +34,8 @@ FORMAT = "hour-llava-features-1"
 SUFFIX = ".safetensors"
 # Bytes before the first row: the JSON header, padded with spaces as the format allows.
 HEADER_ROOM = 8192
+# Of a whole file in receipts: the header is written last, and hashed last.
+HASH = f"xxh64+{HEADER_ROOM}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,9 @@ class FeatureWriter:
     Args:
         path: where to write; the caller publishes it (see `Storage.writing`).
         frames, tokens, width: the final shape [T, P, C].
+
+    Attributes:
+        file_hash: of the whole file once it is finished, as receipts have it.
     """
 
     def __init__(self, path: Path, frames: int, tokens: int, width: int) -> None:
@@ -83,7 +88,8 @@ class FeatureWriter:
             raise ValueError(f"{path}: a feature file holds at least one frame, not {frames}")
         self.path, self.shape = Path(path), (frames, tokens, width)
         self.written = 0
-        self._hash = xxhash.xxh3_128()
+        self.file_hash = ""
+        self._hash, self._file_hash = xxhash.xxh3_128(), xxhash.xxh64()
         self._file: BinaryIO = open(path, "wb")  # noqa: SIM115  closed by finish() or close()
         # Tells who removes temporary files that this one is being written.
         fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -101,6 +107,7 @@ class FeatureWriter:
             raise ValueError(f"{self.path}: row {self.written + len(rows)} of {self.shape[0]}")
         data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
         self._hash.update(data)
+        self._file_hash.update(data)
         self._file.write(data)
         self.written += len(rows)
 
@@ -119,6 +126,7 @@ class FeatureWriter:
             )
         data = times.tobytes()
         self._hash.update(data)
+        self._file_hash.update(data)
         self._file.write(data)
         rows_end = frames * tokens * width * 2
         full = {**metadata, "format": FORMAT, "content_xxh3": self._hash.hexdigest()}
@@ -143,8 +151,11 @@ class FeatureWriter:
             raise ValueError(
                 f"{self.path}: a header of {len(header)} bytes does not fit into {HEADER_ROOM - 8}"
             )
+        start = struct.pack("<Q", HEADER_ROOM - 8) + header.ljust(HEADER_ROOM - 8)
+        self._file_hash.update(start)
+        self.file_hash = f"{HASH}:{self._file_hash.hexdigest()}"
         self._file.seek(0)
-        self._file.write(struct.pack("<Q", HEADER_ROOM - 8) + header.ljust(HEADER_ROOM - 8))
+        self._file.write(start)
         self._file.close()
         return FeatureHeader(frames, tokens, width, full, HEADER_ROOM + rows_end + len(data))
 
@@ -301,3 +312,15 @@ def hash_content(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hash_both(file: BinaryIO) -> tuple[str, str]:
+    """(`content_xxh3`, hash of the whole file as receipts have it) of an open file, in one pass."""
+    content, whole = xxhash.xxh3_128(), xxhash.xxh64()
+    file.seek(0)
+    start = file.read(HEADER_ROOM)
+    while block := file.read(1 << 22):
+        content.update(block)
+        whole.update(block)
+    whole.update(start)
+    return content.hexdigest(), f"{HASH}:{whole.hexdigest()}"

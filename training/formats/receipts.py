@@ -42,6 +42,8 @@ class FileEntry:
         path: relative to the root of the storage that the entry is checked against.
         size: in bytes.
         hash: `sha256:<hex>`, or `xxh64:<hex>` where a format has that hash already.
+            `xxh64+8192:<hex>` is of a file whose first 8,192 bytes were written last, and are
+            hashed last, so that it was hashed while it was written.
     """
 
     path: str
@@ -205,13 +207,18 @@ def _inspect(
 
 def _hash(storage: Storage, name: str, algorithm: str, advance: Advance | None) -> tuple[int, str]:
     """(bytes, hash as hexadecimal) of a file."""
-    if algorithm not in _ALGORITHMS:
+    algorithm, _, last = algorithm.partition("+")
+    if algorithm not in _ALGORITHMS or not (last == "" or last.isdecimal()):
         raise ValueError(f"{name}: unknown hash {algorithm!r}; known: {', '.join(_ALGORITHMS)}")
     digest, size = _ALGORITHMS[algorithm](), 0
     with storage.open(name) as file:
+        start = file.read(int(last or 0))
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
             size += len(block)
             if advance:
                 advance(len(block))
-    return size, digest.hexdigest()
+    digest.update(start)
+    if advance and start:
+        advance(len(start))
+    return size + len(start), digest.hexdigest()

@@ -13,7 +13,7 @@ and the writing of the last batch's rows.
                              ["report"]               everything is done
     encoder -> coordinator   ["ready", facts]
                              ["free", [slot, ...]]    their pictures are on the device
-                             ["done", job, content hash, bytes]
+                             ["done", job, content hash, bytes, hash of the file]
                              ["dropped", job]
                              ["stats", numbers]       the answer to "report"
 
@@ -245,7 +245,7 @@ class EncoderLoop:
             file = self.files.pop(job, None)
         if file is not None and file.metadata is not None:
             header = file.writer.finish(np.array(file.seconds, np.float32), file.metadata)
-            self.connection.send("done", job, header.content, header.bytes)
+            self.connection.send("done", job, header.content, header.bytes, file.writer.file_hash)
 
 
 if __name__ == "__main__":

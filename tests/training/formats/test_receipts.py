@@ -61,6 +61,14 @@ def test_entries_hold_the_size_and_the_sha256_of_each_file(storage: Storage) -> 
     ]
 
 
+def test_a_file_whose_start_was_written_last_is_hashed_in_that_order(storage: Storage) -> None:
+    storage.write_bytes("a", CONTENT)
+    digest = xxhash.xxh64(CONTENT[4:] + CONTENT[:4]).hexdigest()
+    assert find_damage(storage, [FileEntry("a", 11, f"xxh64+4:{digest}")], Stamps(), True) == []
+    flipped = FileEntry("a", 11, f"xxh64+5:{digest}")
+    assert find_damage(storage, [flipped], Stamps(), True) == [Damage("a", "has other content")]
+
+
 def test_untouched_files_are_whole(storage: Storage) -> None:
     storage.write_bytes("a", CONTENT)
     entries = describe_files(storage, ["a"])
