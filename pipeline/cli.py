@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from training.formats.storage import Storage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+VIDEO_HELP = "a video's id, with or without its source (panda/abc), or the path of its file"
+# Exit codes besides 0; docs/operations.md lists them.
+NOT_FOUND, CHANGED, FAILED = 1, 2, 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,8 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _COMMANDS[chosen.command](chosen)
     except (ValueError, FileNotFoundError) as error:
+        from assets.records.provenance import NotFoundError
+
         print(f"hourllava {chosen.command}: {error}", file=sys.stderr)
-        return 2
+        return NOT_FOUND if isinstance(error, NotFoundError) else FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_option(doctor)
 
     why = commands.add_parser("why", help="why is this video not in my shards?")
-    why.add_argument("video", help="a video's id, with or without its source (panda/abc)")
+    why.add_argument("video", help=VIDEO_HELP)
     _add_config_option(why)
 
     _add_ask_options(
@@ -67,10 +72,26 @@ def _parser() -> argparse.ArgumentParser:
         "lineage", help="what a shard or checkpoint was made from, what a video went into"
     )
     lineage.add_argument(
-        "what", help="a product (stage3[tiny]), a path inside of one, or a video (panda/abc)"
+        "what",
+        help="a product (stage3[tiny], or the beginning of one name alone), a path inside of one, "
+        "or a video as for `why`",
     )
     lineage.add_argument("--verify", action="store_true", help="also hash the files again")
     _add_config_option(lineage)
+
+    bill = commands.add_parser(
+        "bill", help="what a checkpoint was trained on: rows, videos, revisions, licences"
+    )
+    bill.add_argument("checkpoint", help="a training stage (stage3[tiny]), or a path inside of it")
+    _add_config_option(bill)
+
+    withdraw = commands.add_parser(
+        "withdraw", help="remove one long video from everything that holds it, and never fetch it"
+    )
+    withdraw.add_argument("video", help=VIDEO_HELP)
+    withdraw.add_argument("--reason", required=True, help="why, in a sentence; it stays on record")
+    withdraw.add_argument("--dry-run", action="store_true", help="only show what would be done")
+    _add_config_option(withdraw)
 
     give_up = commands.add_parser("give-up", help="go on without one part of the long videos")
     give_up.add_argument("part", help="for example part3")
@@ -202,19 +223,19 @@ def _questions(chosen: argparse.Namespace) -> Iterable[str]:
 
 
 def _lineage(chosen: argparse.Namespace) -> int:
-    from assets.annotations.catalogue import find_part
     from assets.deployment.settings import load_settings
-    from assets.records.provenance import Register, products_of_video
-    from pipeline.verify import verify
+    from assets.records.provenance import Register
+    from assets.tracing.holdings import find_holdings
+    from assets.tracing.names import catalogued_rows, find_video
     from training.formats.storage import Storage
 
     settings = load_settings(chosen.config)
     register = Register(Storage(settings.root))
-    if part := find_part(register.storage, settings, chosen.what):
-        products = products_of_video(register, chosen.what, part)
-        print(f"{chosen.what} belongs to {part}; made from that part, nearest first:")
-        for name in products:
-            print(f"  {register.line(name)}")
+    if catalogued_rows(register.storage, settings, chosen.what):
+        video = find_video(register.storage, settings, chosen.what)
+        holdings = find_holdings(register.storage, settings, video)
+        print("\n".join(holdings.lines()))
+        products = sorted({holding.product for holding in holdings.found})
     else:
         name = register.find(chosen.what)
         products = sorted({name, *register.ancestors(name)})
@@ -224,10 +245,24 @@ def _lineage(chosen: argparse.Namespace) -> int:
         print("\n".join(f"  {line}" for line in register.down(name)))
     if not chosen.verify:
         return 0
+    from pipeline.verify import verify
+
     records = [register.records[name] for name in products if name in register.records]
     verdicts = [verify(register.storage, record) for record in records]
     print("\n".join(["verified:", *(f"  {verdict}" for verdict in verdicts)]))
-    return 1 if any("CHANGED" in verdict for verdict in verdicts) else 0
+    return CHANGED if any("CHANGED" in verdict for verdict in verdicts) else 0
+
+
+def _bill(chosen: argparse.Namespace) -> int:
+    from assets.checkpoints.bill import bill_lines
+    from assets.deployment.settings import load_settings
+    from assets.records.provenance import Register
+    from training.formats.storage import Storage
+
+    register = Register(Storage(load_settings(chosen.config).root))
+    record = register.records[register.find(chosen.checkpoint)]
+    print("\n".join(bill_lines(register.storage, record)))
+    return 0
 
 
 def _recover(chosen: argparse.Namespace) -> int:
@@ -258,6 +293,23 @@ def _take_back(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _withdraw(chosen: argparse.Namespace) -> int:
+    from assets.deployment.settings import load_settings
+
+    settings = load_settings(chosen.config)
+    with _deployment(chosen) as (instance, storage):
+        from pipeline.definitions import definitions
+        from pipeline.withdraw import plan_lines, withdraw
+
+        if chosen.dry_run:
+            lines = plan_lines(storage, settings, chosen.video, chosen.reason)
+        else:
+            graph = definitions().resolve_asset_graph()
+            lines = withdraw(instance, graph, storage, settings, chosen.video, chosen.reason)
+    print("\n".join(lines))
+    return 0
+
+
 @contextlib.contextmanager
 def _deployment(chosen: argparse.Namespace) -> Iterator[tuple[DagsterInstance, Storage]]:
     """The Dagster instance and the storage of the settings that were chosen.
@@ -280,6 +332,7 @@ def _deployment(chosen: argparse.Namespace) -> Iterator[tuple[DagsterInstance, S
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "ask": _ask,
+    "bill": _bill,
     "demo": _demo,
     "doctor": _doctor,
     "give-up": _give_up,
@@ -287,6 +340,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "recover": _recover,
     "take-back": _take_back,
     "why": _why,
+    "withdraw": _withdraw,
 }
 
 

@@ -26,6 +26,7 @@ from pipeline.jobs import JOBS
 from pipeline.parts import part_jobs
 from pipeline.schedules import download_nightly
 from pipeline.sensors import SENSORS
+from pipeline.withdraw import withdraw_job
 
 ROOMS = [
     annotation_assets,
@@ -55,6 +56,7 @@ def definitions() -> dg.Definitions:
             *JOBS,
             everything_for_variant(lambda: made.resolve_asset_graph()),
             *part_jobs(lambda: made.resolve_asset_graph()),
+            withdraw_job(lambda: made.resolve_asset_graph()),
         ],
         schedules=[download_nightly],
         sensors=SENSORS,

@@ -5,18 +5,17 @@ It follows one video through the pipeline, step by step, up to where its way end
 
 from __future__ import annotations
 
-from typing import Any
-
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from assets.annotations.catalogue import SCHEMA as CATALOGUE_SCHEMA
-from assets.annotations.catalogue import read_catalogue
 from assets.annotations.record import AnnotationRecord
 from assets.deployment.settings import Settings
+from assets.records.provenance import NotFoundError
+from assets.records.withdrawals import Withdrawals
 from assets.shards.mds import samples_about
 from assets.sources.base import MANUAL_MISSING, OK, PENDING, PERMANENT, VideoRow
+from assets.tracing.holdings import count_rows
+from assets.tracing.names import catalogued_rows, plain_name
 from training.formats import layout
 from training.formats.kinds import LONG_VIDEO_KIND
 from training.formats.storage import Storage
@@ -47,39 +46,33 @@ def why(storage: Storage, settings: Settings, video: str) -> list[str]:
     """What became of `video`, as lines for a person.
 
     Args:
-        video: `source/id`, or the id alone.
+        video: `source/id`, the id alone, or the path of its file.
+
+    Raises:
+        NotFoundError: nothing asks for it.
     """
-    record = AnnotationRecord.read(storage)
-    if record is None:
+    if AnnotationRecord.read(storage) is None:
         return [f"{storage.root} holds no annotations yet: materialize annotations first"]
-    video = video.removesuffix(".mp4")
-    parts = [f"part{index}" for index in range(len(record.part_versions))]
-    rows = [
-        (part, row)
-        for part in parts
-        for source in sorted(settings.sources)
-        for row in _catalogue_rows(storage, source, part, video)
-    ]
+    rows = catalogued_rows(storage, settings, video)
+    name = plain_name(storage, video)
+    withdrawn = {
+        known: entry
+        for known, entry in Withdrawals.read(storage).videos.items()
+        if name in (known, known.partition("/")[2])
+    }
+    told = [f"{known}: withdrawn {entry.at}: {entry.reason}" for known, entry in withdrawn.items()]
+    rows = [(part, row) for part, row in rows if row.video not in withdrawn]
+    if told and not rows:
+        return told
     if not rows:
-        return _not_catalogued(storage, settings, video)
-    lines = []
+        return _not_catalogued(storage, settings, name)
+    lines = told
     for part, row in rows:
         lines += [f"{row.video}, {part}: {row.questions:,} question-answer pairs"]
         lines += _acquisition(storage, row)
         if row.status == OK:
             lines += _later_steps(storage, settings, part, row)
     return lines
-
-
-def _catalogue_rows(storage: Storage, source: str, part: str, video: str) -> list[VideoRow]:
-    try:
-        table = read_catalogue(storage, source, part)
-    except FileNotFoundError:
-        return []
-    wanted = pc.or_(pc.equal(table["video"], video), pc.equal(table["id"], video))
-    return [
-        VideoRow(**raw) for raw in table.filter(wanted).select(CATALOGUE_SCHEMA.names).to_pylist()
-    ]
 
 
 def _acquisition(storage: Storage, row: VideoRow) -> list[str]:
@@ -114,7 +107,7 @@ def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[st
     """What the annotations say of a video that is in no catalogue."""
     lines: list[str] = []
     with pq.ParquetFile(storage.local(layout.ANNOTATIONS)) as file:
-        found = _count_rows(
+        found = count_rows(
             file,
             ["video", "id"],
             lambda batch: pc.or_(pc.equal(batch["video"], video), pc.equal(batch["id"], video)),
@@ -145,7 +138,7 @@ def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[st
         return lines
     record = AnnotationRecord.read(storage)
     names = sorted(origin.name for origin in record.origins) if record else []
-    return [f"{video}: no annotation file asks for it ({', '.join(names)})"]
+    raise NotFoundError(f"{video}: no annotation file asks for it ({', '.join(names)})")
 
 
 def _later_steps(storage: Storage, settings: Settings, part: str, row: VideoRow) -> list[str]:
@@ -154,7 +147,7 @@ def _later_steps(storage: Storage, settings: Settings, part: str, row: VideoRow)
     if not storage.exists(samples):
         return ["  conversations: not made yet: materialize conversations for this part"]
     with pq.ParquetFile(storage.local(samples)) as file:
-        count = _count_rows(file, ["video"], lambda batch: pc.equal(batch["video"], row.video))
+        count = count_rows(file, ["video"], lambda batch: pc.equal(batch["video"], row.video))
     lines = [
         f"  conversations: {count:,} samples"
         + ("" if count else f"; {_rejections(storage, part, row.video)}")
@@ -205,10 +198,3 @@ def _rejections(storage: Storage, part: str, video: str) -> str:
     return ", ".join(
         f"{entry['counts']:,} rows dropped: {entry['values']}" for entry in reasons
     ) or ("it arrived after the conversations were made: run conversations again")
-
-
-def _count_rows(file: pq.ParquetFile, columns: list[str], matches: Any) -> int:
-    return sum(
-        pc.sum(matches(pa.Table.from_batches([batch]))).as_py() or 0
-        for batch in file.iter_batches(columns=columns)
-    )

@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assets.annotations.journal import Changes, Journal, journal_path, read_journal
-from assets.deployment.parts import part_name
 from assets.deployment.settings import Settings
 from assets.records.withdrawals import Withdrawals
 from assets.sources.base import OK, VideoRow
@@ -230,23 +229,6 @@ def present_videos(storage: Storage, settings: Settings, part: str) -> list[Pres
         found += [PresentVideo(*values) for values in zip(*columns, strict=True)]
     found = [present for present in found if present.video not in withdrawn]
     return sorted(found, key=lambda present: present.video)
-
-
-def find_part(storage: Storage, settings: Settings, video: str) -> str | None:
-    """The part that `source/id` is catalogued in (the first one, where a later part asks for it
-    too), or None.
-    """
-    source, _, identifier = video.partition("/")
-    index = 0
-    while source in settings.sources:
-        snapshot = snapshot_name(source, part_name(index))
-        if not storage.exists(snapshot):
-            break
-        ids = pq.read_table(storage.local(snapshot), columns=["id"])["id"]
-        if pc.any(pc.equal(ids, identifier)).as_py():
-            return part_name(index)
-        index += 1
-    return None
 
 
 def _places(table: pa.Table) -> dict[str, int]:

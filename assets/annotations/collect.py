@@ -197,7 +197,7 @@ class _Collection:
         alive = survivors(keys)
         withdrawn = set(record.withdrawn)
         part_of = {v: part for v, part in self.parts.part_of.items() if v not in withdrawn}
-        write_rejected(self.storage, record.origins)
+        write_rejected(self.storage, record.origins, withdrawn)
         write_annotations(self.storage, record, alive, part_of)
         files, total = self._changes(
             record, [k.chosen(m) for k, m in zip(keys, alive, strict=True)]

@@ -7,8 +7,9 @@ withdrawn videos. Rows stay in Arrow tables; only videos are Python objects.
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -64,14 +65,30 @@ def write_annotations(
     shutil.rmtree(folder)
 
 
-def write_rejected(storage: Storage, origins: Sequence[Origin]) -> None:
-    """Write the rows that were set aside, of all files in their order."""
+def mention(video: str) -> str:
+    """A regular expression for the id of `source/id` in the text of a row, not as a piece of a
+    longer word.
+    """
+    return rf"(^|[^\w-]){re.escape(video.partition('/')[2])}($|[^\w-])"
+
+
+def write_rejected(
+    storage: Storage, origins: Sequence[Origin], withdrawn: Iterable[str] = ()
+) -> None:
+    """Write the rows that were set aside, of all files in their order.
+
+    Args:
+        withdrawn: videos; a row in whose text the id of one of them stands is left out.
+    """
+    named = "|".join(map(mention, sorted(withdrawn)))
     with (
         storage.writing(layout.REJECTED_ANNOTATIONS) as temporary,
         pq.ParquetWriter(temporary, REJECTED_SCHEMA, compression="zstd") as file,
     ):
         for origin in origins:
             table = pq.read_table(storage.local(layout.rejected_reading(origin.reading)))
+            if named:
+                table = table.filter(pc.invert(pc.match_substring_regex(table["content"], named)))
             names = [origin.file, origin.checksum]
             same = [pa.array([name] * len(table), pa.string()) for name in names]
             file.write_table(pa.table([*same, *table.columns], REJECTED_SCHEMA))

@@ -109,6 +109,40 @@ def read_bill(storage: Storage, record: Lineage) -> dict[str, Any] | None:
     return dict(storage.read_json(name)) if record.folder and storage.exists(name) else None
 
 
+def bill_lines(storage: Storage, record: Lineage) -> Iterator[str]:
+    """The bill of a checkpoint for a person, with those of the checkpoints that it started from.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    bill = read_bill(storage, record)
+    if bill is None:
+        raise FileNotFoundError(
+            f"{record.product} has no bill of materials: only the training stages have one, and "
+            "those that were made before there were bills get it when they are materialized again"
+        )
+    since = Withdrawals.read(storage).videos
+    for video in sorted((trained_videos(storage, record.folder) or set()) & since.keys()):
+        yield f"! trained on {video}, which was withdrawn {since[video].at}: {since[video].reason}"
+    yield f"videos by name: {record.folder}/{VIDEOS}"
+    while bill is not None:
+        yield (
+            f"{bill['product']}: {bill['rows']:,} rows, {bill['videos']:,} videos, "
+            f"{bill['hours']:,} h"
+        )
+        for source in bill["sources"]:
+            yield (
+                f"  {source['kind']} from {source['source']}: {source['rows']:,} rows, "
+                f"{source['videos']:,} videos, {source['hours']:,} h; licence: {source['licence']}"
+            )
+        yield from (f"  {name} @ {version}" for name, version in bill["revisions"].items())
+        yield from (f"  without {video}: withdrawn before" for video in bill["withdrawn before"])
+        if started := bill["started from"]:
+            nothing = "" if started["bill"] else ", which has no bill of materials"
+            yield f"started from {started['product']} {started['version'][:12]}{nothing}"
+        bill = started and started["bill"]
+
+
 def trained_videos(storage: Storage, folder: str) -> set[str] | None:
     """Every video that the run in a checkpoint's folder was trained on; None where it has no bill.
 

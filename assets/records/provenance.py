@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from assets.records.lineage import LINEAGE_NAME, Lineage, all_records, product
+from assets.records.lineage import LINEAGE_NAME, Lineage, all_records
 from training.formats.storage import Storage
+
+NAMED = 12  # products that a message names; the rest is counted
+
+
+class NotFoundError(ValueError):
+    """Nothing of that name is known."""
 
 
 class Register:
@@ -21,24 +27,30 @@ class Register:
                 self.children.setdefault(parent, []).append(name)
 
     def find(self, text: str) -> str:
-        """The product that `text` means: its name, or a path of its folder or of anything inside
-        of it.
+        """The product that `text` means: its name, the beginning of one name alone, or a path of
+        its folder or of anything inside of it.
 
         Raises:
-            ValueError: there is none; the known ones are named.
+            NotFoundError: there is none; some that there are are named.
+            ValueError: several names begin so.
         """
         if text in self.records:
             return text
-        path = Path(text)
-        for folder in (path, *path.parents):
-            if (folder / LINEAGE_NAME).is_file():
-                record = Lineage(**Storage(str(folder)).read_json(LINEAGE_NAME))
-                if record.product in self.records:
-                    return record.product
-        known = ", ".join(sorted(self.records)) or "none; nothing was materialized yet"
-        raise ValueError(
-            f"{text!r} is neither a product nor a path inside of one under {self.storage.root} "
-            f"({known})"
+        for path in (Path(text), Path(self.storage.root) / text):
+            for folder in (path, *path.parents):
+                if (folder / LINEAGE_NAME).is_file():
+                    record = Lineage(**Storage(str(folder)).read_json(LINEAGE_NAME))
+                    if record.product in self.records:
+                        return record.product
+        begun = sorted(name for name in self.records if text and name.startswith(text))
+        if len(begun) == 1:
+            return begun[0]
+        if begun:
+            raise ValueError(f"{text!r} may be {_some(begun)}: give the whole name")
+        known = _some(sorted(self.records)) or "none; nothing was materialized yet"
+        raise NotFoundError(
+            f"{text!r} is neither a product, nor a path inside of one, nor a catalogued video "
+            f"under {self.storage.root} (products: {known})"
         )
 
     def up(self, name: str) -> Iterator[str]:
@@ -103,14 +115,6 @@ class Register:
         return f"{name}  {record.version[:12]}  {counts}{failed}"
 
 
-def products_of_video(register: Register, video: str, part: str) -> list[str]:
-    """The products that were made from one long video, nearest first, given its part."""
-    source = video.split("/", 1)[0]
-    found: list[str] = []
-    queue = [product("videos", f"{part}|{source}")]
-    while queue:
-        name = queue.pop(0)
-        if name in register.records and name not in found:
-            found.append(name)
-            queue += sorted(register.children.get(name, []))
-    return found
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"

@@ -23,6 +23,7 @@ from assets.fetching.disk import DiskGuard, remove_scratch, scratch
 from assets.fetching.errors import CoverageError, TransferError
 from assets.fetching.probe import ProbePool
 from assets.fetching.retry import backoff, disk_error
+from assets.records.withdrawals import Withdrawals
 from assets.sources.base import (
     EXHAUSTED,
     MANUAL_MISSING,
@@ -113,6 +114,7 @@ class _Acquisition:
         self.fetcher = settings.sources[self.source].fetcher(self.context)
         self.rate_limiter = RateLimiter(self.fetcher.min_interval_s, self.limits.breaker)
         self.disk = DiskGuard(scratch(storage), self.limits.min_free_bytes)
+        self.withdrawn = Withdrawals.read(storage).videos
         self.tries: Counter[str] = Counter()
         self.publisher = Publisher(storage, catalogue, prober, self.limits, log)
         self.started = time.monotonic()
@@ -177,6 +179,8 @@ class _Acquisition:
         )
 
     def _is_due(self, row: VideoRow) -> bool:
+        if row.video in self.withdrawn:
+            return False
         return row.status in TRIED_AGAIN or (
             row.status == PERMANENT and row.reason in self.limits.retry
         )

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from assets.annotations.build import build_catalogue
 from assets.annotations.catalogue import Catalogue
 from assets.annotations.collect import collect_annotations
 from assets.conversations.grouping import group_part
+from assets.records.lineage import Lineage
+from assets.records.provenance import NotFoundError
 from assets.shards.writer import write_long_video_part
+from pipeline.cli import main
 from pipeline.demo.servers import MediaServer
 from pipeline.why import why
 from tests.servers.clips import clip
@@ -86,7 +90,8 @@ def test_videos_that_no_usable_row_asks_for(world):
     assert "qa.jsonl, row 3: unknown_source" in answer(world, "lost")
     assert "sources are web" in answer(world, "vimeo/lost")
     assert "no_answer" in answer(world, "mute")
-    assert "no annotation file asks for it (qa.jsonl)" in answer(world, "web/never-heard-of")
+    with pytest.raises(NotFoundError, match=r"no annotation file asks for it \(qa\.jsonl\)"):
+        answer(world, "web/never-heard-of")
 
 
 @pytest.mark.slow
@@ -102,3 +107,65 @@ def test_the_shards_themselves_are_looked_into(world):
         "shards: 1 of its 1 samples are in VideoMarathon/sharding/videomarathon_video_part0"
         in answer(world, "web/v0")
     )
+
+
+@pytest.fixture
+def command(world, tmp_path, capsys):
+    """Runs a command of `hourllava` on the world: (exit code, what it prints)."""
+    storage, settings = world
+    collect_annotations(storage, settings, quiet)
+    build_catalogue(storage, settings, quiet)
+    acquire(storage, settings, "web")
+    group_part(storage, settings, 0, quiet)
+    Lineage("videos[part0|web]", "v").write(storage)
+    inputs = {"videos[part0|web]": "v"}
+    Lineage("conversations[part0]", "c", inputs=inputs).write(storage)
+    Lineage("videomarathon_video[part0]", "s", inputs={"conversations[part0]": "c"}).write(storage)
+    config = tmp_path / "settings.yaml"
+    config.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_unset=True)))
+
+    def run(*words: str) -> tuple[int, str]:
+        code = main([*words, "--config", str(config)])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+def test_a_video_that_was_never_fetched_is_in_no_product_and_its_lineage_says_so(command):
+    code, said = command("lineage", "v1")
+    assert code == 0
+    assert "web/v1, part0: permanent, http_404" in said
+    assert "annotations: 1 question-answer pairs" in said
+    assert "conversations[part0]: 1 rows without a sample" in said
+    assert "videomarathon_video" not in said
+    assert "videos[part0|web]" not in said
+
+
+@pytest.mark.parametrize(
+    "named", ["v0", "web/v0", "v0.mp4", "VideoMarathon/videos/web/v0.mp4", "{root}"]
+)
+def test_lineage_and_why_know_a_video_by_all_its_names(command, world, named):
+    storage, _ = world
+    named = storage.path("VideoMarathon/videos/web/v0.mp4") if named == "{root}" else named
+    code, said = command("lineage", named)
+    assert code == 0
+    assert "videos[part0|web]: the video, in VideoMarathon/videos/web/v0.mp4" in said
+    assert "conversations[part0]: 1 samples" in said
+    code, said = command("why", named)
+    assert code == 0
+    assert "conversations: 1 samples" in said
+
+
+def test_exit_codes_say_found_and_not_found(command):
+    assert command("lineage", "videomarathon")[0] == 0  # the beginning of one product's name
+    code, said = command("lineage", "never-heard-of")
+    assert code == 1
+    assert "neither a product, nor a path inside of one, nor a catalogued video" in said
+    code, said = command("why", "never-heard-of")
+    assert code == 1
+    assert "no annotation file asks for it" in said
+    assert command("bill", "stage7")[0] == 1
+    code, said = command("bill", "conversations")
+    assert code == 2
+    assert "only the training stages have one" in said

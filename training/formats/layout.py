@@ -19,6 +19,7 @@ READINGS = f"{VIDEO_MARATHON}/readings"
 PARTS = f"{VIDEO_MARATHON}/parts.json"
 VIDEO_PARTS = f"{VIDEO_MARATHON}/video_parts.parquet"
 WITHDRAWALS = f"{VIDEO_MARATHON}/withdrawals.json"
+REMOVALS = f"{VIDEO_MARATHON}/withdrawn"
 CATALOGUE = f"{VIDEO_MARATHON}/catalogue"
 VIDEOS = f"{VIDEO_MARATHON}/videos"
 QUARANTINE = f"{VIDEO_MARATHON}/quarantine"
@@ -69,6 +70,11 @@ def catalogue(source: str, *steps: str) -> str:
 def quarantined_video(source: str, identifier: str) -> str:
     """A file that turned out not to be the video `source/identifier`."""
     return f"{QUARANTINE}/{source}/{identifier}.bin"
+
+
+def removal(video: str) -> str:
+    """The record of what was removed with the video `source/id`."""
+    return f"{REMOVALS}/{video}.json"
 
 
 def features(variant: str, video: str = "") -> str:

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from assets.annotations.build import build_catalogue
-from assets.annotations.catalogue import Catalogue, find_part, read_catalogue
+from assets.annotations.catalogue import Catalogue, read_catalogue
 from assets.annotations.journal import journal_path
-from assets.deployment.parts import part_name, part_of
 from assets.fetching.errors import OperatorError
 from assets.sources.base import VideoRow
 from tests.servers.world import catalogued, make_settings, question, quiet, row
@@ -190,19 +189,3 @@ def test_the_versions_of_the_catalogue_follow_what_is_expected_not_what_was_fetc
     with Catalogue(storage, "panda", "part0") as catalogue:
         catalogue.update("a", status="ok", sha256="1")
     assert build_catalogue(storage, settings, quiet).version == before
-
-
-def test_the_part_of_a_video_is_found(tmp_path: Path) -> None:
-    settings = make_settings(
-        tmp_path,
-        {"panda": {"kind": "youtube"}},
-        [question(f"v{n}", "panda") for n in range(9)],
-        parts=3,
-    )
-    storage = catalogued(settings)
-    for number in range(9):
-        assert find_part(storage, settings, f"panda/v{number}") == part_name(
-            part_of(f"panda/v{number}", 3)
-        )
-    assert find_part(storage, settings, "panda/none") is None
-    assert find_part(storage, settings, "vimeo/v1") is None

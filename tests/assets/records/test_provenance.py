@@ -3,7 +3,7 @@
 import pytest
 
 from assets.records.lineage import Lineage
-from assets.records.provenance import Register, products_of_video
+from assets.records.provenance import NotFoundError, Register
 from training.formats.storage import Storage
 
 
@@ -39,14 +39,11 @@ def test_an_input_that_changed_since_is_pointed_out(storage):
     assert any("! videos[part0|panda] has changed since" in line and "v0" in line for line in lines)
 
 
-def test_a_video_leads_down_to_every_checkpoint_that_saw_its_part(storage):
+def test_the_beginning_of_one_name_alone_is_enough_and_of_several_is_not(storage):
     register = Register(storage)
-    assert products_of_video(register, "panda/x", "part0") == [
-        "videos[part0|panda]",
-        "conversations[part0]",
-        "stage3[tiny]",
-    ]
-    assert products_of_video(register, "panda/x", "part1") == ["videos[part1|panda]"]
+    assert register.find("stage3") == "stage3[tiny]"
+    with pytest.raises(ValueError, match=r"may be videos\[part0\|panda\], videos\[part1\|panda\]"):
+        register.find("videos")
 
 
 def test_a_product_is_found_by_name_and_by_any_path_inside_of_it(storage):
@@ -54,5 +51,6 @@ def test_a_product_is_found_by_name_and_by_any_path_inside_of_it(storage):
     assert register.find("stage3[tiny]") == "stage3[tiny]"
     inside = storage.path("checkpoints/tiny/stage3/k/export/model.safetensors")
     assert register.find(inside) == "stage3[tiny]"
-    with pytest.raises(ValueError, match="annotations"):
+    assert register.find("checkpoints/tiny/stage3/k/export") == "stage3[tiny]"
+    with pytest.raises(NotFoundError, match="annotations"):
         register.find("stage9[tiny]")
