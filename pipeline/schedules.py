@@ -1,24 +1,21 @@
 """The nightly schedule: runs again the downloads that may bring something new.
 
-The automation asks for each new part once. This schedule asks again for what failed temporarily,
-what was never tried, and what a person has put into a drop folder since: one run for each source
-and part in which something may have changed.
+The automation asks for each new part, and again when its rows change. This schedule asks again for
+what failed temporarily, what was never tried, and what was decided by something that has changed
+since (a setting, a dropped file, a hub's revision): one run for each source and part in which
+something may have changed.
 """
 
 import dagster as dg
-import pyarrow.compute as pc
 
-from assets.annotations.catalogue import read_catalogue, snapshot_name
 from assets.deployment.resources import Deployment
-from assets.deployment.settings import Settings, load_settings
+from assets.deployment.settings import load_settings
 from assets.records.withdrawals import active_parts
-from assets.sources.base import EXHAUSTED, MANUAL_MISSING, PENDING, TRANSIENT
+from assets.videos.due import DueDownloads
 from pipeline.jobs import ACQUIRE_VIDEOS
-from training.formats.storage import Storage
 
 # Six hours before trainings may start (`assets.deployment.automation.NIGHTLY`).
 EVERY_EVENING = "0 20 * * *"
-WORTH_ANOTHER_TRY = {PENDING, TRANSIENT, EXHAUSTED}
 VIDEOS = dg.AssetKey("videos")
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -40,19 +37,20 @@ UNFINISHED = [
     if load_settings().automation.data
     else dg.DefaultScheduleStatus.STOPPED,
     description="Every evening (UTC), one run for each source and part with videos that were never "
-    "tried, that failed in passing (as often as one run tries), or whose drop folder has changed. "
-    "What cannot be had is left alone.",
+    "tried, that failed in passing (as often as one run tries), or whose outcome was decided by "
+    "something that has changed since: a setting, a dropped file, a revision of the hub. What "
+    "cannot be had is left alone.",
 )
 def download_nightly(
     context: dg.ScheduleEvaluationContext, deployment: Deployment
 ) -> list[dg.RunRequest] | dg.SkipReason:
     settings, storage = deployment.settings(), deployment.storage()
-    parts = active_parts(storage)
+    parts, downloads = active_parts(storage), DueDownloads(storage, settings)
     due = [
         dg.MultiPartitionKey({"part": part, "source": source})
         for part in parts
         for source in sorted(settings.sources)
-        if is_download_due(storage, settings, source, part)
+        if downloads.is_due(source, part)
     ]
     running = partitions_in_progress(context.instance)
     night = context.scheduled_execution_time.date().isoformat()
@@ -68,22 +66,6 @@ def download_nightly(
     if not parts:
         return dg.SkipReason("no parts yet")
     return dg.SkipReason("every video is there, given up or waits for a person")
-
-
-def is_download_due(storage: Storage, settings: Settings, source: str, part: str) -> bool:
-    """Whether another run may fetch a missing video of one source and part."""
-    chosen = settings.sources[source]
-    if chosen.undecided() is not None:
-        return False
-    if not storage.exists(snapshot_name(source, part)):
-        return False
-    table = read_catalogue(storage, source, part)
-    if WORTH_ANOTHER_TRY & set(table["status"].to_pylist()):
-        return True
-    missing = table.filter(pc.equal(table["status"], MANUAL_MISSING))
-    if not missing.num_rows:
-        return False
-    return chosen.changed_since(pc.max(missing["updated_at"]).as_py())
 
 
 def partitions_in_progress(instance: dg.DagsterInstance) -> set[str]:

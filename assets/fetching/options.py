@@ -6,6 +6,8 @@ from pydantic import Field
 
 from model.configuration import Section
 
+COOKIES_VARIABLE = "YTDLP_COOKIES"  # names a Netscape cookie file
+
 
 class Download(Section):
     """How politely and how stubbornly videos are fetched."""

@@ -25,12 +25,11 @@ from yt_dlp.version import __version__ as YTDLP_VERSION
 
 from assets.fetching.address_guard import BlockedError, Guard, guard_manager
 from assets.fetching.errors import MissingToolError, TransferError
-from assets.fetching.options import Download
+from assets.fetching.options import COOKIES_VARIABLE, Download
 from assets.fetching.ytdlp_errors import classify
 from model.atomic import writing_file
 
 COOKIES = "cookies.txt"
-COOKIES_VARIABLE = "YTDLP_COOKIES"  # names a Netscape cookie file
 # About 360p in H.264, without sound if there is one; else any size, else any codec. That is enough
 # for the model's frames of 384 pixels, and the cheapest to decode. The longer side is looked at,
 # because it tells 360p also for pictures wider than 16:9.

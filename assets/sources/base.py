@@ -10,10 +10,10 @@ huggingface_hub, requests) inside the functions that need it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import Field
 
@@ -56,12 +56,6 @@ class Source(Section):
         nothing.
         """
         return None
-
-    def changed_since(self, time: float | None) -> bool:
-        """Whether a person may have provided videos after `time` (seconds since 1970; None: ever),
-        so that those found missing then are worth another look.
-        """
-        return False
 
     def notes(self, context: FetchContext, missing: list[str]) -> list[str]:
         """What a person should do about videos that only they can provide.
@@ -183,6 +177,17 @@ class Fetcher(Protocol):
     """
 
     min_interval_s: float
+
+    def facts(self) -> Mapping[str, Callable[[VideoRow], Any]]:
+        """What decides the outcome of a video, by the names that `outcomes.py` knows: `place`,
+        `hosts`, `account`, `proxy`, `tool`, `url`. Each is looked up only when it is asked for, and
+        asking never fails.
+        """
+
+    def changed(self, rows: list[VideoRow]) -> tuple[list[VideoRow], dict[str, str]]:
+        """Of videos that are there: (those whose file is another one at the source now, id -> the
+        new location of those that are the same).
+        """
 
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
         """Get ready to fetch `rows`; returns, by id, those that need not be tried and why.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -55,11 +57,6 @@ class DropSource(Source):
     def fetcher(self, context: FetchContext) -> DropFetcher:
         return DropFetcher(self, context.log)
 
-    def changed_since(self, time: float | None) -> bool:
-        return time is None or any(
-            os.stat(folder).st_mtime > time for folder, _, _ in os.walk(self.folder)
-        )
-
     def notes(self, context: FetchContext, missing: list[str]) -> list[str]:
         """How to obtain what is missing; the list of it is written below the root."""
         name = layout.catalogue(context.source, f"{context.part}.missing.txt")
@@ -91,8 +88,19 @@ class DropFetcher:
         self.source, self.log = source, log
         self.found: dict[str, Path] = {}
         self._copies_noted = False
+        self._stats: dict[str, list[list[Any]]] = {}
 
-    def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
+    def facts(self) -> Mapping[str, Callable[[VideoRow], Any]]:
+        """`place`: the files that may be the video, each with its size and time of change."""
+        return {"place": self._files}
+
+    def changed(self, rows: list[VideoRow]) -> tuple[list[VideoRow], dict[str, str]]:
+        """None: what was adopted from the folder is kept, whatever becomes of the folder."""
+        return [], {}
+
+    @cached_property
+    def _dropped(self) -> dict[str, list[str]]:
+        """Stem of a name -> paths below the folder."""
         stems: dict[str, list[str]] = defaultdict(list)
         folder = self.source.folder
         for parent, _, names in os.walk(folder):
@@ -101,8 +109,27 @@ class DropFetcher:
                     stems[name.rsplit(".", 1)[0]].append(
                         (Path(parent) / name).relative_to(folder).as_posix()
                     )
+        return stems
+
+    def _files(self, row: VideoRow) -> list[list[Any]]:
+        """Path, size and time of change of each file that may be the video, at the first look of
+        this run.
+        """
+        if row.id not in self._stats:
+            found = []
+            for path in sorted(match_stems([row], self._dropped)[row.id]):
+                with suppress(FileNotFoundError):  # taken away at this moment
+                    stat = (self.source.folder / path).stat()
+                    found.append([path, stat.st_size, stat.st_mtime_ns])
+            self._stats[row.id] = found
+        return self._stats[row.id]
+
+    def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
+        folder = self.source.folder
         outcomes = {}
-        for identifier, paths in match_stems(rows, stems).items():
+        for row in rows:
+            self._files(row)  # before it is read: what changes meanwhile is another file
+        for identifier, paths in match_stems(rows, self._dropped).items():
             if len(paths) > 1:
                 several = f"several files could be it: {', '.join(sorted(paths))}"
                 outcomes[identifier] = Outcome(PERMANENT, "ambiguous", several[:500])

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 import zipfile
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -35,11 +38,13 @@ from assets.sources.base import (
 )
 from assets.sources.findings import OK, Finding
 from training.formats import layout
+from training.formats.storage import Storage
 
 if TYPE_CHECKING:
     from assets.fetching.hub import HubFile, HubRepo
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubSource(Source):
@@ -91,15 +96,12 @@ class HubFetcher:
         self.places: dict[str, Place] = {}
         self.disk = DiskGuard(scratch(context.storage), context.download.min_free_bytes)
         self._local = threading.local()
+        self._checksums: dict[str, dict[str, str]] = {}
 
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
         if not rows:
             return {}
-        self.repo = self._pinned_repo()
-        listed = self.repo.files([*self.source.files, *self.source.archives])
-        loose = [file for file in listed if file.name.lower().endswith(VIDEO_SUFFIXES)]
-        zips = [file for file in listed if file.name.lower().endswith(".zip")]
-        tars = [file for file in listed if file.name.lower().endswith(TAR_SUFFIXES)]
+        loose, zips, tars = self._listing
         if not (loose or zips or tars):
             raise OperatorError(
                 f"{self.source.repo}@{self.repo.commit}: no video and no archive matches "
@@ -146,20 +148,111 @@ class HubFetcher:
         watch(place.member.file_size)
         return Fetched(target, f"{where}:{place.member.filename}", checked=True)
 
-    def _pinned_repo(self) -> HubRepo:
-        """The repository at a commit that is resolved once for the source, so that all parts come
-        from the same one.
+    @cached_property
+    def repo(self) -> HubRepo:
+        """The repository at the commit that the revision is now: resolved once a run, recorded, and
+        written into the location of each video.
         """
-        name = layout.catalogue(self.name, "revision.json")
-        asked = {"repo": self.source.repo, "revision": self.source.revision}
-        if self.storage.exists(name):
-            known = self.storage.read_json(name)
-            if {key: known.get(key) for key in asked} == asked:
-                return self.hub.repo_at(self.source.repo, known["commit"])
+        if FULL_COMMIT.fullmatch(self.source.revision):
+            return self.hub.repo_at(self.source.repo, self.source.revision)
         repo = self.hub.repo(self.source.repo, self.source.revision)
-        self.storage.write_json(name, {**asked, "commit": repo.commit})
-        self.log(f"{self.source.repo}: {self.source.revision} is {repo.commit}")
+        if repo.commit != self._recorded_commit():
+            asked = {"repo": self.source.repo, "revision": self.source.revision}
+            name = layout.catalogue(self.name, "revision.json")
+            self.storage.write_json(name, {**asked, "commit": repo.commit})
+            self.log(f"{self.source.repo}: {self.source.revision} is {repo.commit}")
         return repo
+
+    def _recorded_commit(self) -> str | None:
+        """The commit that the revision was when it was looked up last."""
+        name = layout.catalogue(self.name, "revision.json")
+        known = self.storage.read_json(name) if self.storage.exists(name) else {}
+        asked = (self.source.repo, self.source.revision)
+        return known.get("commit") if (known.get("repo"), known.get("revision")) == asked else None
+
+    def _commit_now(self) -> str | None:
+        """The commit of the revision; the recorded one where the hub does not say."""
+        try:
+            return self.repo.commit
+        except (TransferError, OperatorError):
+            return self._recorded_commit()
+
+    @cached_property
+    def _listing(self) -> tuple[list[HubFile], list[HubFile], list[HubFile]]:
+        """The repository's loose videos, zips and tars."""
+        listed = self.repo.files([*self.source.files, *self.source.archives])
+        return (
+            [file for file in listed if file.name.lower().endswith(VIDEO_SUFFIXES)],
+            [file for file in listed if file.name.lower().endswith(".zip")],
+            [file for file in listed if file.name.lower().endswith(TAR_SUFFIXES)],
+        )
+
+    def facts(self) -> Mapping[str, Callable[[VideoRow], Any]]:
+        """`place`: the repository, its commit, and which of its files hold videos."""
+        return {"place": lambda row: self._place}
+
+    @cached_property
+    def _place(self) -> list[Any]:
+        patterns = [sorted(self.source.files), sorted(self.source.archives)]
+        return [self.source.repo, self._commit_now(), *patterns, self.hub.endpoint]
+
+    def changed(self, rows: list[VideoRow]) -> tuple[list[VideoRow], dict[str, str]]:
+        """What came from another commit is compared with the file as it is now: a loose file by its
+        hash, a member of a zip by size and CRC, a member of a tar by the hash of the tar.
+
+        What is no longer there, or cannot be looked up, is kept.
+        """
+        prefix = f"{self.source.repo}@"
+        earlier = [row for row in rows if (row.location or "").startswith(prefix)]
+        commit = self._commit_now() if earlier else None
+        here = f"{prefix}{commit}:"
+        earlier = [row for row in earlier if not (row.location or "").startswith(here)]
+        if not earlier or commit is None:
+            return [], {}
+        try:
+            return self._compared(earlier, here)
+        except TransferError as error:
+            self.log(f"{self.repo}: files that are there were not compared with it ({error})")
+            return [], {}
+
+    def _compared(self, rows: list[VideoRow], here: str) -> tuple[list[VideoRow], dict[str, str]]:
+        """As `changed`, for videos of earlier commits; `here` begins the location of the others."""
+        files = {file.path: file for group in self._listing for file in group}
+        changed, same = [], {}
+        for row in rows:
+            _, _, place = (row.location or "").partition("@")
+            commit, _, inside = place.partition(":")
+            path, _, member = inside.partition(":")
+            file = files.get(path)
+            if file is None:
+                continue
+            if self._is_same(row, file, member, commit):
+                same[row.id] = f"{here}{inside}"
+            else:
+                changed.append(row)
+        return changed, same
+
+    def _is_same(self, row: VideoRow, file: HubFile, member: str, commit: str) -> bool:
+        """Whether a video that is there is what a file of the repository holds now."""
+        if file.checksum == self._earlier(commit).get(file.path):
+            return True
+        if not member:
+            return file.checksum == row.sha256
+        if not file.name.lower().endswith(".zip"):
+            return False
+        try:
+            found = self._zip(file).getinfo(member)
+        except (KeyError, ArchiveError, zipfile.BadZipFile):
+            return True  # what is there stays
+        return found.file_size == row.size and _crc(self.storage, row.path or "") == found.CRC
+
+    def _earlier(self, commit: str) -> dict[str, str]:
+        """Path -> checksum of the repository's files at an earlier commit."""
+        if commit not in self._checksums:
+            repo = self.hub.repo_at(self.source.repo, commit)
+            files = repo.files([*self.source.files, *self.source.archives])
+            self._checksums[commit] = {file.path: file.checksum for file in files}
+        return self._checksums[commit]
 
     def _search_zips(
         self, zips: list[HubFile], rows: list[VideoRow], found: dict[str, list[Place]]
@@ -258,3 +351,12 @@ class HubFetcher:
 
         folder = scratch(self.storage, "staged", self.name, file.checksum)
         return stage_tar(self.repo, file, folder, is_wanted, self.disk, self.log)
+
+
+def _crc(storage: Storage, name: str) -> int:
+    """CRC-32 of a file, as a zip states it."""
+    crc = 0
+    with storage.open(name) as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field
@@ -57,6 +58,19 @@ def fetch_by_ytdlp(
 
     got = download(url, folder, extractors=extractors, guard=guard, limits=limits, watch=watch)
     return Fetched(got.path, url, duration=got.duration, format=got.format, tool=got.tool)
+
+
+def url_facts(source: ListedSource) -> dict[str, Callable[[VideoRow], Any]]:
+    """The URL of a row, or the one that the source's own list has for its id."""
+    listed: dict[str, str] = {}
+
+    def url(row: VideoRow) -> str | None:
+        if not row.url and source.urls is not None and not listed:
+            with suppress(OperatorError):  # the run says so, when it fetches
+                listed.update(read_urls(source.urls))
+        return row.url or listed.get(row.id)
+
+    return {"url": url}
 
 
 def with_listed_urls(rows: list[VideoRow], source: ListedSource) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from assets.fetching.options import Download
 from assets.sources.base import PERMANENT, FetchContext, Fetched, Outcome, VideoRow
-from assets.sources.listed import ListedSource, fetch_by_ytdlp, with_listed_urls
+from assets.sources.listed import ListedSource, fetch_by_ytdlp, url_facts, with_listed_urls
+from assets.sources.outcomes import account_facts
 
 
 class UrlSource(ListedSource):
@@ -37,6 +38,15 @@ class UrlFetcher:
         self.source, self.limits, self.log = source, limits, log
         self.min_interval_s = limits.min_interval_s
         self.guard = Guard(source.hosts)
+
+    def facts(self) -> Mapping[str, Callable[[VideoRow], Any]]:
+        """`hosts` of the settings, who asks, and the URL that is asked for."""
+        hosts = sorted(self.source.hosts)
+        return {**account_facts(), **url_facts(self.source), "hosts": lambda row: hosts}
+
+    def changed(self, rows: list[VideoRow]) -> tuple[list[VideoRow], dict[str, str]]:
+        """None: nobody can tell without fetching them again."""
+        return [], {}
 
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
         with_listed_urls(rows, self.source)

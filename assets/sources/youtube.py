@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -17,9 +17,11 @@ from assets.sources.listed import (
     YOUTUBE_ID,
     ListedSource,
     fetch_by_ytdlp,
+    url_facts,
     with_listed_urls,
     youtube_id,
 )
+from assets.sources.outcomes import account_facts
 
 
 class YoutubeSource(ListedSource):
@@ -78,6 +80,14 @@ class YoutubeFetcher:
         self.source, self.limits, self.log = source, limits, log
         self.min_interval_s = limits.min_interval_s
         self.guard = Guard()
+
+    def facts(self) -> Mapping[str, Callable[[VideoRow], Any]]:
+        """Who asks, and the URL that is asked for."""
+        return {**account_facts(), **url_facts(self.source)}
+
+    def changed(self, rows: list[VideoRow]) -> tuple[list[VideoRow], dict[str, str]]:
+        """None: what stands behind an id of YouTube does not change."""
+        return [], {}
 
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
         from assets.fetching import ytdlp

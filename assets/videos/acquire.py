@@ -36,6 +36,7 @@ from assets.sources.base import (
     Fetched,
     VideoRow,
 )
+from assets.sources.outcomes import Evidence
 from assets.videos.pacing import RateLimiter, RetryQueue
 from assets.videos.publish import Publisher
 from assets.videos.report import AcquireReport, coverage_threshold, report_name, summarize, too_few
@@ -112,6 +113,8 @@ class _Acquisition:
             log,
         )
         self.fetcher = settings.sources[self.source].fetcher(self.context)
+        self.evidence = Evidence(self.fetcher, settings.download)
+        self.withdrawn = Withdrawals.read(storage).videos
         self.rate_limiter = RateLimiter(self.fetcher.min_interval_s, self.limits.breaker)
         self.disk = DiskGuard(scratch(storage), self.limits.min_free_bytes)
         self.withdrawn = Withdrawals.read(storage).videos
@@ -130,15 +133,19 @@ class _Acquisition:
         """
         self.publisher.match_files()
         todo = [row for row in self.catalogue.rows() if self._is_due(row)]
+        todo += self._changed_at_the_source()
         outcomes = self.fetcher.prepare(todo)
-        for identifier, outcome in outcomes.items():
-            self.catalogue.update(
-                identifier,
-                status=outcome.status,
-                reason=outcome.reason,
-                message=outcome.message,
-                next_try_at=None,
-            )
+        for row in todo:
+            outcome = outcomes.get(row.id)
+            if outcome is not None and row.status != OK:
+                self.catalogue.update(
+                    row.id,
+                    status=outcome.status,
+                    reason=outcome.reason,
+                    message=outcome.message,
+                    next_try_at=None,
+                    decided_by=self.evidence.fingerprint(row, outcome.reason),
+                )
         todo = [row for row in todo if row.id not in outcomes]
         if todo:
             self.disk.check()
@@ -182,8 +189,20 @@ class _Acquisition:
         if row.video in self.withdrawn:
             return False
         return row.status in TRIED_AGAIN or (
-            row.status == PERMANENT and row.reason in self.limits.retry
+            row.status == PERMANENT
+            and (row.reason in self.limits.retry or self.evidence.is_stale(row))
         )
+
+    def _changed_at_the_source(self) -> list[VideoRow]:
+        """Videos that are there, and whose file at the source is another one now. They stay as they
+        are until the new file is there and verified.
+        """
+        there = [row for row in self.catalogue.rows([OK]) if row.video not in self.withdrawn]
+        changed, same = self.fetcher.changed(there)
+        self.catalogue.amend({name: {"location": location} for name, location in same.items()})
+        for row in changed:
+            self.log(f"{row.video}: is another file at its source now; it is fetched again")
+        return changed
 
     def _fetch_rows(self) -> None:
         """Fetch rows as they come due. Other threads verify the files, so that no connection waits
@@ -262,14 +281,18 @@ class _Acquisition:
             self.rate_limiter.record_answer(host)
         if status == TRANSIENT and tries >= self.limits.attempts:
             status = EXHAUSTED
-        self.catalogue.update(
-            row.id,
-            status=status,
-            reason=error.reason,
-            message=str(error)[:500],
-            attempts=row.attempts + tries,
-            next_try_at=round(time.time() + delay, 3) if status == TRANSIENT else None,
-        )
+        if row.status == OK:
+            self.log(f"{row.video}: the file that is there stays, {error.reason}: {error}")
+        else:
+            self.catalogue.update(
+                row.id,
+                status=status,
+                reason=error.reason,
+                message=str(error)[:500],
+                attempts=row.attempts + tries,
+                next_try_at=round(time.time() + delay, 3) if status == TRANSIENT else None,
+                decided_by=self.evidence.fingerprint(row, error.reason),
+            )
         if status == TRANSIENT:
             self.queue.put_later(row, delay)
         else:

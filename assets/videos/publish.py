@@ -106,6 +106,11 @@ class Publisher:
         sha256, size = fetched.sha256 or hash_file(fetched.path), fetched.path.stat().st_size
         name = f"{layout.VIDEOS}/{self.source}/{row.id}{facts.suffix}"
         self.storage.remove_unfinished(name)  # a part is one process's at a time
+        if row.status == OK and row.path and self.storage.exists(row.path):
+            where = set_aside(self.storage, row.path)
+            self.log(
+                f"{row.video}: its file is another one at the source now; the old one: {where}"
+            )
         with self.storage.writing(name) as temporary:
             shutil.move(fetched.path, temporary)
         self._record(row, name, size, sha256, facts, fetched, tries)

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import json
-import os
 from pathlib import Path
 
 import dagster as dg
@@ -14,7 +13,16 @@ from assets.annotations.collect import collect_annotations
 from assets.deployment.partitions import source_and_part
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import load_settings
-from assets.sources.base import EXHAUSTED, MANUAL_MISSING, OK, PENDING, PERMANENT, TRANSIENT
+from assets.sources.base import (
+    EXHAUSTED,
+    MANUAL_MISSING,
+    OK,
+    PENDING,
+    PERMANENT,
+    TRANSIENT,
+    FetchContext,
+)
+from assets.sources.outcomes import Evidence
 from pipeline.schedules import download_nightly
 from training.formats.storage import Storage
 
@@ -30,7 +38,9 @@ sources:
   panda: {kind: url}
   youcook2: {kind: hub, repo: lmms-lab/YouCook2, archives: ["YouCookIIVideos.zip"]}
   ego4d: {kind: drop, folder: drop}
+hub_endpoint: http://127.0.0.1:9
 """
+REASONS = {PERMANENT: "not_in_repo", MANUAL_MISSING: "not_dropped", EXHAUSTED: "connection"}
 
 
 class Nights:
@@ -64,10 +74,19 @@ class Nights:
         self.instance.add_dynamic_partitions("part", report.parts)
 
     def becomes(self, **statuses: str) -> None:
-        """What became of the video of each source."""
+        """What became of the video of each source, as a run of now would record it."""
         for source, status in statuses.items():
+            reason, evidence = REASONS.get(status), self.evidence(source)
             with Catalogue(self.storage, source, "part0") as catalogue:
-                catalogue.update(source, status=status)
+                decided_by = evidence.fingerprint(catalogue.row(source), reason)
+                catalogue.update(source, status=status, reason=reason, decided_by=decided_by)
+
+    def evidence(self, source: str) -> Evidence:
+        download = self.settings.download.model_copy(update={"attempts": 1})
+        context = FetchContext(
+            self.storage, source, "part0", download, self.settings.hub_endpoint, set, print
+        )
+        return Evidence(self.settings.sources[source].fetcher(context), download)
 
     def passes(self) -> set[str]:
         """The partitions that the evening asks for."""
@@ -107,14 +126,34 @@ def test_what_cannot_be_had_waits_for_a_person(nights):
     assert nights.passes() == set()
 
 
-def test_a_drop_folder_is_looked_into_when_something_was_put_there(nights):
+def test_a_drop_folder_is_looked_into_when_a_missing_video_was_put_there(nights):
     nights.catalogue()
-    os.utime(nights.folder / "drop", (1, 1))
     nights.becomes(panda=OK, youcook2=OK, ego4d=MANUAL_MISSING)
     assert nights.passes() == set()
     (nights.folder / "drop/late").mkdir()
-    os.utime(nights.folder / "drop/late", (4e9, 4e9))
+    (nights.folder / "drop/late/other.mp4").write_bytes(b"x")
+    assert nights.passes() == set()
+    (nights.folder / "drop/late/ego4d.mp4").write_bytes(b"x")
     assert nights.passes() == {"part0|ego4d"}
+
+
+def test_a_setting_that_decided_an_outcome_makes_it_due_when_it_changes(nights):
+    nights.catalogue()
+    nights.becomes(panda=OK, youcook2=PERMANENT, ego4d=OK)
+    assert nights.passes() == set()
+    text = (nights.folder / "deployment.yaml").read_text()
+    widened = text.replace('["YouCookIIVideos.zip"]', '["*.zip"]')
+    (nights.folder / "deployment.yaml").write_text(widened)
+    assert nights.passes() == {"part0|youcook2"}
+
+
+def test_an_outcome_of_unknown_origin_is_tried_once_more(nights):
+    nights.catalogue()
+    nights.becomes(panda=PERMANENT, youcook2=OK, ego4d=OK)
+    assert nights.passes() == set()
+    with Catalogue(nights.storage, "panda", "part0") as catalogue:
+        catalogue.update("panda", decided_by=None)
+    assert nights.passes() == {"part0|panda"}
 
 
 def test_youtube_is_never_asked_without_its_owners_consent(nights):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from assets.fetching.errors import CoverageError
+from assets.videos.acquire import acquire_part
 from tests.servers.clips import clip
 from tests.servers.world import acquire, catalogued, make_settings, question, row
 
@@ -91,6 +92,21 @@ def test_a_bad_file_is_refused_and_the_drop_keeps_it(tmp_path, drop):
     assert (drop / f"{UIDS[0]}.mp4").exists()
 
 
+def test_a_half_copied_file_is_adopted_when_it_was_completed(tmp_path, drop):
+    path = drop / f"{UIDS[0]}.mp4"
+    path.write_bytes(clip(1)[:30_000])
+    storage, settings = deployment(tmp_path)
+    acquire(storage, settings, "ego4d")
+    assert row(storage, "ego4d", UIDS[0]).reason == "truncated"
+    lines = []
+    acquire_part(storage, settings, "ego4d", "part0", lines.append)
+    assert not [line for line in lines if "set aside" in line], "the same file is not tried again"
+    with open(path, "ab") as file:
+        file.write(clip(1)[30_000:])
+    assert acquire(storage, settings, "ego4d").counts["ok"] == 1
+    assert storage.read_bytes(f"VideoMarathon/videos/ego4d/{UIDS[0]}.mp4") == clip(1)
+
+
 def test_a_file_put_straight_under_its_final_name_is_adopted(tmp_path, drop):
     storage, settings = deployment(tmp_path)
     storage.write_bytes(f"VideoMarathon/videos/ego4d/{UIDS[1]}.mp4", clip(3))
@@ -105,3 +121,6 @@ def test_two_dropped_files_of_one_name_are_not_guessed_between(tmp_path, drop):
     storage, settings = deployment(tmp_path)
     acquire(storage, settings, "ego4d")
     assert row(storage, "ego4d", UIDS[0]).reason == "ambiguous"
+    assert acquire(storage, settings, "ego4d").counts.get("ok") == 0
+    (tmp_path / "drop" / f"{UIDS[0]}.mp4").unlink()
+    assert acquire(storage, settings, "ego4d").counts["ok"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -111,13 +112,64 @@ def test_a_tar_is_streamed_once_for_all_parts(world, hub, tmp_path):
     assert sent(hub, "videos.tar.gz") == len(tar_gz(members))
 
 
-def test_all_parts_come_from_the_revision_that_was_resolved_first(world, hub):
+def test_each_run_looks_up_what_the_revision_is_now(world, hub):
     names = [f"v{number}" for number in range(8)]
     storage, settings = world({f"{name}.mp4": clip(1) for name in names}, names, parts=2)
     acquire(storage, settings, "set", "part0")
-    hub.publish(REPO, {f"{name}.mp4": clip(2) for name in names})
+    commit = hub.publish(REPO, {f"{name}.mp4": clip(2) for name in names})
     acquire(storage, settings, "set", "part1")
-    assert {content(storage, name) for name in names} == {clip(1)}
+    assert {content(storage, name) for name in names} == {clip(1), clip(2)}
+    assert storage.read_json("VideoMarathon/catalogue/set/revision.json")["commit"] == commit
+    acquire(storage, settings, "set", "part0")
+    assert {content(storage, name) for name in names} == {clip(2)}
+
+
+@pytest.mark.parametrize("form", ["loose", "zip", "tar"])
+def test_a_newer_revision_replaces_only_the_files_that_it_changed(form, world, hub):
+    def files(**clips: bytes) -> dict[str, bytes]:
+        members = {f"{name}.mp4": data for name, data in clips.items()}
+        packed = {"loose": members, "zip": {"a.zip": zipped(members)}}
+        return packed.get(form) or {"a.tar.gz": tar_gz(members)}
+
+    storage, settings = world(files(a=clip(1), b=clip(2)), ["a", "b", "c"])
+    acquire(storage, settings, "set")
+    kept = storage.path("VideoMarathon/videos/set/a.mp4")
+    before = os.stat(kept).st_mtime_ns
+    hub.publish(REPO, {**files(a=clip(1), b=clip(3), c=clip(4)), "new.txt": b"x"})
+    report = acquire(storage, settings, "set")
+    assert [content(storage, name) for name in "abc"] == [clip(1), clip(3), clip(4)]
+    assert report.counts["ok"] == 3
+    assert form == "tar" or os.stat(kept).st_mtime_ns == before
+    assert storage.read_bytes("damaged/VideoMarathon/videos/set/b.mp4.1") == clip(2)
+    asked = len(hub.log)
+    assert acquire(storage, settings, "set").counts["fetched"] == 0
+    assert len(hub.log) <= asked + 2
+
+
+def test_a_file_that_a_newer_revision_lacks_or_breaks_stays(world, hub):
+    storage, settings = world({"a.mp4": clip(1), "b.mp4": clip(2)}, ["a", "b"])
+    acquire(storage, settings, "set")
+    hub.publish(REPO, {"a.mp4": clip(3)[:20_000]})
+    assert acquire(storage, settings, "set").counts["ok"] == 2
+    assert (content(storage, "a"), content(storage, "b")) == (clip(1), clip(2))
+
+
+def test_what_the_repository_lacked_is_found_when_the_pattern_or_the_revision_changes(world, hub):
+    storage, settings = world(
+        {"a.mp4": clip(1), "extra/b.zip": zipped({"b.mp4": clip(2)})}, ["a", "b", "c"]
+    )
+    narrow = settings.sources["set"].model_copy(update={"archives": ["none*"]})
+    few = settings.model_copy(update={"sources": {"set": narrow}})
+    acquire(storage, few, "set")
+    assert {row(storage, "set", name).reason for name in "bc"} == {"not_in_repo"}
+    asked = len(hub.log)
+    acquire(storage, few, "set")
+    assert len(hub.log) == asked + 1  # the revision, and no listing: nothing has changed
+    assert acquire(storage, settings, "set").counts["ok"] == 2
+    hub.publish(
+        REPO, {"a.mp4": clip(1), "extra/b.zip": zipped({"b.mp4": clip(2)}), "c.mp4": clip(3)}
+    )
+    assert acquire(storage, settings, "set").counts["ok"] == 3
 
 
 def test_two_different_files_of_one_name_are_not_guessed_between(world, hub):

@@ -235,6 +235,34 @@ def test_only_http_is_fetched(url, world):
     assert (found.status, found.reason) == ("permanent", "bad_url")
 
 
+def test_a_host_that_was_blocked_is_asked_once_the_settings_allow_it(world, media):
+    storage, settings = world("v0")
+    web = settings.sources["web"].model_copy(update={"hosts": []})
+    closed = settings.model_copy(update={"sources": {"web": web}})
+    acquire(storage, closed, "web")
+    assert row(storage, "web", "v0").reason == "blocked"
+    acquire(storage, closed, "web")
+    assert media.log == []
+    assert acquire(storage, settings, "web").counts["ok"] == 1
+
+
+def test_limits_that_refused_a_video_decide_again_when_they_change(world, media):
+    storage, settings = world("v0", download={"max_duration_s": 2.0})
+    acquire(storage, settings, "web")
+    refused = row(storage, "web", "v0")
+    assert (refused.status, refused.reason) in {
+        ("permanent", "too_long"),
+        ("permanent", "not_wanted"),
+    }
+    asked = len(media.log)
+    polite = settings.download.model_copy(update={"min_interval_s": 0.001})
+    acquire(storage, settings.model_copy(update={"download": polite}), "web")
+    assert len(media.log) == asked, "this setting did not decide it"
+    longer = settings.download.model_copy(update={"max_duration_s": 100.0})
+    again = settings.model_copy(update={"download": longer})
+    assert acquire(storage, again, "web").counts["ok"] == 1
+
+
 def test_a_redirect_inwards_is_not_followed(world, media, tmp_path):
     with FaultyMediaServer(media.folder) as inner:
         media.faults = lambda request: Fault.redirect(f"{inner.url}/v1.mp4")

@@ -363,6 +363,25 @@ def test_permanent_reasons_are_tried_again_only_when_asked_for(panda, site):
     assert acquire(storage, again, "panda").counts["ok"] == 1
 
 
+def test_what_asked_for_an_account_is_tried_again_once_cookies_are_set(
+    panda, site, tmp_path, monkeypatch
+):
+    site.error = ExtractorError("Sign in to confirm your age", expected=True)
+    storage, settings = panda()
+    acquire(storage, settings, "panda")
+    assert row(storage, "panda", "clip one").reason == "age"
+    asked = len(site.asked)
+    site.error = None
+    acquire(storage, settings, "panda")
+    assert len(site.asked) == asked, "nothing has changed"
+    cookies = tmp_path / "cookies.txt"
+    cookies.write_text("# Netscape HTTP Cookie File\n.youtube.com\tTRUE\t/\tTRUE\t0\tSID\tsecret\n")
+    monkeypatch.setenv("YTDLP_COOKIES", str(cookies))
+    assert acquire(storage, settings, "panda").counts["ok"] == 1
+    for name in storage.list("VideoMarathon"):
+        assert b"secret" not in storage.read_bytes(name), name
+
+
 def test_cookies_are_copied_for_each_download_and_never_changed(panda, site, tmp_path, monkeypatch):
     cookies = tmp_path / "cookies.txt"
     cookies.write_text(
@@ -374,13 +393,13 @@ def test_cookies_are_copied_for_each_download_and_never_changed(panda, site, tmp
     assert acquire(storage, settings, "panda").counts["ok"] == 1
     assert (cookies.read_bytes(), cookies.stat().st_mtime_ns) == (content, mode)
     site.error = ExtractorError("Video unavailable", expected=True)
-    acquire(*panda(rows=[question("another", "panda", f"https://youtu.be/{ID}")]), "panda")
+    another = question("another", "panda", f"https://youtu.be/{ID}")
+    acquire(*panda(rows=[another]), "panda", "part1")
     left = [p for p in Path(storage.root).rglob("*") if p.is_file() and b"secret" in p.read_bytes()]
     assert left == []
     monkeypatch.setenv("YTDLP_COOKIES", str(tmp_path / "nowhere"))
-    storage.remove("VideoMarathon/videos")
     with pytest.raises(MissingToolError, match="nowhere"):
-        acquire(storage, settings, "panda")
+        acquire(storage, settings, "panda", "part1")
 
 
 def test_the_preflight_names_the_missing_runtime(monkeypatch):
