@@ -9,21 +9,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from assets.annotations.catalogue import Catalogue, read_catalogue, snapshot_name
+from assets.annotations.catalogue import (
+    Catalogue,
+    DamagedTableError,
+    read_catalogue,
+    read_snapshot,
+    snapshot_name,
+)
 from assets.annotations.record import AnnotationRecord
-from assets.deployment.parts import part_name
+from assets.deployment.parts import part_index, part_name
 from assets.deployment.settings import Settings
 from assets.fetching.errors import OperatorError
 from assets.fetching.probe import duration_differs
+from assets.records.lineage import Lineage, is_recorded, product
 from assets.records.withdrawals import Withdrawals
 from assets.sources.base import NOT_ASKED, OK, PENDING, VideoRow
 from training.formats import layout
 from training.formats.hashing import data_version
+from training.formats.receipts import set_aside
 from training.formats.storage import Storage
 
 NEW, CORRECTED, LEFT = "new", "corrected", "no longer asked for"
@@ -75,7 +83,7 @@ def build_catalogue(
             rows = expected.get((index, source), [])
             asked = {"videos": len(rows), "questions": sum(row.questions for row in rows)}
             try:
-                changed = _enter(storage, settings, source, part, rows, withdrawn)
+                changed = _enter(storage, settings, source, part, rows, withdrawn, log)
             except OperatorError as error:
                 in_use.append(str(error))
                 continue
@@ -119,12 +127,14 @@ def _enter(
     part: str,
     rows: list[VideoRow],
     withdrawn: Container[str],
+    log: Callable[[str], None],
 ) -> dict[str, int]:
     """Bring a table up to what is asked for; returns how many rows that concerned.
 
     A table in which nothing changes is not opened for writing, so a running download goes on.
     """
     asked = {row.id: row for row in rows}
+    set_aside_damaged_table(storage, source, part, log)
     known: dict[str, dict[str, Any]] = {}
     if storage.exists(snapshot_name(source, part)):
         columns = ["id", "video", "url", "expected_duration", "questions", "status", "duration"]
@@ -148,6 +158,41 @@ def _enter(
             catalogue.add(new)
             catalogue.amend(changes)
     return counts
+
+
+def mend_table(
+    storage: Storage, settings: Settings, source: str, part: str, log: Callable[[str], None]
+) -> None:
+    """Make the table of a source and part anew where it is damaged. Its videos are then matched
+    with the files that are there.
+    """
+    if set_aside_damaged_table(storage, source, part, log):
+        withdrawn = Withdrawals.read(storage).videos
+        rows = _expected_videos(storage, withdrawn).get((part_index(part), source), [])
+        _enter(storage, settings, source, part, rows, withdrawn, log)
+
+
+def set_aside_damaged_table(
+    storage: Storage, source: str, part: str, log: Callable[[str], None]
+) -> bool:
+    """Move a damaged table out of the way; whether it was one.
+
+    Until its videos are materialized, nothing is made from them: the new table knows no file yet.
+    """
+    table, videos = snapshot_name(source, part), product("videos", f"{part}|{source}")
+    if not storage.exists(table):
+        return False
+    try:
+        read_snapshot(storage, table)
+    except DamagedTableError:
+        if is_recorded(storage, videos):
+            record = Lineage.read(storage, videos)
+            said = f"their table was damaged; materialize {videos} again, nothing is fetched for it"
+            replace(record, failed={**record.failed, "table": said}).write(storage)
+        where = set_aside(storage, table)
+        log(f"{videos}: {table} has other content; set aside as {where}, made again")
+        return True
+    return False
 
 
 def _asked_again(row: VideoRow, raw: dict[str, Any], settings: Settings) -> dict[str, Any]:

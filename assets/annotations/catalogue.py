@@ -15,9 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 
 from assets.annotations.journal import Changes, Journal, journal_path, read_journal
 from assets.deployment.settings import Settings
@@ -58,6 +60,13 @@ SCHEMA = pa.schema(
         ("decided_by", pa.string()),
     ]
 )
+
+
+_CONTENT = b"hourllava.content"  # in a snapshot's metadata: hash of its rows
+
+
+class DamagedTableError(ValueError):
+    """A snapshot whose rows are not those that were written."""
 
 
 ROW_FIELDS = [item.name for item in fields(VideoRow)]
@@ -189,8 +198,9 @@ class Catalogue:
         with self._lock:
             self._table = _merged(self._table, self._changed).combine_chunks()
             self._place = _places(self._table)
+            marked = self._table.replace_schema_metadata({_CONTENT: _hash_rows(self._table)})
             with self.storage.writing(snapshot_name(self.source, self.part)) as temporary:
-                pq.write_table(self._table, temporary, compression="zstd")
+                pq.write_table(marked, temporary, compression="zstd")
             self._changed = {}
             self._journal.clear()
             self._snapshot_at = time.monotonic()
@@ -239,10 +249,41 @@ def _places(table: pa.Table) -> dict[str, int]:
 def _load(storage: Storage, source: str, part: str) -> tuple[pa.Table, Changes]:
     """The snapshot, and the changes that the journal holds."""
     name = snapshot_name(source, part)
-    table = SCHEMA.empty_table()
-    if storage.exists(name):
-        table = pq.read_table(storage.local(name), schema=SCHEMA)
+    table = read_snapshot(storage, name) if storage.exists(name) else SCHEMA.empty_table()
     return table, read_journal(journal_path(storage, source, part))
+
+
+def read_snapshot(storage: Storage, name: str) -> pa.Table:
+    """The rows of a snapshot, compared with the hash of them that it holds itself: it changes with
+    every video that is fetched, so no receipt can name its bytes.
+
+    Raises:
+        DamagedTableError: the rows are not those that were written.
+    """
+    try:
+        table = pq.read_table(storage.local(name))
+        stated = (table.schema.metadata or {}).get(_CONTENT)
+        table = table.replace_schema_metadata(None)
+        if table.schema == SCHEMA and stated == _hash_rows(table):
+            return table
+        fault = "its rows are not those that were written"
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the machine's fault, not the file's: Arrow's own errors have no number
+        fault = str(error)
+    source, _, part = name.removesuffix(".parquet").rpartition("/")
+    videos = f"videos[{part}|{source.rpartition('/')[2]}]"
+    raise DamagedTableError(
+        f"{storage.path(name)} is damaged ({fault}); materialize {videos} again: the table is set "
+        "aside and made anew, and no video is fetched for it"
+    )
+
+
+def _hash_rows(table: pa.Table) -> bytes:
+    digest = xxhash.xxh3_128()
+    for name in SCHEMA.names:
+        digest.update(orjson.dumps([name, table.column(name).to_pylist()]))
+    return digest.hexdigest().encode()
 
 
 def _merged(table: pa.Table, changed: Changes) -> pa.Table:

@@ -8,7 +8,7 @@ that a copied folder still knows its origin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -17,6 +17,8 @@ from assets.records.product_files import (
     LIST_SUFFIX,
     find_product_damage,
     list_hash,
+    list_name,
+    read_list,
     record_files,
     register_name,
     set_aside_damage,
@@ -144,6 +146,14 @@ def mend(storage: Storage, name: str, log: Callable[[str], None]) -> list[Damage
         return []
     record = Lineage.read(storage, name)
     return set_aside_damage(storage, name, record.receipt, log) if record.receipt else []
+
+
+def forget_files(storage: Storage, name: str, gone: Container[str]) -> None:
+    """Take files out of a product's receipt that a person had removed: they are not missed."""
+    record = Lineage.read(storage, name)
+    if record.receipt:
+        files = read_list(storage, list_name(name))
+        record.with_files(storage, [e for e in files if e.path not in gone]).write(storage)
 
 
 def input_versions(storage: Storage, names: Iterable[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from assets.annotations.build import mend_table
 from assets.annotations.catalogue import Catalogue, read_catalogue, snapshot_name
 from assets.deployment.parts import part_name
 from assets.deployment.settings import Settings
@@ -70,6 +71,7 @@ def acquire_part(
             f"there is no source {source!r} in the settings; they have "
             f"{', '.join(settings.sources)}"
         )
+    mend_table(storage, settings, source, part, log)
     read_catalogue(storage, source, part)
     with Catalogue(storage, source, part) as catalogue, ProbePool() as prober:
         work = _Acquisition(storage, settings, catalogue, prober, log)

@@ -17,6 +17,7 @@ from assets.records.publishing import (
     Published,
     check_spec,
     errors_for_people,
+    mend_product,
     publish,
 )
 from assets.records.rendering import picture, table
@@ -69,13 +70,14 @@ def videos(
 ) -> Published:
     from assets.videos.acquire import acquire_part
     from assets.videos.checks import coverage
-    from assets.videos.report import durations_picture, read_report
+    from assets.videos.report import durations_picture, read_report, video_entries
 
     storage, keys = deployment.storage(), dimensions(context)
     source, part = keys["source"], keys["part"]
     settings = config.applied(deployment.settings(), source)
     with errors_for_people():
         require_active(storage, part)
+        mend_product(context, deployment)
         inputs = rows_version(storage, part)
         try:
             report = acquire_part(storage, settings, source, part, context.log.info)
@@ -87,6 +89,7 @@ def videos(
         version=report.version,
         inputs=inputs,
         counts=report.counts,
+        files=video_entries(storage, source, part),
         checks=coverage(report, settings),
         config=config.chosen(),
         metadata={

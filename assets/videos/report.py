@@ -14,6 +14,7 @@ from assets.records.histogram import duration_histogram
 from assets.sources.base import NOT_ASKED, OK
 from training.formats import layout
 from training.formats.hashing import data_version
+from training.formats.receipts import FileEntry
 from training.formats.storage import Storage
 
 
@@ -128,6 +129,16 @@ def report_name(source: str, part: str) -> str:
 def read_report(storage: Storage, source: str, part: str) -> AcquireReport:
     """The report of the newest acquisition of a source and part."""
     return AcquireReport(**storage.read_json(report_name(source, part)))
+
+
+def video_entries(storage: Storage, source: str, part: str) -> list[FileEntry]:
+    """The videos that are there, as a receipt lists them: each was hashed when it was published."""
+    table = read_catalogue(storage, source, part)
+    there = table.filter(pc.equal(table["status"], OK))
+    columns = (there[name].to_pylist() for name in ("path", "size", "sha256"))
+    return [
+        FileEntry(path, size, f"sha256:{sha}") for path, size, sha in zip(*columns, strict=True)
+    ]
 
 
 def durations_picture(storage: Storage, source: str, part: str) -> bytes | None:
