@@ -1,12 +1,12 @@
 """Checkpoints of a running stage: written in the background by all ranks, complete only when
-marked.
+marked, and read only when every byte is as it was written.
 
     state/step-40/    .metadata, *.distcp   tuned parameters and optimizer moments, as
                                             torch.distributed.checkpoint writes them
                       rng-R.safetensors     random state of rank R
                       state.json            step, data position, whatever else the loop needs
-                      COMMITTED             written last, when every rank has finished: a folder
-                                            without it does not count
+                      COMMITTED             size and hash of each of these, when every rank has
+                                            finished; see `training.checkpoint_folder`
     state/latest      name of the newest committed folder, for people
 
 Frozen parameters are those of the run's start and are not written. The shards are laid out anew
@@ -19,8 +19,10 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import random
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -31,44 +33,125 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.atomic import fsync_file, remove_unfinished, writing_file
+from model.atomic import (
+    TEMPORARY_PREFIX,
+    fsync_file,
+    fsync_folder,
+    remove_unfinished,
+    writing_file,
+)
+from training.checkpoint_folder import (
+    LATEST_NAME,
+    STATE_NAME,
+    committed,
+    describe,
+    faults,
+    read_marker,
+    read_state,
+    step_folders,
+    step_of,
+    write_marker,
+)
+from training.formats.receipts import FileEntry, set_aside
+from training.formats.storage import Storage
 from training.parallel import Ranks
 
 log = logging.getLogger(__name__)
 
-COMMITTED_NAME = "COMMITTED"
-LATEST_NAME = "latest"
-STATE_NAME = "state.json"
-
 
 class Checkpoints:
-    """The checkpoints of one run in one folder. Every rank calls `save`, `commit_written` and
-    `load` alike.
+    """The checkpoints of one run in one folder. Every rank calls the methods alike.
 
     Args:
         folder: holds a folder for each checkpoint.
         keep: how many committed checkpoints stay, the newest ones.
+        milestone_every: those of every so many steps stay, too.
+        note: is told what people should see.
     """
 
-    def __init__(self, folder: Path, keep: int, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        ranks: Ranks,
+        milestone_every: int | None = None,
+        note: Callable[[str], None] = log.info,
+    ) -> None:
         self.folder = folder
         self.keep = keep
         self.ranks = ranks
-        self._pending: tuple[int, Future[Any]] | None = None
+        self.milestone_every = milestone_every
+        self.note = note
+        self._pending: tuple[int, Future[list[FileEntry]]] | None = None
 
     def newest(self) -> Path | None:
-        """The newest committed checkpoint."""
+        """The newest committed checkpoint, by its marker alone."""
         found = committed(self.folder)
         return found[-1] if found else None
 
+    def newest_whole(self, unmarked: bool = False) -> Path | None:
+        """The newest checkpoint whose every byte is as it was written; None where there is none at
+        all. Ranks share the reading.
+
+        Newer ones that are damaged are set aside by name, once a whole one is found.
+
+        Args:
+            unmarked: take one whose marker says nothing, as releases before hashes wrote it.
+
+        Raises:
+            ValueError: there are checkpoints, and all of them are damaged; none was touched.
+        """
+        found = self.ranks.gather([path.name for path in step_folders(self.folder)])[0]
+        assert isinstance(found, list)
+        damaged: dict[Path, list[str]] = {}
+        for path in (self.folder / name for name in reversed(found)):
+            if not (faults := self._faults(path, unmarked)):
+                self._set_aside(damaged, path)
+                return path
+            damaged[path] = faults
+        if damaged:
+            raise ValueError(
+                f"{self.folder}: every checkpoint is damaged: {_listed(damaged)}. Restore one of "
+                "them from a backup and start the run again; to begin at step 0 instead, rename "
+                f"{self.folder.name}"
+            )
+        return None
+
+    def _faults(self, checkpoint: Path, unmarked: bool) -> list[str]:
+        """What is wrong with a checkpoint; the same on all ranks."""
+        try:
+            entries: list[FileEntry] = read_marker(checkpoint) if self.ranks.first else []
+            told: object = (entries, None)
+        except ValueError as error:
+            told = ([], str(error))
+        listed, fault = self.ranks.gather(told)[0]  # type: ignore[misc]
+        if fault is not None:
+            return [] if unmarked and (checkpoint / STATE_NAME).exists() else [fault]
+        mine = listed[self.ranks.rank :: self.ranks.world]
+        found = self.ranks.gather(self.ranks.together(lambda: faults(checkpoint, mine)))
+        return sorted(fault for of_rank in found for fault in of_rank)  # type: ignore[attr-defined]
+
+    def _set_aside(self, damaged: dict[Path, list[str]], whole: Path) -> None:
+        if not damaged:
+            return
+        if self.ranks.first:
+            out = Storage(str(self.folder.parent))
+            for path in damaged:
+                name = set_aside(out, f"{self.folder.name}/{path.name}")
+                self.note(
+                    f"{path.name} is damaged ({_listed({path: damaged[path]})}) and was moved to "
+                    f"{out.path(name)}; going on from {whole.name}"
+                )
+        self.ranks.barrier()
+
     def remove_incomplete(self) -> None:
-        """Remove what a killed run began to write; for rank 0, before anything is written."""
+        """Remove what a killed run began to write or to remove; for rank 0, before anything is
+        written.
+        """
         remove_unfinished(self.folder / LATEST_NAME)
-        whole = set(committed(self.folder))
-        for path in self.folder.glob("step-*"):
-            if path not in whole:
-                log.info("%s: removed, it was never completed", path)
-                shutil.rmtree(path)
+        for path in self.folder.glob(f"{TEMPORARY_PREFIX}step-*"):
+            log.info("%s: removed, it was never completed", path)
+            shutil.rmtree(path)
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
@@ -84,7 +167,7 @@ class Checkpoints:
             OSError: the disk has no room for it; everything committed earlier stays as it is.
         """
         self.commit_written(wait=True)
-        target = self.folder / f"step-{step}"
+        target = self._temporary(step)
         tensors = _tensors(model, optimizer)
         if self.ranks.first:
             shutil.rmtree(target, ignore_errors=True)  # a killed run may have begun it
@@ -98,11 +181,32 @@ class Checkpoints:
                 json.dumps({**state, "step": step, "updates": _updates(optimizer)})
             )
             fsync_file(target / STATE_NAME)
-        future = dcp.async_save(
+        written = dcp.async_save(
             tensors, checkpoint_id=str(target), process_group=self.ranks.writers
         )
-        assert isinstance(future, Future)
-        self._pending = step, future
+        assert isinstance(written, Future)
+        described: Future[list[FileEntry]] = Future()
+        written.add_done_callback(lambda done: self._describe(target, done, described))
+        self._pending = step, described
+
+    def _describe(
+        self, target: Path, written: Future[Any], described: Future[list[FileEntry]]
+    ) -> None:
+        """Hash what this rank wrote, in the thread that wrote it."""
+        try:
+            written.result()
+            rank = self.ranks.rank
+            names = [path.name for path in target.glob(f"__{rank}_*.distcp")]
+            names.append(f"rng-{rank}.safetensors")
+            if self.ranks.first:
+                names += [path.name for path in target.glob(".metadata")] + [STATE_NAME]
+            described.set_result(describe(target, names))
+        except BaseException as error:
+            described.set_exception(error)
+
+    def _temporary(self, step: int) -> Path:
+        """Where a checkpoint lies until it is whole: the same name on all ranks."""
+        return self.folder / f"{TEMPORARY_PREFIX}step-{step}"
 
     def commit_written(self, wait: bool = False) -> int | None:
         """Commit the write in the background if all ranks have ended it; with `wait`, see to it
@@ -124,30 +228,44 @@ class Checkpoints:
         if running:
             return None
         self._pending = None
-        target = self.folder / f"step-{step}"
+        target, temporary = self.folder / f"step-{step}", self._temporary(step)
         if failed:
             if self.ranks.first:
-                shutil.rmtree(target, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
             newest = self.newest()
             raise OSError(
                 f"{target}: the checkpoint could not be written ({failure or 'on another rank'}); "
                 "free space or repair the disk and start the run again, it continues from "
                 f"{newest.name if newest else 'its start'}"
             ) from failure
+        entries = self.ranks.gather(future.result())
         if self.ranks.first:
-            with writing_file(target / COMMITTED_NAME) as marker:
-                marker.touch()
-            with writing_file(self.folder / LATEST_NAME) as latest:
-                latest.write_text(target.name + "\n")
-            for old in committed(self.folder)[: -self.keep]:
-                (old / COMMITTED_NAME).unlink()  # first, so that a half removed folder never counts
-                shutil.rmtree(old)
+            write_marker(temporary, [entry for of_rank in entries for entry in of_rank])  # type: ignore[attr-defined]
+            self._publish(temporary, target)
+            self._remove_old()
         return step
+
+    def _publish(self, temporary: Path, target: Path) -> None:
+        """Give a whole checkpoint its name."""
+        if target.exists():  # somebody put it there meanwhile
+            set_aside(Storage(str(self.folder.parent)), f"{self.folder.name}/{target.name}")
+        os.rename(temporary, target)
+        fsync_folder(self.folder)
+        with writing_file(self.folder / LATEST_NAME) as latest:
+            latest.write_text(target.name + "\n")
+
+    def _remove_old(self) -> None:
+        """Remove all checkpoints but the newest and the milestones."""
+        for old in committed(self.folder)[: -self.keep]:
+            if self.milestone_every is None or step_of(old) % self.milestone_every:
+                leaving = self._temporary(step_of(old))  # so that a half removed one never counts
+                os.rename(old, leaving)
+                shutil.rmtree(leaving)
 
     def load(
         self, source: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> dict[str, Any]:
-        """Read a committed checkpoint into the model and the optimizer, in place; returns the saved
+        """Read a whole checkpoint into the model and the optimizer, in place; returns the saved
         state.
         """
         state = read_state(source)
@@ -182,15 +300,12 @@ class Checkpoints:
             )
 
 
-def committed(folder: Path) -> list[Path]:
-    """Complete checkpoints in `folder`, oldest first."""
-    found = [path.parent for path in folder.glob(f"step-*/{COMMITTED_NAME}")]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint."""
-    return dict(json.loads((checkpoint / STATE_NAME).read_text()))
+def _listed(damaged: dict[Path, list[str]]) -> str:
+    """`step-4: a.distcp is missing; step-8: ...`."""
+    return "; ".join(
+        f"{path.name}: {', '.join(faults[:3])}{' ...' * (len(faults) > 3)}"
+        for path, faults in damaged.items()
+    )
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ by itself.
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,8 +16,7 @@ from model.weights.tensors import checkpoint_files, stored_tensors
 from model.weights.vision_encoder import save_vision_encoder
 from training.formats.storage import Storage
 from training.parallel import Ranks
-
-EXPORT_NAME = "export"
+from training.run_folder import EXPORT_NAME
 
 # What the tokenizer and generation need; weights and configuration are written anew.
 _COMPANIONS = (
@@ -30,25 +29,52 @@ _COMPANIONS = (
 )
 
 
-def publish_export(out: Path, wrapper: HourLlavaForCausalLM, ranks: Ranks, start: Path) -> str:
-    """Write `out/export` from the sharded model; every rank takes part, rank 0 writes.
+def companions_of(start: Path) -> dict[str, bytes]:
+    """Files of the start that the export takes over, by name. Read when the run starts: the folder
+    may be gone when it ends.
+
+    Raises:
+        ValueError: there is no tokenizer among them.
+    """
+    found = {
+        file.name: file.read_bytes() for pattern in _COMPANIONS for file in start.glob(pattern)
+    }
+    if not any(name in found for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        raise ValueError(
+            f"start: {start} holds no tokenizer (no tokenizer.json or vocab.json); make what comes "
+            "before this stage again"
+        )
+    return found
+
+
+def publish_export(
+    out: Path, wrapper: HourLlavaForCausalLM, ranks: Ranks, companions: Mapping[str, bytes]
+) -> str:
+    """Write `out/export` from the sharded model; every rank takes part, rank 0 writes, and the
+    others wait as long as it takes.
 
     Weights are bfloat16 where the run computed in it, float32 otherwise. The folder appears by one
     rename.
+
+    Args:
+        companions: files that come along, by name; those of rank 0 are written.
 
     Returns:
         The folder's name below `out`.
     """
     dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
     state = _whole_state(wrapper, ranks, dtype)
-    if ranks.first:
+
+    def write() -> None:
+        if not ranks.first:
+            return
         with Storage(str(out)).writing_folder(EXPORT_NAME) as folder:
             wrapper.config.dtype = dtype
             wrapper.save_pretrained(folder, state_dict=state, safe_serialization=True)
-            for pattern in _COMPANIONS:
-                for file in start.glob(pattern):
-                    shutil.copyfile(file, folder / file.name)
-    ranks.barrier()
+            for name, content in companions.items():
+                (folder / name).write_bytes(content)
+
+    ranks.together(write)
     return EXPORT_NAME
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from training.checkpoint import Checkpoints
 from training.data.micro_batch import MicroBatchLoader
 from training.data.prefetch import DevicePrefetcher, PackGroup, Prefetcher
 from training.device import device_name, free_memory, utilisation
-from training.export import publish_export
+from training.export import companions_of, publish_export
 from training.flops import flops
 from training.formats.hashing import seed_of
 from training.loading import load_weights, model_and_processor
@@ -39,13 +39,9 @@ from training.optimizer import build_optimizer, gradient_norm, scale_gradients, 
 from training.parallel import Ranks, prepare
 from training.reporting import Reporter
 from training.run_config import RunConfig
-from training.run_identity import (
-    NONFINITE_NAME,
-    fingerprint_of,
-    finished,
-    remove_foreign_state,
-    write_result,
-)
+from training.run_folder import NONFINITE_NAME, SAMPLES_FOLDER, STATE_FOLDER, RunFolder
+from training.run_identity import Identity, identity_of, weights_version
+from training.run_lock import holding
 from training.state import StepTotals, TrainState
 from training.supervise import StopRequest
 
@@ -71,47 +67,86 @@ def train(
 ) -> dict[str, Any]:
     """Train one stage to its end and return what `result.json` holds.
 
-    A finished run with the same configuration is left as it is. State of another configuration in
-    the same folder is removed: its data, its start or its recipe are not those of this run.
+    A finished run whose export is whole is left as it is. State of another run in the same folder
+    is refused or set aside, see `RunConfig.on_other_state`; nothing is deleted.
 
     Raises:
         ValueError: the configuration cannot work here (it names what to change).
+        FolderInUse: another launcher works in the folder.
         Preempted: asked to stop, after a checkpoint.
         Diverged, OSError: see there.
     """
     out = Path(run.out)
-    fingerprint = fingerprint_of(run)
-    if (done := finished(out, fingerprint)) is not None:
-        reporter.note(f"{out}: this run is finished already; nothing to do")
-        return done
-    checkpoints = Checkpoints(out / "state", run.keep, ranks)
-    if ranks.first:
-        remove_foreign_state(out, fingerprint)
-        checkpoints.remove_incomplete()
-    ranks.barrier()
-    trainer = Trainer(run, ranks, reporter, build_loader, checkpoints)
-    try:
-        trainer.resume()
-        trainer.run()
-        dropped = _added(ranks.gather(trainer.loader.report()))
-    finally:
-        trainer.close()
-    folder = publish_export(out, trainer.wrapper, ranks, Path(run.start))
-    result = {}
-    if ranks.first:
-        result = write_result(out, trainer.state, fingerprint, folder, ranks.world, dropped)
-        reporter.note(
-            f"finished: loss {result['first_loss']} -> {result['last_loss']} in {result['steps']} "
-            "steps"
+    folder = RunFolder(out, reporter.note)
+    checkpoints = Checkpoints(
+        out / STATE_FOLDER, run.keep, ranks, run.milestone_every, reporter.note
+    )
+    with ExitStack() as held:
+        # Weights and exports are hashed on one rank, which takes as long as the disk needs.
+        opened = ranks.together(
+            lambda: _open(run, folder, checkpoints, held, reporter) if ranks.first else None
         )
-    ranks.barrier()
+        identity, done = ranks.gather(opened)[0]  # type: ignore[misc]
+        if done is not None:
+            reporter.note(f"{out}: this run is finished already; nothing to do")
+            return dict(done)
+        trainer = Trainer(run, identity, ranks, reporter, build_loader, checkpoints)
+        try:
+            trainer.resume()
+            trainer.run()
+        finally:
+            trainer.close()
+        name = publish_export(out, trainer.wrapper, ranks, trainer.companions)
+        result = ranks.together(
+            lambda: (
+                folder.write_result(trainer.state, identity, name, ranks.world)
+                if ranks.first
+                else {}
+            )
+        )
+        if ranks.first:
+            reporter.note(
+                f"finished: loss {result['first_loss']} -> {result['last_loss']} in "
+                f"{result['steps']} steps"
+            )
+        ranks.barrier()
     return result
+
+
+def _open(
+    run: RunConfig,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    held: ExitStack,
+    reporter: Reporter,
+) -> tuple[Identity, dict[str, Any] | None]:
+    """Lock the run's folder until `held` ends, and look at what lies there: the run's identity, and
+    its result if it is finished.
+    """
+    held.enter_context(holding(folder.out, reporter.note))
+    version = weights_version(Path(run.start))
+    if run.start_version not in (None, version):
+        raise ValueError(
+            f"start: the weights in {run.start} are {version[:12]} and were recorded as "
+            f"{str(run.start_version)[:12]}; they are damaged, make what comes before this stage "
+            "again"
+        )
+    identity = identity_of(run, version)
+    folder.claim(identity, run.on_other_state)
+    if run.continue_from is not None:
+        folder.go_back(run.continue_from)
+    if (done := folder.finished()) is None:
+        folder.remove_incomplete()
+        checkpoints.remove_incomplete()
+    return identity, done
 
 
 class Trainer:
     """One run on this rank: the model, laid over the ranks, its data, and how far it is.
 
     Attributes:
+        identity: of the run; every checkpoint carries it.
+        companions: files of the start that the export takes over.
         state: what was done so far.
         position: the loader's state after the last step that was taken.
 
@@ -123,15 +158,17 @@ class Trainer:
     def __init__(
         self,
         run: RunConfig,
+        identity: Identity,
         ranks: Ranks,
         reporter: Reporter,
         build_loader: BuildLoader,
         checkpoints: Checkpoints,
     ) -> None:
-        self.config, self.recipe = run, run.recipe
+        self.config, self.recipe, self.identity = run, run.recipe, identity
         self.ranks, self.reporter, self.checkpoints = ranks, reporter, checkpoints
         self.micro_batch, self.accumulation = run.batches(ranks.world)
         self.wrapper, self.processor, checkpointing = model_and_processor(run)
+        self.companions = companions_of(Path(run.start))
         self.model, self.model_config = self.wrapper.model, self.processor.config
         self.memory = plan_memory(
             run, self.model_config, ranks.world, free_memory(ranks), checkpointing
@@ -171,11 +208,16 @@ class Trainer:
         self._saved_step = 0  # of the newest checkpoint
 
     def resume(self) -> None:
-        """Go on from the newest committed checkpoint, if there is one."""
-        if (newest := self.checkpoints.newest()) is not None:
+        """Go on from the newest checkpoint that is whole, if there is one."""
+        adopted = self.config.on_other_state == "adopt"
+        if (newest := self.checkpoints.newest_whole(unmarked=adopted)) is not None:
             saved = self.checkpoints.load(newest, self.model, self.optimizer)
-            self.state = TrainState(**saved["progress"])
-            self.loader.load_state_dict(saved["position"])
+            self.state = TrainState.of_saved(saved["progress"])
+            self.position = dict(saved["position"])
+            if "identity" not in saved:  # of an earlier release, and adopted
+                self.position.pop("identity", None)
+            dropped = sum(self.state.dropped.values())
+            self.loader.load_state_dict({**self.position, "dropped": dropped})
             self._saved_step = self.state.step
             self.reporter.note(f"continuing from {newest.name}")
 
@@ -192,18 +234,22 @@ class Trainer:
         if self.ranks.first:
             self.metrics = MetricsWriter(out, after=done, tensorboard=self.config.tensorboard)
         self.sample_log = MetricsWriter(
-            out / "samples", after=done, tensorboard=False, name=f"rank-{self.ranks.rank}.jsonl"
+            out / SAMPLES_FOLDER, after=done, tensorboard=False, name=f"rank-{self.ranks.rank}.jsonl"
         )
         with closing(self.pack_groups()) as groups, self.stop_request:
             try:
                 while self.state.step < self.steps:
                     self.step(groups)
                     self.checkpoints.commit_written()
-                    last = self.state.step == self.steps
-                    if last or self.state.step % self.recipe.save_every == 0:
-                        self._save(wait=last)
+                    if self._save_due():
+                        self._save(wait=self.state.step == self.steps)
             except StopRequested:
                 self._save_and_stop()
+
+    def _save_due(self) -> bool:
+        paces = (self.recipe.save_every, self.config.milestone_every)
+        step = self.state.step
+        return step == self.steps or any(pace and step % pace == 0 for pace in paces)
 
     def pack_groups(self) -> Generator[PackGroup]:
         """This rank's data for all steps that are left; to be closed."""
@@ -247,7 +293,7 @@ class Trainer:
         totals = StepTotals(*self.ranks.sum(*astuple(own)))
         norm, finite = self._update(totals)
         waited, seconds = self.ranks.max(own.waited_s, time.monotonic() - began)
-        self.state = self.state.after(totals, finite, seconds)
+        self.state = self.state.after(totals, finite, seconds, self._dropped_by_all())
         self._record(totals, rates, norm, seconds, waited)
         if not finite:
             self._report_nonfinite(totals, norm)
@@ -258,6 +304,7 @@ class Trainer:
         A step may take minutes, so before each group all ranks ask each other whether to go on.
         """
         self._sample_ids: list[str] = []
+        self._dropped: Counter[str] = Counter()
         ended = False
         while not ended:
             if self.ranks.max(self.stop_request.made())[0]:
@@ -267,8 +314,15 @@ class Trainer:
             own.waited_s += time.monotonic() - asked
             yield group
             self._sample_ids += group.sample_ids
+            self._dropped += group.dropped
             self._stream, ended = group.stream, group.ends_step
         self.position = group.position
+
+    def _dropped_by_all(self) -> Counter[str]:
+        """Samples of the step that could not be used, on all ranks, by reason."""
+        if not self.ranks.sum(self._dropped.total())[0]:
+            return Counter()
+        return sum(map(Counter, self.ranks.gather(self._dropped)), Counter())  # type: ignore[arg-type]
 
     def _objective(self, loss_sum: torch.Tensor, supervised: int) -> torch.Tensor:
         """What is differentiated; `_update` divides the gradients by what is known only at the end
@@ -348,6 +402,8 @@ class Trainer:
             "progress": asdict(self.state),
             "position": self.position,
             "world": self.ranks.world,
+            "identity": self.identity,
+            "continued_from": self.config.continue_from,
         }
         self.checkpoints.save(self.state.step, self.model, self.optimizer, saved)
         self._saved_step = self.state.step
@@ -370,11 +426,6 @@ class Trainer:
         for writer in (self.metrics, self.sample_log):
             if writer is not None:
                 writer.close()
-
-
-def _added(counts: list[Any]) -> dict[str, int]:
-    """Sums of counts by name."""
-    return dict(sorted(sum((Counter(found) for found in counts), Counter()).items()))
 
 
 def _seed(run: RunConfig, ranks: Ranks) -> None:

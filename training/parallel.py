@@ -11,11 +11,13 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import threading
 import types
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +31,9 @@ from training.lockstep import keep_in_step
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+ASK_EVERY_S = 0.5
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 
@@ -72,6 +77,38 @@ class Ranks:
 
     def barrier(self) -> None:
         self.max(0.0)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """`work` of every rank, however long the slowest one takes: the ranks go on telling each
+        other that they live.
+
+        Raises:
+            Exception: what it raised here, or the same sentence where it raised on another rank.
+        """
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        # A thread of its own: a rank whose disk hangs must still be able to end.
+        threading.Thread(target=run, name="together", daemon=True).start()
+        running, failed = 1.0, 0.0
+        while running and not failed:
+            wait([future], timeout=ASK_EVERY_S)
+            error = future.exception() if future.done() else None
+            running, failed = self.max(not future.done(), error is not None)
+        if not failed:
+            return future.result()
+        refused = isinstance(error, ValueError)
+        own = None if error is None else str(error) if refused else f"{type(error).__name__}: {error}"
+        told = self.gather((own, refused))
+        if error is not None:
+            raise error
+        first, refused = next(found for found in told if found[0] is not None)  # type: ignore[index,misc]
+        raise ValueError(first) if refused else RuntimeError(first)
 
     def _reduce(self, values: tuple[float, ...], operation: dist.ReduceOp.RedOpType) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)

@@ -22,11 +22,13 @@ from training.recipes import MODULES, Recipe, recipe
 
 Loss = Literal["tokens", "micro_batch"]
 Device = Literal["auto", "cpu", "cuda"]
+OtherState = Literal["refuse", "set_aside", "adopt"]
 
 # Unknown names are refused, and a value has its own type: "5" is no number, True is none either.
 _PLAIN = ConfigDict(extra="forbid", strict=True)
 _RECIPE_FIELDS = (
     "global_batch", "micro_batch", "max_length", "epochs", "rates", "warmup", "clip", "save_every",
+    "betas", "weight_decay",
 )  # fmt: skip
 
 
@@ -54,15 +56,17 @@ class RunConfig:
         variant, stage: choose the recipe.
         start: export folder (`from_pretrained`) that training starts from.
         out: local folder of the result: `metrics.jsonl`, `state/step-N`, `export`,
-            `result.json`.
+            `result.json`. A run goes on in whatever lies there if it is its own, see
+            `training.run_identity`.
+        start_version: content of the start where the caller knows it; other bytes are refused.
         streams: where the samples are.
         features_root: folder or URL that holds `<source>/<id>.safetensors`; needed where samples
             name long videos.
         videos_root: folder or URL below which short videos are named.
         seed: name from which every seed of the run is derived.
 
-        global_batch, micro_batch, max_length, epochs, rates, warmup, clip, save_every: instead of
-            the recipe's.
+        global_batch, micro_batch, max_length, epochs, rates, warmup, clip, save_every, betas,
+            weight_decay: instead of the recipe's.
         max_steps: stop after this many optimizer steps; the schedule ends there too.
         reference_effective: give every tuned module the one rate that the published run really
             applied.
@@ -85,6 +89,12 @@ class RunConfig:
             much of them.
         max_dropped_share: share of unusable samples above which the run fails.
         keep: committed checkpoints that are kept, the newest ones.
+        milestone_every: a checkpoint every so many steps is written and kept for ever; None: none.
+        continue_from: go back to the checkpoint of this step; later ones are moved to
+            `earlier-N/`. It happens once: started again, the run goes on from its newest.
+        on_other_state: what to do when the state in `out` is of another run. "refuse" says what
+            differs; "set_aside" moves all of it to `earlier-N/` and starts at step 0; "adopt"
+            takes state that does not say whose it is (of a release before identities) for its own.
         nonfinite_limit: optimizer steps in a row with a loss or gradient that is not finite before
             the run fails.
         tensorboard: also write TensorBoard event files.
@@ -95,7 +105,9 @@ class RunConfig:
     start: str
     out: str
     streams: tuple[StreamConfig, ...] = Field(min_length=1)
+    start_version: str | None = None
     features_root: str = ""
+    features_version: str | None = None
     videos_root: str = ""
     seed: str = "hour-llava"
 
@@ -107,6 +119,8 @@ class RunConfig:
     warmup: float | None = Field(default=None, ge=0, lt=1)
     clip: float | None = None
     save_every: PositiveInt | None = None
+    betas: tuple[float, float] | None = None
+    weight_decay: float | None = Field(default=None, ge=0)
     max_steps: PositiveInt | None = None
     reference_effective: bool = False
     loss: Loss = "tokens"
@@ -124,6 +138,9 @@ class RunConfig:
     features_cache_bytes: int = 200 << 30
     max_dropped_share: float = 0.01
     keep: int = Field(default=2, ge=2)
+    milestone_every: PositiveInt | None = None
+    continue_from: PositiveInt | None = None
+    on_other_state: OtherState = "refuse"
     nonfinite_limit: PositiveInt = 3
     tensorboard: bool = True
 
@@ -136,6 +153,13 @@ class RunConfig:
         if rates is not None and any(rate <= 0 for rate in rates.values()):
             raise ValueError(f"found {dict(rates)}; leave a module out to freeze it")
         return rates
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_forget(cls, betas: tuple[float, float] | None) -> tuple[float, float] | None:
+        if betas is not None and not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"found {list(betas)}; both are at least 0 and below 1")
+        return betas
 
     @property
     def recipe(self) -> Recipe:

@@ -1,127 +1,167 @@
-"""What makes a run the run it is, and what it leaves behind when it is done.
+"""What makes a run the run it is: the contents that it reads, and the settings that change its
+steps. Nothing else.
 
-A run is known by a hash of all that decides its steps. Started again with the same hash it goes on,
-or is done already; with another one in the same folder, what lies there is not its own.
+A run that was interrupted goes on wherever its identity is found again: under another path, on
+another machine, with other limits, after an upgrade. `COUNTED` lists the settings that count. A
+setting is written with its value only, and left out where the value is the one of `NEUTRAL`: so a
+release that adds a setting with a default does not part a run from its checkpoints.
+
+The asset graph names a stage's folder after the same identity. Every checkpoint and `result.json`
+carry it, with its parts by name, so that a difference can be told in words.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import shutil
-from dataclasses import asdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from model.config import HourLlavaConfig
+from model.weights.tensors import checkpoint_files
+from training.formats.hashing import data_version, hash_file
 from training.formats.storage import Storage
-from training.metrics import METRICS_NAME, read_metrics
 from training.run_config import RunConfig
-from training.state import TrainState
 
-log = logging.getLogger(__name__)
+Identity = dict[str, Any]  # parts by name, plain JSON values
 
-RESULT_NAME = "result.json"
-NONFINITE_NAME = "nonfinite.jsonl"  # samples of steps that were not taken
-FINGERPRINT_NAME = "fingerprint"
-
-# Fields of a run that change how fast it goes or what it keeps, never which steps it takes.
-SPEED_ONLY = (
-    "out", "device", "compile", "checkpointing", "micro_batch", "micro_tokens", "workers",
-    "prefetch", "save_every", "data_timeout_s", "features_cache", "features_cache_bytes", "keep",
-    "nonfinite_limit", "tensorboard",
+# Fields of a run, and of its recipe after the run's deviations, that change its steps.
+COUNTED = (
+    "variant", "stage", "seed", "max_steps", "loss", "canonical_nodes", "shuffle_block",
 )  # fmt: skip
+COUNTED_OF_RECIPE = (
+    "rates", "global_batch", "max_length", "epochs", "warmup", "clip", "betas", "weight_decay",
+)  # fmt: skip
+# Values that are left out. They never change, also when a default does: that default then stands in
+# the identity, as it should, because the steps are others.
+NEUTRAL: Mapping[str, Any] = {
+    "seed": "hour-llava",
+    "max_steps": None,
+    "loss": "tokens",
+    "canonical_nodes": 1,
+    "shuffle_block": 8192,
+    "betas": [0.9, 0.999],
+    "weight_decay": 0.0,
+    "micro_tokens": None,
+    "features": None,
+}
 
 
-def fingerprint_of(run: RunConfig) -> str:
-    """Hash of what decides the steps of a run: its configuration, its recipe, and what the shard
-    indexes say.
-
-    Raises:
-        ValueError: an index does not exist.
-    """
-    values = json.loads(run.to_json())
-    values["recipe"] = asdict(run.recipe)
-    for fields in (values, values["recipe"]):
-        for name in SPEED_ONLY:
-            fields.pop(name, None)
-    values["indexes"] = {}
-    for stream in run.streams:
-        storage = Storage(stream.root)
-        for index in stream.indexes:
-            if not storage.exists(index):
-                raise ValueError(
-                    f"stream {stream.name!r}: {storage.path(index)} does not exist; write its "
-                    "shards first"
-                )
-            digest = hashlib.sha256(storage.read_bytes(index)).hexdigest()
-            values["indexes"][f"{stream.name}/{index}"] = digest
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=dict).encode()).hexdigest()
-
-
-def finished(out: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The result of this very run, if it was finished in `out`."""
-    path = out / RESULT_NAME
-    if not path.exists():
-        return None
-    result = json.loads(path.read_text())
-    return dict(result) if result["fingerprint"] == fingerprint else None
-
-
-def remove_foreign_state(out: Path, fingerprint: str) -> None:
-    """Remove what a run of another configuration left in `out`, and sign the folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / FINGERPRINT_NAME
-    if path.exists() and path.read_text() == fingerprint:
-        return
-    for name in (RESULT_NAME, "state", METRICS_NAME, "samples", "tensorboard", NONFINITE_NAME):
-        target = out / name
-        if target.exists():
-            log.info(
-                "%s: removed, it belongs to a run with another configuration or other data", target
-            )
-        if target.is_dir():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
-    Storage(str(out)).write_bytes(FINGERPRINT_NAME, fingerprint.encode())
-
-
-def write_result(
-    out: Path,
-    state: TrainState,
-    fingerprint: str,
-    export: str,
-    world: int,
-    dropped: dict[str, int],
-) -> dict[str, Any]:
-    """Write `result.json`, which says that the run is complete, and return its content.
-
-    Losses are means over the first and the last tenth of the steps.
+def identity_of(run: RunConfig, start_version: str) -> Identity:
+    """The identity of a run.
 
     Args:
-        state: of all ranks, after the last step.
-        export: name of the export's folder below `out`.
-        world: number of ranks.
-        dropped: samples that could not be used, by reason.
+        start_version: `weights_version` of what it starts from.
+
+    Raises:
+        ValueError: the start or an index does not exist.
     """
-    losses = [
-        record["loss"] for record in read_metrics(out / METRICS_NAME) if record["loss"] is not None
-    ]
-    tenth = max(1, len(losses) // 10)
-    result = {
-        "first_loss": sum(losses[:tenth]) / tenth if losses else None,
-        "last_loss": sum(losses[-tenth:]) / tenth if losses else None,
-        "steps": state.step,
-        "samples": state.samples,
-        "tokens": state.tokens,
-        "supervised": state.supervised,
-        "seconds": state.seconds,
-        "skipped_steps": state.skipped,
-        "dropped": dropped,
-        "ranks": world,
-        "export": export,
-        "fingerprint": fingerprint,
+    parts = {name: getattr(run, name) for name in COUNTED}
+    parts |= {name: getattr(run.recipe, name) for name in COUNTED_OF_RECIPE}
+    if run.loss == "micro_batch":  # their size weighs the samples
+        parts |= {"micro_batch": run.recipe.micro_batch, "micro_tokens": run.micro_tokens}
+    parts |= {"start": start_version, **_start_parts(Path(run.start))}
+    parts |= {"features": run.features_version, "shards": _shards(run)}
+    plain = json.loads(json.dumps(parts, default=dict))
+    return {
+        name: value
+        for name, value in sorted(plain.items())
+        if name not in NEUTRAL or value != NEUTRAL[name]
     }
-    Storage(str(out)).write_json(RESULT_NAME, result)
-    return result
+
+
+def short_name(identity: Identity) -> str:
+    """Twelve characters that stand for an identity: the name of a run's folder."""
+    return data_version(identity)[:12]
+
+
+def differences(theirs: Identity, ours: Identity) -> list[str]:
+    """What two identities differ in, a clause for each part: `max_steps is 8 there and 2 here`."""
+
+    def shown(identity: Identity, name: str) -> str:
+        value = identity.get(name, NEUTRAL.get(name, "nothing"))
+        return json.dumps(value, sort_keys=True)
+
+    return [
+        f"{name} is {shown(theirs, name)} there and {shown(ours, name)} here"
+        for name in sorted({*theirs, *ours})
+        if shown(theirs, name) != shown(ours, name)
+    ]
+
+
+def weights_version(folder: Path) -> str:
+    """Hash of the safetensors files of a checkpoint's folder: the version of what it holds.
+
+    Raises:
+        ValueError: there are none, or one of its index is not there.
+    """
+    files = checkpoint_files(folder)
+    if not files:
+        raise ValueError(
+            f"start: {folder} holds no *.safetensors file; make what comes before this stage first"
+        )
+    with ThreadPoolExecutor(len(files)) as pool:
+        hashes = list(pool.map(hash_file, files))
+    return version_of_weights(dict(zip((file.name for file in files), hashes, strict=True)))
+
+
+def version_of_weights(hashes: Mapping[str, str]) -> str:
+    """The same from the SHA-256 of each file, by name."""
+    return data_version({name: hashes[name] for name in sorted(hashes)})
+
+
+def _start_parts(start: Path) -> Identity:
+    """The model's configuration and the vocabulary of the start: small, and read in any case."""
+    config = start / "config.json"
+    if not config.exists():
+        raise ValueError(
+            f"start: {start} holds no checkpoint (no config.json); make what comes before this "
+            "stage first"
+        )
+    described = json.loads(config.read_text()).get("hour_llava")
+    model = _without_defaults(HourLlavaConfig.from_dict(described)) if described else None
+    return {"model": data_version(model), "vocabulary": _vocabulary(start)}
+
+
+def _without_defaults(value: Any) -> Any:
+    """A configuration as plain values, without those that are at their default: so a release that
+    adds a field does not change what was written before.
+    """
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return {
+        field.name: _without_defaults(found)
+        for field in fields(value)
+        if (found := getattr(value, field.name)) != field.default or field.default is MISSING
+    }
+
+
+def _vocabulary(start: Path) -> str:
+    """Hash of the tokenizer's words and merges, whatever else its files say."""
+    whole = start / "tokenizer.json"
+    if whole.exists():
+        return data_version(json.loads(whole.read_bytes()).get("model"))
+    return data_version(
+        {path.name: hash_file(path) for path in sorted(start.glob("*")) if path.name in ("vocab.json", "merges.txt")}
+    )
+
+
+def _shards(run: RunConfig) -> list[list[str]]:
+    """SHA-256 of each index, stream by stream: an index holds the hash of each of its shards."""
+    hashes = []
+    for stream in run.streams:
+        storage = Storage(stream.root)
+        hashes.append([_hash_of_index(storage, stream.name, index) for index in stream.indexes])
+    return hashes
+
+
+def _hash_of_index(storage: Storage, stream: str, index: str) -> str:
+    if not storage.exists(index):
+        raise ValueError(
+            f"stream {stream!r}: {storage.path(index)} does not exist; write its shards first"
+        )
+    return hashlib.sha256(storage.read_bytes(index)).hexdigest()
+

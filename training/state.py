@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -35,6 +38,7 @@ class TrainState:
         seconds: that the steps took.
         skipped: steps with a loss or gradient that is not finite.
         skipped_in_a_row: the newest of them.
+        dropped: samples that could not be used, on all ranks, by reason.
     """
 
     step: int = 0
@@ -44,9 +48,22 @@ class TrainState:
     seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
-    def after(self, totals: StepTotals, finite: bool, seconds: float) -> TrainState:
-        """The state after one more step."""
+    @staticmethod
+    def of_saved(values: Mapping[str, Any]) -> TrainState:
+        """From a checkpoint, also of a release that counted less, or more."""
+        known = {item.name for item in fields(TrainState)}
+        return TrainState(**{name: value for name, value in values.items() if name in known})
+
+    def after(
+        self, totals: StepTotals, finite: bool, seconds: float, dropped: Mapping[str, int]
+    ) -> TrainState:
+        """The state after one more step.
+
+        Args:
+            dropped: samples of the step that could not be used, on all ranks, by reason.
+        """
         return TrainState(
             step=self.step + 1,
             samples=self.samples + int(totals.samples),
@@ -55,4 +72,5 @@ class TrainState:
             seconds=self.seconds + seconds,
             skipped=self.skipped + (not finite),
             skipped_in_a_row=0 if finite else self.skipped_in_a_row + 1,
+            dropped=dict(sorted((Counter(self.dropped) + Counter(dropped)).items())),
         )

@@ -7,7 +7,8 @@ misses them. Therefore:
 - this process becomes the parent of what its descendants orphan, and at its end it ends every
   descendant that is left;
 - the command dies with this process (also when this is killed outright), and a rank dies with the
-  command, because both ask the kernel for it (`die_with_parent`);
+  command, because both ask the kernel for it (`die_with_parent`). One that begins after its parent
+  died sees it: it is told who its parent, or its parent's parent, has to be;
 - the first SIGINT or SIGTERM asks the ranks to write a checkpoint and end (a file that they look at
   after every step); a second signal ends the command, a third one kills it; when the owner of this
   process died, the command is killed at once;
@@ -36,6 +37,10 @@ from typing import Any
 
 # Names the folder in which this process and the ranks leave each other messages.
 CONTROL_VARIABLE = "HOURLLAVA_CONTROL"
+# Process ids, which whoever starts a process tells it: by the time it asks, its parent may have
+# died, and another process be its parent.
+OWNER_VARIABLE = "HOURLLAVA_OWNER"  # of who starts this module; without it, who is the parent now
+SUPERVISOR_VARIABLE = "HOURLLAVA_SUPERVISOR"  # of this module's process, for the ranks
 STOP_NAME = "stop"
 FAILURE_NAME = "failure.json"
 
@@ -58,7 +63,9 @@ def main(command: list[str]) -> int:
     if not command:
         print("usage: python -m training.supervise COMMAND [ARGUMENT ...]", file=sys.stderr)
         return CONFIGURATION
-    owner = os.getppid()  # now: later it could be another one already
+    owner = int(os.environ.pop(OWNER_VARIABLE, os.getppid()))
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    die_with_parent(signal.SIGTERM, expected_parent=owner)
     given = os.environ.get(CONTROL_VARIABLE)
     control = Path(given or tempfile.mkdtemp(prefix="hourllava-control-"))
     control.mkdir(parents=True, exist_ok=True)
@@ -87,11 +94,9 @@ def _run(command: list[str], control: Path, owner: int) -> int:
     signals = _SignalHandler(control, owner)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signals)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    die_with_parent(signal.SIGTERM, expected_parent=owner)
     process = signals.process = subprocess.Popen(
         command,
-        env={**os.environ, CONTROL_VARIABLE: str(control)},
+        env={**os.environ, CONTROL_VARIABLE: str(control), SUPERVISOR_VARIABLE: str(this)},
         # Ctrl-C reaches this process alone, which then asks for the orderly end.
         start_new_session=True,
         preexec_fn=lambda: die_with_parent(signal.SIGKILL, expected_parent=this),
@@ -136,6 +141,18 @@ def die_with_parent(number: int, expected_parent: int | None = None) -> None:
     """
     _prctl(_PR_SET_PDEATHSIG, int(number))
     if expected_parent is not None and os.getppid() != expected_parent:
+        os._exit(FAILED)
+
+
+def die_with_torchrun() -> None:
+    """Have the kernel kill this rank when the torchrun process that started it ends; end at once if
+    that, or the supervisor above it, died already.
+    """
+    parent = os.getppid()
+    die_with_parent(signal.SIGKILL, expected_parent=parent)
+    supervisor = os.environ.get(SUPERVISOR_VARIABLE)
+    # Without /proc nobody can tell; there the supervisor alone ends what is left.
+    if supervisor is not None and _parent_of(parent) not in (int(supervisor), None):
         os._exit(FAILED)
 
 
@@ -214,18 +231,22 @@ def end_descendants() -> None:
 def _descendants(pid: int) -> list[int]:
     """Processes below `pid`, parents first; none where there is no /proc."""
     parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # The name, in parentheses, may hold anything; state and parent follow the last
-            # parenthesis.
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
-        parents.setdefault(parent, []).append(int(stat.parent.name))
+    for folder in Path("/proc").glob("[0-9]*"):
+        if (parent := _parent_of(int(folder.name))) is not None:
+            parents.setdefault(parent, []).append(int(folder.name))
     found = list(parents.get(pid, []))
     for child in found:
         found += parents.get(child, [])
     return found
+
+
+def _parent_of(pid: int) -> int | None:
+    """The parent of a process; None where it is gone, or there is no /proc."""
+    try:
+        # The name, in parentheses, may hold anything; state and parent follow the last one.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def _reap() -> None:

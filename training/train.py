@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
 
 from training.run_config import load_run
-from training.supervise import CONFIGURATION, FAILED, OK, PREEMPTED, die_with_parent, report_failure
+from training.supervise import CONFIGURATION, FAILED, OK, PREEMPTED, die_with_torchrun, report_failure
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> int:
     """Train as the JSON file says and return the exit status."""
-    die_with_parent(signal.SIGKILL, expected_parent=os.getppid())
+    die_with_torchrun()
     if len(arguments) != 1:
         print("usage: torchrun ... -m training.train RUN.json", file=sys.stderr)
         return CONFIGURATION

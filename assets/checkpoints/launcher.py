@@ -26,7 +26,13 @@ from assets.deployment.settings import Training
 from training.metrics import METRICS_NAME
 from training.recipes import MODULES
 from training.run_config import RunConfig
-from training.supervise import CONFIGURATION, CONTROL_VARIABLE, PREEMPTED, read_failure
+from training.supervise import (
+    CONFIGURATION,
+    CONTROL_VARIABLE,
+    OWNER_VARIABLE,
+    PREEMPTED,
+    read_failure,
+)
 
 POLL_S = 0.5
 # An observation is an event in the database, and there may be many steps a minute.
@@ -80,6 +86,7 @@ class Torchrun:
                 **os.environ,
                 **session.get_bootstrap_env_vars(),
                 CONTROL_VARIABLE: control,
+                OWNER_VARIABLE: str(os.getpid()),
                 "OMP_NUM_THREADS": str(self.settings.cpu_threads),
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             }

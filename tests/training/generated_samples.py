@@ -124,9 +124,6 @@ class GeneratedLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.step = state["epoch"], state["step"]
 
-    def report(self) -> dict[str, int]:
-        return {}
-
     def close(self) -> None:
         self.closed = True
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,16 @@ import torch
 
 import training.checkpoint as module
 from model.hf import HourLlavaForCausalLM
-from tests.training.generated_samples import make_run, single_rank, tiny_base, train_in_process
-from training.checkpoint import COMMITTED_NAME, Checkpoints, committed, read_state
+from tests.training.generated_samples import (
+    LoaderBehaviour,
+    losses,
+    make_run,
+    single_rank,
+    tiny_base,
+    train_in_process,
+)
+from training.checkpoint import Checkpoints
+from training.checkpoint_folder import COMMITTED_NAME, committed, read_state
 from training.loading import empty_model, load_weights
 from training.optimizer import build_optimizer, select
 from training.parallel import prepare
@@ -74,6 +84,7 @@ def test_what_is_read_is_what_was_written_although_training_went_on(ranks, tmp_p
 
     other_model, other_optimizer = build(ranks)
     state = checkpoints.load(checkpoints.newest(), other_model, other_optimizer)
+    assert checkpoints.newest_whole() == checkpoints.newest()
     assert (state["step"], state["position"], state["updates"]) == (1, {"epoch": 0}, 1.0)
     loaded = values(other_model, other_optimizer)
     assert all(torch.equal(loaded[0][name], tensor) for name, tensor in saved[0].items())
@@ -88,19 +99,21 @@ def test_a_checkpoint_counts_only_when_it_is_marked(ranks, tmp_path):
     assert checkpoints.newest() is None
     checkpoints.save(4, model, optimizer, {})
     checkpoints.commit_written(wait=True)
-    # What a kill leaves: shards without the mark, of a later step.
-    shutil.copytree(tmp_path / "state" / "step-4", tmp_path / "state" / "step-8")
-    (tmp_path / "state" / "step-8" / COMMITTED_NAME).unlink()
+    # What a kill leaves: a later step under a temporary name, without the mark.
+    begun = tmp_path / "state" / ".tmp-step-8"
+    shutil.copytree(tmp_path / "state" / "step-4", begun)
+    (begun / COMMITTED_NAME).unlink()
     assert checkpoints.newest().name == "step-4"
+    assert checkpoints.newest_whole().name == "step-4"
     checkpoints.remove_incomplete()
-    assert not (tmp_path / "state" / "step-8").exists()
+    assert not begun.exists()
     assert (tmp_path / "state" / "latest").read_text() == "step-4\n"
 
 
 def test_a_save_replaces_what_a_killed_run_began(ranks, tmp_path):
     model, optimizer = build(ranks)
     checkpoints = Checkpoints(tmp_path / "state", 2, ranks)
-    litter = tmp_path / "state" / "step-3" / "__9_0.distcp"
+    litter = tmp_path / "state" / ".tmp-step-3" / "__9_0.distcp"
     litter.parent.mkdir(parents=True)
     litter.write_bytes(b"half")
     checkpoints.save(3, model, optimizer, {})
@@ -148,7 +161,7 @@ def test_a_failed_write_says_what_stands_and_leaves_it_alone(ranks, tmp_path, mo
     checkpoints.save(2, model, optimizer, {})
     with pytest.raises(OSError, match=r"No space left on device.*it continues from step-1"):
         checkpoints.commit_written()
-    assert not (tmp_path / "state" / "step-2").exists()
+    assert [path.name for path in (tmp_path / "state").glob("*step-*")] == ["step-1"]
     assert checkpoints.newest().name == "step-1"
 
 
@@ -161,7 +174,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(ranks, tmp_path, monk
         OSError, match=r"a checkpoint takes 0\.0 GiB and 0\.0 GiB are free; free space and start"
     ):
         checkpoints.save(2, model, optimizer, {})
-    assert list((tmp_path / "state").glob("step-2/*.distcp")) == []
+    assert list((tmp_path / "state").glob("*/*.distcp")) == []
 
 
 def test_a_run_goes_on_after_the_disk_was_full(tmp_path, monkeypatch):
@@ -175,6 +188,118 @@ def test_a_run_goes_on_after_the_disk_was_full(tmp_path, monkeypatch):
         train_in_process(run)
     assert [path.name for path in committed(Path(run.out) / "state")] == ["step-4"]
     assert train_in_process(run)["steps"] == 8
+
+
+def halve(step):
+    (file,) = step.glob("*.distcp")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(step):
+    (file,) = step.glob("*.distcp")
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(byte ^ 255 for byte in content[middle : middle + 64])
+    file.write_bytes(content)
+
+
+def make_unreadable(step):
+    (step / COMMITTED_NAME).unlink()
+    (step / COMMITTED_NAME).mkdir()
+
+
+DAMAGES = {
+    "half a file": (halve, r"\.distcp has [\d,]+ bytes instead of [\d,]+"),
+    "64 flipped bytes": (flip, r"\.distcp has other content"),
+    "an empty state": (lambda step: (step / "state.json").write_text(""), "state.json has 0 bytes"),
+    "no random state": (
+        lambda step: (step / "rng-0.safetensors").unlink(),
+        "rng-0.safetensors is missing",
+    ),
+    "no metadata": (lambda step: (step / ".metadata").unlink(), ".metadata is missing"),
+    "an empty marker": (lambda step: (step / COMMITTED_NAME).write_text(""), "COMMITTED is empty"),
+    "half a marker": (
+        lambda step: (step / COMMITTED_NAME).write_text('{"files": [{"path'),
+        "COMMITTED is not readable",
+    ),
+    "no marker": (lambda step: (step / COMMITTED_NAME).unlink(), "COMMITTED is missing"),
+    "an unreadable marker": (make_unreadable, "it cannot be read"),
+    "a file in its place": (
+        lambda step: (shutil.rmtree(step), step.write_text("")),
+        "it cannot be read",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory):
+    """A run that ended after checkpoints of steps 2 and 4 of 5, and one like it that did not."""
+    straight = make_run(tmp_path_factory.mktemp("straight"), max_steps=5, save_every=2, keep=3)
+    train_in_process(straight)
+    run = replace(straight, out=str(tmp_path_factory.mktemp("crashed") / "out"))
+    shutil.copytree(straight.out, run.out)
+    for name in ("state/step-5", "export"):
+        shutil.rmtree(Path(run.out) / name)
+    (Path(run.out) / "result.json").unlink()
+    return run, straight
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_older_checkpoint_is_taken_when_the_newest_is_damaged(
+    crashed, tmp_path, caplog, damage
+):
+    first, straight = crashed
+    shutil.copytree(first.out, tmp_path / "out")
+    run = replace(first, out=str(tmp_path / "out"))
+    harm, fault = DAMAGES[damage]
+    harm(tmp_path / "out/state/step-4")
+    with caplog.at_level("INFO"):
+        train_in_process(run)
+    assert re.search(rf"step-4 is damaged \(step-4: .*{fault}.*\)", caplog.text)
+    assert "going on from step-2" in caplog.text
+    assert (tmp_path / "out/damaged/state/step-4.1").exists()
+    export = "export/model.safetensors"
+    assert (tmp_path / "out" / export).read_bytes() == (Path(straight.out) / export).read_bytes()
+    assert losses(run) == losses(straight)
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_touched_and_a_person_is_asked(
+    crashed, tmp_path
+):
+    shutil.copytree(crashed[0].out, tmp_path / "out")
+    run = replace(crashed[0], out=str(tmp_path / "out"))
+    for step in ("step-2", "step-4"):
+        flip(tmp_path / "out/state" / step)
+    for _ in range(2):  # trying again does not begin at step 0
+        with pytest.raises(ValueError, match=r"every checkpoint is damaged: step-4: .*step-2: .*"):
+            train_in_process(run)
+    assert len(committed(tmp_path / "out/state")) == 2
+    assert len(losses(run)) == 5
+
+
+def test_milestones_stay_and_a_run_goes_back_to_one(tmp_path, caplog):
+    run = make_run(tmp_path, save_every=2, milestone_every=3)
+    train_in_process(run)
+    state, out = Path(run.out) / "state", Path(run.out)
+    assert [path.name for path in committed(state)] == ["step-3", "step-6", "step-8"]
+    export = (out / "export/model.safetensors").read_bytes()
+    first = losses(run)
+    with pytest.raises(ValueError, match=r"no checkpoint of step 4; steps with one: 3, 6, 8"):
+        train_in_process(replace(run, continue_from=4))
+
+    back = replace(run, continue_from=3)
+    with caplog.at_level("INFO"), pytest.raises(RuntimeError, match="told to fail"):
+        train_in_process(back, LoaderBehaviour(crash_at=6))
+    assert "continuing from step-3" in caplog.text
+    assert (out / "earlier-1/state/step-8/COMMITTED").exists()
+    assert (out / "earlier-1/export/model.safetensors").read_bytes() == export
+    assert len((out / "earlier-1/metrics.jsonl").read_text().splitlines()) == 8
+    with caplog.at_level("INFO"):
+        train_in_process(back)  # it went back once already
+    assert re.search("continuing from step-[46]", caplog.text)
+    assert not (out / "earlier-2").exists()
+    assert (out / "export/model.safetensors").read_bytes() == export
+    assert losses(run) == first
 
 
 def test_the_start_is_loaded_bit_for_bit(ranks):

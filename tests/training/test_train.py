@@ -24,7 +24,7 @@ from tests.training.generated_samples import (
     sample_ids,
     train_in_process,
 )
-from training.checkpoint import committed
+from training.checkpoint_folder import committed
 from training.supervise import CONFIGURATION, PREEMPTED
 from training.train import main
 
@@ -162,7 +162,7 @@ def test_a_signal_does_not_wait_for_the_end_of_a_long_step(tmp_path):
 def test_a_kill_while_checkpoints_are_written_changes_nothing(eight_steps, tmp_path):
     run = make_run(tmp_path, save_every=1)
     process = start(torchrun_command(run, 2, LoaderBehaviour(pause_s=0.1).json()))
-    wait_until(lambda: list((Path(run.out) / "state").glob("step-2/*.distcp")), process)
+    wait_until(lambda: list((Path(run.out) / "state").glob(".tmp-step-2/*.distcp")), process)
     process.kill()
     process.communicate()
     status, output = finish(run)

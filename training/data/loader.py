@@ -87,6 +87,7 @@ class ShardLoader:
         self._first_epoch = order.rows(0)
         self.steps_per_epoch = len(self._first_epoch)
         self._drops: Counter[str] = Counter()
+        self._dropped_before = 0.0  # this rank's share of those before the position
         self._iterating = False
         self._passes = 0  # over epochs or what was left of them
         self._features = feature_store(run)
@@ -122,19 +123,24 @@ class ShardLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a position; to be called before the first micro-batch is taken.
 
+        Args:
+            state: of `state_dict`, and `dropped`: samples that were dropped up to there, of all
+                ranks. Without `identity` the caller vouches for it.
+
         Raises:
             RuntimeError: micro-batches have been taken already.
             ValueError: the position belongs to other data, another global batch, seed or shuffling.
         """
         if self._passes:
             raise RuntimeError("a position has to be loaded before the first batch is taken")
-        if state["identity"] != self.order.identity:
+        if state.get("identity", self.order.identity) != self.order.identity:
             raise ValueError(
                 "the saved data position belongs to other shards, or another seed, global_batch, "
                 "canonical_nodes or shuffle_block; start the stage anew, or restore what it was "
                 "started with"
             )
         self.epoch, self._step = int(state["epoch"]), int(state["step"])
+        self._dropped_before = state.get("dropped", 0) / self.order.world_size
         if self._step > self.steps_per_epoch:
             raise ValueError(
                 f"the saved position is step {self._step} of an epoch of {self.steps_per_epoch}"
@@ -198,15 +204,17 @@ class ShardLoader:
         """Count a dropped row, name it while there are few, and refuse too many."""
         self._drops[dropped.reason] += 1
         number = self._drops.total()
-        of = self._passes * self.steps_per_epoch * self.order.share
+        of = (self.epoch + 1) * self.steps_per_epoch * self.order.share
         if number <= NAMED_DROPS:
             log.warning(
                 "sample %s is left out: %s: %s", dropped.name, dropped.reason, dropped.detail
             )
-        if number > self.run.max_dropped_share * of:
+        if number + self._dropped_before > self.run.max_dropped_share * of:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self._drops.most_common())
+            if self._dropped_before:
+                reasons += f", {self._dropped_before:g} before this start"
             raise ValueError(
-                f"{number} samples of this rank could not be used ({reasons}), more than "
+                f"{number + self._dropped_before:g} samples of this rank could not be used ({reasons}), more than "
                 f"max_dropped_share ({self.run.max_dropped_share:g}) of its {of}; the last one: "
                 f"{dropped.name}: {dropped.detail}"
             )

@@ -44,8 +44,5 @@ class MicroBatchLoader(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a position; to be called before the first micro-batch is taken."""
 
-    def report(self) -> dict[str, int]:
-        """Samples that this rank could not use, by reason."""
-
     def close(self) -> None:
         """End what it started."""

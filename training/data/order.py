@@ -36,9 +36,8 @@ class EpochOrder:
     def identity(self) -> str:
         """A hash of what is read and how it is ordered; a position is only valid within it."""
         run = self.run
-        rows = [
-            (shard.stream, shard.rel, shard.samples, shard.xxh64) for shard in self.index.shards
-        ]
+        # Contents, not names: the same shards may be read under another path.
+        rows = [(shard.stream, shard.samples, shard.xxh64) for shard in self.index.shards]
         settings = run.seed, run.recipe.global_batch, run.canonical_nodes, run.shuffle_block
         return f"{seed_of(rows, *settings):08x}"
 

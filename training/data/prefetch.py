@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +37,7 @@ class PackGroup:
         stream: number of the stream that the samples are from.
         ends_step: whether the optimizer steps after it.
         position: the loader's state after it, in the last group of a step.
+        dropped: samples that are missing here, by reason.
     """
 
     packs: list[Pack]
@@ -43,6 +45,7 @@ class PackGroup:
     stream: int
     ends_step: bool
     position: dict[str, Any] | None = None
+    dropped: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -124,6 +127,7 @@ class Prefetcher:
                     stream=taken[-1].stream,
                     ends_step=ends,
                     position=self.loader.state_dict() if ends else None,
+                    dropped=Counter(reason for batch in taken for _, reason in batch.dropped),
                 )
 
     def _batches(self) -> Iterator[MicroBatch]:
