@@ -157,7 +157,7 @@ def compare(
         if trainer is None:
             checkpoints = Checkpoints(folder / "state", 2, ranks)
             began = time.monotonic()
-            trainer = Trainer(run, ranks, reporter, build_loader, checkpoints)
+            trainer = Trainer(run, {}, ranks, reporter, build_loader, checkpoints)
             reporter.note(
                 f"model, optimizer and loader stand after {time.monotonic() - began:.1f} s"
             )

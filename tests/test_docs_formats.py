@@ -44,14 +44,15 @@ from model.config import PRESETS
 from model.media import container as media
 from tests.pages import names_in, page
 from tests.servers.clips import clip
-from training import run_identity as identity
+from training import checkpoint_folder, run_folder, run_lock
 from training.formats import feature_file as features
 from training.formats import kinds, layout
 from training.formats import sample as samples
 from training.formats.receipts import DAMAGED
 from training.formats.storage import Storage
-from training.metrics import METRICS_NAME
 from training.recipes import ShardInput
+from training.run_folder import RunFolder
+from training.run_identity import COUNTED, COUNTED_OF_RECIPE
 from training.state import StepTotals, TrainState
 
 FORMATS = page("docs/data_formats.md")
@@ -169,7 +170,7 @@ def record_of_step() -> list[str]:
 
 
 def result_of_run(tmp_path: Path) -> list[str]:
-    return list(identity.write_result(tmp_path, TrainState(), "", "export", 1, {}))
+    return list(RunFolder(tmp_path, print).write_result(TrainState(), {}, "export", 1))
 
 
 def table_of(heading: str) -> list[list[str]]:
@@ -343,26 +344,17 @@ def test_reasons_and_statuses_are_those_of_the_code():
 
 
 def test_names_in_a_checkpoint_folder_are_those_of_the_code():
-    from training import checkpoint
-    from training.export import EXPORT_NAME
-
-    stated = {names_in(row[0])[0] for row in table_of("Checkpoints")[1:]}
-    assert {
-        METRICS_NAME,
-        identity.RESULT_NAME,
-        identity.FINGERPRINT_NAME,
-        LINEAGE_NAME,
-        f"{EXPORT_NAME}/",
-    } <= stated
-    text = _own("Checkpoints").text
-    assert f"`{checkpoint.COMMITTED_NAME}`" in text
-    assert f"`{checkpoint.STATE_NAME}`" in text
-    removal = inspect.getsource(identity.remove_foreign_state)
-    for name in ("state", "samples", "tensorboard"):
-        assert f'"{name}"' in removal
+    stated = {name for row in table_of("Checkpoints")[1:] for name in names_in(row[0])}
+    made = {*run_folder.RUN_FILES} - {"fingerprint"}
+    others = {LINEAGE_NAME, run_lock.LOCK_NAME, run_lock.HOLDER_NAME, "damaged/", "earlier-1/"}
+    for name in made | others:
         assert any(entry.startswith(name) for entry in stated), name
-    assert "NONFINITE_NAME" in removal
-    assert identity.NONFINITE_NAME in stated
+    text = _own("Checkpoints").text
+    assert f"`{checkpoint_folder.COMMITTED_NAME}`" in text
+    assert f"`{checkpoint_folder.STATE_NAME}`" in text
+    identity = _own("The identity of a run").text
+    for name in (*COUNTED, *COUNTED_OF_RECIPE, "micro_batch", "micro_tokens"):
+        assert f"`{name}`" in identity, name
 
 
 def test_numbers_of_feature_files_are_those_of_the_presets():

@@ -102,7 +102,6 @@ class Checkpoints:
             ValueError: there are checkpoints, and all of them are damaged; none was touched.
         """
         found = self.ranks.gather([path.name for path in step_folders(self.folder)])[0]
-        assert isinstance(found, list)
         damaged: dict[Path, list[str]] = {}
         for path in (self.folder / name for name in reversed(found)):
             if not (faults := self._faults(path, unmarked)):
@@ -119,17 +118,18 @@ class Checkpoints:
 
     def _faults(self, checkpoint: Path, unmarked: bool) -> list[str]:
         """What is wrong with a checkpoint; the same on all ranks."""
-        try:
-            entries: list[FileEntry] = read_marker(checkpoint) if self.ranks.first else []
-            told: object = (entries, None)
-        except ValueError as error:
-            told = ([], str(error))
-        listed, fault = self.ranks.gather(told)[0]  # type: ignore[misc]
+        told: tuple[list[FileEntry], str | None] = ([], None)
+        if self.ranks.first:
+            try:
+                told = (read_marker(checkpoint), None)
+            except ValueError as error:
+                told = ([], str(error))
+        listed, fault = self.ranks.gather(told)[0]
         if fault is not None:
             return [] if unmarked and (checkpoint / STATE_NAME).exists() else [fault]
         mine = listed[self.ranks.rank :: self.ranks.world]
         found = self.ranks.gather(self.ranks.together(lambda: faults(checkpoint, mine)))
-        return sorted(fault for of_rank in found for fault in of_rank)  # type: ignore[attr-defined]
+        return sorted(fault for of_rank in found for fault in of_rank)
 
     def _set_aside(self, damaged: dict[Path, list[str]], whole: Path) -> None:
         if not damaged:
@@ -240,7 +240,7 @@ class Checkpoints:
             ) from failure
         entries = self.ranks.gather(future.result())
         if self.ranks.first:
-            write_marker(temporary, [entry for of_rank in entries for entry in of_rank])  # type: ignore[attr-defined]
+            write_marker(temporary, [entry for of_rank in entries for entry in of_rank])
             self._publish(temporary, target)
             self._remove_old()
         return step

@@ -86,7 +86,9 @@ def train(
         opened = ranks.together(
             lambda: _open(run, folder, checkpoints, held, reporter) if ranks.first else None
         )
-        identity, done = ranks.gather(opened)[0]  # type: ignore[misc]
+        first = ranks.gather(opened)[0]
+        assert first is not None
+        identity, done = first
         if done is not None:
             reporter.note(f"{out}: this run is finished already; nothing to do")
             return dict(done)
@@ -167,8 +169,8 @@ class Trainer:
         self.config, self.recipe, self.identity = run, run.recipe, identity
         self.ranks, self.reporter, self.checkpoints = ranks, reporter, checkpoints
         self.micro_batch, self.accumulation = run.batches(ranks.world)
-        self.wrapper, self.processor, checkpointing = model_and_processor(run)
         self.companions = companions_of(Path(run.start))
+        self.wrapper, self.processor, checkpointing = model_and_processor(run)
         self.model, self.model_config = self.wrapper.model, self.processor.config
         self.memory = plan_memory(
             run, self.model_config, ranks.world, free_memory(ranks), checkpointing
@@ -234,7 +236,10 @@ class Trainer:
         if self.ranks.first:
             self.metrics = MetricsWriter(out, after=done, tensorboard=self.config.tensorboard)
         self.sample_log = MetricsWriter(
-            out / SAMPLES_FOLDER, after=done, tensorboard=False, name=f"rank-{self.ranks.rank}.jsonl"
+            out / SAMPLES_FOLDER,
+            after=done,
+            tensorboard=False,
+            name=f"rank-{self.ranks.rank}.jsonl",
         )
         with closing(self.pack_groups()) as groups, self.stop_request:
             try:
@@ -322,7 +327,7 @@ class Trainer:
         """Samples of the step that could not be used, on all ranks, by reason."""
         if not self.ranks.sum(self._dropped.total())[0]:
             return Counter()
-        return sum(map(Counter, self.ranks.gather(self._dropped)), Counter())  # type: ignore[arg-type]
+        return sum(map(Counter, self.ranks.gather(self._dropped)), Counter())
 
     def _objective(self, loss_sum: torch.Tensor, supervised: int) -> torch.Tensor:
         """What is differentiated; `_update` divides the gradients by what is known only at the end
@@ -375,7 +380,7 @@ class Trainer:
     def _report_nonfinite(self, totals: StepTotals, norm: float) -> None:
         """Name the samples of a step that was not taken; give up after several in a row."""
         step, in_a_row = self.state.step, self.state.skipped_in_a_row
-        ids = [name for names in self.ranks.gather(self._sample_ids) for name in names]  # type: ignore[attr-defined]
+        ids = [name for names in self.ranks.gather(self._sample_ids) for name in names]
         if self.ranks.first:
             record = {
                 "step": step,

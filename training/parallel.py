@@ -69,9 +69,9 @@ class Ranks:
         """Maxima over all ranks."""
         return self._reduce(values, dist.ReduceOp.MAX)
 
-    def gather(self, value: object) -> list[object]:
-        """`value` of every rank, in rank order; JSON-like values only."""
-        found: list[object] = [None] * self.world
+    def gather(self, value: T) -> list[T]:
+        """`value` of every rank, in rank order; plain values only."""
+        found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value, group=self.host)
         return found
 
@@ -103,12 +103,12 @@ class Ranks:
         if not failed:
             return future.result()
         refused = isinstance(error, ValueError)
-        own = None if error is None else str(error) if refused else f"{type(error).__name__}: {error}"
-        told = self.gather((own, refused))
+        own = str(error) if refused else f"{type(error).__name__}: {error}"
+        told = self.gather(None if error is None else (own, refused))
         if error is not None:
             raise error
-        first, refused = next(found for found in told if found[0] is not None)  # type: ignore[index,misc]
-        raise ValueError(first) if refused else RuntimeError(first)
+        sentence, refused = next(found for found in told if found is not None)
+        raise ValueError(sentence) if refused else RuntimeError(sentence)
 
     def _reduce(self, values: tuple[float, ...], operation: dist.ReduceOp.RedOpType) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)

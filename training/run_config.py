@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 from pydantic.dataclasses import dataclass
 
+from model.atomic import writing_file
 from model.configuration import parse
 from training.recipes import MODULES, Recipe, recipe
 
@@ -202,9 +203,9 @@ class RunConfig:
         return json.dumps(asdict(self), indent=1, sort_keys=True, default=dict) + "\n"
 
     def write(self, path: Path) -> None:
-        """Write the JSON file that `load_run` reads."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.to_json())
+        """Write the JSON file that `load_run` reads, whole at every moment."""
+        with writing_file(path) as temporary:
+            temporary.write_text(self.to_json())
 
 
 def load_run(path: Path) -> RunConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,13 @@ STATE_FOLDER = "state"
 EXPORT_NAME = "export"
 NONFINITE_NAME = "nonfinite.jsonl"  # samples of steps that were not taken
 SAMPLES_FOLDER = "samples"
+TENSORBOARD_FOLDER = "tensorboard"
+# What a run makes. "fingerprint" is what releases before identities signed a folder with.
+RUN_FILES = (
+    STATE_FOLDER, RESULT_NAME, EXPORT_NAME, METRICS_NAME, SAMPLES_FOLDER, TENSORBOARD_FOLDER,
+    NONFINITE_NAME, IDENTITY_NAME, "fingerprint",
+)  # fmt: skip
+EARLIER = "earlier-"  # what was set aside because it is of another run, or is made again
 
 Note = Callable[[str], None]
 
@@ -51,7 +58,9 @@ class RunFolder:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         signed = dict(self._identities())
-        foreign = {name: theirs for name, theirs in signed.items() if theirs not in (None, identity)}
+        foreign = {
+            name: theirs for name, theirs in signed.items() if theirs not in (None, identity)
+        }
         unknown = None in signed.values() and IDENTITY_NAME not in signed
         if (foreign or (unknown and other != "adopt")) and self._holds_work():
             if other != "set_aside":
@@ -76,8 +85,8 @@ class RunFolder:
         if self.out / STATE_FOLDER / f"step-{step}" not in committed(self.out / STATE_FOLDER):
             known = ", ".join(str(step_of(path)) for path in folders) or "none"
             raise ValueError(
-                f"continue_from: {self.out / STATE_FOLDER} holds no checkpoint of step {step}; steps with "
-                f"one: {known}. Set milestone_every to keep some for ever"
+                f"continue_from: {self.out / STATE_FOLDER} holds no checkpoint of step {step}; "
+                f"steps with one: {known}. Set milestone_every to keep some for ever"
             )
         if not later:
             return
@@ -86,7 +95,11 @@ class RunFolder:
         if metrics.exists():  # a copy: the records up to that step stay in use
             (place / METRICS_NAME).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(metrics, place / METRICS_NAME)
-        for name in (RESULT_NAME, EXPORT_NAME, *(f"{STATE_FOLDER}/{path.name}" for path in reversed(later))):
+        for name in (
+            RESULT_NAME,
+            EXPORT_NAME,
+            *(f"{STATE_FOLDER}/{path.name}" for path in reversed(later)),
+        ):
             self._move(name, place)
         self.note(f"back to step {step}: later checkpoints were moved to {place}")
 
@@ -174,12 +187,14 @@ class RunFolder:
     def _holds_work(self) -> bool:
         """Whether there is something here that took long to make."""
         made = (RESULT_NAME, EXPORT_NAME)
-        return bool(step_folders(self.out / STATE_FOLDER)) or any((self.out / n).exists() for n in made)
+        return bool(step_folders(self.out / STATE_FOLDER)) or any(
+            (self.out / n).exists() for n in made
+        )
 
     def _refusal(
         self,
-        foreign: dict[str, Identity | None],
-        signed: dict[str, Identity | None],
+        foreign: Mapping[str, Identity | None],
+        signed: Mapping[str, Identity | None],
         identity: Identity,
     ) -> str:
         """Why what lies here is not gone on with, and what a person can do."""
@@ -217,16 +232,13 @@ class RunFolder:
         place = self._earlier()
         names = [path.name for path in self.out.iterdir()]
         for name in sorted(names):
-            if name in (
-                STATE_FOLDER, RESULT_NAME, EXPORT_NAME, METRICS_NAME, SAMPLES_FOLDER, "tensorboard", NONFINITE_NAME,
-                IDENTITY_NAME, "fingerprint",
-            ):  # fmt: skip
+            if name in RUN_FILES:
                 self._move(name, place)
         self.note(f"{self.out}: what was there is of another run and was moved to {place.name}/")
 
     def _earlier(self) -> Path:
         number = 1
-        while (place := self.out / f"earlier-{number}").exists():
+        while (place := self.out / f"{EARLIER}{number}").exists():
             number += 1
         return place
 

@@ -145,7 +145,11 @@ def _vocabulary(start: Path) -> str:
     if whole.exists():
         return data_version(json.loads(whole.read_bytes()).get("model"))
     return data_version(
-        {path.name: hash_file(path) for path in sorted(start.glob("*")) if path.name in ("vocab.json", "merges.txt")}
+        {
+            path.name: hash_file(path)
+            for path in sorted(start.glob("*"))
+            if path.name in ("vocab.json", "merges.txt")
+        }
     )
 
 
@@ -164,4 +168,3 @@ def _hash_of_index(storage: Storage, stream: str, index: str) -> str:
             f"stream {stream!r}: {storage.path(index)} does not exist; write its shards first"
         )
     return hashlib.sha256(storage.read_bytes(index)).hexdigest()
-

@@ -87,9 +87,7 @@ def _succeed(folder: Path, locks: bool, note: Callable[[str], None]) -> None:
     first = _holder(folder)
     if first is None or (locks and first.get("host") == socket.gethostname()):
         return  # the kernel gave the lock: on this machine nobody has it any more
-    note(
-        f"{folder}: held by {_described(first)}; waiting {SILENT_S:.0f} s to see whether it lives"
-    )
+    note(f"{folder}: held by {_described(first)}; waiting {SILENT_S:.0f} s to see whether it lives")
     deadline = time.monotonic() + SILENT_S
     while time.monotonic() < deadline:
         time.sleep(min(1.0, SILENT_S / 4))

@@ -17,7 +17,14 @@ import traceback
 from pathlib import Path
 
 from training.run_config import load_run
-from training.supervise import CONFIGURATION, FAILED, OK, PREEMPTED, die_with_torchrun, report_failure
+from training.supervise import (
+    CONFIGURATION,
+    FAILED,
+    OK,
+    PREEMPTED,
+    die_with_torchrun,
+    report_failure,
+)
 
 log = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 with.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -11,8 +12,10 @@ from assets.checkpoints.runs import (
     previous_asset,
     previous_checkpoint,
     publish_results,
+    restore_results,
     shard_products,
     stage_run,
+    unfinished_before,
 )
 from assets.deployment.automation import BY_HAND, NIGHTLY_IF_NEW_DATA, RETRY_NETWORK, TRAINING
 from assets.deployment.launchpad import StageLaunch
@@ -44,6 +47,11 @@ if TYPE_CHECKING:
     from assets.checkpoints.results import Results
 
 GROUP = "checkpoints"
+ADOPT = (
+    "%s holds an unfinished run of an earlier release, which named folders otherwise. If it is "
+    "this run, stop, move its state, samples and metrics.jsonl to %s, and materialize again with "
+    "the overrides {on_other_state: adopt}"
+)
 
 
 @dg.asset(
@@ -102,8 +110,10 @@ def make_stage(stage: int) -> dg.AssetsDefinition:
         description=f"""{row.title}
 
 Runs under torchrun as its own processes and reports loss and rate while it runs. A run that is
-stopped or killed goes on from its newest complete checkpoint when it is materialized again; changed
-inputs start a new run beside the old one. The recipe is in training/recipes.py; for one run, the
+stopped or killed goes on from its newest whole checkpoint when it is materialized again, whatever
+changed that does not change its steps; other contents, or settings that do, start a new run beside
+the old one. A finished one is looked at byte by byte, and made again from its last checkpoint where
+it is damaged. The recipe is in training/recipes.py; for one run, the
 launchpad takes deviations from it (`overrides`) and the number of ranks.""",
     )
     def train(
@@ -111,7 +121,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
     ) -> Published:
         from assets.checkpoints.bill import write_bill
         from assets.checkpoints.checks import stage_checks
-        from assets.checkpoints.results import read_results
+        from assets.checkpoints.results import below, read_results
 
         settings, storage = config.applied(deployment.settings(), stage), deployment.storage()
         variant = context.partition_key
@@ -122,6 +132,9 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
                 needed += [product("features", f"{part}|{variant}") for part in parts]
             inputs = input_versions(storage, needed)
             run, folder = stage_run(settings, storage, variant, stage, inputs)
+            for path in unfinished_before(Path(run.out)):
+                context.log.warning(ADOPT, path, run.out)
+            restore_results(settings, storage, folder)
             write_bill(storage, settings, run, product(f"stage{stage}", variant), inputs)
             Torchrun(settings.training).run(context, run)
             results, checks = read_results(run), stage_checks(run)
@@ -132,6 +145,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
             version=results.version,
             inputs=inputs,
             counts=results.counts,
+            files=below(folder, results.files),
             checks=checks,
             folder=folder,
             config={

@@ -26,6 +26,7 @@ from assets.deployment.settings import Training
 from training.metrics import METRICS_NAME
 from training.recipes import MODULES
 from training.run_config import RunConfig
+from training.run_folder import RESULT_NAME
 from training.supervise import (
     CONFIGURATION,
     CONTROL_VARIABLE,
@@ -37,7 +38,6 @@ from training.supervise import (
 POLL_S = 0.5
 # An observation is an event in the database, and there may be many steps a minute.
 OBSERVE_EVERY_S = 60.0
-RESULT_NAME = "result.json"
 MODULE = "training.train"
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model.weights.tensors import checkpoint_files, stored_tensors
 from training.formats import layout
-from training.formats.hashing import data_version, hash_file
+from training.formats.hashing import hash_file
+from training.formats.receipts import FileEntry
 from training.formats.storage import Storage
 from training.metrics import METRICS_NAME, read_metrics
 from training.run_config import RunConfig
+from training.run_folder import EXPORT_NAME, RESULT_NAME
+from training.run_identity import version_of_weights, weights_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Results:
 
     Attributes:
         version: hash of the exported weights.
+        files: of the export, below the run's folder, hashed when they were written.
         counts: steps, samples, tokens and parameters.
         first_loss, last_loss: means over supervised tokens.
         seconds: of the whole run.
@@ -45,6 +49,7 @@ class Results:
     """
 
     version: str
+    files: list[FileEntry]
     counts: dict[str, int]
     first_loss: float
     last_loss: float
@@ -75,11 +80,7 @@ def read_weights(folder: Path) -> Weights:
             f"{folder}: no safetensors file; the checkpoint is not complete, materialize it again"
         )
     tensors = list(stored_tensors(*files))
-    return Weights(_version(files), len(tensors), sum(tensor.count for tensor in tensors))
-
-
-def _version(files: Sequence[Path]) -> str:
-    return data_version({path.name: hash_file(path) for path in files})
+    return Weights(weights_version(folder), len(tensors), sum(tensor.count for tensor in tensors))
 
 
 def verify_weights(folder: Path, version: str) -> str | None:
@@ -94,7 +95,7 @@ def verify_weights(folder: Path, version: str) -> str | None:
     for place in (folder / "export", folder):
         # By their bytes alone: what was damaged may have no header to read.
         if files := sorted(place.glob("*.safetensors")):
-            found = _version(files)
+            found = version_of_weights({path.name: hash_file(path) for path in files})
             if found == version:
                 return f"verified, {read_weights(place).tensors} tensors"
             return f"CHANGED: the weights are {found[:12]}, the record says {version[:12]}"
@@ -108,18 +109,26 @@ def read_results(run: RunConfig) -> Results:
         FileNotFoundError: it is not finished.
     """
     out = Path(run.out)
-    if not (out / "result.json").exists():
+    if not (out / RESULT_NAME).exists():
         raise FileNotFoundError(
-            f"{out}: no result.json; the stage is not finished, materialize it again to go on"
+            f"{out}: no {RESULT_NAME}; the stage is not finished, materialize it again to go on"
         )
-    result = json.loads((out / "result.json").read_text())
-    weights = read_weights(out / "export")
+    result = json.loads((out / RESULT_NAME).read_text())
+    # The hashes of what was written, not of what lies there now: a version has a receipt.
+    files = [FileEntry(**entry) for entry in result["files"]]
+    weights = {
+        PurePosixPath(entry.path).name: entry.hash.partition(":")[2]
+        for entry in files
+        if entry.path.endswith(".safetensors")
+    }
+    tensors = stored_tensors(*checkpoint_files(out / EXPORT_NAME))
     counts = {
         name: result[name] for name in ("steps", "samples", "tokens", "supervised", "skipped_steps")
     }
     return Results(
-        weights.version,
-        counts | {"parameters": weights.parameters},
+        version_of_weights(weights),
+        files,
+        counts | {"parameters": sum(tensor.count for tensor in tensors)},
         result["first_loss"],
         result["last_loss"],
         result["seconds"],
@@ -155,3 +164,8 @@ def publish_vision_encoder(storage: Storage, stage_folder: str, variant: str) ->
         export_vision_encoder(storage.local_folder(f"{stage_folder}/export"), temporary)
         weights = read_weights(temporary)
     return EncoderReport(weights.version, folder, weights.tensors, weights.parameters)
+
+
+def below(folder: str, entries: Sequence[FileEntry]) -> list[FileEntry]:
+    """Entries of files below a folder, as files below the root."""
+    return [FileEntry(f"{folder}/{entry.path}", entry.size, entry.hash) for entry in entries]

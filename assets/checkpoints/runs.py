@@ -6,15 +6,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from assets.deployment.settings import Settings
 from assets.records.lineage import Lineage, product
+from model.atomic import TEMPORARY_PREFIX, writing_file
+from training.checkpoint_folder import committed
 from training.formats import layout
 from training.formats.hashing import data_version
+from training.formats.receipts import DAMAGED
 from training.formats.storage import Storage
 from training.recipes import STAGES, ShardInput, stage_inputs
 from training.run_config import RunConfig, parse_run
+from training.run_folder import EARLIER, IDENTITY_NAME, RESULT_NAME, STATE_FOLDER
+from training.run_identity import identity_of, short_name
+from training.run_lock import HOLDER_NAME, LOCK_NAME
 
 
 def previous_asset(stage: int) -> str:
@@ -44,16 +51,15 @@ def stage_run(
 ) -> tuple[RunConfig, str]:
     """The run of a stage, and its folder below the storage root.
 
-    The folder's name holds a hash of the inputs and of what this deployment overrides: the same
-    inputs continue the same run, changed inputs start a new one and leave the old checkpoint where
-    it is.
+    The folder is named after the run's identity (`training.run_identity`): the same contents and
+    steps continue the same run, wherever the root is mounted and whatever else is set; others start
+    a new one and leave the old checkpoint where it is.
 
     Args:
         inputs: versions of the input products, by name.
     """
     row = STAGES[stage]
     overrides = settings.training.overrides.get(f"stage{stage}", {})
-    folder = layout.stage_folder(variant, stage, data_version([dict(inputs), overrides])[:12])
     start = Lineage.read(storage, previous_checkpoint(variant, stage)).folder
     indexes: list[tuple[str, ...]]
     if row.reads_long_videos:
@@ -69,19 +75,44 @@ def stage_run(
             "variant": variant,
             "stage": stage,
             "start": str(storage.local_folder(f"{start}/export")),
-            "out": str(run_folder(settings, storage, folder)),
+            "start_version": inputs[previous_checkpoint(variant, stage)],
+            "out": "",
             "streams": streams,
             "features_root": storage.path(layout.features(variant)),
+            "features_version": _features_version(inputs),
             "videos_root": storage.path(layout.LLAVA_VIDEO_FILES),
             **overrides,
         }
     )
-    return run, folder
+    identity = identity_of(run, str(run.start_version))
+    folder = layout.stage_folder(variant, stage, short_name(identity))
+    return replace(run, out=str(run_folder(settings, storage, folder))), folder
+
+
+def _features_version(inputs: Mapping[str, str]) -> str | None:
+    """Content of all features that a run reads; None where it reads none."""
+    found = {name: version for name, version in inputs.items() if name.startswith("features[")}
+    return data_version(found) if found else None
 
 
 def run_folder(settings: Settings, storage: Storage, folder: str) -> Path:
     """Where a running stage writes: its final folder, or a scratch one when the root is remote."""
     return Path(storage.path(folder)) if storage.is_local else settings.training.scratch / folder
+
+
+def restore_results(settings: Settings, storage: Storage, folder: str) -> None:
+    """Fetch what a finished stage left on a remote root, where this machine holds nothing of the
+    run: otherwise it would be trained again.
+    """
+    out = run_folder(settings, storage, folder)
+    if storage.is_local or (out / STATE_FOLDER).exists() or (out / RESULT_NAME).exists():
+        return
+    names = [name for name in storage.list(folder) if _leaves(name.removeprefix(f"{folder}/"))]
+    if f"{folder}/{RESULT_NAME}" not in names:
+        return
+    for name in sorted(names, key=lambda name: name.endswith(f"/{RESULT_NAME}")):
+        with writing_file(out / name.removeprefix(f"{folder}/")) as temporary:
+            temporary.write_bytes(storage.read_bytes(name))
 
 
 def publish_results(settings: Settings, storage: Storage, folder: str) -> None:
@@ -92,10 +123,33 @@ def publish_results(settings: Settings, storage: Storage, folder: str) -> None:
         return
     out = run_folder(settings, storage, folder)
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
-        name = file.relative_to(out)
-        if name.parts[0] != "state":
-            with storage.writing(f"{folder}/{name.as_posix()}") as temporary:
+        name = file.relative_to(out).as_posix()
+        if _leaves(name):
+            with storage.writing(f"{folder}/{name}") as temporary:
                 shutil.copyfile(file, temporary)
+
+
+def _leaves(name: str) -> bool:
+    """Whether a file of a run's folder is more than the running run's own."""
+    top = name.partition("/")[0]
+    return top not in (STATE_FOLDER, DAMAGED, LOCK_NAME, HOLDER_NAME) and not top.startswith(
+        (EARLIER, TEMPORARY_PREFIX)
+    )
+
+
+def unfinished_before(out: Path) -> list[Path]:
+    """Folders beside a new run's with unfinished runs of a release before identities: their names
+    were made otherwise, so nothing goes on in them by itself.
+    """
+    if (out / STATE_FOLDER).exists():
+        return []
+    return [
+        path
+        for path in sorted(out.parent.glob("*"))
+        if path != out
+        and committed(path / STATE_FOLDER)
+        and not any((path / name).exists() for name in (IDENTITY_NAME, RESULT_NAME))
+    ]
 
 
 def _indexes(stream: Sequence[ShardInput]) -> tuple[str, ...]:

@@ -123,10 +123,11 @@ class StageLaunch(_Launch):
     overrides: dict[str, Any] = Field(
         default={},
         description="Fields of training.run_config.RunConfig for this run, over "
-        "training.overrides of the settings: {max_steps: 20} tries the machine, "
-        "{micro_tokens: 8192} saves memory. They belong to the run: it gets a folder of its own, "
-        "and only the same overrides continue it. A later stage starts from whatever checkpoint "
-        "was made last.",
+        "training.overrides of the settings. What changes no step continues the run that was "
+        "begun: {micro_tokens: 8192} after the memory ran out, workers, save_every, "
+        "max_dropped_share. What changes the steps, as {max_steps: 20} to try the machine, is "
+        "another run in a folder of its own. A later stage starts from whatever checkpoint was "
+        "made last.",
     )
 
     def applied(self, settings: Settings, stage: int) -> Settings:

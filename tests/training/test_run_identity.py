@@ -150,7 +150,9 @@ def test_a_configuration_counts_by_what_it_says_and_not_by_how_it_is_written(run
 
 def test_what_is_missing_is_named(run, tmp_path):
     (tmp_path / "shards/kind_part1/index.json").unlink()
-    with pytest.raises(ValueError, match=r"kind_part1/index\.json does not exist; write its shards"):
+    with pytest.raises(
+        ValueError, match=r"kind_part1/index\.json does not exist; write its shards"
+    ):
         identity_of(run, VERSION)
     (tmp_path / "start/model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"holds no \*\.safetensors file"):

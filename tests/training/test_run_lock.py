@@ -44,10 +44,11 @@ def quick(monkeypatch):
     monkeypatch.setattr(run_lock, "SILENT_S", 0.4)
 
 
-
 def test_the_second_is_told_who_holds_the_folder(tmp_path, other):
     with (
-        pytest.raises(FolderInUse, match=rf"by process {other.pid} on {socket.gethostname()} since"),
+        pytest.raises(
+            FolderInUse, match=rf"by process {other.pid} on {socket.gethostname()} since"
+        ),
         holding(tmp_path, print),
     ):
         pass

@@ -214,9 +214,9 @@ class ShardLoader:
             if self._dropped_before:
                 reasons += f", {self._dropped_before:g} before this start"
             raise ValueError(
-                f"{number + self._dropped_before:g} samples of this rank could not be used ({reasons}), more than "
-                f"max_dropped_share ({self.run.max_dropped_share:g}) of its {of}; the last one: "
-                f"{dropped.name}: {dropped.detail}"
+                f"{number + self._dropped_before:g} samples of this rank could not be used "
+                f"({reasons}), more than max_dropped_share ({self.run.max_dropped_share:g}) of its "
+                f"{of}; the last one: {dropped.name}: {dropped.detail}"
             )
 
     def _samples(self, rows: list[tuple[int, int]]) -> Iterator[SampleInputs | DroppedRow]:
