@@ -76,7 +76,14 @@ def _parser() -> argparse.ArgumentParser:
         help="a product (stage3[tiny], or the beginning of one name alone), a path inside of one, "
         "or a video as for `why`",
     )
-    lineage.add_argument("--verify", action="store_true", help="also hash the files again")
+    lineage.add_argument(
+        "--verify",
+        action="store_true",
+        help="also read every file again, and name those that are not what was recorded",
+    )
+    lineage.add_argument(
+        "--all", action="store_true", help="with --verify: also name the products that are whole"
+    )
     _add_config_option(lineage)
 
     bill = commands.add_parser(
@@ -248,9 +255,9 @@ def _lineage(chosen: argparse.Namespace) -> int:
     from pipeline.verify import verify
 
     records = [register.records[name] for name in products if name in register.records]
-    verdicts = [verify(register.storage, record) for record in records]
-    print("\n".join(["verified:", *(f"  {verdict}" for verdict in verdicts)]))
-    return CHANGED if any("CHANGED" in verdict for verdict in verdicts) else 0
+    found = verify(register.storage, records, lambda line: print(line, file=sys.stderr))
+    print("\n".join(["verified:", *(f"  {line}" for line in found.lines(chosen.all))]))
+    return CHANGED if found.wrong else 0
 
 
 def _bill(chosen: argparse.Namespace) -> int:

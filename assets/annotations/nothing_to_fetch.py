@@ -63,4 +63,5 @@ def _record(storage: Storage, name: str, inputs: dict[str, str]) -> None:
         if (before.version, before.inputs) == (NO_VIDEOS, inputs):
             return
     counts, code = {"expected": 0}, code_version()
-    Lineage(name, NO_VIDEOS, inputs=inputs, counts=counts, code_version=code).write(storage)
+    record = Lineage(name, NO_VIDEOS, inputs=inputs, counts=counts, code_version=code)
+    record.with_files(storage, []).write(storage)

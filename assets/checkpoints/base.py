@@ -12,6 +12,7 @@ from pathlib import Path
 from assets.checkpoints.results import read_weights
 from assets.deployment.settings import Settings
 from assets.fetching.hub import Hub
+from assets.records.lineage import origin_name
 from model.config import PRESETS, VARIANTS
 from training.formats import layout
 from training.formats.storage import Storage
@@ -49,7 +50,10 @@ def prepare_base(
 
     chosen = settings.base_models.get(variant, published)
     if Path(chosen).is_dir():
-        source, origins = Path(chosen), {chosen: read_weights(Path(chosen)).version}
+        source, origins = (
+            Path(chosen),
+            {origin_name(storage, Path(chosen)): read_weights(Path(chosen)).version},
+        )
     else:
         source, origins = _download(settings, chosen, log)
     report = _publish(

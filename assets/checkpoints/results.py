@@ -10,7 +10,6 @@ from typing import Any
 
 from model.weights.tensors import checkpoint_files, stored_tensors
 from training.formats import layout
-from training.formats.hashing import hash_file
 from training.formats.receipts import FileEntry
 from training.formats.storage import Storage
 from training.metrics import METRICS_NAME, read_metrics
@@ -81,25 +80,6 @@ def read_weights(folder: Path) -> Weights:
         )
     tensors = list(stored_tensors(*files))
     return Weights(weights_version(folder), len(tensors), sum(tensor.count for tensor in tensors))
-
-
-def verify_weights(folder: Path, version: str) -> str | None:
-    """Hash the weights in a local folder, or in its `export`, again.
-
-    Args:
-        version: the hash that was recorded for them.
-
-    Returns:
-        A clause that says whether they are those, or None where the folder holds no weights.
-    """
-    for place in (folder / "export", folder):
-        # By their bytes alone: what was damaged may have no header to read.
-        if files := sorted(place.glob("*.safetensors")):
-            found = version_of_weights({path.name: hash_file(path) for path in files})
-            if found == version:
-                return f"verified, {read_weights(place).tensors} tensors"
-            return f"CHANGED: the weights are {found[:12]}, the record says {version[:12]}"
-    return None
 
 
 def read_results(run: RunConfig) -> Results:

@@ -7,12 +7,15 @@ from assets.deployment.launchpad import EvaluationLaunch
 from assets.deployment.partitions import same_partition, variant_partitions
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions, product
+from assets.records.product_files import KnownFiles
 from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
     errors_for_people,
+    mend_product,
+    own_name,
     publish,
 )
 from assets.records.rendering import column_schema, table
@@ -58,6 +61,7 @@ def evaluation(
     settings, storage = config.applied(deployment.settings()), deployment.storage()
     variant, limit = context.partition_key, settings.evaluation.limit
     with errors_for_people():
+        mend_product(context, deployment)
         inputs = input_versions(storage, [product(name, variant) for name in CHECKPOINTS])
         found = compare_checkpoints(
             storage,
@@ -74,6 +78,7 @@ def evaluation(
         version=found.version,
         inputs=found.origins | inputs,
         counts=found.counts,
+        files=KnownFiles(storage, own_name(context)).describe(found.files),
         folder=found.folder,
         checks=[above_blind(found.accuracy, found.blind_accuracy, found.counts["asked"])],
         config={"limit": limit},

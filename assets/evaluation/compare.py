@@ -11,7 +11,7 @@ from assets.evaluation.earlier import Scores, compared_with, earlier_scores, pre
 from assets.evaluation.questions import EvaluationQuestion, read_questions
 from assets.evaluation.report import EvaluationReport, accuracy_table, example_question
 from assets.evaluation.score import score_checkpoint
-from assets.records.lineage import Lineage, product
+from assets.records.lineage import Lineage, origin_name, product
 from training.formats import layout
 from training.formats.hashing import data_version, hash_file
 from training.formats.storage import Storage
@@ -27,6 +27,7 @@ class Comparison:
     Attributes:
         version: hash of the checkpoints and the questions.
         folder: where the answers and the summary lie below the storage root.
+        files: these, relative to the root.
         origins: the questions file and its hash.
         counts: questions, asked, not askable.
         table: accuracies, a row for each checkpoint and kind of question.
@@ -39,6 +40,7 @@ class Comparison:
 
     version: str
     folder: str
+    files: list[str]
     origins: dict[str, str]
     counts: dict[str, int]
     table: list[dict[str, Any]]
@@ -82,7 +84,7 @@ def compare_checkpoints(
     folder = layout.evaluation(variant)
     local = Path(storage.path(folder)) if storage.is_local else scratch / folder
     records = {name: Lineage.read(storage, product(name, variant)) for name in CHECKPOINTS}
-    reports = []
+    reports, files = [], []
     for name, visuals in [*((name, True) for name in CHECKPOINTS), (LAST, False)]:
         # A remote export is fetched when its turn comes.
         export = storage.local_folder(f"{records[name].folder}/export")
@@ -102,13 +104,15 @@ def compare_checkpoints(
             storage.write_bytes(f"{folder}/{file}", (local / file).read_bytes())
         log(f"{report.label}: {report.accuracy:.1%} right, chance {report.chance:.1%}")
         reports.append(report)
+        files.append(f"{folder}/{file}")
     checkpoint = records[LAST].version
-    return _summarise(storage, folder, questions_file, questions, reports, checkpoint)
+    return _summarise(storage, folder, files, questions_file, questions, reports, checkpoint)
 
 
 def _summarise(
     storage: Storage,
     folder: str,
+    files: Sequence[str],
     questions_file: Path,
     questions: Sequence[EvaluationQuestion],
     reports: Sequence[EvaluationReport],
@@ -117,6 +121,7 @@ def _summarise(
     """Write `summary.json`, which also remembers what earlier checkpoints scored.
 
     Args:
+        files: with the answers, relative to the root.
         reports: of the checkpoints, and the blind one last.
         checkpoint: version of the last checkpoint's weights.
     """
@@ -134,7 +139,8 @@ def _summarise(
     comparison = Comparison(
         version=data_version([report.version for report in reports]),
         folder=folder,
-        origins={str(questions_file): hash_file(questions_file)},
+        files=[*files, name],
+        origins={origin_name(storage, questions_file): hash_file(questions_file)},
         counts={
             "questions": len(questions),
             "asked": len(last.asked),

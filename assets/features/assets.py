@@ -16,7 +16,7 @@ from assets.deployment.partitions import (
 )
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
-from assets.records.lineage import input_versions, product
+from assets.records.lineage import input_versions, origin_name, product
 from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
@@ -127,7 +127,7 @@ def encoder_of(storage: Storage, settings: Settings, variant: str) -> tuple[Path
 
     if settings.features.encoder:
         folder = Path(settings.features.encoder)
-        return folder, {str(folder): hash_encoder(folder)}
+        return folder, {origin_name(storage, folder): hash_encoder(folder)}
     versions = input_versions(storage, [product("vision_encoder", variant)])
     return storage.local_folder(layout.vision_encoder(variant)), versions
 

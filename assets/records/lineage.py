@@ -8,17 +8,16 @@ that a copied folder still knows its origin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from assets.records.product_files import (
     LIST_SUFFIX,
     find_product_damage,
     list_hash,
-    list_name,
-    read_list,
     record_files,
     register_name,
     set_aside_damage,
@@ -40,6 +39,15 @@ def split_product(name: str) -> tuple[str, str | None]:
     """Asset and partition of a product; None where there is no partition."""
     asset, _, partition = name.partition("[")
     return asset, partition.removesuffix("]") or None
+
+
+def origin_name(storage: Storage, path: Path) -> str:
+    """What a record calls an origin that is a local file or folder: its path below the root, so
+    that a moved root still says the truth, or its own where it lies outside.
+    """
+    if storage.is_local and path.is_relative_to(storage.root):
+        return path.relative_to(storage.root).as_posix()
+    return str(path)
 
 
 @dataclass(slots=True)
@@ -146,14 +154,6 @@ def mend(storage: Storage, name: str, log: Callable[[str], None]) -> list[Damage
         return []
     record = Lineage.read(storage, name)
     return set_aside_damage(storage, name, record.receipt, log) if record.receipt else []
-
-
-def forget_files(storage: Storage, name: str, gone: Container[str]) -> None:
-    """Take files out of a product's receipt that a person had removed: they are not missed."""
-    record = Lineage.read(storage, name)
-    if record.receipt:
-        files = read_list(storage, list_name(name))
-        record.with_files(storage, [e for e in files if e.path not in gone]).write(storage)
 
 
 def input_versions(storage: Storage, names: Iterable[str]) -> dict[str, str]:

@@ -79,7 +79,7 @@ def publish(
     version: str,
     inputs: Mapping[str, str],
     counts: Mapping[str, int],
-    files: Sequence[FileEntry] = (),
+    files: Sequence[FileEntry] | None = None,
     checks: Sequence[Verdict] = (),
     folder: str = "",
     config: Mapping[str, Any] | None = None,
@@ -121,7 +121,7 @@ def publish(
         failed=stopping,
     )
     storage = deployment.storage()
-    if files:
+    if files is not None:
         record = record.with_files(storage, files)
     record.write(storage)
     described = _described(record, metadata or {}, storage.path(folder) if folder else None)

@@ -103,11 +103,13 @@ def test_a_second_demo_has_nothing_to_do_and_changes_no_byte(demo, storage, caps
 
 def test_lineage_walks_from_the_checkpoint_to_the_annotations_and_back(demo, capsys):
     config = str(demo / "deployment" / "deployment.yaml")
-    assert main(["lineage", "stage3[tiny]", "--verify", "--config", config]) == 0
+    assert main(["lineage", "stage3[tiny]", "--verify", "--all", "--config", config]) == 0
     said = capsys.readouterr().out
     assert "jylins/videomarathon @ " in said
-    assert "videomarathon_video[part0]: verified" in said
-    assert "CHANGED" not in said
+    for name in ("videomarathon_video[part0]", "videos[part0|panda]", "features[part0|tiny]"):
+        assert f"{name}: whole, " in said
+    assert "nothing is recorded" not in said
+    assert said.splitlines()[-1].startswith("  whole: ")
     assert main(["lineage", "youcook2/youcook2-00", "--config", config]) == 0
     assert "stage3[tiny]" in capsys.readouterr().out
 

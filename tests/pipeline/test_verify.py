@@ -1,51 +1,133 @@
-"""Hashing the files of a product again."""
+"""Reading the files of products again: what is found, and how it is said."""
+
+import os
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from assets.checkpoints.results import read_weights
+from assets.annotations.catalogue import Catalogue, snapshot_name
+from assets.deployment.settings import CONFIG_VARIABLE
 from assets.records.lineage import Lineage
-from assets.shards.part import part_folder
-from assets.shards.writer import write_kind_part
-from pipeline.verify import verify
-from tests.assets.shards.roots import make_root, quiet, settings_for
-from training.formats.kinds import TEXT_KIND
+from assets.sources.base import VideoRow
+from pipeline.cli import main
+from pipeline.verify import CHANGED, NOT_THERE, UNRECORDED, WHOLE, verify
+from training.formats.receipts import describe_files
 from training.formats.storage import Storage
+
+VIDEO, FEATURES = "VideoMarathon/videos/panda/a.mp4", "VideoMarathon/features/tiny/panda/a"
 
 
 @pytest.fixture
 def storage(tmp_path):
-    return Storage(str(tmp_path))
+    """Records of a small graph, as its assets leave them."""
+    storage = Storage(str(tmp_path / "root"))
+    made = {
+        "annotations": ("VideoMarathon/annotations.parquet", {"rows.jsonl": "sha"}),
+        "part_rows[part0]": (None, {"annotations": "v"}),
+        "videos[part0|panda]": (VIDEO, {"part_rows[part0]": "v"}),
+        "features[part0|tiny]": (f"{FEATURES}.safetensors", {"videos[part0|panda]": "v"}),
+        "stage3[tiny]": ("checkpoints/tiny/stage3/k/export/w", {"features[part0|tiny]": "v"}),
+    }
+    for name, (path, inputs) in made.items():
+        record = Lineage(name, "v", inputs=inputs)
+        if path:
+            storage.write_bytes(path, name.encode() * 1000)
+            record = record.with_files(storage, describe_files(storage, [path]))
+        record.write(storage)
+    with Catalogue(storage, "panda", "part0") as catalogue:
+        catalogue.add([VideoRow("panda/a", "panda", "a")])
+    return storage
 
 
-def change_last_byte(path):
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
+@pytest.fixture
+def lineage(storage, tmp_path, monkeypatch, capsys):
+    """`hourllava lineage` with further words: its exit code, and the lines of its verdict."""
+    settings = "root: root\nvariants: [tiny]\nannotations: {paths: [none.jsonl]}\n"
+    (tmp_path / "deployment.yaml").write_text(
+        settings + "sources: {panda: {kind: drop, folder: drop}}\n"
+    )
+    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "deployment.yaml"))
+
+    def run(*words):
+        code = main(["lineage", *words])
+        return code, capsys.readouterr().out.partition("verified:\n")[2].splitlines()
+
+    return run
+
+
+def records(storage, *names):
+    return [Lineage.read(storage, name) for name in names]
+
+
+def flip(storage, rel, start=2000, count=2000):
+    path = storage.local(rel)
+    before, data = path.stat(), bytearray(path.read_bytes())
+    data[start : start + count] = bytes(byte ^ 1 for byte in data[start : start + count])
     path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_changed_weights_are_noticed(storage):
-    export = storage.local_folder("checkpoints/tiny/stage3/k") / "export"
-    export.mkdir(parents=True)
-    save_file({"w": torch.arange(6.0)}, export / "model.safetensors")
-    version = read_weights(export).version
-    record = Lineage("stage3[tiny]", version, folder="checkpoints/tiny/stage3/k")
-    assert verify(storage, record) == "stage3[tiny]: verified, 1 tensors"
-    change_last_byte(export / "model.safetensors")
-    assert verify(storage, record).startswith("stage3[tiny]: CHANGED: the weights are ")
+def test_what_is_whole_is_one_line(lineage):
+    assert lineage("stage3[tiny]", "--verify") == (
+        0,
+        ["  whole: 4 products, 4 files of 62,000 bytes"],
+    )
 
 
-def test_a_product_without_a_folder_of_its_own_has_nothing_to_hash(storage):
-    assert "nothing to hash" in verify(storage, Lineage("annotations", "a1"))
+def test_bytes_of_a_feature_file_and_a_cut_video_are_found_from_the_checkpoint(storage, lineage):
+    flip(storage, f"{FEATURES}.safetensors")
+    os.truncate(storage.local(VIDEO), 1000)
+    code, lines = lineage("stage3[tiny]", "--verify")
+    assert code == 2
+    assert lines == [
+        f"  videos[part0|panda]: CHANGED: {VIDEO} has 1,000 bytes instead of 19,000",
+        f"  features[part0|tiny]: CHANGED: {FEATURES}.safetensors has other content",
+        "  2 of 4 products are damaged (4 files of 62,000 bytes): videos[part0|panda], "
+        "features[part0|tiny]. Materialize them again, in this order: what is damaged is set aside",
+    ]
 
 
-def test_changed_shards_are_noticed(tmp_path):
-    root = make_root(tmp_path, images=4)
-    report = write_kind_part(root, settings_for(tmp_path), TEXT_KIND, 0, quiet)
-    folder = part_folder(TEXT_KIND, 0)
-    record = Lineage("llavavideo_text[part0]", report.version, folder=folder)
-    shards = report.counts["shards"]
-    assert verify(root, record) == f"llavavideo_text[part0]: verified, {shards} shards"
-    change_last_byte(next(root.local_folder(folder).glob("*.mds")))
-    assert "CHANGED: the content of shard." in verify(root, record)
+def test_all_products_are_listed_where_that_is_asked_for(lineage):
+    code, lines = lineage("stage3[tiny]", "--verify", "--all")
+    assert (code, len(lines)) == (0, 5)
+    assert lines[0] == "  annotations: whole, 1 file of 11,000 bytes"
+
+
+def test_every_file_that_is_gone_is_named_and_many_are_counted(storage):
+    names = [f"some/{number:02d}" for number in range(12)]
+    for name in names:
+        storage.write_bytes(name, b"x")
+    record = Lineage("features[part0|tiny]", "v").with_files(
+        storage, describe_files(storage, names)
+    )
+    for name in names:
+        storage.remove(name)
+    (finding,) = verify(storage, [record]).findings
+    assert finding.verdict == NOT_THERE
+    assert str(finding).startswith(
+        "features[part0|tiny]: NOT THERE: some/00 is missing; some/01 is missing"
+    )
+    assert str(finding).endswith("; and 2 more")
+
+
+def test_a_damaged_table_of_videos_is_found(storage):
+    name = snapshot_name("panda", "part0")
+    flip(storage, name, start=storage.size(name) // 2, count=1)
+    (finding,) = verify(storage, records(storage, "videos[part0|panda]")).findings
+    assert (finding.verdict, [damage.path for damage in finding.damage]) == (CHANGED, [name])
+
+
+def test_a_product_without_a_receipt_is_neither_whole_nor_changed(storage):
+    found = verify(storage, [Lineage("evaluation[tiny]", "v"), *records(storage, "annotations")])
+    assert {f.product: f.verdict for f in found.findings} == {
+        "evaluation[tiny]": UNRECORDED,
+        "annotations": WHOLE,
+    }
+    assert found.verdict == (
+        "whole: 1 product, 1 file of 11,000 bytes; nothing is recorded of evaluation[tiny]"
+    )
+
+
+def test_a_moved_root_is_whole_under_its_new_name(storage, tmp_path):
+    os.rename(tmp_path / "root", tmp_path / "moved")
+    moved = Storage(str(tmp_path / "moved"))
+    assert not verify(moved, records(moved, "annotations", "features[part0|tiny]")).wrong
