@@ -20,13 +20,18 @@ STOP_TIMEOUT_S = 60
 
 
 @contextmanager
-def dagster(config: Path, log: Path, home: Path = REPOSITORY) -> Iterator[DagsterClient]:
-    """The webserver, the daemon and this repository's code location, for the deployment of
-    `config`.
+def dagster(
+    config: Path,
+    log: Path,
+    home: Path = REPOSITORY,
+    workspace: Path = REPOSITORY / "workspace.yaml",
+) -> Iterator[DagsterClient]:
+    """The webserver, the daemon and a code location, for the deployment of `config`.
 
     Args:
         log: file that takes what they print.
         home: folder with the `dagster.yaml` of the instance; its history lies below.
+        workspace: names the code location; this repository's own by default.
 
     Raises:
         DagsterError: the code location does not load.
@@ -35,7 +40,7 @@ def dagster(config: Path, log: Path, home: Path = REPOSITORY) -> Iterator[Dagste
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
-    command += ["-w", str(REPOSITORY / "workspace.yaml")]
+    command += ["-w", str(workspace)]
     environment = {**os.environ, CONFIG_VARIABLE: str(config)}
     if home != REPOSITORY:
         environment["DAGSTER_HOME"] = str(home)
