@@ -32,6 +32,7 @@ from training.device import device_name, free_memory, utilisation
 from training.export import companions_of, publish_export
 from training.flops import flops
 from training.formats.hashing import seed_of
+from training.formats.machine_faults import MachineFault
 from training.loading import load_weights, model_and_processor
 from training.memory_plan import plan_memory
 from training.metrics import MetricsWriter, step_line, step_record
@@ -74,7 +75,7 @@ def train(
         ValueError: the configuration cannot work here (it names what to change).
         FolderInUse: another launcher works in the folder.
         Preempted: asked to stop, after a checkpoint.
-        Diverged, OSError: see there.
+        MachineFault, Diverged, OSError: see there.
     """
     out = Path(run.out)
     folder = RunFolder(out, reporter.note)
@@ -172,6 +173,10 @@ class Trainer:
         self.companions = companions_of(Path(run.start))
         self.wrapper, self.processor, checkpointing = model_and_processor(run)
         self.model, self.model_config = self.wrapper.model, self.processor.config
+        # Before anything is loaded: what is wrong with the data is known within seconds.
+        self.loader = build_loader(run, self.processor, ranks.rank, ranks.world)
+        for text in self.loader.notes:
+            reporter.note(text)
         self.memory = plan_memory(
             run, self.model_config, ranks.world, free_memory(ranks), checkpointing
         )
@@ -192,7 +197,6 @@ class Trainer:
         self.parameters = [
             parameter for group in self.optimizer.param_groups for parameter in group["params"]
         ]
-        self.loader = build_loader(run, self.processor, ranks.rank, ranks.world)
         self.steps = min(
             self.recipe.epochs * self.loader.steps_per_epoch, run.max_steps or sys.maxsize
         )
@@ -229,6 +233,7 @@ class Trainer:
 
         Raises:
             Preempted: asked to stop, after a checkpoint.
+            MachineFault: data could not be read for a fault that did not pass, after a checkpoint.
             Diverged: too many steps in a row were not finite.
             OSError: a checkpoint could not be written.
         """
@@ -249,7 +254,9 @@ class Trainer:
                     if self._save_due():
                         self._save(wait=self.state.step == self.steps)
             except StopRequested:
-                self._save_and_stop()
+                raise Preempted(self._save_and_stop("asked to stop")) from None
+            except MachineFault as fault:
+                raise MachineFault(self._save_and_stop(str(fault))) from fault
 
     def _save_due(self) -> bool:
         paces = (self.recipe.save_every, self.config.milestone_every)
@@ -415,15 +422,15 @@ class Trainer:
         if wait:
             self.checkpoints.commit_written(wait=True)
 
-    def _save_and_stop(self) -> None:
-        """Save the steps that were taken, and stop; the one that was begun is taken again later."""
+    def _save_and_stop(self, why: str) -> str:
+        """Save the steps that were taken; the one that was begun is taken again later. What to tell
+        of it.
+        """
         step = self.state.step
         self.checkpoints.commit_written(wait=True)
         if step != self._saved_step:
             self._save(wait=True)
-        raise Preempted(
-            f"asked to stop after step {step} of {self.steps}; what was done is in a checkpoint"
-        )
+        return f"{why} after step {step} of {self.steps}; what was done is in a checkpoint"
 
     def close(self) -> None:
         """Close what reads and what writes."""

@@ -88,6 +88,9 @@ class RunConfig:
             files. Constant over the life of a run.
         features_cache, features_cache_bytes: where copies of remote feature files are kept, and how
             much of them.
+        shard_cache, shard_cache_bytes: the same for remote shards and short videos.
+        machine_wait_s: how long a fault of the machine (a full disk, too few descriptors, a store
+            or mount that does not answer) is waited out before the run stops with a checkpoint.
         max_dropped_share: share of unusable samples above which the run fails.
         keep: committed checkpoints that are kept, the newest ones.
         milestone_every: a checkpoint every so many steps is written and kept for ever; None: none.
@@ -136,7 +139,10 @@ class RunConfig:
     canonical_nodes: PositiveInt = 1
     shuffle_block: PositiveInt = 8192
     features_cache: str | None = None
-    features_cache_bytes: int = 200 << 30
+    features_cache_bytes: PositiveInt = 200 << 30
+    shard_cache: str | None = None
+    shard_cache_bytes: PositiveInt = 50 << 30
+    machine_wait_s: float = Field(default=600.0, ge=0)
     max_dropped_share: float = 0.01
     keep: int = Field(default=2, ge=2)
     milestone_every: PositiveInt | None = None

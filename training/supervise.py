@@ -47,6 +47,7 @@ FAILURE_NAME = "failure.json"
 OK = 0
 FAILED = 1
 CONFIGURATION = 2  # trying again cannot help
+MACHINE = 74  # a disk or a store is at fault; mended, the same command continues
 PREEMPTED = 75  # a checkpoint was written on request; the same command continues from it
 
 _PR_SET_PDEATHSIG = 1
@@ -85,7 +86,7 @@ def main(command: list[str]) -> int:
         file=sys.stderr,
     )
     # Without a report these two, and death by a signal, do not mean what they mean here.
-    return FAILED if status in (CONFIGURATION, PREEMPTED) or status < 0 else status
+    return FAILED if status in (CONFIGURATION, MACHINE, PREEMPTED) or status < 0 else status
 
 
 def _run(command: list[str], control: Path, owner: int) -> int:

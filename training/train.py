@@ -1,8 +1,9 @@
 """The torchrun entry: `torchrun ... -m training.train run.json`.
 
-Exit status 0: finished. 2: the configuration cannot work, trying again cannot help. 75: asked to
-stop, a checkpoint was written, the same command continues. 1: anything else; the same command
-continues from the newest checkpoint.
+Exit status 0: finished. 2: the configuration cannot work, trying again cannot help. 74: a disk or
+store is at fault; once that is mended, the same command continues. 75: asked to stop, a checkpoint
+was written, the same command continues. 1: anything else; the same command continues from the
+newest checkpoint.
 
 torch is imported, which takes seconds, only after this process has asked the kernel to end it with
 its parent: until then a parent that is killed would leave it behind.
@@ -16,10 +17,12 @@ import sys
 import traceback
 from pathlib import Path
 
+from training.formats.machine_faults import machine_fault
 from training.run_config import load_run
 from training.supervise import (
     CONFIGURATION,
     FAILED,
+    MACHINE,
     OK,
     PREEMPTED,
     die_with_torchrun,
@@ -60,6 +63,9 @@ def main(arguments: list[str]) -> int:
             return CONFIGURATION
         except Exception as error:
             traceback.print_exc()
+            if fault := machine_fault(error):
+                report_failure(MACHINE, fault)
+                return MACHINE
             report_failure(FAILED, f"{type(error).__name__}: {error}")
             return FAILED
     return OK

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from model.atomic import fsync_file
+from training.formats.mds_columns import ShardColumns
 from training.formats.sample import COLUMNS
 from training.formats.storage import Storage
 
@@ -87,72 +88,34 @@ def read_column(storage: Storage, folder: str, column: str) -> Iterator[str]:
     it.
     """
     for shard in storage.read_json(f"{folder}/index.json")["shards"]:
-        data = np.memmap(storage.local(f"{folder}/{shard['raw_data']['basename']}"), np.uint8, "r")
-        yield from _column(data, shard, column)
+        yield from _columns(storage, folder, shard).text(column)
 
 
 def shard_videos(
     storage: Storage, folder: str, shard: Mapping[str, Any]
 ) -> Iterator[tuple[str, float]]:
     """(video, its seconds) of every sample of one shard of a part, in order."""
-    data = _shard_bytes(storage, folder, shard)
-    seconds = _fixed_column(data, shard, "duration", "<f8")
-    yield from zip(_column(data, shard, "video"), seconds.tolist(), strict=True)
+    columns = _columns(storage, folder, shard)
+    seconds = columns.fixed("duration", "<f8")
+    yield from zip(columns.text("video"), seconds.tolist(), strict=True)
 
 
 def samples_about(storage: Storage, folder: str, video: str) -> int:
     """How many samples of a part are about one video."""
     found = 0
     for shard in storage.read_json(f"{folder}/index.json")["shards"]:
-        data = _shard_bytes(storage, folder, shard)
-        if video.encode() in data.tobytes():
-            found += sum(name == video for name in _column(data, shard, "video"))
+        columns = _columns(storage, folder, shard)
+        if video.encode() in columns.data.tobytes():
+            found += sum(name == video for name in columns.text("video"))
     return found
 
 
-def _shard_bytes(storage: Storage, folder: str, shard: Mapping[str, Any]) -> np.ndarray:
-    """The bytes of one shard, uint8 [n]; mapped where it lies on this machine."""
+def _columns(storage: Storage, folder: str, shard: Mapping[str, Any]) -> ShardColumns:
+    """The columns of one shard; mapped where it lies on this machine."""
     name = f"{folder}/{shard['raw_data']['basename']}"
-    if storage.is_local:
-        return np.memmap(storage.local(name), np.uint8, "r")
-    return np.frombuffer(storage.read_bytes(name), np.uint8)
-
-
-def _column(data: np.ndarray, shard: Mapping[str, Any], column: str) -> Iterator[str]:
-    """A text column of the rows of one shard."""
-    begins, heads = _places(data, shard, column)
-    ends = begins + heads[:, shard["column_sizes"][: _place(shard, column)].count(None)]
-    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
-        yield data[begin:end].tobytes().decode()
-
-
-def _fixed_column(
-    data: np.ndarray, shard: Mapping[str, Any], column: str, dtype: str
-) -> np.ndarray:
-    """A column of the rows of one shard whose values have one size."""
-    begins, _ = _places(data, shard, column)
-    values = data[begins[:, None] + np.arange(np.dtype(dtype).itemsize)]
-    return np.ascontiguousarray(values).view(dtype)[:, 0]
-
-
-def _places(
-    data: np.ndarray, shard: Mapping[str, Any], column: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where a column of each row begins, int64 [rows], and the sizes of the row's columns of
-    variable size, int64 [rows, columns].
-
-    An MDS file begins with the number of its rows and where each of them begins and the last one
-    ends; a row, with the sizes of its columns of variable size. All of these are uint32. The
-    columns follow, in the index's order.
-    """
-    sizes: list[int | None] = shard["column_sizes"]
-    before, variable = sizes[: _place(shard, column)], sizes.count(None)
-    starts = np.frombuffer(data[4 : 4 + 4 * shard["samples"]].tobytes(), "<u4").astype(np.int64)
-    heads = np.ascontiguousarray(data[starts[:, None] + np.arange(4 * variable)]).view("<u4")
-    heads = heads.astype(np.int64)
-    fixed = sum(size or 0 for size in before)
-    return starts + 4 * variable + fixed + heads[:, : before.count(None)].sum(1), heads
-
-
-def _place(shard: Mapping[str, Any], column: str) -> int:
-    return int(shard["column_names"].index(column))
+    data: np.ndarray = (
+        np.memmap(storage.local(name), np.uint8, "r")
+        if storage.is_local
+        else np.frombuffer(storage.read_bytes(name), np.uint8)
+    )
+    return ShardColumns(data, shard["column_names"], shard["column_sizes"], storage.path(name))

@@ -29,6 +29,7 @@ from model.inputs import SampleInputs
 from model.processor import Processor
 from training.data.micro_batch import MicroBatch
 from training.formats.hashing import seed_of
+from training.formats.machine_faults import MachineFault
 from training.run_config import RunConfig, parse_run
 
 
@@ -40,6 +41,7 @@ class LoaderBehaviour:
         count: samples in an epoch.
         infinite: numbers of samples with an infinite feature.
         crash_at, crash_rank: the optimizer step (from 0) in which the loader of this rank raises.
+        machine_fault: that is a fault of the machine.
         pause_s: how long every micro-batch takes.
     """
 
@@ -47,6 +49,7 @@ class LoaderBehaviour:
     infinite: tuple[int, ...] = ()
     crash_at: int | None = None
     crash_rank: int = 0
+    machine_fault: bool = False
     pause_s: float = 0.0
 
     def json(self) -> str:
@@ -75,12 +78,15 @@ class GeneratedLoader:
         self.steps_per_epoch = self.behaviour.count // self.global_batch
         self.epoch, self.step = 0, 0
         self.closed = False
+        self.notes: list[str] = []
 
     def __iter__(self) -> Iterator[MicroBatch]:
         order = list(range(self.behaviour.count))
         random.Random(seed_of(self.seed, self.epoch)).shuffle(order)
         for step in range(self.step, self.steps_per_epoch):
             if self.rank == self.behaviour.crash_rank and step == self.behaviour.crash_at:
+                if self.behaviour.machine_fault:
+                    raise MachineFault("the disk of features_cache is full")
                 raise RuntimeError("the loader was told to fail")
             everyone = order[step * self.global_batch : (step + 1) * self.global_batch]
             mine = everyone[self.rank :: self.world]

@@ -25,7 +25,7 @@ from tests.training.generated_samples import (
     train_in_process,
 )
 from training.checkpoint_folder import committed
-from training.supervise import CONFIGURATION, PREEMPTED
+from training.supervise import CONFIGURATION, MACHINE, PREEMPTED
 from training.train import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -143,6 +143,18 @@ def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_status(eight_steps, tmp
     step = len(losses(run))
     assert 2 <= step < 8
     assert [path.name for path in committed(Path(run.out) / "state")] == [f"step-{step}"]
+    status, output = finish(run)
+    assert status == 0, output
+    assert_equal_bits(final_state(run), eight_steps[1])
+
+
+def test_a_fault_of_one_ranks_machine_ends_in_a_checkpoint_that_goes_on(eight_steps, tmp_path):
+    run = make_run(tmp_path, save_every=100)
+    broken = LoaderBehaviour(crash_at=5, crash_rank=1, machine_fault=True)
+    status, output = finish(run, behaviour=broken)
+    assert status == MACHINE, output
+    assert "the disk of features_cache is full after step 5 of 8; what was done is in a" in output
+    assert [path.name for path in committed(Path(run.out) / "state")] == ["step-5"]
     status, output = finish(run)
     assert status == 0, output
     assert_equal_bits(final_state(run), eight_steps[1])

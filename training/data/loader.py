@@ -18,9 +18,11 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 from model.inputs import SampleInputs
 from model.processor import Processor
@@ -29,18 +31,27 @@ from training.data.order import EpochOrder
 from training.data.rows import RowReader
 from training.data.sample_dataset import (
     DroppedRow,
+    PostponedRow,
     PreparedSample,
+    WorkerResult,
     feature_store,
     sample_dataset,
+    shard_cache,
 )
-from training.data.shard_index import Faults, ShardIndex
+from training.data.shard_index import Gather, ShardIndex
+from training.data.survey import KnownLosses, find_losses
 from training.data.worker_pool import WorkerPool
-from training.formats.feature_store import FeatureStore
+from training.formats.hashing import hash_value
+from training.formats.machine_faults import wait_out
+from training.formats.receipts import Stamps
+from training.formats.storage import Storage
 from training.run_config import RunConfig
+from training.supervise import stop_requested
 
 log = logging.getLogger(__name__)
 
 NAMED_DROPS = 20  # dropped samples that are named in the log; the rest is counted
+STAMPS = "stamps"  # folder of what the file system said of whole shards, in the run's own
 READ_AHEAD = 4  # feature files that are read at once, ahead of the sample that is needed next
 
 
@@ -53,14 +64,47 @@ def build_loader(run: RunConfig, processor: Processor, rank: int, world_size: in
         ValueError: an index is broken, too many samples are in damaged shards, the ranks cannot
             share the global batch, or a stream is smaller than one.
     """
-    index = ShardIndex(run.streams)
+    open_index = partial(ShardIndex, run.streams, shard_cache(run), run.shard_cache_bytes)
+    index = wait_out(open_index, run.machine_wait_s)
     order = EpochOrder(run, index, rank, world_size)
     together = dist.is_available() and dist.is_initialized() and world_size > 1
-    index.verify(run.max_dropped_share, rank, world_size, _gather if together else None)
-    return ShardLoader(run, processor, index, order)
+    losses = look_at_data(run, index, rank, world_size, _gather if together else None)
+    return ShardLoader(run, processor, index, order, losses)
 
 
-def _gather(value: Faults) -> list[Faults]:
+def look_at_data(
+    run: RunConfig, index: ShardIndex, rank: int, world_size: int, gather: Gather | None
+) -> KnownLosses:
+    """What will be left out of training, told before the first step.
+
+    Raises:
+        ValueError: too much is lost, or a cache is too small for the files it is to hold.
+        MachineFault: a disk or store did not answer for `machine_wait_s`.
+    """
+    largest = max(
+        (shard.bytes for shard in index.shards if not index.storages[shard.stream].is_local),
+        default=0,
+    )
+    if largest > run.shard_cache_bytes:
+        raise ValueError(
+            f"shard_cache_bytes is {run.shard_cache_bytes:,}, but a shard has {largest:,}; set it "
+            "to several times that"
+        )
+    # Where whole files were known to be whole: kept with the run, which may be moved.
+    kept = Storage(run.out) if run.out else None
+    roots = {storage.root for storage in index.storages if storage.is_local}
+    names = {root: f"{STAMPS}/{hash_value(root)[:16]}.json" for root in roots}
+    stamps = {root: Stamps.read(kept, name) if kept else Stamps() for root, name in names.items()}
+    wait_out(partial(index.verify, stamps, rank, world_size, gather), run.machine_wait_s)
+    if kept and rank == 0:
+        for root, name in names.items():
+            stamps[root].write(kept, name)
+    losses = find_losses(run, index, rank, world_size, gather)
+    losses.refuse_above(run.max_dropped_share)
+    return losses
+
+
+def _gather(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
@@ -73,13 +117,20 @@ class ShardLoader:
         epoch: the epoch that the next micro-batch belongs to.
         steps_per_epoch: optimizer steps of an epoch; incomplete global batches are left out.
         accumulation: micro-batches of one rank in an optimizer step.
+        losses: what was known to be lost before training; notes: the same in words.
         workers: the processes that prepare samples.
     """
 
     def __init__(
-        self, run: RunConfig, processor: Processor, index: ShardIndex, order: EpochOrder
+        self,
+        run: RunConfig,
+        processor: Processor,
+        index: ShardIndex,
+        order: EpochOrder,
+        losses: KnownLosses,
     ) -> None:
-        self.run, self.index, self.order = run, index, order
+        self.run, self.index, self.order, self.losses = run, index, order, losses
+        self.notes = [losses.table()] if losses.counts else []
         self.micro, self.accumulation = run.batches(order.world_size)
         self.epoch = 0
         self._step = 0  # of the epoch
@@ -87,12 +138,14 @@ class ShardLoader:
         self._first_epoch = order.rows(0)
         self.steps_per_epoch = len(self._first_epoch)
         self._drops: Counter[str] = Counter()
-        self._dropped_before = 0.0  # this rank's share of those before the position
+        self._surprises = 0  # drops that were not known before training
+        self._surprises_before = 0.0  # this rank's share of those before the position
         self._iterating = False
         self._passes = 0  # over epochs or what was left of them
         self._features = feature_store(run)
+        self._dataset = sample_dataset(run, RowReader(index), processor, losses.videos)
         self.workers = WorkerPool(
-            sample_dataset(run, RowReader(index), processor),
+            self._dataset,
             workers=run.workers,
             ahead=run.prefetch * self.micro,
             timeout_s=run.data_timeout_s,
@@ -140,7 +193,9 @@ class ShardLoader:
                 "started with"
             )
         self.epoch, self._step = int(state["epoch"]), int(state["step"])
-        self._dropped_before = state.get("dropped", 0) / self.order.world_size
+        known = sum(self.losses.counts.values()) * (self.epoch + 1)
+        surprises = max(0, state.get("dropped", 0) - known)
+        self._surprises_before = surprises / self.order.world_size
         if self._step > self.steps_per_epoch:
             raise ValueError(
                 f"the saved position is step {self._step} of an epoch of {self.steps_per_epoch}"
@@ -156,6 +211,7 @@ class ShardLoader:
         Raises:
             RuntimeError: a worker died or gave nothing for `data_timeout_s`, or samples were lost
                 on the way.
+            MachineFault: the machine was at fault for longer than `machine_wait_s`.
             ValueError: more samples had to be dropped than `max_dropped_share` allows.
         """
         if self._iterating:
@@ -201,38 +257,50 @@ class ShardLoader:
         return batch
 
     def _count(self, dropped: DroppedRow) -> None:
-        """Count a dropped row, name it while there are few, and refuse too many."""
+        """Count a dropped row. One that was not known before is named while there are few, and
+        too many of them are refused.
+        """
         self._drops[dropped.reason] += 1
-        number = self._drops.total()
+        if dropped.known:
+            return
+        self._surprises += 1
+        number = self._surprises + self._surprises_before
         of = (self.epoch + 1) * self.steps_per_epoch * self.order.share
-        if number <= NAMED_DROPS:
+        if self._surprises <= NAMED_DROPS:
             log.warning(
                 "sample %s is left out: %s: %s", dropped.name, dropped.reason, dropped.detail
             )
-        if number + self._dropped_before > self.run.max_dropped_share * of:
+        # What is lost anyway was allowed before the first step.
+        if number > (self.run.max_dropped_share - self.losses.share) * of:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self._drops.most_common())
-            if self._dropped_before:
-                reasons += f", {self._dropped_before:g} before this start"
+            if self._surprises_before:
+                reasons += f", {self._surprises_before:g} before this start"
+            known = f", with the {self.losses.share:.2%} known before training"
             raise ValueError(
-                f"{number + self._dropped_before:g} samples of this rank could not be used "
-                f"({reasons}), more than max_dropped_share ({self.run.max_dropped_share:g}) of its "
-                f"{of}; the last one: {dropped.name}: {dropped.detail}"
+                f"{self._drops.total() + self._surprises_before:g} samples of this rank could not "
+                f"be used ({reasons}){known if self.losses.counts else ''}, more than "
+                f"max_dropped_share ({self.run.max_dropped_share:g}) of its {of}; the last one: "
+                f"{dropped.name}: {dropped.detail}"
             )
 
     def _samples(self, rows: list[tuple[int, int]]) -> Iterator[SampleInputs | DroppedRow]:
         """Samples of (epoch, row) pairs in order, with stored features read a few ahead, in this
         process, by memory map.
+
+        Raises:
+            MachineFault: the machine was at fault for longer than `machine_wait_s`.
         """
         waiting: deque[Future[SampleInputs | DroppedRow] | SampleInputs | DroppedRow] = deque()
         with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="features") as pool:
             try:
-                for item in self.workers.prepare(rows):
+                for prepared in self.workers.prepare(rows):
+                    item = self._after_the_fault(prepared)
                     if isinstance(item, DroppedRow):
                         waiting.append(item)
                     elif item.frames is None:
                         waiting.append(item.sample)
                     else:
-                        waiting.append(pool.submit(_with_features, item, self._features))
+                        waiting.append(pool.submit(self._with_features, item))
                     if len(waiting) > READ_AHEAD:
                         yield _result(waiting.popleft())
                 while waiting:
@@ -240,22 +308,32 @@ class ShardLoader:
             finally:
                 pool.shutdown(cancel_futures=True)
 
+    def _after_the_fault(self, item: WorkerResult) -> PreparedSample | DroppedRow:
+        """The sample of a row; one that a worker could not prepare because the machine was at fault
+        is prepared here, as soon as that has passed.
+        """
+        if not isinstance(item, PostponedRow):
+            return item
+        again = partial(self._dataset.prepare, item.epoch, item.row)
+        return wait_out(again, self.run.machine_wait_s, stop_requested)
+
+    def _with_features(self, prepared: PreparedSample) -> SampleInputs | DroppedRow:
+        """The sample with its stored frames in place of their stand-in."""
+        sample, chosen, store = prepared.sample, prepared.frames, self._features
+        assert store is not None
+        assert chosen is not None
+
+        def read() -> Tensor:
+            return store.open_whole(chosen.video).read(chosen.indices)
+
+        try:
+            features = wait_out(read, self.run.machine_wait_s, stop_requested)
+        except (FileNotFoundError, ValueError, IndexError) as error:
+            return DroppedRow(sample.id, "features damaged", str(error))
+        return replace(sample, visuals=[replace(sample.visuals[0], features=features)])
+
 
 def _result(
     item: Future[SampleInputs | DroppedRow] | SampleInputs | DroppedRow,
 ) -> SampleInputs | DroppedRow:
     return item.result() if isinstance(item, Future) else item
-
-
-def _with_features(
-    prepared: PreparedSample, store: FeatureStore | None
-) -> SampleInputs | DroppedRow:
-    """The sample with its stored frames in place of their stand-in."""
-    sample, chosen = prepared.sample, prepared.frames
-    assert store is not None
-    assert chosen is not None
-    try:
-        features = store.open(chosen.video).read(chosen.indices)
-    except (FileNotFoundError, ValueError, IndexError) as error:
-        return DroppedRow(sample.id, "features damaged", str(error))
-    return replace(sample, visuals=[replace(sample.visuals[0], features=features)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,9 +32,11 @@ class MicroBatchLoader(Protocol):
 
     Attributes:
         steps_per_epoch: optimizer steps of an epoch.
+        notes: what should be said before the first step.
     """
 
     steps_per_epoch: int
+    notes: Sequence[str]
 
     def __iter__(self) -> Iterator[MicroBatch]: ...
 

@@ -19,12 +19,14 @@ from model.config import HourLlavaConfig
 from model.inputs import SampleInputs
 from training.data.micro_batch import MicroBatch, MicroBatchLoader
 from training.data.packing import Budget, Pack, pack
+from training.formats.machine_faults import MachineFault
 from training.parallel import Ranks
 
 # Samples of one rank that are cut into packs together; bounds the host memory of prefetching.
 GROUP_SAMPLES = 8
 PREPARED_GROUPS = 1  # besides the one in use and the one in the making
 JOIN_S = 5.0
+FAULT = 1 << 30  # in place of a number of packs: this rank has none, for a fault of its machine
 
 
 @dataclass(slots=True)
@@ -78,6 +80,8 @@ class Prefetcher:
 
         Raises:
             RuntimeError: the loader yields nothing.
+            MachineFault: a rank's machine is at fault; all ranks raise it in place of the same
+                group.
             Exception: whatever the loader raised.
         """
         thread = threading.Thread(target=self._run, name="prefetcher", daemon=True)
@@ -117,7 +121,13 @@ class Prefetcher:
         for _ in range(self.steps):
             done = 0
             while done < self.accumulation:
-                taken = [next(batches) for _ in range(min(in_group, self.accumulation - done))]
+                wanted = min(in_group, self.accumulation - done)
+                try:
+                    taken = [next(batches) for _ in range(wanted)]
+                except MachineFault:
+                    # The others wait for this rank's number of packs; so all end at one place.
+                    self._most_of_all_ranks(FAULT)
+                    raise
                 done += len(taken)
                 ends = done == self.accumulation
                 samples = [sample for batch in taken for sample in batch.samples]
@@ -156,6 +166,8 @@ class Prefetcher:
     def _most_of_all_ranks(self, count: int) -> int:
         tensor = torch.tensor(count)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.ranks.prefetchers)
+        if count < FAULT <= int(tensor):
+            raise MachineFault("the machine of another rank is at fault")
         return int(tensor)
 
 

@@ -5,12 +5,14 @@ place.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from streaming.base.format.mds import MDSReader
 
 from training.data.shard_index import ShardIndex
 from training.formats.file_cache import DamagedFileError
+from training.formats.machine_faults import gone, machine_fault
 
 TRIES = 3  # a cached shard can be removed between finding and opening it
 
@@ -26,11 +28,16 @@ class RowReader:
         number, place = self.index.locate(row)
         return f"{self.index.shards[number].rel}#{place}"
 
+    def is_damaged(self, row: int) -> bool:
+        """Whether the row's shard was found damaged before training."""
+        return self.index.locate(row)[0] in self.index.damaged
+
     def read(self, row: int) -> dict[str, Any]:
         """The columns of a row.
 
         Raises:
             DamagedFileError: the shard is damaged or gone; the message names it.
+            Exception: the machine is at fault (see `machine_faults`).
         """
         number, place = self.index.locate(row)
         shard, reader = self.index.shards[number], self.index.readers[number]
@@ -43,9 +50,18 @@ class RowReader:
                 assert isinstance(reader, MDSReader)
                 reader.dirname, reader.raw_data.basename = str(path.parent), path.name
                 return reader[place]
+            except DamagedFileError:
+                raise
             except FileNotFoundError as error:
-                if attempt == TRIES or cache.storage.is_local:
+                if machine_fault(error):
+                    raise
+                local = cache.storage.is_local
+                if local and (fault := gone(Path(cache.storage.root))):
+                    raise fault from error
+                if attempt == TRIES or local:
                     raise DamagedFileError(f"{shard.rel}: {error}") from error
             except (OSError, ValueError, IndexError, KeyError) as error:
+                if machine_fault(error):
+                    raise
                 raise DamagedFileError(f"{shard.rel}, row {place}: {error}") from error
         raise AssertionError("unreachable")

@@ -9,7 +9,9 @@ their shape and no bytes.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,6 +30,7 @@ from training.formats.feature_store import FeatureStore
 from training.formats.file_cache import DamagedFileError, FileCache
 from training.formats.hashing import seed_of
 from training.formats.kinds import LONG_VIDEO_KIND
+from training.formats.machine_faults import gone, machine_fault
 from training.formats.sample import Sample, decode
 from training.formats.storage import Storage
 from training.run_config import RunConfig
@@ -66,11 +69,25 @@ class DroppedRow:
         name: of the sample, or of the row where that could not be read.
         reason: one of a few fixed phrases.
         detail: what exactly is wrong.
+        known: whether this was known, and allowed, before training.
     """
 
     name: str
     reason: str
     detail: str
+    known: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PostponedRow:
+    """A row that could not be prepared because the machine is at fault: to be tried again."""
+
+    epoch: int
+    row: int
+    fault: str
+
+
+WorkerResult = PreparedSample | DroppedRow | PostponedRow
 
 
 class UnusableSampleError(ValueError):
@@ -98,13 +115,19 @@ class _FrameRecorder:
 
 @dataclass
 class SampleDataset(Dataset):
-    """(epoch, row number) -> `PreparedSample` or `DroppedRow`. No row depends on another one."""
+    """(epoch, row number) -> `PreparedSample`, `DroppedRow` or `PostponedRow`. No row depends on
+    another one.
+
+    Attributes:
+        lost: videos that cannot be used, as was known before training -> reason and detail.
+    """
 
     rows: RowReader
     processor: Processor
     run: RunConfig
     features: FeatureStore | None = None
     videos: FileCache | None = None
+    lost: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     _unlimited: HourLlavaConfig = field(init=False)
     _max_tokens: int = field(init=False)
 
@@ -115,12 +138,27 @@ class SampleDataset(Dataset):
         self._unlimited = replace(config, llm=llm, max_length=NO_LIMIT)
         self._max_tokens = min(config.max_length, self.run.recipe.max_length)
 
-    def __getitem__(self, item: tuple[int, int]) -> PreparedSample | DroppedRow:
-        epoch, row = item
+    def __getitem__(self, item: tuple[int, int]) -> WorkerResult:
+        try:
+            return self.prepare(*item)
+        except Exception as error:
+            if (fault := machine_fault(error)) is None:
+                raise
+            return PostponedRow(*item, fault)
+
+    def prepare(self, epoch: int, row: int) -> PreparedSample | DroppedRow:
+        """The sample of a row.
+
+        Raises:
+            Exception: the machine is at fault (see `machine_faults`).
+        """
         try:
             sample = decode(self.rows.read(row))
         except (DamagedFileError, ValueError) as error:
-            return DroppedRow(self.rows.name(row), "damaged shard", str(error))
+            known = self.rows.is_damaged(row)
+            return DroppedRow(self.rows.name(row), "damaged shard", str(error), known)
+        if sample.video in self.lost:
+            return DroppedRow(sample.id, *self.lost[sample.video], known=True)
         try:
             return self._prepare(sample, seed_of(self.run.seed, epoch, sample.id))
         except UnusableSampleError as error:
@@ -161,19 +199,28 @@ class SampleDataset(Dataset):
             inputs = self.processor.video(recorder, sample.conversations, id=sample.id, seed=seed)
             return PreparedSample(inputs, FrameChoice(sample.video, recorder.indices))
         except MediaError as error:
+            if machine_fault(error) is None:
+                _read_through(error.path)
             raise UnusableSampleError(f"video {error.reason.replace('_', ' ')}", error) from error
         except FileNotFoundError as error:
+            if machine_fault(error):
+                raise
             reason = "features missing" if long else "video missing"
             raise UnusableSampleError(reason, error) from error
         except UnusableSampleError:
             raise
         except (ValueError, OSError) as error:
+            if machine_fault(error):
+                raise
             raise UnusableSampleError("unusable sample", error) from error
 
     def _video_path(self, name: str) -> str:
         if self.videos is None:
             raise ValueError("the run's videos_root is empty, but its samples name short videos")
-        return os.fspath(self.videos.path(name))
+        path, storage = self.videos.path(name), self.videos.storage
+        if not path.exists() and storage.is_local and (fault := gone(Path(storage.root))):
+            raise fault
+        return os.fspath(path)
 
     def _FeatureFile(self, video: str) -> FeatureFile:
         if self.features is None:
@@ -184,10 +231,35 @@ class SampleDataset(Dataset):
             raise UnusableSampleError("features damaged", error) from error
 
 
-def sample_dataset(run: RunConfig, rows: RowReader, processor: Processor) -> SampleDataset:
+def _read_through(path: str) -> None:
+    """Read a file that no decoder can use: a disk that does not give its bytes is at fault, not
+    they.
+    """
+    with open(path, "rb") as file:
+        while file.read(1 << 22):
+            pass
+
+
+def sample_dataset(
+    run: RunConfig,
+    rows: RowReader,
+    processor: Processor,
+    lost: Mapping[str, tuple[str, str]],
+) -> SampleDataset:
     """What the workers of a run's loader read from."""
-    videos = FileCache(Storage(run.videos_root)) if run.videos_root else None
-    return SampleDataset(rows, processor, run, features=feature_store(run), videos=videos)
+    videos = (
+        FileCache(Storage(run.videos_root), shard_cache(run), run.shard_cache_bytes)
+        if run.videos_root
+        else None
+    )
+    return SampleDataset(
+        rows, processor, run, features=feature_store(run), videos=videos, lost=lost
+    )
+
+
+def shard_cache(run: RunConfig) -> Path | None:
+    """Where copies of remote shards and short videos are kept, where the run says it."""
+    return Path(run.shard_cache) if run.shard_cache else None
 
 
 def feature_store(run: RunConfig) -> FeatureStore | None:

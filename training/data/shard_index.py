@@ -6,10 +6,7 @@ index is read here, and every shard is checked before training.
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +15,16 @@ import numpy as np
 from streaming.base.format import Reader, reader_from_json
 
 from training.formats import layout
-from training.formats.file_cache import FileCache
-from training.formats.hashing import hash_file_xxh64
+from training.formats.file_cache import DEFAULT_BYTES, FileCache
+from training.formats.receipts import FileEntry, Stamps, find_damage
 from training.formats.sample import is_relative_name
 from training.formats.storage import Storage
 from training.run_config import StreamConfig
 
-log = logging.getLogger(__name__)
-
 HASH = "xxh64"
 
 Faults = dict[int, str]  # number of a damaged shard -> what is wrong with it
+Gather = Callable[[Any], list[Any]]  # a value of this rank -> those of all ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +41,20 @@ class Shard:
     rel: str
     samples: int
     bytes: int
-    xxh64: str | None
+    xxh64: str
+
+    @property
+    def entry(self) -> FileEntry:
+        """What its file has to be."""
+        return FileEntry(self.rel, self.bytes, f"{HASH}:{self.xxh64}")
 
 
 class ShardIndex:
     """All shards of a run, stream after stream. Rows are numbered through all of them.
+
+    Args:
+        streams: as configured.
+        cache, cache_bytes: where copies of remote shards are kept, and how much of them.
 
     Attributes:
         streams: as configured.
@@ -63,10 +68,15 @@ class ShardIndex:
         FileNotFoundError, ValueError: see `read_indexes`.
     """
 
-    def __init__(self, streams: Sequence[StreamConfig]) -> None:
+    def __init__(
+        self,
+        streams: Sequence[StreamConfig],
+        cache: Path | None = None,
+        cache_bytes: int = DEFAULT_BYTES,
+    ) -> None:
         self.streams = tuple(streams)
         self.storages = [Storage(stream.root) for stream in self.streams]
-        self.caches = [FileCache(storage) for storage in self.storages]
+        self.caches = [FileCache(storage, cache, cache_bytes) for storage in self.storages]
         self.shards: list[Shard] = []
         self.readers: list[Reader] = []
         for number, (config, storage) in enumerate(zip(self.streams, self.storages, strict=True)):
@@ -98,64 +108,44 @@ class ShardIndex:
 
     def verify(
         self,
-        max_lost_share: float,
+        stamps: Mapping[str, Stamps],
         rank: int = 0,
         world_size: int = 1,
-        gather: Callable[[Faults], list[Faults]] | None = None,
+        gather: Gather | None = None,
     ) -> Faults:
         """Check size and hash of every shard on local disk; ranks share the work.
 
+        A shard is hashed where the file system does not say what it said when its hash last held.
         Remote shards are checked when they are fetched.
 
         Args:
-            max_lost_share: share of all rows that damaged shards may hold.
+            stamps: by root; what was known, and what is known afterwards.
             gather: collects a value from all ranks; None where this rank checks everything.
 
         Returns:
             The faults, the same on every rank; they are also in `damaged`.
-
-        Raises:
-            ValueError: more rows are lost than allowed; the shards are named.
         """
         everything = range(len(self.shards))
         mine = everything[rank::world_size] if gather else everything
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            faults = zip(mine, pool.map(self._fault, mine), strict=True)
-            found = {number: fault for number, fault in faults if fault}
-        for part in gather(found) if gather else [found]:
-            self.damaged |= {int(number): fault for number, fault in part.items()}
-        if self.damaged:
-            self._report_damage(max_lost_share)
+        found: Faults = {}
+        for stream, storage in enumerate(self.storages):
+            if not storage.is_local:
+                continue
+            own = [number for number in mine if self.shards[number].stream == stream]
+            entries = {self.shards[number].entry for number in own}
+            broken = {
+                damage.path: damage.fault
+                for damage in find_damage(storage, entries, stamps[storage.root])
+            }
+            for number in own:
+                if (rel := self.shards[number].rel) in broken:
+                    found[number] = f"{storage.path(rel)} {broken[rel]}"
+        known = {root: of_root.known for root, of_root in stamps.items()}
+        for faults, seen in gather((found, known)) if gather else [(found, known)]:
+            self.damaged |= faults
+            for root, of_root in seen.items():
+                stamps[root].known.update(of_root)
         return self.damaged
-
-    def _report_damage(self, max_lost_share: float) -> None:
-        lost = sum(self.shards[number].samples for number in self.damaged)
-        listing = "; ".join(self.damaged[number] for number in sorted(self.damaged)[:5])
-        message = (
-            f"{len(self.damaged)} damaged shards hold {lost:,} of {len(self):,} samples: {listing}"
-        )
-        if lost > max_lost_share * len(self):
-            raise ValueError(
-                f"{message}; that is more than max_dropped_share ({max_lost_share:g}); "
-                "materialize these parts again"
-            )
-        log.warning("%s; their samples are left out", message)
-
-    def _fault(self, number: int) -> str | None:
-        """What is wrong with a local shard file, if anything."""
-        shard, storage = self.shards[number], self.storages[self.shards[number].stream]
-        if not storage.is_local:
-            return None
-        path = Path(storage.path(shard.rel))
-        try:
-            size = path.stat().st_size
-            if size != shard.bytes:
-                return f"{path}: {size:,} bytes, its index says {shard.bytes:,}"
-            if shard.xxh64 is not None and hash_file_xxh64(path) != shard.xxh64:
-                return f"{path}: its content does not hash to what its index says"
-        except OSError as error:
-            return f"{path}: {error.strerror or error}"
-        return None
 
 
 def read_indexes(
@@ -175,6 +165,11 @@ def read_indexes(
             raw = entry["raw_data"]
             name = f"{folder}/{raw['basename']}" if folder else raw["basename"]
             hash_ = raw["hashes"].get(HASH)
+            if hash_ is None:
+                raise ValueError(
+                    f"{storage.path(index)}: {name} has no {HASH}; write the shards again with "
+                    f"hashes=['{HASH}']"
+                )
             shards.append(Shard(number, name, entry["samples"], raw["bytes"], hash_))
             entries.append({**entry, "raw_data": {**raw, "basename": name}})
     if not shards:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from training.data.sample_dataset import DroppedRow, PreparedSample, SampleDataset
+from training.data.sample_dataset import SampleDataset, WorkerResult
 from training.supervise import die_with_parent
 
 START_S = 180.0  # starting workers imports torch, which takes long on a busy machine
@@ -51,7 +51,7 @@ class WorkerPool:
             persistent_workers=workers > 0,
         )
 
-    def prepare(self, rows: list[EpochRow]) -> Iterator[PreparedSample | DroppedRow]:
+    def prepare(self, rows: list[EpochRow]) -> Iterator[WorkerResult]:
         """The rows' samples, in order.
 
         The library's time limit covers waiting for its queue, but not what comes after: a message
@@ -65,9 +65,7 @@ class WorkerPool:
         if not self.workers:
             yield from self._loader
             return
-        results: queue.Queue[PreparedSample | DroppedRow | BaseException | None] = queue.Queue(
-            self.ahead
-        )
+        results: queue.Queue[WorkerResult | BaseException | None] = queue.Queue(self.ahead)
         stopped = threading.Event()
         thread = threading.Thread(
             target=self._put_all, args=(results, stopped), name="loader", daemon=True

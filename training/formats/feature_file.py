@@ -36,6 +36,9 @@ SUFFIX = ".safetensors"
 HEADER_ROOM = 8192
 # Of a whole file in receipts: the header is written last, and hashed last.
 HASH = f"xxh64+{HEADER_ROOM}"
+# Of a bfloat16 without its sign: from here on it is infinite or not a number.
+_NOT_FINITE = 0x7F80
+_CHECKED_AT_ONCE = 1 << 17  # numbers that stay in a core's cache while they are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +294,7 @@ class FeatureFile:
 
         Raises:
             IndexError: an index outside 0 .. T-1.
+            ValueError: a number among them is infinite or not a number; the frame is named.
         """
         import torch
 
@@ -301,7 +305,27 @@ class FeatureFile:
             if index.size and (index.min() < 0 or index.max() >= self.frames):
                 raise IndexError(f"{self.path}: frame {int(index.max())} of {self.frames}")
             rows = np.asarray(self._rows[index])
+        place = _first_not_finite(rows)
+        if place is not None:
+            row = place // (self.header.tokens * self.header.width)
+            frame = row if indices is None else int(np.asarray(indices)[row])
+            raise ValueError(
+                f"{self.path}: frame {frame} holds numbers that are not finite; the file is "
+                "damaged, extract it again"
+            )
         return torch.from_numpy(rows).view(torch.bfloat16)
+
+
+def _first_not_finite(bits: np.ndarray) -> int | None:
+    """Place of the first infinite number or NaN among bit patterns of bfloat16, if there is one."""
+    flat = bits.reshape(-1)
+    room = np.empty(min(_CHECKED_AT_ONCE, flat.size), np.uint16)
+    for start in range(0, flat.size, _CHECKED_AT_ONCE):
+        part = flat[start : start + _CHECKED_AT_ONCE]
+        magnitudes = np.bitwise_and(part, 0x7FFF, out=room[: part.size])
+        if magnitudes.max() >= _NOT_FINITE:
+            return start + int(np.argmax(magnitudes >= _NOT_FINITE))
+    return None
 
 
 def hash_content(path: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from training.formats.feature_file import SUFFIX, FeatureFile, hash_content, read_header
 from training.formats.file_cache import DamagedFileError, FileCache
+from training.formats.machine_faults import gone, machine_fault
 from training.formats.storage import Storage
 
 DEFAULT_CACHE_BYTES = 200 << 30
@@ -40,6 +41,7 @@ class FeatureStore:
         self.files = FileCache(
             storage, Path(cache) if cache else storage.cache / "features", max_bytes
         )
+        self._whole: dict[str, str] = {}  # video -> stamp of its file when its hash held
 
     def rel(self, video: str) -> str:
         """Where the features of `<source>/<id>` lie in the storage."""
@@ -56,15 +58,33 @@ class FeatureStore:
             FileNotFoundError: they were not extracted (or the video is quarantined).
             ValueError: it is not a feature file, its copy does not hash to what its header says, or
                 the cache is too small for it.
+            Exception: the machine is at fault (see `machine_faults`).
         """
         rel = self.rel(video)
         try:
             return self._open(rel)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if machine_fault(error):
+                raise
+            if self.storage.is_local and (fault := gone(Path(self.storage.path(self.folder)))):
+                raise fault from error
             raise FileNotFoundError(
                 f"{self.storage.path(rel)}: no features of {video!r}; materialize the features of "
                 "its part, or look for it among the quarantined videos there"
             ) from None
+
+    def open_whole(self, video: str) -> FeatureFile:
+        """As `open`, and the tensors of a local file hash to what its header says, too.
+
+        A file is hashed once by a process, and again when the file system says that it changed.
+        """
+        file = self.open(video)
+        if self.storage.is_local:
+            stamp = self.storage.stamp(self.rel(video))
+            if self._whole.get(video) != stamp:
+                _check_content(file.path, str(file.path))
+                self._whole[video] = stamp
+        return file
 
     def _open(self, rel: str) -> FeatureFile:
         if self.storage.is_local:

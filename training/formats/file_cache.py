@@ -7,8 +7,10 @@ used in place.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,9 @@ from model.atomic import writing_file
 from training.formats.hashing import hash_file_xxh64
 from training.formats.storage import Storage
 
+log = logging.getLogger(__name__)
+
+DEFAULT_BYTES = 50 << 30
 LOCKS = 64  # by name: two processes that want one file fetch it once, and lock files stay few
 
 
@@ -36,7 +41,7 @@ class FileCache:
     """
 
     def __init__(
-        self, storage: Storage, folder: Path | None = None, max_bytes: int = 50 << 30
+        self, storage: Storage, folder: Path | None = None, max_bytes: int = DEFAULT_BYTES
     ) -> None:
         self.storage, self.max_bytes = storage, max_bytes
         self.folder = Path(folder) if folder else storage.cache / "files"
@@ -60,7 +65,8 @@ class FileCache:
 
         Raises:
             FileNotFoundError: there is no such file.
-            DamagedFileError: the remote file is not what it should be.
+            DamagedFileError: the remote file is not what it should be, fetched twice.
+            OSError: the disk or the store is at fault (see `machine_faults`).
         """
         if self.storage.is_local:
             return Path(self.storage.path(rel))
@@ -72,9 +78,48 @@ class FileCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(self.folder / f"lock-{int(name[:2], 16) % LOCKS}"):
                 if not target.exists():
-                    self._fetch(rel, target, size, xxh64, check)
+                    self._fetch_whole(rel, target, size, xxh64, check)
         os.utime(target)
         return target
+
+    def _fetch_whole(
+        self,
+        rel: str,
+        target: Path,
+        size: int | None,
+        xxh64: str | None,
+        check: Callable[[Path], None] | None,
+    ) -> None:
+        """Fetch a file; once more where what came is not right, which the way may have done, and as
+        long as a full disk has copies of this cache to give.
+        """
+        again = True
+        while True:
+            try:
+                return self._fetch(rel, target, size, xxh64, check)
+            except DamagedFileError:
+                if not again:
+                    raise
+                again = False
+                self.storage.forget_listings()
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                if not full or not self._make_room(size or self.storage.size(rel)):
+                    raise
+
+    def _make_room(self, needed: int) -> bool:
+        """Give up the least recently used copies on a disk that others have filled; whether there
+        were any.
+        """
+        with locked(self.folder / "lock-evict"):
+            held = sum(size for _, size, _ in self._copies())
+            if not held:
+                return False
+            log.warning(
+                "the disk of %s is full: copies there shrink from %d bytes", self.folder, held
+            )
+            self._evict(max(0, held - 2 * needed))
+        return True
 
     def _fetch(
         self,
@@ -110,13 +155,7 @@ class FileCache:
 
     def _evict(self, allowed: int) -> None:
         """Remove least recently used copies until at most `allowed` bytes are left."""
-        files = []
-        for path in self.folder.glob("*/*"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:  # another process published or removed it just now
-                continue
-            files.append((status.st_mtime_ns, status.st_size, path))
+        files = self._copies(unfinished=True)
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files, key=lambda item: item[0]):
             if total <= allowed:
@@ -124,6 +163,19 @@ class FileCache:
             if not path.name.startswith("."):
                 path.unlink(missing_ok=True)
                 total -= size
+
+    def _copies(self, unfinished: bool = False) -> list[tuple[int, int, Path]]:
+        """(time of last use, bytes, path) of each copy, and of those that are being fetched."""
+        files = []
+        for path in self.folder.glob("*/*"):
+            if path.name.startswith(".") and not unfinished:
+                continue
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # another process published or removed it just now
+                continue
+            files.append((status.st_mtime_ns, status.st_size, path))
+        return files
 
 
 @contextmanager

@@ -37,6 +37,9 @@ ONEVISION_IMAGES = f"{LLAVA_ONEVISION}/images"
 LLAVA_VIDEO_FILES = f"{LLAVA_VIDEO}/videos"
 LLAVA_VIDEO_QUARANTINE = f"{LLAVA_VIDEO}/quarantine"
 
+# Ends the name of the record that says why a video has no features.
+QUARANTINE_SUFFIX = ".quarantine.json"
+
 CHECKPOINTS = "checkpoints"
 LINEAGE = "lineage"
 STAMPS = "stamps"  # facts of the file system, never part of a product
@@ -93,7 +96,7 @@ def feature_file(variant: str, video: str) -> str:
 
 def feature_quarantine(variant: str, video: str) -> str:
     """Why one video (`source/id`) has no features."""
-    return f"{features(variant, video)}.quarantine.json"
+    return f"{features(variant, video)}{QUARANTINE_SUFFIX}"
 
 
 def conversations(part: str) -> str:

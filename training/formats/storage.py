@@ -105,6 +105,14 @@ class Storage:
             and not any(p.startswith(TEMPORARY_PREFIX) for p in name.split("/"))
         )
 
+    def sizes(self, rel: str = "") -> dict[str, int | None]:
+        """Bytes of every file below the folder `rel`, by its name relative to that folder, from one
+        walk or listing; None where a listing tells no sizes.
+        """
+        folder = self._inner(rel).rstrip("/")
+        found = self.fs.find(folder, detail=True)
+        return {str(name)[len(folder) + 1 :]: facts.get("size") for name, facts in found.items()}
+
     def open(self, rel: str) -> Any:
         """A binary file object for reading."""
         return self.fs.open(self._inner(rel), "rb")

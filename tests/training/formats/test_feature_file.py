@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.memory import forget_peak, peak_mib
+from training.formats import feature_store
 from training.formats.feature_file import (
     HEADER_ROOM,
     FeatureFile,
@@ -251,3 +252,50 @@ def test_a_file_larger_than_the_whole_cache_is_an_error_that_says_so(remote, tmp
     put(remote, "panda/a", 100)
     with pytest.raises(ValueError, match="do not fit into the cache of 1,000"):
         FeatureStore(remote, "f", cache=tmp_path / "features", max_bytes=1000).open("panda/a")
+
+
+def damaged(path: Path, frame: int, bits: list[int]) -> None:
+    """Overwrite the first numbers of a frame."""
+    header = read_header(path)
+    with open(path, "r+b") as file:
+        file.seek(HEADER_ROOM + frame * header.tokens * header.width * 2)
+        file.write(np.array(bits, np.uint16).tobytes())
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0xFFFF])
+def test_a_number_that_is_not_finite_is_an_error_that_names_the_frame(tmp_path, bits):
+    path = tmp_path / "a.safetensors"
+    write_features(path, torch.randn(40, 4, 8).bfloat16(), np.arange(40), {"duration": "40"})
+    damaged(path, 31, [0x3F80, bits])
+    file = FeatureFile(path)
+    assert torch.isfinite(file.read(range(31))).all()
+    with pytest.raises(ValueError, match=r"a.safetensors: frame 31 holds numbers that are not fin"):
+        file.read([3, 31, 5])
+    with pytest.raises(ValueError, match="frame 31 holds"):
+        file.read()
+
+
+def test_the_largest_finite_numbers_are_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    largest = torch.finfo(torch.bfloat16).max
+    write_features(path, torch.full((2, 4, 8), largest), np.arange(2), {"duration": "2"})
+    assert (FeatureFile(path).read() == largest).all()
+
+
+def test_a_store_notices_one_changed_bit_of_a_local_file_and_hashes_a_file_once(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "f/panda/a.safetensors"
+    path.parent.mkdir(parents=True)
+    write_features(path, torch.randn(4, 4, 8).bfloat16(), np.arange(4), {"duration": "4"})
+    store = FeatureStore(Storage(str(tmp_path)), "f")
+    hashed = []
+    real = feature_store.hash_content
+    monkeypatch.setattr(feature_store, "hash_content", lambda p: hashed.append(p) or real(p))
+    for _ in range(3):
+        store.open_whole("panda/a").read()
+    assert hashed == [path]
+    damaged(path, 2, [0x3F80])
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ValueError, match="content hashes to"):
+        store.open_whole("panda/a")
