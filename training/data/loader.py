@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -130,7 +130,7 @@ class ShardLoader:
         losses: KnownLosses,
     ) -> None:
         self.run, self.index, self.order, self.losses = run, index, order, losses
-        self.notes = [losses.table()] if losses.counts else []
+        self.notes: Sequence[str] = [losses.table()] if losses.counts else []
         self.micro, self.accumulation = run.batches(order.world_size)
         self.epoch = 0
         self._step = 0  # of the epoch

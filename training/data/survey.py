@@ -194,13 +194,16 @@ def _uses_of_shard(index: ShardIndex, number: int) -> Uses | str:
         columns = ShardColumns(
             np.memmap(path, np.uint8, "r"), reader.column_names, reader.column_sizes, str(path)
         )
-        kinds, videos = columns.text("kind"), columns.text("video")
+        kinds, videos = columns.counts("kind"), columns.counts("video")
+        if len(kinds) > 1:  # not a shard of this pipeline
+            pairs = Counter(zip(columns.text("kind"), columns.text("video"), strict=True))
+        else:
+            pairs = Counter({(next(iter(kinds)), video): n for video, n in videos.items()})
     except FileNotFoundError as error:
         return f"{shard.rel}: {error}"
     except (DamagedFileError, ValueError) as error:
         return str(error)
-    uses = Counter(zip(kinds, videos, strict=True))
-    return Counter({(kind, video): count for (kind, video), count in uses.items() if video})
+    return Counter({(kind, video): count for (kind, video), count in pairs.items() if video})
 
 
 def _lost_videos(run: RunConfig, uses: Uses) -> dict[str, tuple[str, str]]:

@@ -30,6 +30,7 @@ from training.data.shard_index import ShardIndex
 from training.formats import receipts
 from training.formats.feature_file import HEADER_ROOM
 from training.formats.hashing import seed_of
+from training.formats.mds_columns import ShardColumns
 from training.run_config import StreamConfig
 
 
@@ -568,3 +569,25 @@ def test_rows_of_one_video_are_read_close_together_while_a_batch_mixes_videos(pr
     assert max(reach.values()) <= 2 * 16
     distinct = np.mean([len(set(order[place : place + 4])) for place in range(0, len(order), 4)])
     assert distinct > 2
+
+
+def test_single_columns_of_a_shard_are_those_of_the_librarys_reader(pristine):
+    index = ShardIndex(pristine.run().streams)
+    for number in (0, len(index.shards) - 1):
+        shard, reader = index.shards[number], index.readers[number]
+        path = Path(index.storages[shard.stream].path(shard.rel))
+        reader.dirname, reader.raw_data.basename = str(path.parent), path.name
+        columns = ShardColumns(
+            np.memmap(path, np.uint8, "r"), reader.column_names, reader.column_sizes
+        )
+        rows = [reader[place] for place in range(shard.samples)]
+        for name in ("id", "kind", "video"):
+            assert columns.text(name) == [row[name] for row in rows]
+            assert columns.counts(name) == Counter(row[name] for row in rows)
+        assert columns.fixed("duration", "<f8").tolist() == [row["duration"] for row in rows]
+        for end in (3, 40, len(columns.data) - 1):
+            cut_short = ShardColumns(
+                columns.data[:end], reader.column_names, reader.column_sizes, "x.mds"
+            )
+            with pytest.raises(ValueError, match=r"x.mds: not the shard that its index describes"):
+                cut_short.text("id")
