@@ -313,7 +313,7 @@ def test_what_is_missing_is_known_before_the_first_step_and_allowed_once(corpus)
         match=r"before training: 8 of 184 samples \(4.35%\) cannot be used: features damaged: 4 "
         r"samples \(panda/p0v2: .* promises .*\): materialize the features of their parts again; "
         r"features missing: 4 samples \(panda/p1v3: quarantined by the extraction\).*so nothing "
-        r"was trained. Mend them and start again, or accept the loss with a larger max_dropped_share",
+        r"was trained. Mend them and start again, or accept the loss with a larger max_dropped_",
     ):
         loader_of(corpus, max_dropped_share=0.04)
     loader = loader_of(corpus, max_dropped_share=0.05)
