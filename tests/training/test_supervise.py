@@ -19,6 +19,7 @@ from training.supervise import (
     CONTROL_VARIABLE,
     FAILED,
     PREEMPTED,
+    SUPERVISOR_VARIABLE,
     read_failure,
     report_failure,
 )
@@ -114,6 +115,52 @@ def test_a_killed_process_takes_its_descendants_along(tmp_path, victim):
         owner.wait()
         if alive(child):
             os.kill(child, signal.SIGKILL)
+
+
+OWNER = """
+import os, subprocess, sys
+variables = {**os.environ, "HOURLLAVA_OWNER": str(os.getpid())}
+subprocess.Popen(sys.argv[1:], env=variables).wait()
+"""
+
+
+def running(marker):
+    """Processes whose command line holds the marker."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker.encode() in (folder / "cmdline").read_bytes() and alive(int(folder.name)):
+                found.append(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def test_an_owner_that_is_killed_while_everything_starts_leaves_nothing(tmp_path):
+    marker = str(tmp_path / "left")
+    for number in range(20):
+        command = [*SUPERVISE, "sh", "-c", f"sleep 60 # {marker}"]
+        owner = subprocess.Popen([sys.executable, "-c", OWNER, *command])
+        time.sleep(0.015 * number)
+        owner.kill()
+        owner.wait()
+    assert gone_within(running(marker), 10)
+    time.sleep(0.5)  # what was about to start
+    assert running(marker) == []
+
+
+@pytest.mark.parametrize("orphan", [False, True])
+def test_a_rank_that_begins_after_its_torchrun_died_ends_at_once(orphan):
+    code = "from training.supervise import die_with_torchrun; die_with_torchrun(); print('lives')"
+    # The shell stands for torchrun; its parent, and not the one of an orphan, is the supervisor.
+    supervisor = 1 if orphan else os.getpid()
+    done = subprocess.run(
+        ["sh", "-c", f'{sys.executable} -c "{code}"; exit $?'],
+        env={**os.environ, SUPERVISOR_VARIABLE: str(supervisor)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == ((FAILED, "") if orphan else (0, "lives\n"))
 
 
 def test_a_command_that_ignores_signals_is_killed_at_the_third_signal(tmp_path):
