@@ -213,6 +213,10 @@ def test_paths_are_those_that_the_code_uses():
             f"{name}/annotations/<name>.json"
             for name in (layout.LLAVA_ONEVISION, layout.LLAVA_VIDEO)
         ),
+        *(
+            layout.collection_media(name, "<group>")
+            for name in (layout.LLAVA_ONEVISION, layout.LLAVA_VIDEO)
+        ),
         f"{layout.LLAVA_ONEVISION}/images/",
         f"{layout.LLAVA_VIDEO}/videos/",
         "checkpoints/<variant>/<stage>/<inputs>/",

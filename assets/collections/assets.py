@@ -1,6 +1,6 @@
 """The two LLaVA collections that stages 1 to 3 also train on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import dagster as dg
 
@@ -11,18 +11,21 @@ from assets.collections.onevision import collect_onevision
 from assets.deployment.automation import DATA, FOLLOW_CONTENT, RETRY_NETWORK
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
+from assets.records.product_files import KnownFiles
 from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
     Published,
     check_spec,
     errors_for_people,
+    mend_product,
     publish,
 )
 from assets.records.rendering import table
 from training.formats.storage import Storage
 
-Collect = Callable[[Storage, Settings, Callable[[str], None]], CollectionReport]
+# The last argument: files that were set aside because they were damaged.
+Collect = Callable[[Storage, Settings, Callable[[str], None], Container[str]], CollectionReport]
 
 
 def make_collection(
@@ -55,7 +58,8 @@ def make_collection(
         from assets.collections.checks import all_there
 
         with errors_for_people():
-            report = collect(deployment.storage(), deployment.settings(), context.log.info)
+            damaged = {found.path for found in mend_product(context, deployment)}
+            report = collect(deployment.storage(), deployment.settings(), context.log.info, damaged)
         (commit,) = report.origins.values()
         yield from publish(
             context,
@@ -63,6 +67,7 @@ def make_collection(
             version=report.version,
             inputs=report.origins | {watched.key.to_user_string(): commit},
             counts=report.counts,
+            files=KnownFiles(deployment.storage(), name).describe(report.files),
             checks=[all_there(report)],
             folder=folder,
             metadata={

@@ -7,7 +7,7 @@ is made again only when these change.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,10 @@ from assets.deployment.settings import Settings
 from assets.fetching.disk import DiskGuard, scratch
 from assets.fetching.errors import AnnotationError
 from assets.fetching.hub import HubFile, HubRepo
+from assets.records.product_files import read_list, write_list
 from training.formats import layout
 from training.formats.hashing import data_version
+from training.formats.receipts import FileEntry
 from training.formats.storage import Storage
 
 # Annotation file of the mixture -> the hub's files that it is made from; none where there are none.
@@ -33,12 +35,14 @@ class CollectionReport:
         origins: repository -> commit.
         counts: rows, images or videos, and what is wrong with them, over the whole collection.
         table: one row for each annotation file of the mixture, with its own counts.
+        files: annotation files, lists of media, and the record, relative to the root.
     """
 
     version: str
     origins: dict[str, str]
     counts: dict[str, int]
     table: list[dict[str, Any]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
 
 class Collection:
@@ -48,6 +52,7 @@ class Collection:
         name: of its folder below the root, and in the mixture.
         wanted: the annotation files that the mixture names, sorted.
         scratch: folder for unfinished work; it survives a kill.
+        damaged: files that were set aside before, relative to the root.
     """
 
     def __init__(
@@ -57,7 +62,9 @@ class Collection:
         repo: HubRepo,
         name: str,
         log: Callable[[str], None],
+        damaged: Container[str] = (),
     ) -> None:
+        self.damaged = damaged
         self.storage, self.settings, self.repo = storage, settings, repo
         self.name, self.log = name, log
         entries = read_mixture(settings.collections.mixtures)
@@ -97,16 +104,45 @@ class Collection:
             self.storage.exists(layout.collection_annotations(self.name, name))
             and entry.get("files") == [file.checksum for file in files]
             and entry["whole"]
+            and self.storage.exists(self._media(entry["media"]))
+            and not (self.damaged and self._lost_media(entry["media"]))
         )
 
+    def _lost_media(self, group: str) -> bool:
+        """Whether a file of a group was set aside."""
+        return any(entry.path in self.damaged for entry in self.media(group))
+
+    def _media(self, group: str) -> str:
+        return layout.collection_media(self.name, group)
+
+    def media(self, group: str) -> list[FileEntry]:
+        """The image or video files of a group, as they were when they were recorded; none where it
+        has no list.
+        """
+        name = self._media(group)
+        return read_list(self.storage, name) if self.storage.exists(name) else []
+
+    def write_media(self, group: str, files: Iterable[FileEntry]) -> None:
+        """Record the image or video files of a group."""
+        write_list(self.storage, self._media(group), files)
+
     def finish(
-        self, name: str, files: list[HubFile], counts: dict[str, int], whole: bool = True
+        self,
+        name: str,
+        files: list[HubFile],
+        counts: dict[str, int],
+        media: str,
+        whole: bool = True,
     ) -> None:
         """Record an annotation file. The next run tries one again that is not `whole`, because an
         archive could not be read.
+
+        Args:
+            media: group of its images or videos, whose list is written before.
         """
         checksums = [file.checksum for file in files]
-        self._record[name] = {"files": checksums, "counts": counts, "whole": whole}
+        entry = {"files": checksums, "counts": counts, "media": media, "whole": whole}
+        self._record[name] = entry
         self.storage.write_json(layout.collected(self.name), self._record)
         self.log(f"{name}: {', '.join(f'{count:,} {what}' for what, count in counts.items())}")
 
@@ -123,4 +159,12 @@ class Collection:
         version = data_version(
             {name: (entry["files"], entry["counts"]) for name, entry in self._record.items()}
         )
-        return CollectionReport(version, {self.repo.repo: self.repo.commit}, dict(counts), table)
+        lists = {self._media(entry["media"]) for entry in self._record.values()}
+        annotations = [layout.collection_annotations(self.name, name) for name in self._record]
+        return CollectionReport(
+            version,
+            {self.repo.repo: self.repo.commit},
+            dict(counts),
+            table,
+            files=sorted([*annotations, *lists, layout.collected(self.name)]),
+        )

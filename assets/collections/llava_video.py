@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,8 @@ from assets.fetching.probe import InvalidVideo, ProbePool, check_video
 from assets.fetching.table_files import read_rows
 from assets.fetching.tar_members import stage_tar
 from training.formats import layout
+from training.formats.hashing import hash_file_xxh64
+from training.formats.receipts import FileEntry, describe_files
 from training.formats.storage import Storage
 
 ANNOTATION_SUFFIXES = (".json", ".jsonl")
@@ -29,7 +31,10 @@ ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 
 def collect_llava_video(
-    storage: Storage, settings: Settings, log: Callable[[str], None]
+    storage: Storage,
+    settings: Settings,
+    log: Callable[[str], None],
+    damaged: Container[str] = (),
 ) -> CollectionReport:
     """Fetch what the mixture names of LLaVA-Video-178K into `annotations/<name>` and
     `videos/<folder>/`.
@@ -42,7 +47,7 @@ def collect_llava_video(
     hub = Hub(settings.hub_endpoint, settings.download, log)
     repo = hub.repo(chosen.video_repo, chosen.video_revision)
     listed = repo.files([f"*{suffix}" for suffix in (*ANNOTATION_SUFFIXES, *ARCHIVE_SUFFIXES)])
-    collection = Collection(storage, settings, repo, layout.LLAVA_VIDEO, log)
+    collection = Collection(storage, settings, repo, layout.LLAVA_VIDEO, log, damaged)
     archives: dict[str, list[HubFile]] = defaultdict(list)
     for file in listed:
         if not file.path.endswith(ANNOTATION_SUFFIXES):
@@ -64,9 +69,12 @@ def collect_llava_video(
             folder: _FolderVideos(collection, probes, folder, videos).unpack(archives[folder])
             for folder, videos in sorted(wanted.items())
         }
+    for folder in sorted({_folder(files[0]) for files in todo.values()}):
+        collection.write_media(_group(folder), _folder_entries(collection, folder, unpacked))
     for name, files in todo.items():
-        counts = _write_annotations(storage, name, local[name], files[0])
-        collection.finish(name, files, counts, whole=unpacked[_folder(files[0])].whole)
+        counts, folder = _write_annotations(storage, name, local[name], files[0]), _folder(files[0])
+        whole = unpacked[folder].whole if folder in unpacked else True
+        collection.finish(name, files, counts, _group(folder), whole=whole)
     if all(result.whole for result in unpacked.values()):
         remove_scratch(collection.scratch)
     report = collection.report(inputs)
@@ -100,10 +108,33 @@ class _Unpacked:
         whole: every archive was read, or will never be readable. Otherwise a further run may get
             more.
         left_out: reason -> archives and videos that are not used.
+        hashes: file below the root -> xxh64, of the videos that were published.
     """
 
     whole: bool = True
     left_out: Counter[str] = field(default_factory=Counter)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+def _group(folder: str) -> str:
+    """The name of the list of a folder's videos."""
+    return folder.replace("/", "--")
+
+
+def _folder_entries(
+    collection: Collection, folder: str, unpacked: Mapping[str, _Unpacked]
+) -> list[FileEntry]:
+    """The videos of a folder that are there. Those of this run were hashed when they were
+    published, those of a run that was ended are hashed here.
+    """
+    storage = collection.storage
+    hashes = {entry.path: entry.hash for entry in collection.media(_group(folder))}
+    if folder in unpacked:
+        new = unpacked[folder].hashes
+        hashes |= {path: f"xxh64:{digest}" for path, digest in new.items()}
+    names = storage.list(f"{layout.LLAVA_VIDEO_FILES}/{folder}")
+    known = [FileEntry(name, storage.size(name), hashes[name]) for name in names if name in hashes]
+    return [*known, *describe_files(storage, [name for name in names if name not in hashes])]
 
 
 class _FolderVideos:
@@ -167,6 +198,8 @@ class _FolderVideos:
             self.result.left_out[error.reason] += 1
             self.collection.log(f"{self.folder}/{video}: set aside, {error.reason}: {error}")
             target = f"{layout.LLAVA_VIDEO_QUARANTINE}/{self.folder}/{video}"
+        else:
+            self.result.hashes[target] = hash_file_xxh64(path)
         with self.collection.storage.writing(target) as temporary:
             shutil.move(path, temporary)
 

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from assets.collections.onevision_rows import ImageFolder, parquet_rows, plain_r
 from assets.deployment.settings import Settings
 from assets.fetching.hub import Hub, HubFile
 from training.formats import layout
+from training.formats.hashing import hash_file_xxh64
+from training.formats.receipts import FileEntry
 from training.formats.storage import Storage
 from training.progress import Progress
 
@@ -29,7 +31,10 @@ CONFIGS = Path(__file__).with_name("onevision_configs.csv")
 
 
 def collect_onevision(
-    storage: Storage, settings: Settings, log: Callable[[str], None]
+    storage: Storage,
+    settings: Settings,
+    log: Callable[[str], None],
+    damaged: Container[str] = (),
 ) -> CollectionReport:
     """Fetch what the mixture names of LLaVA-OneVision into `annotations/<name>` and `images/`.
 
@@ -41,7 +46,7 @@ def collect_onevision(
     hub = Hub(settings.hub_endpoint, settings.download, log)
     repo = hub.repo(chosen.onevision_repo, chosen.onevision_revision)
     listed = repo.files()
-    collection = Collection(storage, settings, repo, layout.LLAVA_ONEVISION, log)
+    collection = Collection(storage, settings, repo, layout.LLAVA_ONEVISION, log, damaged)
     configs = read_configs()
     inputs = {name: _inputs(name, configs.get(name), listed) for name in collection.wanted}
     todo = collection.unfinished(inputs)
@@ -65,7 +70,9 @@ def collect_onevision(
         fragments = [piece.fragment(collection) for piece in pieces if piece.annotation == name]
         with storage.writing(layout.collection_annotations(collection.name, name)) as temporary:
             _join(fragments, temporary, name)
-        collection.finish(name, files, dict(totals[name]))
+        group = _folder_name(name)
+        collection.write_media(group, _written_images(fragments))
+        collection.finish(name, files, dict(totals[name]), group)
         shutil.rmtree(collection.scratch / _folder_name(name), ignore_errors=True)
     return collection.report(inputs)
 
@@ -123,7 +130,7 @@ def _convert(collection: Collection, listed: list[HubFile], piece: _Piece) -> Co
     """
     fragment, file = piece.fragment(collection), piece.file
     record = fragment.with_suffix(".counts")
-    if not record.exists():
+    if not (record.exists() and fragment.with_suffix(".images").exists()):
         collection.disk.check(2 * file.size)
         local = collection.repo.download(file, fragment.with_suffix(".source"))
         counts: Counter[str] = Counter()
@@ -140,9 +147,31 @@ def _convert(collection: Collection, listed: list[HubFile], piece: _Piece) -> Co
             for row in rows:
                 counts["rows"] += 1
                 lines.write(orjson.dumps(row) + b"\n")
+            _list_images(folder, images_name, fragment)
         record.write_text(json.dumps(counts))
         local.unlink()
     return Counter(json.loads(record.read_text()))
+
+
+def _list_images(folder: Path, images_name: str, fragment: Path) -> None:
+    """Write the names, sizes and hashes of a piece's images beside its fragment."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = [
+        [
+            f"{images_name}/{path.relative_to(folder).as_posix()}",
+            path.stat().st_size,
+            f"xxh64:{hash_file_xxh64(path)}",
+        ]
+        for path in found
+    ]
+    fragment.with_suffix(".images").write_bytes(orjson.dumps(entries))
+
+
+def _written_images(fragments: list[Path]) -> Iterator[FileEntry]:
+    """The images of several pieces, as they were when they were written."""
+    for fragment in fragments:
+        for entry in orjson.loads(fragment.with_suffix(".images").read_bytes()):
+            yield FileEntry(*entry)
 
 
 def _join(fragments: list[Path], target: Path, name: str) -> None:

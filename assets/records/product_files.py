@@ -80,7 +80,24 @@ def record_files(storage: Storage, name: str, files: Sequence[FileEntry]) -> Non
             stamps.record(storage, [entry])
         elif earlier.hold(storage, entry):
             stamps.known[entry.path] = before
+        if entry.path.endswith(LIST_SUFFIX):
+            _stamp_listed(storage, entry, earlier, stamps)
     _write_stamps(storage, name, stamps)
+
+
+def _stamp_listed(storage: Storage, entry: FileEntry, earlier: Stamps, stamps: Stamps) -> None:
+    """Remember that the files of a listed list are whole, as `record_files` does."""
+    stamp = _stamp_of(storage, read_list(storage, entry.path))
+    before = earlier.known.get(_together(entry))
+    if stamp is None:
+        return
+    if before is None or before[0] != entry.hash or before[1] == stamp:
+        stamps.known[_together(entry)] = (entry.hash, stamp)
+
+
+def _together(entry: FileEntry) -> str:
+    """Under which name the one stamp of all files of a list stands."""
+    return f"{entry.path}#files"
 
 
 class KnownFiles:
@@ -203,7 +220,7 @@ def find_listed_damage(
     the list itself.
     """
     files = read_list(storage, entry.path)
-    together = f"{entry.path}#files"
+    together = _together(entry)
     if not full and stamps.known.get(together) == (entry.hash, _stamp_of(storage, files)):
         if advance:
             advance(sum(file.size for file in files))

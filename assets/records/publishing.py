@@ -17,7 +17,7 @@ from assets.records.code_version import code_version
 from assets.records.lineage import Lineage, mend, product
 from assets.records.rendering import table
 from assets.records.verdict import Verdict
-from training.formats.receipts import FileEntry
+from training.formats.receipts import Damage, FileEntry
 
 CODE_VERSION = "1"
 OWNERS = ["team:hour-llava"]
@@ -65,11 +65,11 @@ def own_name(context: dg.AssetExecutionContext) -> str:
     return product(context.asset_key.to_user_string(), partition)
 
 
-def mend_product(context: dg.AssetExecutionContext, deployment: Deployment) -> None:
+def mend_product(context: dg.AssetExecutionContext, deployment: Deployment) -> list[Damage]:
     """Set aside what is damaged of the product that a step is about to make, so that it is made
-    again.
+    again; returns it.
     """
-    mend(deployment.storage(), own_name(context), context.log.warning)
+    return mend(deployment.storage(), own_name(context), context.log.warning)
 
 
 def publish(

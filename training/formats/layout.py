@@ -60,6 +60,11 @@ def collection_annotations(collection: str, annotation: str) -> str:
     return f"{collection}/annotations/{annotation}"
 
 
+def collection_media(collection: str, group: str) -> str:
+    """The list of the image or video files of one group of a collection, with their hashes."""
+    return f"{collection}/files/{group}.files.json"
+
+
 def collected(collection: str) -> str:
     """The record of what was collected of one of the LLaVA collections."""
     return f"{collection}/collected.json"

@@ -5,6 +5,7 @@ nothing else does.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from assets.collections.collection import CollectionReport
 from assets.collections.llava_video import collect_llava_video
 from assets.collections.mixtures import read_mixture
 from assets.collections.onevision import collect_onevision, read_configs
 from assets.deployment.settings import Settings
 from assets.fetching.errors import AnnotationError, OperatorError
+from assets.records.lineage import Lineage, mend
+from assets.records.product_files import KnownFiles
 from tests.servers.clips import clip
 from tests.servers.faulty import Fault, FaultyHubServer, in_turn
 from tests.servers.hostile import tar_gz
@@ -305,3 +309,69 @@ def test_a_second_collection_fetches_nothing(world: World, hub: FaultyHubServer)
     asked = len(hub.log)
     assert collect_llava_video(storage, settings, quiet).version == first.version
     assert not [e for e in hub.log[asked:] if "/resolve/" in e.request.path]
+
+
+def flip(storage: Storage, rel: str) -> None:
+    path = storage.local(rel)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def recorded(storage: Storage, name: str, report: CollectionReport) -> Lineage:
+    """The collection as its asset records it."""
+    files = KnownFiles(storage, name).describe(report.files)
+    record = Lineage(name, report.version).with_files(storage, files)
+    record.write(storage)
+    return record
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "images/set/00000/000000.jpg",
+        "annotations/set.json",
+        "files/set.files.json",
+        "collected.json",
+    ],
+)
+def test_a_damaged_file_of_the_images_is_set_aside_and_fetched_again(
+    world: World, hub: FaultyHubServer, name: str
+) -> None:
+    files = {
+        "set/train-00000-of-00001.parquet": parquet([picture(0), picture(1, PNG)]),
+        "other/train-00000-of-00001.parquet": parquet([picture(2)]),
+    }
+    hub.publish("some/one", files)
+    storage, settings = world(SI.format("set.json"), SI.format("other.json"))
+    before = recorded(storage, "llava_onevision", collect_onevision(storage, settings, quiet))
+    expected = files_below(Path(storage.path("LLaVA-OneVision")))
+    time.sleep(0.15)
+    assert mend(storage, "llava_onevision", quiet) == []
+    flip(storage, f"LLaVA-OneVision/{name}")
+    damaged = {found.path for found in mend(storage, "llava_onevision", quiet)}
+    assert damaged == {f"LLaVA-OneVision/{name}"}
+    again = collect_onevision(storage, settings, quiet, damaged)
+    after = recorded(storage, "llava_onevision", again)
+    assert (after.version, after.receipt) == (before.version, before.receipt)
+    assert files_below(Path(storage.path("LLaVA-OneVision"))) == expected
+    assert storage.exists(f"damaged/LLaVA-OneVision/{name}.1")
+    assert after.damage(storage, full=True) == []
+
+
+def test_a_damaged_short_video_is_set_aside_and_unpacked_again(
+    world: World, hub: FaultyHubServer
+) -> None:
+    hub.publish("some/videos", video_files())
+    storage, settings = world(VIDEO.format("cap.json"))
+    before = recorded(storage, "llava_video", collect_llava_video(storage, settings, quiet))
+    videos = storage.list("LLaVA-Video-178K/videos")
+    expected = [storage.read_bytes(name) for name in videos]
+    time.sleep(0.15)
+    flip(storage, videos[0])
+    damaged = {found.path for found in mend(storage, "llava_video", quiet)}
+    assert damaged == {videos[0]}
+    after = recorded(storage, "llava_video", collect_llava_video(storage, settings, quiet, damaged))
+    assert (after.version, after.receipt) == (before.version, before.receipt)
+    assert [storage.read_bytes(name) for name in videos] == expected
+    assert after.damage(storage, full=True) == []
