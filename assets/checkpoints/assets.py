@@ -37,7 +37,7 @@ from assets.records.publishing import (
     mend_product,
     publish,
 )
-from assets.records.rendering import picture, table
+from assets.records.rendering import picture, small_picture, table
 from assets.records.withdrawals import active_parts
 from training.formats import layout
 from training.recipes import STAGES, stage_inputs
@@ -154,6 +154,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
                 "seed": run.seed,
                 "overrides": settings.training.overrides.get(f"stage{stage}", {}),
             },
+            opening=stage_opening(run, results),
             metadata=stage_metadata(run, results),
         )
 
@@ -185,6 +186,19 @@ def stage_check_specs(asset: str) -> list[dg.AssetCheckSpec]:
             variant_partitions,
         ),
     ]
+
+
+def stage_opening(run: RunConfig, results: "Results") -> dict[str, Any]:
+    """How the loss went: what a finished stage's page opens with."""
+    from assets.checkpoints.curve import small_loss_curve
+
+    if results.first_loss is None:  # not one step had a finite loss; the check says so
+        return {}
+    caption = (
+        f"**{results.first_loss:.3f}** first tenth of the steps, **{results.last_loss:.3f}** last "
+        "tenth; zero is at the bottom"
+    )
+    return {"loss": small_picture(small_loss_curve(run), caption)}
 
 
 def stage_metadata(run: RunConfig, results: "Results") -> dict[str, Any]:

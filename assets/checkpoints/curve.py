@@ -10,6 +10,9 @@ from training.metrics import METRICS_NAME, read_metrics
 from training.run_config import RunConfig
 
 MOST_POINTS = 2000
+# The small picture has to fit into the Markdown that the UI shows without a click.
+SMALL, SMALL_STEP = (240, 60), 6
+SMALL_COLOURS = [255, 255, 255, 76, 120, 168, 245, 133, 24, 160, 160, 160]
 
 
 def loss_curve(run: RunConfig) -> bytes:
@@ -23,6 +26,34 @@ def loss_curve(run: RunConfig) -> bytes:
     if not records:
         raise ValueError(f"{run.out}: no step in {METRICS_NAME}; the run has not started")
     return draw(records, f"{run.variant}, stage {run.stage}")
+
+
+def small_loss_curve(run: RunConfig) -> bytes:
+    """PNG of a few hundred bytes: the running mean of each stream's loss, from the first step on
+    the left to the last one on the right, zero at the bottom.
+    """
+    from PIL import Image, ImageDraw
+
+    streams: dict[str, list[float]] = {}
+    for record in read_metrics(Path(run.out) / METRICS_NAME):
+        if record["loss"] is not None:
+            streams.setdefault(record.get("stream", ""), []).append(record["loss"])
+    means = [_running_mean(losses) for _, losses in sorted(streams.items())]
+    highest = max((value for values in means for value in values), default=1.0) or 1.0
+    picture = Image.new("P", SMALL)
+    picture.putpalette(SMALL_COLOURS)
+    pen = ImageDraw.Draw(picture)
+    width, height = SMALL
+    pen.line([(0, height - 1), (width - 1, height - 1)], fill=3)
+    for number, values in enumerate(means):
+        points = [
+            (x, round((height - 2) * (1 - values[x * (len(values) - 1) // (width - 1)] / highest)))
+            for x in range(0, width, SMALL_STEP)
+        ]
+        pen.line(points, fill=1 + number % 2, width=2)
+    out = io.BytesIO()
+    picture.save(out, "PNG", optimize=True, bits=2)
+    return out.getvalue()
 
 
 def draw(records: list[dict[str, Any]], title: str) -> bytes:

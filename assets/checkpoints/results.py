@@ -41,7 +41,7 @@ class Results:
         version: hash of the exported weights.
         files: of the export, below the run's folder, hashed when they were written.
         counts: steps, samples, tokens and parameters.
-        first_loss, last_loss: means over supervised tokens.
+        first_loss, last_loss: means over supervised tokens; None where no step had a finite one.
         seconds: of the whole run.
         dropped: samples that could not be used, by reason.
         throughput: speed of the steps but the first tenth, as rows `{"what", "value"}`.
@@ -50,8 +50,8 @@ class Results:
     version: str
     files: list[FileEntry]
     counts: dict[str, int]
-    first_loss: float
-    last_loss: float
+    first_loss: float | None
+    last_loss: float | None
     seconds: float
     dropped: dict[str, int]
     throughput: list[dict[str, str]]

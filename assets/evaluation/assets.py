@@ -18,7 +18,7 @@ from assets.records.publishing import (
     own_name,
     publish,
 )
-from assets.records.rendering import column_schema, table
+from assets.records.rendering import table
 
 
 @dg.asset(
@@ -55,7 +55,8 @@ def evaluation(
 ) -> Published:
     from assets.evaluation.answers import SCHEMA
     from assets.evaluation.checks import above_blind
-    from assets.evaluation.compare import CHECKPOINTS, compare_checkpoints
+    from assets.evaluation.compare import CHECKPOINTS, LAST, compare_checkpoints
+    from assets.evaluation.report import checkpoint_columns, score_columns
     from assets.records.columns import ANSWERS
 
     settings, storage = config.applied(deployment.settings()), deployment.storage()
@@ -82,11 +83,19 @@ def evaluation(
         folder=found.folder,
         checks=[above_blind(found.accuracy, found.blind_accuracy, found.counts["asked"])],
         config={"limit": limit},
-        metadata={
-            "accuracy of stage 3": found.accuracy,
-            "accuracy": table(found.table),
+        opening={
+            "accuracy of stage 3": f"{found.accuracy:.1%} right, 95 % between {found.interval} "
+            f"(Wilson); {found.blind_accuracy:.1%} with nothing shown",
+            "scores of stage 3": table(score_columns(found.table, LAST)),
             "against the checkpoint before": table(found.previous),
+            "what was different then": table(found.difference),
+        },
+        metadata={
+            "every checkpoint": table(checkpoint_columns(found.table, CHECKPOINTS)),
             "one question": dg.MetadataValue.md(found.example),
-            **column_schema(SCHEMA, ANSWERS),
+            # Not as a column schema: the UI would put that above the scores.
+            "columns of the answers": table(
+                [{"column": name, "what": ANSWERS[name]} for name in SCHEMA.names]
+            ),
         },
     )

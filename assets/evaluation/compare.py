@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from assets.evaluation.difference import what_was_different
 from assets.evaluation.earlier import Scores, compared_with, earlier_scores, previous_scores
 from assets.evaluation.questions import EvaluationQuestion, read_questions
-from assets.evaluation.report import EvaluationReport, accuracy_table, example_question
+from assets.evaluation.report import (
+    EvaluationReport,
+    accuracy_table,
+    example_question,
+    interval_text,
+)
 from assets.evaluation.score import score_checkpoint
 from assets.records.lineage import Lineage, origin_name, product
 from training.formats import layout
@@ -36,6 +42,8 @@ class Comparison:
         blind_accuracy: the same with nothing shown.
         previous: the last checkpoint against the one before it, on the same questions; empty where
             there is none.
+        interval: of `accuracy`.
+        difference: what the checkpoint before was made from otherwise.
     """
 
     version: str
@@ -48,6 +56,8 @@ class Comparison:
     accuracy: float
     blind_accuracy: float
     previous: list[dict[str, Any]]
+    interval: str = ""
+    difference: list[dict[str, Any]] = field(default_factory=list)
 
 
 def compare_checkpoints(
@@ -151,6 +161,8 @@ def _summarise(
         accuracy=last.accuracy,
         blind_accuracy=blind.accuracy,
         previous=compared_with(before, now) if before else [],
+        interval=interval_text(sum(answer.correct for answer in last.asked), len(last.asked)),
+        difference=what_was_different(storage, before.checkpoint, checkpoint) if before else [],
     )
     summary = {
         "version": comparison.version,

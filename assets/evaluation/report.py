@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from assets.evaluation.answers import Answer
+from assets.records.rendering import plain
 
+Z95 = 1.959964  # two-sided
 DURATIONS = (
     (60, "under 1 min"),
     (600, "1 to 10 min"),
@@ -110,11 +113,54 @@ def _row(what: str, seen: Sequence[EvaluationReport], blind: EvaluationReport) -
         "questions": what,
         "gain": round(last.accuracy - first.accuracy, 3),
         "asked": len(last.asked),
+        "interval": interval_text(sum(answer.correct for answer in last.asked), len(last.asked)),
         "chance": round(last.chance, 3),
         **{report.name: round(report.accuracy, 3) for report in seen},
         "nothing shown": round(blind.accuracy, 3),
         "written": round(last.written_accuracy, 3),
     }
+
+
+def wilson(right: int, asked: int) -> tuple[float, float]:
+    """The 95 % interval of a share, after Wilson: it also holds near 0 and 1, and for few questions
+    (0 to 1 for none).
+    """
+    if not asked:
+        return 0.0, 1.0
+    share, z2 = right / asked, Z95**2
+    middle = (share + z2 / (2 * asked)) / (1 + z2 / asked)
+    reach = Z95 / (1 + z2 / asked) * math.sqrt(share * (1 - share) / asked + z2 / (4 * asked**2))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def interval_text(right: int, asked: int) -> str:
+    """`0.55 to 0.69`."""
+    low, high = wilson(right, asked)
+    return f"{low:.2f} to {high:.2f}"
+
+
+def score_columns(rows: Sequence[Mapping[str, Any]], last: str) -> list[dict[str, Any]]:
+    """The last checkpoint's scores, in as many columns as a page is wide."""
+    return [
+        {
+            "questions": row["questions"],
+            last: row[last],
+            "95 % (Wilson)": row["interval"],
+            "nothing shown": row["nothing shown"],
+            "chance": row["chance"],
+            "asked": row["asked"],
+        }
+        for row in rows
+    ]
+
+
+def checkpoint_columns(
+    rows: Sequence[Mapping[str, Any]], checkpoints: Sequence[str]
+) -> list[dict[str, Any]]:
+    """All checkpoints side by side, in as many columns as a page is wide."""
+    return [
+        {name: row[name] for name in ("questions", *checkpoints, "gain", "written")} for row in rows
+    ]
 
 
 def example_question(answers: Sequence[Answer]) -> str:
@@ -126,19 +172,17 @@ def example_question(answers: Sequence[Answer]) -> str:
         return "No question could be asked."
     shown = next((answer for answer in videos if answer.written_correct), videos[0])
     lines = [
-        f"**{shown.id}** ({shown.task})",
+        f"**{plain(shown.id)}** ({plain(shown.task)})",
         "",
-        "```",
-        shown.prompt,
-        "```",
+        *(f"    {line}" for line in shown.prompt.splitlines()),  # code: nothing in it is obeyed
         "",
-        f"answers: {shown.generated!r}",
+        f"answers: {plain(shown.generated)}",
     ]
     if shown.scores:
         ranked = sorted(zip(shown.scores, shown.choices, strict=True), reverse=True)
-        best = ", ".join(f"{choice} ({score:.1f})" for score, choice in ranked[:3])
+        best = ", ".join(f"{plain(choice)} ({score:.1f})" for score, choice in ranked[:3])
         lines += ["", f"likeliest: {best}"]
-    lines += ["", f"right answer: {shown.expected}"]
+    lines += ["", f"right answer: {plain(shown.expected)}"]
     return "\n".join(lines)
 
 

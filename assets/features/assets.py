@@ -143,6 +143,7 @@ def features_metadata(report: "FeatureReport") -> dict[str, Any]:
         "outcomes": table([row for row in report.table if row["videos"]]),
         "throughput": table(report.throughput),
         "quarantined": table(report.quarantine),
+        "videos of the frame strip": table(report.strip_table),
         "frame strip": picture(
             report.frame_strip, "what the encoder saw of a few videos, from first to last"
         ),

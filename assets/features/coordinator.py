@@ -258,7 +258,7 @@ class Coordinator:
             self.storage.writing(layout.feature_file(self.variant, job.video.video))
         )
         job.encoder.connection.send("begin", job.number, facts["frames"], str(path))
-        self.strip.begin(job.number, job.video.video, facts["frames"])
+        self.strip.begin(job.number, job.video.video, facts["frames"], job.video.duration)
 
     def _send_to_encoder(
         self, decoder: DecoderProcess, job: VideoJob, frames: list[list[Any]]

@@ -8,11 +8,13 @@ import io
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from training.formats.hashing import stable_hash
 
 ROWS, COLUMNS, THUMBNAIL_SIDE = 3, 8, 72
+CAPTION_HEIGHT = 12
+LONGEST_NAME = 80  # characters
 COLOURS = 128  # of the PNG, to keep it small
 
 
@@ -22,11 +24,13 @@ class StripRow:
 
     Attributes:
         video: `<source>/<id>`.
+        duration: in seconds.
         columns: by the number of a picture, where its thumbnail goes.
         thumbnails: from left to right; None while a picture has not come.
     """
 
     video: str
+    duration: float
     columns: dict[int, list[int]]
     thumbnails: list[Image.Image | None] = field(default_factory=lambda: [None] * COLUMNS)
 
@@ -40,12 +44,12 @@ class FrameStrip:
     def __init__(self) -> None:
         self._rows: dict[int, StripRow] = {}
 
-    def begin(self, job: int, video: str, frames: int) -> None:
-        """A job begins whose video has so many pictures."""
+    def begin(self, job: int, video: str, frames: int, duration: float) -> None:
+        """A job begins whose video has so many pictures, and so many seconds."""
         columns: dict[int, list[int]] = {}
         for column in range(COLUMNS):
             columns.setdefault((frames - 1) * column // (COLUMNS - 1), []).append(column)
-        self._rows[job] = StripRow(video, columns)
+        self._rows[job] = StripRow(video, duration, columns)
         if len(self._rows) > ROWS:
             del self._rows[
                 max(self._rows, key=lambda job: stable_hash("strip", self._rows[job].video))
@@ -65,19 +69,51 @@ class FrameStrip:
         self._rows.pop(job, None)
 
     def png(self) -> bytes:
-        """The strip as a PNG; empty when no video was decoded."""
+        """The strip as a PNG, each video's name and the times of its first and last picture above
+        its row; empty when no video was decoded.
+        """
         rows = [
-            row.thumbnails
+            row
             for row in sorted(self._rows.values(), key=lambda row: row.video)
             if any(row.thumbnails)
         ]
         if not rows:
             return b""
-        sheet = Image.new("RGB", (COLUMNS * THUMBNAIL_SIDE, len(rows) * THUMBNAIL_SIDE))
+        height = CAPTION_HEIGHT + THUMBNAIL_SIDE
+        sheet = Image.new("RGB", (COLUMNS * THUMBNAIL_SIDE, len(rows) * height), "white")
+        pen = ImageDraw.Draw(sheet)
         for y, row in enumerate(rows):
-            for x, thumbnail in enumerate(row):
+            pen.text((1, y * height), _caption(row), fill="black")
+            for x, thumbnail in enumerate(row.thumbnails):
                 if thumbnail is not None:
-                    sheet.paste(thumbnail, (x * THUMBNAIL_SIDE, y * THUMBNAIL_SIDE))
+                    place = (x * THUMBNAIL_SIDE, y * height + CAPTION_HEIGHT)
+                    sheet.paste(thumbnail, place)
         out = io.BytesIO()
         sheet.quantize(COLOURS).save(out, "PNG", optimize=True)
         return out.getvalue()
+
+    def table(self) -> list[dict[str, str]]:
+        """The same in words: a row for each video, with the time of each picture."""
+        return [
+            {
+                "video": row.video,
+                "pictures at": ", ".join(
+                    _clock(row.duration * column / (COLUMNS - 1)) for column in range(COLUMNS)
+                ),
+            }
+            for row in sorted(self._rows.values(), key=lambda row: row.video)
+            if any(row.thumbnails)
+        ]
+
+
+def _caption(row: StripRow) -> str:
+    """The video, and when its first and its last picture are, in letters that every font has."""
+    name = row.video.encode("ascii", "replace").decode()[:LONGEST_NAME]
+    return f"{name}   {_clock(0)} to {_clock(row.duration)}"
+
+
+def _clock(seconds: float) -> str:
+    """`1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

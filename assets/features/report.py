@@ -22,6 +22,7 @@ class FeatureReport:
         counts: videos, done, already_done, quarantined, damaged; and `quarantined <reason>` for
             each reason.
         frame_strip: PNG of pictures as the encoder saw them; empty when none was decoded.
+        strip_table: its videos, and the times of their pictures.
         hours: of video, of all features of the part, new and old.
         bytes: of all feature files of the part.
         frames: of all features of the part.
@@ -38,6 +39,7 @@ class FeatureReport:
     version: str = ""
     counts: dict[str, int] = field(default_factory=dict)
     frame_strip: bytes = b""
+    strip_table: list[dict[str, str]] = field(default_factory=list)
     hours: float = 0.0
     bytes: int = 0
     frames: int = 0
@@ -81,6 +83,7 @@ def report_extraction(
             **{f"quarantined {reason}": count for reason, count in sorted(by_reason.items())},
         },
         frame_strip=coordinator.strip.png(),
+        strip_table=coordinator.strip.table(),
         hours=_seconds(files) / 3600,
         bytes=sum(file.bytes for file in files),
         frames=_frames(files),

@@ -84,6 +84,7 @@ def publish(
     folder: str = "",
     config: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    opening: Mapping[str, Any] | None = None,
 ) -> Published:
     """Record the lineage of a finished product, and describe it and its checks as a
     materialization.
@@ -97,6 +98,7 @@ def publish(
         folder: where the product lies below the storage root, when it is one folder.
         config: the settings that shaped it.
         metadata: what else is worth a look; what is empty is not shown.
+        opening: what the page opens with, in this order.
 
     Raises:
         dagster.Failure: a check says that the product must not be used. Then there is no
@@ -124,7 +126,10 @@ def publish(
     if files is not None:
         record = record.with_files(storage, files)
     record.write(storage)
-    described = _described(record, metadata or {}, storage.path(folder) if folder else None)
+    described = {
+        **{name: value for name, value in (opening or {}).items() if not _is_empty(value)},
+        **_described(record, metadata or {}, storage.path(folder) if folder else None),
+    }
     results = [_check_result(verdict) for verdict in checks]
     if stopping:
         yield from results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,24 @@ def picture(png: bytes | None, title: str) -> dg.MarkdownMetadataValue | None:
     return dg.MetadataValue.md(
         f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
     )
+
+
+def plain(text: str) -> str:
+    """A text from outside, so that Markdown shows it and never obeys it."""
+    one_line = html.escape(text.replace("\n", " "), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|~:@])", r"\\\1", one_line)
+
+
+def small_picture(png: bytes, caption: str) -> dg.MarkdownMetadataValue:
+    """A caption, and a picture that is small enough for the UI to show it without a click. Where it
+    is not, the caption alone.
+
+    Args:
+        caption: Markdown.
+    """
+    image = f"![](data:image/png;base64,{base64.b64encode(png).decode()})"
+    whole = f"{caption}\n\n{image}"
+    return dg.MetadataValue.md(whole if len(whole) <= INLINE else caption)
 
 
 def samples(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

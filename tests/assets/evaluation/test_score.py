@@ -22,6 +22,7 @@ from assets.evaluation.report import (
     accuracy_table,
     duration_class,
     example_question,
+    wilson,
 )
 from assets.evaluation.score import ask_together, question_prompt, score_checkpoint
 from assets.inference.session import Session
@@ -252,7 +253,7 @@ def test_the_table_sets_checkpoints_side_by_side():
     rows = accuracy_table(seen, report("stage3", [True, False, False, True], False))
     assert rows[0] == {
         "questions": "all", "asked": 4, "chance": 0.5, "base_model": 0.25, "stage3": 0.75,
-        "nothing shown": 0.5, "written": 0.75, "gain": 0.5,
+        "nothing shown": 0.5, "written": 0.75, "gain": 0.5, "interval": "0.30 to 0.95",
     }  # fmt: skip
     by_name = {row["questions"]: row["stage3"] for row in rows}
     assert (by_name["task0"], by_name["task1"], by_name["under 1 min"]) == (1.0, 0.5, 1.0)
@@ -293,3 +294,24 @@ def test_rating_alone_gives_the_same_choices_and_leaves_open_questions_to_writin
     assert [answer.generated == "" for answer in rated.answers if answer.form != "open"] == [
         True
     ] * 4
+
+
+@pytest.mark.parametrize(
+    ("right", "asked", "low", "high"),
+    [(0, 0, 0.0, 1.0), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
+)
+def test_the_interval_of_a_score_is_wilsons(right, asked, low, high):
+    """The last line is example 1 of Newcombe (1998), method 3."""
+    assert wilson(right, asked) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_what_a_model_or_a_question_says_is_shown_and_never_obeyed():
+    nasty = "![x](http://evil.example/p.png) <img src=x> **b** `c` [l](javascript:1)"
+    answer = Answer(
+        id=nasty, task="t", form="open", duration=1.0, prompt="one\n```\n" + nasty, expected=nasty,
+        chosen=nasty, generated=nasty, correct=True, written_correct=True,
+    )  # fmt: skip
+    shown = example_question([answer])
+    outside_of_code = "\n".join(line for line in shown.splitlines() if line[:4] != "    ")
+    for active in ("![x]", "](http", "<img", "**b**", "[l]("):
+        assert active not in outside_of_code
