@@ -13,7 +13,7 @@ from assets.deployment.settings import Settings
 from assets.records.provenance import NotFoundError
 from assets.records.withdrawals import Withdrawals
 from assets.shards.mds import samples_about
-from assets.sources.base import MANUAL_MISSING, OK, PENDING, PERMANENT, VideoRow
+from assets.sources.base import MANUAL_MISSING, NOT_ASKED, OK, PENDING, PERMANENT, VideoRow
 from assets.tracing.holdings import count_rows
 from assets.tracing.names import catalogued_rows, plain_name
 from training.formats import layout
@@ -24,21 +24,19 @@ from training.formats.storage import Storage
 ADVICE = {
     "private": "its owner made it private; nothing can be done",
     "removed": "it was removed; nothing can be done",
-    "geo": "set HTTPS_PROXY to a country where it may be seen, add geo to download.retry, and run "
-    "videos again",
-    "age": "set YTDLP_COOKIES to an account that may see it, add age to download.retry, and run "
-    "videos again",
-    "members_only": "set YTDLP_COOKIES to an account that may see it, and add members_only to "
-    "download.retry",
+    "geo": "set HTTPS_PROXY to a country where it may be seen: the next run of videos tries again",
+    "age": "set YTDLP_COOKIES to an account that may see it: the next run of videos tries again",
+    "members_only": "set YTDLP_COOKIES to an account that may see it: the next run of videos tries "
+    "again",
     "bot_check": "the host doubts this machine: set YTDLP_COOKIES, raise download.min_interval_s, "
     "or wait",
-    "login_required": "set YTDLP_COOKIES, and run videos again",
+    "login_required": "set YTDLP_COOKIES: the next run of videos tries again",
     "no_format": "check that a JavaScript runtime is installed (Deno), and run videos again",
     "blocked": "its URL leads to a private address; list the host in the source's hosts if you "
-    "trust it",
-    "ambiguous": "give the files different names, add ambiguous to download.retry, and run videos "
-    "again",
-    "not_in_repo": "check the source's archives and files patterns in the settings",
+    "trust it: the next run of videos tries again",
+    "ambiguous": "give the files different names: the next run of videos tries again",
+    "not_in_repo": "check the source's archives and files patterns in the settings: when they or "
+    "the revision change, the next run of videos tries again",
 }
 
 
@@ -95,8 +93,13 @@ def _acquisition(storage: Storage, row: VideoRow) -> list[str]:
         advice = "it was not tried yet: materialize videos for this source and part"
     elif row.status == MANUAL_MISSING:
         advice = "put the file into the source's folder, and run videos again"
+    elif row.status == NOT_ASKED:
+        advice = "rows about it bring it back"
     elif row.status == PERMANENT:
-        final = f"it is not tried again unless download.retry lists {row.reason}"
+        final = (
+            "it is tried again when what decided it changes (a setting, the file, the revision, "
+            f"the tool), or when download.retry lists {row.reason}"
+        )
         advice = ADVICE.get(row.reason or "", final)
     else:
         advice = ADVICE.get(row.reason or "", "it is tried again by the next run of videos")

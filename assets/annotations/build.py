@@ -8,7 +8,7 @@ keeps its row and its file, and the row says so.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from assets.deployment.settings import Settings
 from assets.fetching.errors import OperatorError
 from assets.fetching.probe import duration_differs
 from assets.records.lineage import Lineage, is_recorded, product
-from assets.records.withdrawals import Withdrawals
+from assets.records.withdrawals import Withdrawal, Withdrawals
 from assets.sources.base import NOT_ASKED, OK, PENDING, VideoRow
 from training.formats import layout
 from training.formats.hashing import data_version
@@ -126,7 +126,7 @@ def _enter(
     source: str,
     part: str,
     rows: list[VideoRow],
-    withdrawn: Container[str],
+    withdrawn: Mapping[str, Withdrawal],
     log: Callable[[str], None],
 ) -> dict[str, int]:
     """Bring a table up to what is asked for; returns how many rows that concerned.
@@ -225,13 +225,13 @@ def _asked_again(row: VideoRow, raw: dict[str, Any], settings: Settings) -> dict
     return change
 
 
-def _not_asked(raw: dict[str, Any], withdrawn: Container[str]) -> dict[str, Any]:
+def _not_asked(raw: dict[str, Any], withdrawn: Mapping[str, Withdrawal]) -> dict[str, Any]:
     """What changes in the row of a video that no question asks for any more."""
     if raw["status"] == NOT_ASKED:
         return {}
     reason, message = "no_rows", "no question asks for it any more; its file, if any, is kept"
-    if raw["video"] in withdrawn:
-        reason, message = "withdrawn", "it was withdrawn"
+    if (entry := withdrawn.get(raw["video"])) is not None:
+        reason, message = "withdrawn", f"{entry.reason} ({entry.at})"
     return {"questions": 0, "status": NOT_ASKED, "reason": reason, "message": message}
 
 

@@ -155,6 +155,7 @@ def _keyed(number: int, questions: list[QuestionRow]) -> list[tuple[Any, ...]]:
     try:
         asked = key_of(first.video, *(question.question for question in questions))
         named = NO_ID if first.row_id is None else key_of(first.video, first.row_id)
+        (first.question_type or "").encode()  # the one text that no hash looks at
         return [
             (
                 number,

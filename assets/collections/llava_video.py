@@ -60,6 +60,7 @@ def collect_llava_video(
     local: dict[str, Path] = {}
     wanted: dict[str, set[str]] = defaultdict(set)
     for name, (file, *_) in todo.items():
+        wanted[_folder(file)] |= set()  # a folder of which no row names a video is there, too
         local[name] = repo.download(file, collection.scratch / file.checksum)
         for row in read_rows(local[name], file.path):
             if isinstance(row.value, dict) and isinstance(row.value.get("video"), str):

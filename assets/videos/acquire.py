@@ -119,7 +119,6 @@ class _Acquisition:
         self.withdrawn = Withdrawals.read(storage).videos
         self.rate_limiter = RateLimiter(self.fetcher.min_interval_s, self.limits.breaker)
         self.disk = DiskGuard(scratch(storage), self.limits.min_free_bytes)
-        self.withdrawn = Withdrawals.read(storage).videos
         self.tries: Counter[str] = Counter()
         self.publisher = Publisher(storage, catalogue, prober, self.limits, log)
         self.started = time.monotonic()

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from assets.annotations.catalogue import SCHEMA, read_catalogue, snapshot_name
 from assets.deployment.settings import Settings
+from assets.records.withdrawals import Withdrawals
 from assets.sources.base import NOT_ASKED, OK, FetchContext, VideoRow
 from assets.sources.outcomes import Evidence, outcome_is_stale
 from training.formats.storage import Storage
@@ -19,6 +20,7 @@ class DueDownloads:
 
     def __init__(self, storage: Storage, settings: Settings) -> None:
         self.storage, self.settings = storage, settings
+        self._withdrawn = Withdrawals.read(storage).videos
         self._evidence: dict[str, Evidence] = {}
 
     def is_due(self, source: str, part: str) -> bool:
@@ -31,8 +33,11 @@ class DueDownloads:
             return False
         table = read_catalogue(self.storage, source, part)
         missing = table.filter(pc.invert(pc.is_in(table["status"], pa.array([OK, NOT_ASKED]))))
-        rows = missing.select(SCHEMA.names).to_pylist()
-        return any(outcome_is_stale(VideoRow(**raw), self._of(source, part)) for raw in rows)
+        return any(
+            outcome_is_stale(VideoRow(**raw), self._of(source, part))
+            for raw in missing.select(SCHEMA.names).to_pylist()
+            if raw["video"] not in self._withdrawn
+        )
 
     def _of(self, source: str, part: str) -> Evidence:
         if source not in self._evidence:

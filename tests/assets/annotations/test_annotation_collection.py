@@ -103,6 +103,18 @@ def test_rejected_rows_are_kept_with_file_row_and_reason(tmp_path: Path) -> None
     assert json.loads(rejected[0]["content"])["data_source"] == "vimeo"
 
 
+def test_rows_with_half_a_surrogate_pair_are_set_aside(tmp_path: Path) -> None:
+    settings, storage = deployment(tmp_path, rows_of(2))
+    path = tmp_path / "more.json"
+    fields = ("question", "answer", "id", "question_type", "URL")
+    path.write_text(json.dumps([{**question("s", "panda"), name: "\ud800"} for name in fields]))
+    both = [*settings.annotations.paths, str(path)]
+    more = settings.annotations.model_copy(update={"paths": both})
+    report = collect_annotations(storage, settings.model_copy(update={"annotations": more}), quiet)
+    assert report.rejected == {"not_unicode": len(fields)}
+    assert report.counts["rows"] == 2
+
+
 def test_what_lands_becomes_a_new_part_and_old_parts_stay(tmp_path: Path, landing: Path) -> None:
     settings, storage = deployment(tmp_path, rows_of(30))
     collect_annotations(storage, settings, quiet)

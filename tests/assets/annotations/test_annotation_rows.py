@@ -48,6 +48,28 @@ def test_every_way_of_writing_a_video_names_the_same_one(video: str, source: str
     assert (question.video, question.source, question.id) == ("panda/x", "panda", "x")
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"data_source": ["panda"]}, "unknown_source"),
+        ({"data_source": {"name": "panda"}}, "unknown_source"),
+        ({"data_source": 1.5}, "unknown_source"),
+        ({"video": ["x.mp4"]}, "no_video"),
+        ({"video": {"path": "x.mp4"}}, "no_video"),
+        ({"video": "\ud800.mp4"}, "unsafe_video_path"),
+    ],
+)
+def test_values_of_no_use_set_the_row_aside_and_end_nothing(
+    changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(RejectedRow, match=reason):
+        one(flat(**changes))
+
+
+def test_a_duration_beyond_all_numbers_is_none() -> None:
+    assert one(flat(duration=10**400)).duration is None
+
+
 def test_an_id_may_contain_dots_and_folders() -> None:
     assert one(flat(video="a.b/c.d.mp4")).id == "a.b/c.d"
     assert one(flat(video="-v_1.2")).id == "-v_1.2"

@@ -281,6 +281,20 @@ def test_short_videos_come_out_of_their_archives_looked_into(
     assert not any("9_m" in e.request.path and "resolve" in e.request.path for e in hub.log)
 
 
+def test_a_folder_of_which_no_row_names_a_video_ends_nothing(
+    world: World, hub: FaultyHubServer
+) -> None:
+    rows = [{"id": "0", "video": None, "conversations": TALK}, {"id": "1", "conversations": TALK}]
+    hub.publish(
+        "some/videos", {**video_files(), "9_m/other_processed.json": json.dumps(rows).encode()}
+    )
+    storage, settings = world(VIDEO.format("cap.json"), VIDEO.format("other.json"))
+    report = collect_llava_video(storage, settings, quiet)
+    assert report.counts["videos"] == 3
+    assert annotation(storage, "LLaVA-Video-178K", "other.json") == rows
+    assert not storage.list("LLaVA-Video-178K/videos/9_m")
+
+
 def test_an_archive_with_another_hash_gives_nothing_and_a_good_one_beside_it_does(
     world: World, hub: FaultyHubServer
 ) -> None:
