@@ -55,6 +55,7 @@ from training.checkpoint_folder import (
 from training.formats.receipts import FileEntry, set_aside
 from training.formats.storage import Storage
 from training.parallel import Ranks
+from training.progress import size_text
 
 log = logging.getLogger(__name__)
 
@@ -294,9 +295,9 @@ class Checkpoints:
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"{self.folder}: a checkpoint takes {needed / 2**30:.1f} GiB and "
-                f"{free / 2**30:.1f} GiB are free; free space and start the run again, it "
-                "continues from the newest committed checkpoint",
+                f"{self.folder}: a checkpoint takes {size_text(needed)}, and {size_text(free)} are "
+                "free on that disk; make room and start the run again, it continues from the "
+                "newest committed checkpoint",
             )
 
 

@@ -44,6 +44,15 @@ class Progress:
         return text
 
 
+def size_text(size: float) -> str:
+    """A number of bytes for people: `0 bytes`, `812 kB`, `3.4 GB`."""
+    size, units = max(size, 0), ("bytes", "kB", "MB", "GB", "TB", "PB")
+    step = 0
+    while size >= 1000 and step < len(units) - 1:
+        size, step = size / 1000, step + 1
+    return f"{size:,.0f} {units[step]}" if not step or size >= 100 else f"{size:.1f} {units[step]}"
+
+
 def _span(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

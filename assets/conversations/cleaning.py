@@ -6,7 +6,7 @@ neither their order nor their number in a file decides anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from training.formats.sample import STRAY_TOKENS
+from training.formats.sample import LEFTOVER_MARKER, STRAY_TOKENS
 
 REJECTED_SCHEMA = pa.schema(
     [("video", pa.string()), ("question_id", pa.string()), ("reason", pa.string())]
@@ -61,8 +61,8 @@ def clean(
     table = table.combine_chunks()
     codes = table["code"].to_numpy()
     there = np.array([name in durations for name in names], bool)[codes]
-    question, answer = _trimmed(table["question"]), _trimmed(table["answer"])
-    question = _trimmed(pc.replace_substring_regex(question, OUTER_PLACEHOLDER, ""))
+    answer = _until_nothing_changes(table["answer"], _without_marker)
+    question = _until_nothing_changes(table["question"], _without_marker, _without_placeholder)
     reason = np.full(len(table), "", object)
     # The last one that applies stays, so the most basic reason comes last.
     for text, mask in (
@@ -96,6 +96,29 @@ def clean(
     }
     by = [("video", "ascending"), ("question_id", "ascending"), ("reason", "ascending")]
     return rows, pa.table(rejected, REJECTED_SCHEMA).sort_by(by)
+
+
+def _until_nothing_changes(
+    column: pa.ChunkedArray, *changes: Callable[[pa.ChunkedArray], pa.ChunkedArray]
+) -> pa.ChunkedArray:
+    """Text after all changes, again and again: what one takes out can leave what another is to take
+    out. Whatever is looked at afterwards is what will be learned from.
+    """
+    text = _trimmed(column)
+    while True:
+        before = text
+        for change in changes:
+            text = _trimmed(change(text))
+        if text.equals(before):
+            return text
+
+
+def _without_marker(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.replace_substring(column, LEFTOVER_MARKER, "")
+
+
+def _without_placeholder(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.replace_substring_regex(column, OUTER_PLACEHOLDER, "")
 
 
 def _trimmed(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -17,7 +17,9 @@ import numpy as np
 import orjson
 
 BLOCK = 1 << 24
+LOOKED_AT = 64  # lines of which one has to be an object, if a file holds one a line
 _QUOTE, _BACKSLASH, _LEFT, _RIGHT = b'"'[0], b"\\"[0], b"[{", b"]}"
+_NEWLINE, _BYTE_ORDER_MARK = b"\n"[0], b"\xef\xbb\xbf"
 _BETWEEN_ROWS = b" \t\r\n,[]"
 
 
@@ -49,9 +51,39 @@ def row_spans(path: Path, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
                 f"{first!r}"
             )
         depth_of_rows = 1 if first == b"[" else 0
+        if first == b"{" and (lines := _row_lines(path, data, block)) is not None:
+            return lines
         begins, ends = _scan(path, data, depth_of_rows, block)
         _check_between(path, data, begins, ends)
         return begins, ends
+
+
+def _row_lines(
+    path: Path, data: mmap.mmap | bytes, block: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Where the lines begin and end of a file that holds one object a line, or None where it is not
+    such a file.
+
+    A line is a row whatever stands in it, so a broken one is one broken row, and costs no other.
+    """
+    breaks = [
+        place + np.flatnonzero(np.frombuffer(data[place : place + block], np.uint8) == _NEWLINE)
+        for place in range(0, len(data), block)
+    ]
+    ends = np.concatenate([*breaks, [len(data)]]).astype(np.int64)
+    begins = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
+    if data[:3] == _BYTE_ORDER_MARK:
+        begins[0] = 3
+    some = zip(begins[:LOOKED_AT].tolist(), ends[:LOOKED_AT].tolist(), strict=True)
+    if not any(data[b : b + 1] == b"{" and parse_row(data, b, e) is not None for b, e in some):
+        return None  # objects over several lines
+    if data[-1] != _NEWLINE and parse_row(data, int(begins[-1]), len(data)) is None:
+        raise ValueError(
+            f"{path}: ends inside row {len(begins)}; the file is cut short, fetch it again"
+        )
+    spans = zip(begins.tolist(), ends.tolist(), strict=True)
+    filled = np.array([bool(data[begin:end].strip()) for begin, end in spans], bool)
+    return begins[filled], ends[filled]
 
 
 def _scan(

@@ -1,6 +1,7 @@
 """What becomes of an image file on its way into a shard. Every case has one defined outcome.
 
-- JPEG, any colour space: its bytes, untouched. EXIF rotation stays in them and is applied by
+- JPEG, any colour space: its bytes, untouched, once a strict decoder has found all of its picture
+  (`jpeg.py`). EXIF rotation stays in them and is applied by
   whoever decodes.
 - PNG of 8-bit grey or RGB without alpha, EXIF or animation: its bytes, untouched, checksums
   verified.
@@ -8,8 +9,8 @@
   once by the very function that training uses (`model.images.load_image`) and stored as PNG,
   losslessly, or as JPEG where configured. A sample thus shows the model the same pixels through a
   shard as from the original file.
-- Missing, empty, cut short, unreadable, of a foreign format or above the pixel limit: refused, with
-  that reason.
+- Missing, empty, cut short (also where an end marker was put behind it), overwritten with zeros,
+  unreadable, of a foreign format or above the pixel limit: refused, with that reason.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
+
+from assets.shards.jpeg import jpeg_fault
 
 _PNG_END = b"IEND\xaeB`\x82"
 _PNG_DEPTH = 24  # where a PNG's header says how many bits a channel has
@@ -79,8 +82,9 @@ def stored_image(data: bytes, policy: ImagePolicy = DEFAULT_POLICY) -> bytes:
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise RefusedImage("image too large", f"{image.width} x {image.height} pixels")
         if image.format in ("JPEG", "MPO"):
-            if not _complete_jpeg(data):
-                raise RefusedImage("image cut short", "no end marker")
+            if fault := jpeg_fault(data):
+                what, _, detail = fault.partition(": ")
+                raise RefusedImage(f"image {what}", detail)
             return data
         if image.format == "PNG" and _plain_png(image, data):
             return data
@@ -90,26 +94,6 @@ def stored_image(data: bytes, policy: ImagePolicy = DEFAULT_POLICY) -> bytes:
         raise RefusedImage(
             "image cut short" if "truncated" in str(error) else "image unreadable", str(error)
         ) from error
-
-
-def _complete_jpeg(data: bytes) -> bool:
-    """Whether a JPEG has its end marker. Segments are walked up to the scan, because a thumbnail in
-    one of them has an end marker, too.
-    """
-    position = 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            return False
-        marker = data[position + 1]
-        if marker == 0xDA:
-            return data.find(b"\xff\xd9", position) > 0
-        if marker == 0xFF:
-            position += 1
-        elif 0xD0 <= marker <= 0xD8 or marker == 0x01:
-            position += 2
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return False
 
 
 def _plain_png(image: Image.Image, data: bytes) -> bool:

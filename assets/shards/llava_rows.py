@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from training.formats.sample import (
     Sample,
     broken_rule,
     is_relative_name,
+    text_fault,
+    without_markers,
 )
 
 ROLE_OF = {"human": ROLES[0], "user": ROLES[0], "gpt": ROLES[1], "assistant": ROLES[1]}
@@ -24,6 +27,8 @@ VIDEO_PLACEHOLDER = re.compile(rf"{IMAGE_TOKEN}|<video>")
 STRAY = re.compile(STRAY_TOKENS)
 
 NOT_AN_IMAGE_ROW = "text row in an image-only kind"
+SYSTEM_TURN = "system turn left out"
+MARKER = "leftover marker taken out"
 EXPECTED_DROPS = frozenset({NOT_AN_IMAGE_ROW})  # left out by design: they never fail a part
 
 
@@ -57,12 +62,14 @@ def to_sample(
     sample_id: str,
     read_image: Callable[[str], bytes],
     video_duration: Callable[[str], float | None],
+    changed: Counter[str] | None = None,
 ) -> Sample:
     """The sample that `row` describes.
 
     Args:
         read_image: bytes to store for an image's path; may raise `Dropped`.
         video_duration: seconds of a short video (0 where unknown), or None when it is not there.
+        changed: counts what of the row's text was left out, by a few fixed phrases.
 
     Raises:
         Dropped: the row cannot be used; counted by its reason.
@@ -86,7 +93,10 @@ def to_sample(
         modality = "text" if not images else "image" if len(images) == 1 else "multi_image"
     placeholder = VIDEO_PLACEHOLDER if video else IMAGE_PLACEHOLDER
     conversations = _with_placeholders(
-        _turns(row.get("conversations"), placeholder), placeholder, modality, len(images)
+        _turns(row.get("conversations"), placeholder, Counter() if changed is None else changed),
+        placeholder,
+        modality,
+        len(images),
     )
     for name in (*images, *([video] if video else [])):
         if not isinstance(name, str) or not is_relative_name(name):
@@ -103,7 +113,7 @@ def to_sample(
         video,
         duration,
     )
-    if broken := broken_rule(sample):
+    if broken := broken_rule(sample) or text_fault(sample):
         raise Dropped("row breaks the sample schema", broken)
     return sample
 
@@ -114,18 +124,26 @@ def _names(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
-def _turns(value: Any, placeholder: re.Pattern[str]) -> list[dict[str, str]]:
-    """Turns in our roles, question and answer in turn, every one with text."""
+def _turns(value: Any, placeholder: re.Pattern[str], changed: Counter[str]) -> list[dict[str, str]]:
+    """Turns in our roles, question and answer in turn, every one with text.
+
+    A system turn is left out: the model was trained under one system message, and has no other.
+    """
     if not isinstance(value, list) or not value:
         raise Dropped("no conversation")
     turns = []
     for number, turn in enumerate(value):
         text = turn.get("value") if isinstance(turn, dict) else None
+        if isinstance(turn, dict) and turn.get("from") == "system":
+            changed[SYSTEM_TURN] += 1
+            continue
         role = ROLE_OF.get(str(turn.get("from"))) if isinstance(turn, dict) else None
         if role is None or not isinstance(text, str):
             raise Dropped("turn of unknown form", f"turn {number}")
-        turns.append({"from": role, "value": text.strip()})
-    if turns[0]["from"] == ROLES[1]:
+        clean = without_markers(text)
+        changed[MARKER] += clean != text
+        turns.append({"from": role, "value": clean.strip()})
+    if turns and turns[0]["from"] == ROLES[1]:
         turns = turns[1:]  # an answer before any question is nothing to learn from
     if (
         not turns

@@ -79,9 +79,10 @@ def part_report(results: Sequence[TaskResult], config: dict[str, Any]) -> ShardR
         config: the settings that decided the bytes.
     """
     shards = [shard for result in results for shard in result.shards]
-    drops, durations = Counter[str](), dict[str, float]()
+    drops, changed, durations = Counter[str](), Counter[str](), dict[str, float]()
     for result in results:
         drops.update(result.drops)
+        changed.update(result.changed)
         durations.update(result.durations)
     counts = {
         "rows_in": sum(result.rows for result in results),
@@ -89,6 +90,7 @@ def part_report(results: Sequence[TaskResult], config: dict[str, Any]) -> ShardR
         "shards": len(shards),
         "videos": len(durations),
         **{f"dropped: {reason}": number for reason, number in sorted(drops.items())},
+        **{f"changed: {what}": number for what, number in sorted(changed.items())},
     }
     return ShardReport(
         version=_version(shards),

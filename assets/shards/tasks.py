@@ -29,7 +29,7 @@ from assets.shards.mds import ROW_LIMIT, write_shards
 from model.atomic import writing_file
 from training.formats import layout
 from training.formats.kinds import LONG_VIDEO_KIND
-from training.formats.sample import Sample, broken_rule, encode
+from training.formats.sample import Sample, broken_rule, encode, text_fault
 from training.formats.storage import Storage
 
 PICTURE = "examples.png"
@@ -97,6 +97,7 @@ class TaskResult:
         shards: entries for `index.json`; none when every row was dropped.
         rows: rows read.
         drops: rows dropped, by reason; `named` holds some of them, one line each.
+        changed: texts of kept rows that something was left out of, by what it was.
         text_bytes: bytes of text of all samples.
         durations: video -> seconds, of the samples' videos.
         examples: a few samples as a person reads them.
@@ -107,6 +108,7 @@ class TaskResult:
     rows: int = 0
     drops: dict[str, int] = field(default_factory=dict)
     named: list[str] = field(default_factory=list)
+    changed: dict[str, int] = field(default_factory=dict)
     text_bytes: int = 0
     durations: dict[str, float] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
@@ -124,11 +126,11 @@ def run_task(task: ShardTask) -> TaskResult:
     """Write the task's shards and then its record; the first task of a part also draws a picture of
     its images.
     """
-    result, drops = TaskResult(task.index), Counter[str]()
+    result, drops, changed = TaskResult(task.index), Counter[str](), Counter[str]()
     pictures: list[bytes] = []
 
     def rows() -> Iterator[dict[str, Any]]:
-        for name, sample in _samples(task):
+        for name, sample in _samples(task, changed):
             result.rows += 1
             if isinstance(sample, Sample) and sum(map(len, sample.images)) > ROW_LIMIT:
                 sample = Dropped(
@@ -150,6 +152,7 @@ def run_task(task: ShardTask) -> TaskResult:
 
     result.shards = write_shards(task.folder, f"shard.{task.index:05d}", rows())
     result.drops = dict(sorted(drops.items()))
+    result.changed = {what: count for what, count in sorted(changed.items()) if count}
     if pictures:
         (task.folder / PICTURE).write_bytes(contact_sheet(pictures))
     with writing_file(task.record, durable=False) as temporary:
@@ -157,15 +160,21 @@ def run_task(task: ShardTask) -> TaskResult:
     return result
 
 
-def _samples(task: ShardTask) -> Iterator[tuple[str, Sample | Dropped | RefusedImage]]:
-    """Each row's name, and its sample or the reason why it has none."""
+def _samples(
+    task: ShardTask, changed: Counter[str]
+) -> Iterator[tuple[str, Sample | Dropped | RefusedImage]]:
+    """Each row's name, and its sample or the reason why it has none.
+
+    Args:
+        changed: counts what of the text was left out.
+    """
     if isinstance(task.rows, LlavaRows):
-        return _llava_samples(task, task.rows)
+        return _llava_samples(task, task.rows, changed)
     return _long_samples(task, task.rows)
 
 
 def _llava_samples(
-    task: ShardTask, rows: LlavaRows
+    task: ShardTask, rows: LlavaRows, changed: Counter[str]
 ) -> Iterator[tuple[str, Sample | Dropped | RefusedImage]]:
     storage = task.storage
     present: dict[str, float | None] = {}
@@ -196,7 +205,8 @@ def _llava_samples(
             if row and row.get("id") not in (None, ""):
                 name += f":{row['id']}"
             try:
-                yield name, to_sample(row, task.kind, name, read_image, video_duration)
+                sample = to_sample(row, task.kind, name, read_image, video_duration, changed)
+                yield name, sample
             except (Dropped, RefusedImage) as reason:
                 yield name, reason
 
@@ -222,7 +232,7 @@ def _long_samples(
                     video=row["video"],
                     duration=row["duration"],
                 )
-                broken = broken_rule(sample)
+                broken = broken_rule(sample) or text_fault(sample)
                 yield (
                     row["id"],
                     Dropped("row breaks the sample schema", broken) if broken else sample,

@@ -31,7 +31,7 @@ from training.formats.file_cache import DamagedFileError, FileCache
 from training.formats.hashing import seed_of
 from training.formats.kinds import LONG_VIDEO_KIND
 from training.formats.machine_faults import gone, machine_fault
-from training.formats.sample import Sample, decode
+from training.formats.sample import Sample, decode, text_fault
 from training.formats.storage import Storage
 from training.run_config import RunConfig
 
@@ -165,6 +165,8 @@ class SampleDataset(Dataset):
             return DroppedRow(sample.id, error.reason, error.detail)
 
     def _prepare(self, sample: Sample, seed: int) -> PreparedSample:
+        if fault := text_fault(sample):  # shards of an earlier release may hold such
+            raise UnusableSampleError("unusable sample", fault)
         prepare = self._prepare_video if sample.video else self._prepare_images
         prepared = prepare(sample, seed)
         try:

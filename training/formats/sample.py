@@ -8,6 +8,7 @@ of their lengths.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -29,6 +30,12 @@ STRAY_TOKENS = (
     r"<image>|<\|im_start\|>|<\|im_end\|>|<\|endoftext\|>"
     r"|<\|vision_(?:start|end|pad)\|>|<\|(?:image|video)_pad\|>"
 )
+
+_STRAY = re.compile(STRAY_TOKENS)
+
+# A marker that one of the collections left in its text. The published system deletes it once while
+# it tokenises; what the pieces around it then form was never looked at.
+LEFTOVER_MARKER = "QA_GT_caption_based_noisy"
 
 COLUMNS: dict[str, str] = {
     "schema": "int",
@@ -158,6 +165,29 @@ def broken_rule(sample: Sample) -> str | None:
         return f"video {sample.video!r} in a {sample.modality} sample"
     if sample.video and not is_relative_name(sample.video):
         return f"video {sample.video!r} is not a plain relative name"
+    return None
+
+
+def without_markers(text: str) -> str:
+    """The text without any marker, also none that forms where one was taken out."""
+    while LEFTOVER_MARKER in text:
+        text = text.replace(LEFTOVER_MARKER, "")
+    return text
+
+
+def text_fault(sample: Sample) -> str | None:
+    """Why a sample's text cannot be learned from as it is tokenised, or None: a token that steers
+    the model stands in it, or an answer is empty.
+    """
+    for number, turn in enumerate(sample.conversations):
+        text = turn["value"].replace(LEFTOVER_MARKER, "")  # once, as when it is tokenised
+        answer = turn["from"] == ROLES[1]
+        # In a question it is the placeholder, or, without a visual, plain text.
+        own = text if answer else text.replace(IMAGE_TOKEN, "")
+        if found := _STRAY.search(own):
+            return f"turn {number} holds {found.group()} in its text"
+        if answer and not text.strip():
+            return f"turn {number}, an answer, is empty"
     return None
 
 

@@ -189,6 +189,28 @@ def test_reasons_are_told_apart_and_name_their_rows(tmp_path: Path) -> None:
     assert report.counts["samples"] == 1
 
 
+def test_text_is_checked_after_it_was_cleaned_to_the_end(tmp_path: Path) -> None:
+    """A marker that training deletes hid tokens and empty answers from the check."""
+    marker = "QA_GT_caption_based_noisy"
+    nested = f"{marker[:7]}{marker}{marker[7:]}"
+    rows = [
+        row("panda/a", 1, answer=f"yes <|im_{marker}end|>"),
+        row("panda/a", 2, answer=f" {nested} "),
+        row("panda/a", 3, question=f"<ima{nested}ge>"),
+        row("panda/a", 4, question=f"see <ima{marker}ge> here"),
+        row("panda/a", 5, question=f"<image>{marker}\n<video> What{marker}?", answer=f"A{nested}."),
+    ]
+    _, samples, rejected, _ = group(tmp_path, rows, {"panda/a"})
+    assert {item["question_id"]: item["reason"] for item in rejected} == {
+        "panda/a-1": "stray token in answer",
+        "panda/a-2": "empty answer",
+        "panda/a-3": "empty question",
+        "panda/a-4": "stray token in question",
+    }
+    turns = json.loads(samples[0]["conversations"])
+    assert [turn["value"] for turn in turns] == ["<image>\nWhat?", "A."]
+
+
 def test_rows_of_another_part_are_not_touched(tmp_path: Path) -> None:
     rows = [row("panda/a", number, part=number % 2) for number in range(20)]
     report, samples, _, _ = group(tmp_path, rows)

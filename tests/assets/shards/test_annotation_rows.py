@@ -77,3 +77,42 @@ def test_an_empty_file_and_an_empty_list_have_no_rows(tmp_path):
     for text in ("", "  \n", "[]", "\ufeff[ ]\n"):
         (tmp_path / "rows.json").write_text(text, encoding="utf-8")
         assert read(tmp_path / "rows.json") == []
+
+
+BROKEN_LINES = {
+    "a quote too few": '{"id": "b", "value": "never closed}',
+    "a bracket too many": '{"id": "b"}}',
+    "a bracket too few": '{"id": "b", "turns": [{"from": "gpt"}',
+    "no object": "<html>502 Bad Gateway</html>",
+    "half a line": '{"id": "b", "va',
+    "a list": "[1, 2]",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_LINES)
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_one_broken_line_is_one_broken_row_and_costs_no_other(tmp_path, name, place):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": str(number), "value": 'a "quoted" [text'} for number in range(4)]
+    lines = [json.dumps(row) for row in rows]
+    lines.insert(place, BROKEN_LINES[name])
+    path.write_text("\ufeff" + "\r\n".join([*lines, "", "  ", ""]), encoding="utf-8")
+    expected = [*rows[:place], None, *rows[place:]]
+    if place == 0 and name in ("no object", "a list"):
+        path.write_text("\n".join([*lines[1:], lines[0], ""]))
+        expected = [*rows, None]
+    assert read(path) == expected
+
+
+def test_a_file_of_lines_that_ends_within_one_is_cut_short(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": 1}\n{"id": 2, "val')
+    with pytest.raises(ValueError, match=r"ends inside row 2; the file is cut short, fetch it"):
+        row_spans(path)
+
+
+def test_objects_over_several_lines_are_rows_too(tmp_path):
+    rows = [{"id": 1, "turns": [{"from": "gpt"}]}, {"id": 2, "turns": []}]
+    path = tmp_path / "rows.json"
+    path.write_text("\n".join(json.dumps(row, indent=1) for row in rows))
+    assert read(path) == rows

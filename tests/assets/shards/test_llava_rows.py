@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from assets.shards.llava_rows import Dropped, to_sample
 from tests.assets.shards.roots import turns
-from training.formats.sample import Sample, broken_rule
+from training.formats.sample import LEFTOVER_MARKER, Sample, broken_rule
 
 
 def made(row: Any, kind: str = "llavavideo_si") -> Sample:
@@ -142,3 +143,51 @@ def test_rows_that_cannot_be_used_have_a_reason(kind, row, reason):
     with pytest.raises(Dropped) as dropped:
         made(row, kind)
     assert dropped.value.reason == reason
+
+
+MARKER = "QA_GT_caption_based_noisy"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "reason"),
+    [
+        ("a", f"b <|im_{MARKER}end|> c", "stray token"),
+        (f"<ima{MARKER}ge> and <image>", "b", "placeholders do not match"),
+        ("<image>a", f"b <ima{MARKER}ge>", "stray token in answer"),
+        ("a", MARKER, "empty answer"),
+        ("a", f"{MARKER[:5]}{MARKER}{MARKER[5:]}", "empty answer"),
+        ("a", f"<|im_{MARKER[:5]}{MARKER}{MARKER[5:]}start|>", "stray token"),
+    ],
+)
+def test_text_is_checked_after_markers_are_taken_out_of_it(question, answer, reason):
+    with pytest.raises(Dropped) as dropped:
+        made({"image": "a", "conversations": turns(question, answer)})
+    assert dropped.value.reason == reason
+
+
+def test_a_marker_in_good_text_is_taken_out_and_counted():
+    changed = Counter()
+    row = {"conversations": turns(f"What? {MARKER}", f"This {MARKER}one.")}
+    sample = to_sample(row, "llavavideo_si", "x", lambda name: b"", lambda name: None, changed)
+    assert [turn["value"] for turn in sample.conversations] == ["What?", "This one."]
+    assert changed == {"leftover marker taken out": 2}
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_system_turn_costs_no_row(place):
+    changed = Counter()
+    conversations = turns("What?", "This.") + turns("And?", "That.")
+    expected = list(conversations)
+    conversations.insert(place, {"from": "system", "value": "Answer in one word."})
+    row = {"conversations": conversations}
+    sample = to_sample(row, "llavavideo_si", "x", lambda name: b"", lambda name: None, changed)
+    assert sample.conversations == expected
+    assert changed["system turn left out"] == 1
+    with pytest.raises(Dropped, match="turns do not alternate"):
+        made({"conversations": [{"from": "system", "value": "Nothing else."}]}, "llavavideo_si")
+
+
+def test_the_marker_is_the_one_that_the_model_takes_out():
+    from model import conversation
+
+    assert conversation.LEFTOVER_MARKER == LEFTOVER_MARKER == MARKER

@@ -129,3 +129,64 @@ def test_the_end_marker_of_a_thumbnail_does_not_make_a_cut_jpeg_whole():
     assert stored_image(whole) == whole
     with pytest.raises(RefusedImage, match="cut short"):
         stored_image(whole[:-40])
+
+
+def photograph(noise: float = 12.0) -> Image.Image:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:240, 0:320]
+    waves = [100 * np.sin(x / 37), 90 * np.cos(y / 53 + x / 99), 80 * np.sin((x + y) / 71)]
+    return Image.fromarray(
+        (127 + np.stack(waves, -1) + rng.normal(0, noise, (240, 320, 3))).clip(0, 255).astype("u1")
+    )
+
+
+JPEGS = {
+    "plain": {},
+    "progressive": {"progressive": True},
+    "optimised": {"optimize": True},
+    "full colour": {"subsampling": 0},
+    "restart markers": {"restart_marker_rows": 2},
+}
+
+
+def half_with_an_end(data: bytes) -> bytes:
+    return data[: len(data) // 2] + b"\xff\xd9"
+
+
+def late_end(data: bytes) -> bytes:
+    return data[: len(data) * 95 // 100] + b"\xff\xd9"
+
+
+def zeroed(data: bytes) -> bytes:
+    start, length = len(data) // 2, len(data) // 12
+    return data[:start] + bytes(length) + data[start + length :]
+
+
+@pytest.mark.parametrize("damage", [half_with_an_end, late_end, zeroed])
+@pytest.mark.parametrize("options", JPEGS)
+def test_half_a_jpeg_with_an_end_and_one_zeroed_inside_are_found(options, damage):
+    """Pillow reads all of them without a word and fills the rest with grey."""
+    whole = encoded(photograph(), "JPEG", quality=88, **JPEGS[options])
+    assert stored_image(whole) == whole
+    assert load_image(damage(whole)).size == (320, 240)
+    with pytest.raises(RefusedImage) as refused:
+        stored_image(damage(whole))
+    assert refused.value.reason == "image damaged"
+
+
+def test_jpegs_that_are_odd_but_whole_are_kept():
+    plain = encoded(photograph(), "JPEG", quality=88)
+    white = Image.new("RGB", (640, 480), (255, 255, 255))
+    odd = {
+        "white, with tables made for it": encoded(white, "JPEG", optimize=True),
+        "white": encoded(white, "JPEG"),
+        "bytes too many before the end": plain[:-2] + b"\x00\x12" + plain[-2:],
+        "zeros behind it": plain + bytes(4096),
+        "another behind it": plain + encoded(picture(1), "JPEG"),
+        "filled markers": plain[:2] + b"\xff\xff" + plain[2:],
+        "one pixel": encoded(picture(0, size=(1, 1)), "JPEG"),
+        "two pictures": encoded(photograph(), "MPO", save_all=True, append_images=[picture(1)]),
+        "noise": encoded(photograph(90.0), "JPEG", quality=97),
+    }
+    for name, data in odd.items():
+        assert stored_image(data) == data, name
