@@ -19,9 +19,11 @@ from assets.deployment.settings import CONFIG_VARIABLE, DEFAULT_CONFIG
 from assets.evaluation import assets as evaluation
 from assets.features import assets as features
 from assets.shards import assets as shards
+from assets.tracing import assets as tracing
 from assets.videos import assets as videos
 from pipeline.backfill import everything_for_variant
 from pipeline.executors import step_executor
+from pipeline.front_page import tell_front_page
 from pipeline.jobs import JOBS
 from pipeline.parts import part_jobs
 from pipeline.schedules import download_nightly
@@ -29,6 +31,7 @@ from pipeline.sensors import SENSORS
 from pipeline.withdraw import withdraw_job
 
 ROOMS = [
+    tracing,
     annotation_assets,
     collections,
     videos,
@@ -59,7 +62,7 @@ def definitions() -> dg.Definitions:
             withdraw_job(lambda: made.resolve_asset_graph()),
         ],
         schedules=[download_nightly],
-        sensors=SENSORS,
+        sensors=[*SENSORS, tell_front_page],
         resources={"deployment": Deployment(config=config)},
         executor=step_executor(assets),
     )

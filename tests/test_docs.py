@@ -55,6 +55,18 @@ COMMANDS: dict[str, str] = {
     "test_commands_of_hourllava_are_understood",
     "hourllava doctor --config my.yaml --port 3000": "tests/pipeline/test_doctor.py::"
     "test_a_machine_that_can_do_what_is_asked_is_told_so",
+    'hourllava give-up part3 --reason "its videos are gone"': "tests/pipeline/test_parts.py::"
+    "test_the_command_line_does_the_same_on_the_same_instance",
+    "hourllava take-back part3": "tests/pipeline/test_parts.py::"
+    "test_the_command_line_does_the_same_on_the_same_instance",
+    'hourllava withdraw panda/abc --reason "asked by its owner" --dry-run': (
+        "tests/pipeline/test_withdraw.py::test_the_command_line_shows_does_and_reports"
+    ),
+    'hourllava withdraw panda/abc --reason "asked by its owner"': (
+        "tests/pipeline/test_withdraw.py::test_the_command_line_shows_does_and_reports"
+    ),
+    "hourllava bill 'stage3[3b]'": "tests/pipeline/test_withdraw.py::"
+    "test_the_command_line_shows_does_and_reports",
     "hourllava recover --config my.yaml": "tests/pipeline/test_recover.py::"
     "test_every_product_of_the_register_is_known_again_with_its_version",
     'DAGSTER_HOME="$PWD" dagster instance migrate': "tests/test_docs.py::"

@@ -20,6 +20,7 @@ from assets.annotations import catalogue, readings, rows, tables, video_names, v
 from assets.annotations.build import build_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.annotations.record import AnnotationRecord
+from assets.checkpoints import bill
 from assets.conversations import cleaning, grouping
 from assets.conversations import samples as conversations
 from assets.conversations.export import export_llava_json
@@ -38,6 +39,7 @@ from assets.shards.mixture_views import write_views
 from assets.shards.part import INDEX, MANIFEST, part_folder
 from assets.shards.writer import write_long_video_part
 from assets.sources import base as sources
+from assets.tracing.withdraw import Removal
 from assets.videos import acquire
 from model.atomic import TEMPORARY_PREFIX
 from model.config import PRESETS
@@ -197,6 +199,7 @@ def test_paths_are_those_that_the_code_uses():
         layout.VIDEO_PARTS,
         layout.PARTS,
         layout.WITHDRAWALS,
+        layout.removal("<source>/<id>"),
         source,
         source.replace(".parquet", ".journal.jsonl"),
         source.replace(".parquet", ".report.json"),
@@ -292,11 +295,12 @@ def test_columns_of_shards_are_those_of_the_sample_schema():
         ("Quarantined videos", names(quarantine.Quarantined)),
         ("lineage.json", names(Lineage)),
         ("withdrawals.json", names(Withdrawal)),
+        ("The record of a withdrawal", names(Removal)),
         ("Questions", names(questions.EvaluationQuestion)),
     ],
 )
 def test_keys_are_the_fields_of_their_dataclass(heading, keys):
-    assert [names_in(row[0])[0] for row in table_of(heading)[1:]] == keys
+    assert [name for row in table_of(heading)[1:] for name in names_in(row[0])] == keys
 
 
 def test_keys_of_files_that_were_just_written_are_stated(root, tmp_path):
@@ -314,6 +318,12 @@ def test_keys_of_files_that_were_just_written_are_stated(root, tmp_path):
     }
     for heading, keys in written.items():
         assert {names_in(row[0])[0] for row in table_of(heading)[1:]} == set(keys), heading
+
+
+def test_the_bill_of_a_run_has_the_stated_keys():
+    source = inspect.getsource(bill.write_bill)
+    written = re.findall(r'^        "([a-z ]+)": ', source, re.M)
+    assert [name for row in table_of("bill.json")[1:] for name in names_in(row[0])] == written
 
 
 def test_the_ledger_and_the_conversations_of_a_real_root_are_as_described(root):

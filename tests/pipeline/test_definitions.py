@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 ONEVISION_SHARDS = {"llava_ov_si_onlyimg", "llavavideo_text", "llavavideo_si", "llavavideo_mi"}
 GRAPH = {
+    "0_start_here": set(),
     "landing": set(),
     "hub_annotations": set(),
     "hub_llava_onevision": set(),

@@ -1,0 +1,204 @@
+"""The deployment at a glance: what is made, what is missing, what is broken or out of date, and
+which job is next. It reads the lineage register and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from assets.deployment.parts import LLAVA_PARTS, part_name
+from assets.deployment.settings import Settings
+from assets.records.lineage import Lineage, all_records, product
+from assets.records.withdrawals import Withdrawals, active_parts
+from training.formats import layout
+from training.formats.kinds import LLAVA_KINDS, LONG_VIDEO_KIND
+from training.formats.storage import Storage
+
+NAMED = 20  # products that a table names; the rest is counted
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step on the way to a scored checkpoint.
+
+    Attributes:
+        what: for a person.
+        job: makes it.
+        products: everything that belongs to it.
+    """
+
+    what: str
+    job: str
+    products: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Overview:
+    """What there is of a deployment.
+
+    Attributes:
+        headline: what to do next, or that all is done.
+        steps: a row for each step, in the order of use.
+        broken: a row for each product that did not pass its checks.
+        stale: a row for each product whose inputs have changed since.
+        given_up: a row for each part that was given up.
+        withdrawn: how many videos were withdrawn.
+    """
+
+    headline: str
+    steps: list[dict[str, str]] = field(default_factory=list)
+    broken: list[dict[str, str]] = field(default_factory=list)
+    stale: list[dict[str, str]] = field(default_factory=list)
+    given_up: list[dict[str, str]] = field(default_factory=list)
+    withdrawn: int = 0
+
+
+def overview(storage: Storage, settings: Settings) -> Overview:
+    """Look at the whole deployment.
+
+    Raises:
+        ValueError: the record of withdrawals is damaged.
+    """
+    withdrawals = Withdrawals.read(storage)
+    records = {record.product: record for record in all_records(storage)}
+    steps = list(_steps(settings, active_parts(storage)))
+    wanted = {name: step for step in steps for name in step.products}
+    known = [records[name] for name in wanted if name in records]
+    broken = [
+        {
+            "product": record.product,
+            "why": "; ".join(f"{check}: {says}" for check, says in record.failed.items())[:300],
+            "job": wanted[record.product].job,
+        }
+        for record in known
+        if record.failed
+    ]
+    stale = [
+        {"product": record.product, "because": because, "job": wanted[record.product].job}
+        for record in known
+        if (because := _changed(record, records))
+    ]
+    missing = {step.job: [n for n in step.products if n not in records] for step in steps}
+    return Overview(
+        headline=_headline(steps, missing, broken, stale, bool(records)),
+        steps=[_row(step, missing[step.job], broken, stale) for step in steps],
+        broken=_cut(broken),
+        stale=_cut(stale),
+        given_up=[
+            {"part": name, "reason": entry.reason, "at": entry.at}
+            for name, entry in sorted(withdrawals.parts.items())
+        ],
+        withdrawn=len(withdrawals.videos),
+    )
+
+
+def _steps(settings: Settings, parts: Sequence[str]) -> Iterator[Step]:
+    """The steps in the order of use. Without a catalogue there are no parts yet."""
+    llava = [part_name(index) for index in range(LLAVA_PARTS)]
+    variants, sources = settings.variants, sorted(settings.sources)
+
+    def step(what: str, job: str, *names: str) -> Step:
+        return Step(what, job, names)
+
+    yield step(
+        "annotations, list of videos, the two LLaVA collections",
+        "collect_sources",
+        "annotations",
+        "catalogue",
+        "llava_onevision",
+        "llava_video",
+    )
+    yield step(
+        "shards of the LLaVA collections",
+        "shard_llava",
+        *(product(kind, part) for kind in LLAVA_KINDS for part in llava),
+    )
+    yield step(
+        "long videos",
+        "acquire_videos",
+        *(product("videos", f"{part}|{source}") for part in parts for source in sources),
+    )
+    yield step(
+        "conversations and shards of long videos",
+        "shard_long_videos",
+        *(product(kind, part) for kind in ("conversations", LONG_VIDEO_KIND) for part in parts),
+    )
+    early = ("base_model", "stage1", "stage2", "vision_encoder")
+    yield step(
+        "stages 1 and 2, the vision encoder",
+        "train_to_stage2",
+        *(product(name, variant) for variant in variants for name in early),
+    )
+    yield step(
+        "features of long videos",
+        "extract_features",
+        *(product("features", f"{part}|{variant}") for part in parts for variant in variants),
+    )
+    yield step("the stage-3 mixture", "mix", layout.MIXTURE)
+    yield step(
+        "stage 3 and its scores",
+        "train_stage3",
+        *(product(name, variant) for variant in variants for name in ("stage3", "evaluation")),
+    )
+
+
+def _changed(record: Lineage, records: dict[str, Lineage]) -> str:
+    """Which inputs of a product are others now; empty where none is."""
+    changed = [
+        name
+        for name, version in sorted(record.inputs.items())
+        if name in records and records[name].version != version
+    ]
+    more = f" and {len(changed) - 3:,} more" if len(changed) > 3 else ""
+    return f"{', '.join(changed[:3])}{more} changed since" if changed else ""
+
+
+def _headline(
+    steps: Sequence[Step],
+    missing: dict[str, list[str]],
+    broken: Sequence[dict[str, str]],
+    stale: Sequence[dict[str, str]],
+    begun: bool,
+) -> str:
+    if not begun:
+        return "Nothing is made yet. Begin with the job collect_sources."
+    if broken:
+        first = broken[0]
+        return (
+            f"{len(broken):,} products did not pass their checks, the first is {first['product']}. "
+            f"Look at it below, mend what it says, and run the job {first['job']} for it again."
+        )
+    for step in steps:
+        if missing[step.job] or not step.products:
+            return f"Next: {step.what}. Run the job {step.job}" + (
+                f"; {len(missing[step.job]):,} of {len(step.products):,} are missing."
+                if step.products
+                else "."
+            )
+    if stale:
+        first = stale[0]
+        return f"Out of date: {first['product']} ({first['because']}). Run the job {first['job']}."
+    return "Everything is made and up to date."
+
+
+def _row(
+    step: Step,
+    missing: Sequence[str],
+    broken: Sequence[dict[str, str]],
+    stale: Sequence[dict[str, str]],
+) -> dict[str, str]:
+    own = set(step.products)
+    return {
+        "step": step.what,
+        "made": f"{len(own) - len(missing):,} of {len(own):,}" if own else "no parts yet",
+        "broken": str(sum(row["product"] in own for row in broken) or ""),
+        "out of date": str(sum(row["product"] in own for row in stale) or ""),
+        "job": step.job,
+    }
+
+
+def _cut(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    if len(rows) <= NAMED:
+        return rows
+    return [*rows[:NAMED], {"product": f"and {len(rows) - NAMED:,} more"}]

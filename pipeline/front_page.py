@@ -1,0 +1,50 @@
+"""The sensor that keeps the front page: one entry whenever the deployment has changed."""
+
+import dagster as dg
+
+from assets.deployment.resources import Deployment
+from assets.records.rendering import plain, table
+from assets.tracing.assets import FRONT_PAGE
+from assets.tracing.overview import Overview, overview
+from training.formats.hashing import data_version
+
+INTERVAL_S = 60
+
+
+@dg.sensor(
+    name="tell_front_page",
+    minimum_interval_seconds=INTERVAL_S,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Writes what is made, missing, broken and out of date into the asset "
+    f"{FRONT_PAGE}, when that has changed. It reads the lineage register; no run is spent on it.",
+)
+def tell_front_page(
+    context: dg.SensorEvaluationContext, deployment: Deployment
+) -> dg.SensorResult | dg.SkipReason:
+    found = overview(deployment.storage(), deployment.settings())
+    described = describe(found)
+    version = data_version([found.headline, found.steps, found.broken, found.stale, found.given_up])
+    if context.cursor == version:
+        return dg.SkipReason("nothing has changed")
+    event = dg.AssetMaterialization(
+        FRONT_PAGE, metadata=described, tags={"dagster/data_version": version}
+    )
+    return dg.SensorResult(asset_events=[event], cursor=version)
+
+
+def describe(found: Overview) -> dict[str, dg.MetadataValue]:
+    """The entries of the page; what is empty is left out."""
+    entries: dict[str, dg.MetadataValue] = {
+        "next": dg.MetadataValue.md(f"**{plain(found.headline)}**"),
+        "steps, in the order of use": table(found.steps),
+    }
+    for name, rows in (
+        ("broken", found.broken),
+        ("out of date", found.stale),
+        ("given up", found.given_up),
+    ):
+        if rows:
+            entries[name] = table(rows)
+    if found.withdrawn:
+        entries["withdrawn videos"] = dg.MetadataValue.int(found.withdrawn)
+    return entries
