@@ -1,4 +1,4 @@
-"""A stage as Dagster runs it: which overrides continue a run, and how a damaged export is mended."""
+"""A stage as Dagster runs it: overrides that continue a run, a damaged export that is mended."""
 
 from __future__ import annotations
 
