@@ -15,6 +15,7 @@ import dagster as dg
 from assets.deployment.resources import Deployment
 from assets.records.code_version import code_version
 from assets.records.lineage import Lineage, mend, product
+from assets.records.openlineage import tell
 from assets.records.rendering import table
 from assets.records.verdict import Verdict
 from training.formats.receipts import Damage, FileEntry
@@ -137,6 +138,7 @@ def publish(
         raise dg.Failure(
             f"{record.product} did not pass its checks. {found}", described, allow_retries=False
         )
+    tell(record, context.log.warning)
     yield dg.MaterializeResult(
         metadata=described, data_version=dg.DataVersion(version), check_results=results
     )
