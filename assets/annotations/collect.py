@@ -135,6 +135,7 @@ class _Collection:
         self.readings = Readings(storage, settings, shaped_by, log)
         self.problems: list[str] = []
         self.order_changed = False
+        self._known_keys: dict[str, RowKeys] = {}
 
     def origins_of_today(self) -> AnnotationRecord:
         """A record of today's files in their order, each of them read."""
@@ -223,7 +224,10 @@ class _Collection:
         return [{"file": name, **asdict(found)} for name, found in files.items()], asdict(total)
 
     def _keys(self, origin: Origin) -> RowKeys:
-        return RowKeys.read(self.storage.local(layout.reading(origin.reading)))
+        if origin.reading not in self._known_keys:  # most files are the same as before
+            path = self.storage.local(layout.reading(origin.reading))
+            self._known_keys[origin.reading] = RowKeys.read(path)
+        return self._known_keys[origin.reading]
 
     def _is_there(self, origin: Origin) -> bool:
         return self.storage.exists(layout.reading(origin.reading))

@@ -14,7 +14,7 @@ Everything here works on hashes in numpy arrays, as millions of rows pass throug
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ class RowKeys:
 
     Attributes:
         entries: int64, the row of the file; a grouped row has several pairs.
-        named: uint64, hash of video and id, or `NO_ID`.
+        named: uint64, hash of video and id, or `NO_ID` where no id names the row.
         asked: uint64, hash of video and question (of a grouped row: of all its questions).
         turns: int64, the place in a grouped row, from 0.
         contents: uint64, hash of what the pair says.
@@ -55,7 +55,7 @@ class RowKeys:
 
     @staticmethod
     def read(path: Path) -> RowKeys:
-        """The keys in a reading (`readings.py`)."""
+        """The keys in a reading (`readings.py`), with clear ids."""
         names = ["entry", "named", "asked", "turn", "content"]
         table = pq.read_table(path, columns=names, page_checksum_verification=True)
         return RowKeys(
@@ -64,7 +64,15 @@ class RowKeys:
             table["asked"].to_numpy(),
             table["turn"].fill_null(0).to_numpy().astype(np.int64),
             digests(table["content"])[:, 0].copy(),
-        )
+        ).with_clear_ids()
+
+    def with_clear_ids(self) -> RowKeys:
+        """The same rows, without ids that stand at different questions of one video."""
+        order = np.lexsort((self.asked, self.named))
+        named, asked = self.named[order], self.asked[order]
+        unclear = np.unique(named[1:][(named[1:] == named[:-1]) & (asked[1:] != asked[:-1])])
+        clear = np.where(np.isin(self.named, unclear), np.uint64(NO_ID), self.named)
+        return replace(self, named=clear)
 
     def chosen(self, mask: Array) -> RowKeys:
         """The pairs for which `mask` is true."""
@@ -80,7 +88,7 @@ def survivors(files: Sequence[RowKeys]) -> list[Array]:
     """
     if not files:
         return []
-    named = np.concatenate([_with_clear_ids(file) for file in files])
+    named = np.concatenate([file.named for file in files])
     asked = np.concatenate([file.asked for file in files])
     place = np.concatenate(
         [number * _MOST_ENTRIES + file.entries for number, file in enumerate(files)]
@@ -153,25 +161,21 @@ class _Newest:
         return np.where(self._keys[found] == keys, self._places[found], -1)
 
 
-def _with_clear_ids(file: RowKeys) -> Array:
-    """`named`, without the ids that stand at different questions of one video in this file."""
-    order = np.lexsort((file.asked, file.named))
-    named, asked = file.named[order], file.asked[order]
-    unclear = np.unique(named[1:][(named[1:] == named[:-1]) & (asked[1:] != asked[:-1])])
-    return np.where(np.isin(file.named, unclear), np.uint64(NO_ID), file.named)
-
-
 def _same_identity(rows: list[RowKeys], others: list[RowKeys]) -> Array:
     """Which of `rows` stand for a pair that is among `others`."""
+    named, asked = _pair_keys(rows)
+    other_named, other_asked = _pair_keys(others)
+    has_id = named != NO_ID
+    by_id = has_id & np.isin(named, other_named)
+    to_nameless = np.isin(asked, other_asked[other_named == NO_ID])
+    return by_id | to_nameless | (~has_id & np.isin(asked, other_asked))
 
-    def identities(files: list[RowKeys], name: str) -> Array:
-        keys = _joined([getattr(file, name) for file in files])
-        turns = _joined([file.turns.astype(np.uint64) for file in files])
-        return np.where(keys == NO_ID, np.uint64(NO_ID), keys ^ (turns * _SPREAD))
 
-    named, asked = identities(rows, "named"), identities(rows, "asked")
-    by_id = (named != NO_ID) & np.isin(named, identities(others, "named"))
-    return by_id | np.isin(asked, identities(others, "asked"))
+def _pair_keys(files: list[RowKeys]) -> tuple[Array, Array]:
+    """`named` and `asked` of each pair, with its place in a grouped row."""
+    named, asked = (_joined([getattr(file, name) for file in files]) for name in ("named", "asked"))
+    turns = _joined([file.turns.astype(np.uint64) for file in files]) * _SPREAD
+    return np.where(named == NO_ID, np.uint64(NO_ID), named ^ turns), asked ^ turns
 
 
 def _contents(files: list[RowKeys]) -> Array:

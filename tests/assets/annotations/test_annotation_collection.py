@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from assets.annotations import collect
 from assets.annotations.build import build_catalogue
 from assets.annotations.catalogue import read_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.annotations.landing import landing_fingerprint
+from assets.annotations.record import RECORD_KEY
 from assets.deployment.parts import part_name, part_of
 from assets.deployment.settings import Settings
 from assets.fetching.errors import AnnotationError
@@ -177,6 +179,99 @@ def test_a_landing_file_that_cannot_be_read_stops_nothing(tmp_path: Path, landin
     assert report.counts["parts"] == 4
     assert len(report.problems) == 2
     assert any("'film'" in problem for problem in report.problems)
+
+
+def test_a_landed_file_that_is_being_edited_or_was_broken_keeps_its_rows(
+    tmp_path: Path, landing: Path
+) -> None:
+    settings, storage = deployment(tmp_path, rows_of(9))
+    land(landing, "a.jsonl", rows_of(3, "w"))
+    version = collect_annotations(storage, settings, quiet).version
+    (landing / "a.jsonl").write_text("half a li")  # just now
+    assert collect_annotations(storage, settings, quiet).version == version
+    land(landing, "a.jsonl", [{"film": "x"}])
+    report = collect_annotations(storage, settings, quiet)
+    assert report.version == version
+    assert "its rows stay as they were" in report.problems[0]
+    land(landing, "a.jsonl", [{**rows_of(3, "w")[0], "answer": "mended"}])
+    report = collect_annotations(storage, settings, quiet)
+    assert (report.problems, report.changes) == ([], {"came": 0, "changed": 1, "gone": 2})
+
+
+def test_a_landing_folder_that_is_not_there_takes_no_rows_away(
+    tmp_path: Path, landing: Path
+) -> None:
+    settings, storage = deployment(tmp_path, rows_of(9))
+    land(landing, "a.jsonl", rows_of(3, "w"))
+    version = collect_annotations(storage, settings, quiet).version
+    landing.rename(tmp_path / "not mounted")
+    report = collect_annotations(storage, settings, quiet)
+    assert report.version == version
+    assert "is not there (landing in the settings)" in report.problems[0]
+    (tmp_path / "not mounted").rename(landing)
+    (landing / "a.jsonl").unlink()
+    report = collect_annotations(storage, settings, quiet)
+    assert report.changes == {"came": 0, "changed": 0, "gone": 3}
+    assert report.counts["parts"] == 4, "a part stays, though it has no rows"
+
+
+def test_two_configured_files_of_one_name_are_two_files(tmp_path: Path) -> None:
+    settings, storage = deployment(tmp_path, rows_of(3))
+    (tmp_path / "more").mkdir()
+    land(tmp_path / "more", "qa.jsonl", rows_of(3, "w"))
+    both = [*settings.annotations.paths, str(tmp_path / "more" / "qa.jsonl")]
+    more = settings.annotations.model_copy(update={"paths": both})
+    settings = settings.model_copy(update={"annotations": more})
+    report = collect_annotations(storage, settings, quiet)
+    assert (report.counts["rows"], list(report.origins)) == (6, ["qa.jsonl", "(2) qa.jsonl"])
+
+
+def test_a_root_of_an_earlier_version_keeps_the_parts_of_its_videos(
+    tmp_path: Path, landing: Path
+) -> None:
+    """Its ledger says which parts there are, its rows which videos they hold; the rest is read
+    again.
+    """
+    settings, storage = deployment(tmp_path, rows_of(30))
+    land(landing, "a.jsonl", rows_of(6, "w"))
+    collect_annotations(storage, settings, quiet)
+    parts = {row["video"]: row["part"] for row in table(storage)}
+    old = pq.read_table(storage.local(layout.ANNOTATIONS))
+    ledger = json.loads(old.schema.metadata[RECORD_KEY])
+    kept = {name: ledger[name] for name in ("normaliser", "part_versions", "part_names")}
+    earlier = {**kept, "origins": [{"name": "qa.jsonl", "checksums": ["x"]}], "counts": {}}
+    with storage.writing(layout.ANNOTATIONS) as temporary:
+        metadata = {RECORD_KEY: json.dumps(earlier)}
+        pq.write_table(old.replace_schema_metadata(metadata), temporary)
+    storage.remove(layout.VIDEO_PARTS)
+    storage.remove(layout.READINGS)
+    report = collect_annotations(storage, settings, quiet)
+    assert {row["video"]: row["part"] for row in table(storage)} == parts
+    assert report.counts["parts"] == 4
+
+
+def test_a_kill_between_the_parts_and_the_rows_costs_nothing(
+    tmp_path: Path, landing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, storage = deployment(tmp_path / "killed", rows_of(9))
+    other, elsewhere = deployment(tmp_path / "whole", rows_of(9))
+    for one, where in ((settings, storage), (other, elsewhere)):
+        collect_annotations(where, one, quiet)
+        assert one.landing is not None
+        one.landing.mkdir()
+        land(one.landing, "a.jsonl", rows_of(3, "w"))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collect, "write_annotations", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collect_annotations(storage, settings, quiet)
+    for one, where in ((settings, storage), (other, elsewhere)):
+        collect_annotations(where, one, quiet)
+    for name in (layout.ANNOTATIONS, layout.VIDEO_PARTS):
+        assert storage.read_bytes(name) == elsewhere.read_bytes(name)
 
 
 def test_a_file_that_is_still_being_copied_waits(tmp_path: Path, landing: Path) -> None:

@@ -35,7 +35,7 @@ def keys_of(rows: list[Row]) -> RowKeys:
         *columns,
         np.zeros(len(rows), np.int64),
         np.array(said, np.uint64),
-    )
+    ).with_clear_ids()
 
 
 def clear_ids(rows: list[Row]) -> list[Row]:
@@ -72,13 +72,13 @@ def test_the_rows_that_count_are_those_that_no_later_row_stands_for(files: list[
 def test_changes_are_those_that_sets_of_rows_show(
     before: list[list[Row]], after: list[list[Row]]
 ) -> None:
-    def effective(files: list[list[Row]]) -> tuple[dict[str, RowKeys], set[Row]]:
+    def effective(files: list[list[Row]]) -> tuple[dict[str, RowKeys], set[tuple[Row, Row]]]:
         keys = [keys_of(rows) for rows in files]
         kept = [one.chosen(mask) for one, mask in zip(keys, survivors(keys), strict=True)]
         rows = {
-            row
+            (row, clear)
             for rows, masks in zip(files, counting(files), strict=True)
-            for row, keep in zip(rows, masks, strict=True)
+            for row, clear, keep in zip(rows, clear_ids(rows), masks, strict=True)
             if keep
         }
         return {str(number): one for number, one in enumerate(kept)}, rows
@@ -86,10 +86,14 @@ def test_changes_are_those_that_sets_of_rows_show(
     (old, old_rows), (new, new_rows) = effective(before), effective(after)
     _, total = changes(old, new)
 
-    def stands_for(row: Row, others: set[Row]) -> bool:
-        return any((row[0] and row[0] == o[0]) or row[1] == o[1] for o in others)
+    def stands_for(pair: tuple[Row, Row], others: set[tuple[Row, Row]]) -> bool:
+        return any(same(pair[1], clear) for _, clear in others)
 
-    fresh, lost = new_rows - old_rows, old_rows - new_rows
+    def without(pairs: set[tuple[Row, Row]], others: set[tuple[Row, Row]]) -> list:
+        said = {row for row, _ in others}
+        return [pair for pair in pairs if pair[0] not in said]
+
+    fresh, lost = without(new_rows, old_rows), without(old_rows, new_rows)
     assert (total.came > 0) == any(not stands_for(row, old_rows) for row in fresh)
     assert (total.changed > 0) == any(stands_for(row, old_rows) for row in fresh)
     assert (total.gone > 0) == any(not stands_for(row, new_rows) for row in lost)
