@@ -25,6 +25,7 @@ from pipeline.backfill import everything_for_variant
 from pipeline.executors import step_executor
 from pipeline.front_page import tell_front_page
 from pipeline.jobs import JOBS
+from pipeline.look_up import look_up_video
 from pipeline.parts import part_jobs
 from pipeline.schedules import download_nightly
 from pipeline.sensors import SENSORS
@@ -59,6 +60,7 @@ def definitions() -> dg.Definitions:
             *JOBS,
             everything_for_variant(lambda: made.resolve_asset_graph()),
             *part_jobs(lambda: made.resolve_asset_graph()),
+            look_up_video,
             withdraw_job(lambda: made.resolve_asset_graph()),
         ],
         schedules=[download_nightly],

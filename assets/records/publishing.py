@@ -16,7 +16,7 @@ from assets.deployment.resources import Deployment
 from assets.records.code_version import code_version
 from assets.records.lineage import Lineage, mend, product
 from assets.records.openlineage import tell
-from assets.records.rendering import table
+from assets.records.rendering import product_links, table
 from assets.records.verdict import Verdict
 from training.formats.receipts import Damage, FileEntry
 
@@ -162,6 +162,7 @@ def _described(record: Lineage, metadata: Mapping[str, Any], place: str | None) 
             [{"what": what, "count": count} for what, count in record.counts.items() if count]
         ),
         **{name: value for name, value in shown.items() if name not in short},
+        **({"made from": links} if (links := product_links(sorted(record.inputs))) else {}),
         "lineage": dg.MetadataValue.json(
             {
                 name: getattr(record, name)

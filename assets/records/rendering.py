@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import dagster as dg
 
@@ -55,6 +56,26 @@ def small_picture(png: bytes, caption: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(whole if len(whole) <= INLINE else caption)
 
 
+def product_links(names: Sequence[str], most: int = 6) -> dg.MarkdownMetadataValue | None:
+    """Products as links to their pages in the UI, or nothing. Names that are no product, of files
+    and repositories, stand there without a link.
+    """
+    if not names:
+        return None
+    shown = [product_link(name) for name in names[:most]]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return dg.MetadataValue.md(" · ".join(shown) + more)
+
+
+def product_link(name: str) -> str:
+    """A product's name as Markdown, with a link to its page in the UI."""
+    asset, _, partition = name.partition("[")
+    if not re.fullmatch(r"[a-z0-9_]+", asset) or (partition and not partition.endswith("]")):
+        return plain(name)
+    query = f"?{urlencode({'partition': partition[:-1]})}" if partition else ""
+    return f"[{plain(name)}](/assets/{asset}{query})"
+
+
 def samples(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Example rows as a person reads them: one of them turn by turn, and all of them as a table.
 
@@ -64,7 +85,9 @@ def samples(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not examples:
         return {}
     turns = re.sub(
-        r"(?m)^(human|gpt): ", r"\n**\1:** ", examples[0]["conversation"].replace("<", "&lt;")
+        r"(?m)^(human|gpt)\\: ",
+        r"\n**\1:** ",
+        "\n".join(map(plain, examples[0]["conversation"].splitlines())),
     )
     others = [
         {name: row[name] for name in ("id", *sorted(row)) if name != "conversation"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import yaml
 
@@ -169,3 +170,32 @@ def test_exit_codes_say_found_and_not_found(command):
     code, said = command("bill", "conversations")
     assert code == 2
     assert "only the training stages have one" in said
+
+
+def test_a_video_can_be_looked_up_in_the_ui(command, world, tmp_path):
+    """The fixture leaves a settings file, which the job reads as a deployment does."""
+    from pipeline.definitions import definitions
+
+    def look_up(video: str) -> dg.ExecuteInProcessResult:
+        config = {"config": {"config": str(tmp_path / "settings.yaml")}}
+        return (
+            definitions()
+            .resolve_job_def("look_up_video")
+            .execute_in_process(
+                run_config={
+                    "ops": {"look_up": {"config": {"video": video}}},
+                    "resources": {"deployment": config},
+                },
+                raise_on_error=False,
+            )
+        )
+
+    result = look_up("v0")
+    assert result.success
+    (event,) = [event for event in result.all_events if event.is_successful_output]
+    shown = event.step_output_data.metadata
+    held = {row.data["product"] for row in shown["what holds it"].value.records}
+    assert held >= {"videos[part0|web]", "conversations[part0]"}
+    link = "](/assets/videos?partition=part0%7Cweb)"
+    assert link in shown["pages"].value
+    assert not look_up("never-heard-of").success

@@ -162,7 +162,8 @@ def test_one_example_is_shown_turn_by_turn_and_short_enough_to_be_inline():
         {"turns": 4, "id": "b"},
     ]
     shown = samples(rows)
-    assert shown["one sample"].md_str == "**human:** &lt;image>\nWhat?\n\n**gpt:** Green."
+    # Escaped, so that Markdown shows it letter by letter.
+    assert shown["one sample"].md_str == "**human:** &lt;image&gt;\nWhat?\n\n**gpt:** Green\\."
     assert [record.data for record in shown["examples"].records] == [
         {"id": "a", "turns": 2},
         {"id": "b", "turns": 4},
@@ -170,3 +171,12 @@ def test_one_example_is_shown_turn_by_turn_and_short_enough_to_be_inline():
     long = samples([{"id": "a", "conversation": "human: " + "x" * 5000}])
     assert len(long["one sample"].md_str) < 1000
     assert samples([]) == {}
+
+
+def test_what_a_stranger_wrote_into_a_sample_is_shown_and_never_obeyed():
+    nasty = "![x](http://evil.example/p.png) <img src=x> [l](javascript:1) **b** `c` # no heading"
+    shown = samples([{"id": "a", "conversation": f"human: {nasty}\n# {nasty}\ngpt: {nasty}"}])
+    text = shown["one sample"].value
+    assert text.startswith("**human:** ")
+    for active in ("![x]", "](", "<img", "**b**", "http:", "\n#"):
+        assert active not in text
