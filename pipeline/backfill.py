@@ -38,7 +38,7 @@ DESCRIPTION = """Whatever is missing for one variant, from LLaVA shards and vide
 Starts a backfill (Runs > Backfills) that launches one run for each asset and partition as soon as
 its inputs are there: videos, conversations and shards of every part, stages 1 and 2, features of
 every part, the mixture, stage 3. What is there already is left alone, unless something that it is
-made from is missing. Run `collect_sources` first: the catalogue decides which parts there are.
+made from is missing. Run `01_collect_sources` first: the catalogue decides which parts there are.
 Cancel it by cancelling the backfill."""
 
 
@@ -51,7 +51,7 @@ class VariantConfig(dg.Config):
 
 
 def everything_for_variant(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefinition:
-    """The job `everything_for_variant`.
+    """The job `02_everything_for_variant`.
 
     Args:
         asset_graph: gives the graph of the code location that the job belongs to. Called when the
@@ -82,7 +82,7 @@ def everything_for_variant(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefin
         context.add_output_metadata({"backfill": backfill, "pieces": pieces})
 
     @dg.job(
-        name="everything_for_variant",
+        name="02_everything_for_variant",
         executor_def=dg.in_process_executor,
         tags={"hourllava/step": "everything"},
         description=DESCRIPTION,
@@ -101,7 +101,7 @@ def _check_request(parts: list[str], variant: str) -> None:
         raise dg.Failure(description, allow_retries=False)
     if not parts:
         description = (
-            "there are no parts yet: run the job collect_sources first, its catalogue registers "
+            "there are no parts yet: run the job 01_collect_sources first, its catalogue registers "
             "them"
         )
         raise dg.Failure(description, allow_retries=False)

@@ -1,7 +1,7 @@
-"""Named jobs: what a person wants done, in the order the graph needs.
+"""Named jobs: what a person wants done. Their numbers are the order of use, also in the UI's lists.
 
 A job is materialized for one partition (or for none), because a Dagster run has one: assets whose
-partitions differ cannot share a job. The job `everything_for_variant` (`pipeline/backfill.py`)
+partitions differ cannot share a job. The job `02_everything_for_variant` (`pipeline/backfill.py`)
 spans them by starting a backfill.
 """
 
@@ -35,7 +35,7 @@ def _job(
 
 
 ACQUIRE_VIDEOS = _job(
-    "acquire_videos",
+    "04_acquire_videos",
     "data",
     ["videos"],
     "Fetch the long videos of one source and one part. Run it again to retry what failed in "
@@ -46,7 +46,7 @@ ACQUIRE_VIDEOS = _job(
 
 JOBS = [
     _job(
-        "collect_sources",
+        "01_collect_sources",
         "data",
         ["annotations", "catalogue", "llava_onevision", "llava_video"],
         "Where to begin: read the annotations, list the videos they need, and fetch the two "
@@ -54,14 +54,14 @@ JOBS = [
     ),
     ACQUIRE_VIDEOS,
     _job(
-        "shard_llava",
+        "03_shard_llava",
         "shards",
         list(LLAVA_KINDS),
         "Write one part of the five kinds of LLaVA shards. All ten parts: backfill it.",
         _SINGLE_PROCESS,
     ),
     _job(
-        "shard_long_videos",
+        "05_shard_long_videos",
         "shards",
         ["conversations", LONG_VIDEO_KIND],
         "Group the questions of one part and write its shards; the part's videos of every source "
@@ -69,7 +69,7 @@ JOBS = [
         _SINGLE_PROCESS,
     ),
     _job(
-        "export_annotations",
+        "12_export_annotations",
         "data",
         ["videomarathon_json"],
         "Write the grouped conversations of all parts as one file in LLaVA's format, for people "
@@ -77,21 +77,21 @@ JOBS = [
         _SINGLE_PROCESS,
     ),
     _job(
-        "train_stage1",
+        "06_train_stage1",
         "training",
         ["base_model", "stage1"],
         "Get the starting point of one variant and train stage 1 on single images. Stopped or "
         "killed, it goes on from its newest checkpoint when it is run again.",
     ),
     _job(
-        "train_to_stage2",
+        "07_train_to_stage2",
         "training",
         ["base_model", "stage1", "stage2", "vision_encoder"],
         "Train stages 1 and 2 of one variant and export its vision encoder. Needs the LLaVA "
         "shards.",
     ),
     _job(
-        "extract_features",
+        "08_extract_features",
         "features",
         ["features"],
         "Make the features of one variant and one part. Needs the variant's vision encoder and "
@@ -99,21 +99,21 @@ JOBS = [
         _SINGLE_PROCESS,
     ),
     _job(
-        "mix",
+        "09_mix",
         "shards",
         [layout.MIXTURE],
         "Renew the stage-3 mixture over all parts.",
         _SINGLE_PROCESS,
     ),
     _job(
-        "train_stage3",
+        "10_train_stage3",
         "training",
         ["stage3", "evaluation"],
         "Train stage 3 of one variant and score every stage. Needs stage 2, the mixture, and "
         "features of every part.",
     ),
     _job(
-        "evaluate",
+        "11_evaluate",
         "training",
         ["evaluation"],
         "Score every stage of one variant on the held-out questions again, without training "

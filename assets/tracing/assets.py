@@ -17,7 +17,6 @@ start_here = dg.AssetSpec(
     description="""Where to begin, what is missing, what is broken, and which job is next.
 
 The newest entry below is the deployment as it is now. The sensor `tell_front_page` adds one when
-something changed; no run is spent on it. The jobs, in the order of use: `collect_sources`,
-`shard_llava`, `acquire_videos`, `shard_long_videos`, `train_to_stage2`, `extract_features`, `mix`,
-`train_stage3`; or all of them for one variant: `everything_for_variant`.""",
+something changed; no run is spent on it. The numbers of the jobs are the order of use; all of them
+for one variant: `02_everything_for_variant`.""",
 )

@@ -103,7 +103,7 @@ def _steps(settings: Settings, parts: Sequence[str]) -> Iterator[Step]:
 
     yield step(
         "annotations, list of videos, the two LLaVA collections",
-        "collect_sources",
+        "01_collect_sources",
         "annotations",
         "catalogue",
         "llava_onevision",
@@ -111,34 +111,34 @@ def _steps(settings: Settings, parts: Sequence[str]) -> Iterator[Step]:
     )
     yield step(
         "shards of the LLaVA collections",
-        "shard_llava",
+        "03_shard_llava",
         *(product(kind, part) for kind in LLAVA_KINDS for part in llava),
     )
     yield step(
         "long videos",
-        "acquire_videos",
+        "04_acquire_videos",
         *(product("videos", f"{part}|{source}") for part in parts for source in sources),
     )
     yield step(
         "conversations and shards of long videos",
-        "shard_long_videos",
+        "05_shard_long_videos",
         *(product(kind, part) for kind in ("conversations", LONG_VIDEO_KIND) for part in parts),
     )
     early = ("base_model", "stage1", "stage2", "vision_encoder")
     yield step(
         "stages 1 and 2, the vision encoder",
-        "train_to_stage2",
+        "07_train_to_stage2",
         *(product(name, variant) for variant in variants for name in early),
     )
     yield step(
         "features of long videos",
-        "extract_features",
+        "08_extract_features",
         *(product("features", f"{part}|{variant}") for part in parts for variant in variants),
     )
-    yield step("the stage-3 mixture", "mix", layout.MIXTURE)
+    yield step("the stage-3 mixture", "09_mix", layout.MIXTURE)
     yield step(
         "stage 3 and its scores",
-        "train_stage3",
+        "10_train_stage3",
         *(product(name, variant) for variant in variants for name in ("stage3", "evaluation")),
     )
 
@@ -162,7 +162,7 @@ def _headline(
     begun: bool,
 ) -> str:
     if not begun:
-        return "Nothing is made yet. Begin with the job collect_sources."
+        return "Nothing is made yet. Begin with the job 01_collect_sources."
     if broken:
         first = broken[0]
         return (

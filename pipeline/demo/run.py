@@ -51,10 +51,10 @@ def steps(settings: Settings) -> list[Step]:
     to_stage2 = ("base_model", "stage1", "stage2", "vision_encoder")
     variant = {"variant": VARIANT}
     return [
-        Step("sources", "collect_sources", collect, chained=False),
+        Step("sources", "01_collect_sources", collect, chained=False),
         Step(
             "videos",
-            "acquire_videos",
+            "04_acquire_videos",
             ("videos",),
             tuple(
                 {"part": part, "source": source}
@@ -64,27 +64,27 @@ def steps(settings: Settings) -> list[Step]:
         ),
         Step(
             "LLaVA shards",
-            "shard_llava",
+            "03_shard_llava",
             LLAVA_KINDS,
             tuple({"part": part_name(index)} for index in range(LLAVA_PARTS)),
             chained=False,
         ),
         Step(
             "long-video conversations and shards",
-            "shard_long_videos",
+            "05_shard_long_videos",
             ("conversations", LONG_VIDEO_KIND),
             tuple({"part": part} for part in parts),
         ),
-        Step("annotations for people", "export_annotations", ("videomarathon_json",)),
-        Step("stages 1 and 2", "train_to_stage2", to_stage2, (variant,)),
+        Step("annotations for people", "12_export_annotations", ("videomarathon_json",)),
+        Step("stages 1 and 2", "07_train_to_stage2", to_stage2, (variant,)),
         Step(
             "features",
-            "extract_features",
+            "08_extract_features",
             ("features",),
             tuple({"part": part, **variant} for part in parts),
         ),
-        Step("mixture", "mix", ("hourllava_s3",)),
-        Step("stage 3 and evaluation", "train_stage3", ("stage3", "evaluation"), (variant,)),
+        Step("mixture", "09_mix", ("hourllava_s3",)),
+        Step("stage 3 and evaluation", "10_train_stage3", ("stage3", "evaluation"), (variant,)),
     ]
 
 

@@ -245,7 +245,7 @@ def test_on_a_cluster_every_job_starts_its_steps_as_pods(pods):
     )
     executors = json.loads(said.stdout)
     # Starting a backfill is one call of the database: the run's own pod does it.
-    assert executors.pop("everything_for_variant") == "in_process"
+    assert executors.pop("02_everything_for_variant") == "in_process"
     assert set(executors.values()) == {"k8s"}, said.stderr
 
 

@@ -49,11 +49,11 @@ def make_everything(storage: Storage, settings) -> None:
 def test_an_empty_deployment_says_where_to_begin(world):
     storage, settings, _ = world
     found = overview(storage, settings)
-    assert found.headline == "Nothing is made yet. Begin with the job collect_sources."
+    assert found.headline == "Nothing is made yet. Begin with the job 01_collect_sources."
     assert [row["job"] for row in found.steps][:3] == [
-        "collect_sources",
-        "shard_llava",
-        "acquire_videos",
+        "01_collect_sources",
+        "03_shard_llava",
+        "04_acquire_videos",
     ]
     assert found.steps[2]["made"] == "no parts yet"
 
@@ -64,7 +64,7 @@ def test_the_first_step_with_something_missing_is_next(world):
     storage.remove("lineage/features/part1+tiny.json")
     storage.remove("lineage/stage3/tiny.json")
     assert overview(storage, settings).headline == (
-        "Next: features of long videos. Run the job extract_features; 1 of 2 are missing."
+        "Next: features of long videos. Run the job 08_extract_features; 1 of 2 are missing."
     )
 
 
@@ -75,7 +75,7 @@ def test_what_is_broken_comes_first_then_what_is_out_of_date_then_that_all_is_we
     make(storage, "stage3[tiny]", inputs={layout.MIXTURE: "an older one"})
     found = overview(storage, settings)
     assert found.headline == (
-        "Out of date: stage3[tiny] (hourllava_s3 changed since). Run the job train_stage3."
+        "Out of date: stage3[tiny] (hourllava_s3 changed since). Run the job 10_train_stage3."
     )
     make(storage, "videos[part0|ego4d]", failed={"coverage": "1 of 9 <b>videos</b>"})
     found = overview(storage, settings)
@@ -108,7 +108,7 @@ def test_the_sensor_tells_dagster_once_and_again_when_something_changed(world):
     first = tick(None)
     (event,) = first.asset_events
     assert event.asset_key == dg.AssetKey(FRONT_PAGE)
-    assert "Begin with the job collect" in event.metadata["next"].value.replace("\\", "")
+    assert "Begin with the job 01_collect" in event.metadata["next"].value.replace("\\", "")
     assert tick(first.cursor).asset_events == []
     make(storage, "annotations")
     (event,) = tick(first.cursor).asset_events

@@ -174,7 +174,7 @@ def run_everything(defs, instance, variant, deployment):
         "ops": {"start_backfill": {"config": {"variant": variant}}},
         "resources": {"deployment": {"config": {"config": str(deployment)}}},
     }
-    job = defs.resolve_job_def("everything_for_variant")
+    job = defs.resolve_job_def("02_everything_for_variant")
     return job.execute_in_process(run_config=config, instance=instance, raise_on_error=False)
 
 
@@ -211,6 +211,6 @@ def test_an_unknown_variant_and_a_missing_catalogue_say_what_to_do(
         run_everything(defs, instance, "4b", deployment)
     )
     (tmp_path / layout.PARTS).unlink()
-    assert "run the job collect_sources first" in failure(
+    assert "run the job 01_collect_sources first" in failure(
         run_everything(defs, instance, "tiny", deployment)
     )

@@ -109,7 +109,7 @@ class Deployment:
         self.stack.close()
 
     def start(self) -> None:
-        self.run = self.client.launch("train_to_stage2", ["stage1"], {"variant": "tiny"})
+        self.run = self.client.launch("07_train_to_stage2", ["stage1"], {"variant": "tiny"})
 
     def newest(self) -> int:
         """The step of the newest complete checkpoint; 0 before the first."""

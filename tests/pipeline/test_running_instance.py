@@ -45,13 +45,13 @@ def test_assets_materialize_over_graphql_and_a_bad_file_is_told_to_its_owner(tmp
     deployment = write_deployment(tmp_path, [{**ROW, "question": "What colour?", "answer": "Red."}])
     shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
     with dagster(deployment, tmp_path / "dagster.log", home=tmp_path) as client:
-        run = client.launch("collect_sources", ["annotations", "catalogue"])
+        run = client.launch("01_collect_sources", ["annotations", "catalogue"])
         assert finish(client, run) == "SUCCESS", client.failure(run)
         assert client.states("catalogue", [{}]) == ["FRESH"]
         lineage = json.loads((tmp_path / "root/lineage/catalogue/all.json").read_text())
         assert set(lineage["inputs"]) == {"annotations"}
 
         (tmp_path / "rows.jsonl").write_text('{"colour": "red"}\n')
-        run = client.launch("collect_sources", ["annotations"])
+        run = client.launch("01_collect_sources", ["annotations"])
         assert finish(client, run) == "FAILURE"
         assert "colour" in client.failure(run)

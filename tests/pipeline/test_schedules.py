@@ -196,4 +196,4 @@ def test_each_evening_asks_once_for_runs_that_the_job_accepts(nights):
 
 def test_it_runs_from_the_first_start_where_data_follows_by_itself():
     assert download_nightly.default_status is dg.DefaultScheduleStatus.RUNNING
-    assert download_nightly.job.name == "acquire_videos"
+    assert download_nightly.job.name == "04_acquire_videos"
