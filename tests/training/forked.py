@@ -2,6 +2,7 @@
 
     python -m tests.training.forked kills FOLDER PHASE COUNT    kill -9, COUNT times in one phase
     python -m tests.training.forked life FOLDER                 two days in fast motion
+    python -m tests.training.forked two FOLDER                  two launchers in one folder
 
 Prints one JSON object: what was seen. Used by tests/training/test_kills.py.
 """
@@ -176,6 +177,33 @@ def life(folder: Path) -> dict[str, Any]:
     }
 
 
+def two(folder: Path) -> dict[str, Any]:
+    """A second launcher comes while the first one is in its third step."""
+    run = make_run(folder, max_steps=6, save_every=2)
+    reading, writing = os.pipe()
+
+    def first_run() -> None:
+        at_step(3, lambda: (os.write(writing, b"."), os.kill(os.getpid(), signal.SIGSTOP)))
+        train_in_process(run)
+
+    first = fork(first_run)
+    os.read(reading, 1)
+    told = folder / "told"
+
+    def second_run() -> None:
+        os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT), 2)
+        train_in_process(run)
+
+    second = status_of(fork(second_run))
+    os.kill(first, signal.SIGCONT)
+    return {
+        "first": [first, status_of(first)],
+        "second": second,
+        "told": told.read_text(),
+        "steps": steps(Path(run.out) / "metrics.jsonl"),
+    }
+
+
 def at_step(number: int, act: Callable[[], Any]) -> None:
     """Act when a step of that number begins."""
     plain = loop.Trainer.step
@@ -208,4 +236,4 @@ if __name__ == "__main__":
     if command == "kills":
         print(json.dumps(kills(Path(folder), rest[0], int(rest[1]))))
     else:
-        print(json.dumps(life(Path(folder))))
+        print(json.dumps({"life": life, "two": two}[command](Path(folder))))

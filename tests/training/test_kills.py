@@ -54,3 +54,12 @@ def test_two_days_in_fast_motion_take_every_step_and_every_sample_once(tmp_path)
     assert seen["samples"] == [96, 96]
     assert seen["result"] == 12
     assert seen["left"] == []
+
+
+def test_a_second_launcher_is_refused_and_the_first_one_is_not_disturbed(tmp_path):
+    seen = forked("two", tmp_path)
+    first, status = seen["first"]
+    assert status == 0
+    assert seen["second"] == 1
+    assert f"FolderInUse: {tmp_path / 'out'} is in use by process {first} on " in seen["told"]
+    assert seen["steps"] == [1, 2, 3, 4, 5, 6]

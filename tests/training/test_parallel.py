@@ -1,5 +1,10 @@
 """Blocks that are compiled, or compute their activations again, give the same numbers."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch._dynamo
@@ -143,3 +148,40 @@ def test_a_part_that_the_model_does_not_have_cannot_be_recomputed():
     model, _ = golden.mixed()
     with pytest.raises(ValueError, match=r"cannot checkpoint \['head'\]; known parts: .*'llm'"):
         recompute(model, "head")
+
+
+TOGETHER = """
+import sys, time
+from datetime import timedelta
+from training import parallel
+parallel.COLLECTIVE_TIMEOUT = timedelta(seconds=2)
+ranks = parallel.join_ranks("cpu")
+print(ranks.together(lambda: time.sleep(5) if ranks.first else "done"), flush=True)
+def work():
+    if ranks.first:
+        raise ValueError("the disk said no")
+    time.sleep(60)
+try:
+    ranks.together(work)
+except ValueError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_the_first_one_as_long_as_it_lives_and_learn_why_it_failed(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER],
+            env={**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
+    assert said == [["None", "the disk said no"], ["done", "the disk said no"]]

@@ -60,6 +60,7 @@ DO_NOT_COUNT = {
     "data_timeout_s": 1.0, "features_cache": "/elsewhere", "features_cache_bytes": 1,
     "max_dropped_share": 0.5, "keep": 5, "milestone_every": 3, "continue_from": 4,
     "on_other_state": "set_aside", "nonfinite_limit": 9, "tensorboard": False,
+    "shard_cache": "/elsewhere", "shard_cache_bytes": 1, "machine_wait_s": 1.0,
 }  # fmt: skip
 
 

@@ -183,6 +183,22 @@ def test_a_kill_while_checkpoints_are_written_changes_nothing(eight_steps, tmp_p
     assert len(committed(Path(run.out) / "state")) == 2
 
 
+def test_ranks_agree_that_a_checkpoint_is_damaged_and_take_the_older_one(eight_steps, tmp_path):
+    straight, state = eight_steps
+    run = replace(straight, out=str(tmp_path / "out"))
+    shutil.copytree(straight.out, run.out)
+    (Path(run.out) / "result.json").unlink()
+    (file,) = (Path(run.out) / "state/step-8").glob("__1_*.distcp")  # what rank 1 wrote
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    status, output = finish(run)
+    assert status == 0, output
+    assert f"step-8 is damaged (step-8: {file.name} has other content)" in output
+    assert "continuing from step-4" in output
+    assert_equal_bits(final_state(run), state)
+
+
 def test_an_unknown_key_is_named_before_torch_is_imported(tmp_path, capsys):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"variant": "tiny", "globl_batch": 3}))

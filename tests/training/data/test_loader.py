@@ -303,6 +303,23 @@ def test_samples_without_usable_features_are_left_out_and_named(corpus, damage, 
     assert not any("p1v3" in name for batch in batches for name in batch.sample_ids)
 
 
+def test_the_share_of_dropped_samples_goes_on_counting_after_a_resume(corpus):
+    loader = loader_of(corpus, max_dropped_share=0.06)
+    state = loader.state_dict()
+    for before, allowed in ((2, True), (9, False)):  # of 184
+        again = loader_of(corpus, max_dropped_share=0.06)
+        again.load_state_dict({**state, "dropped": before})
+        (corpus.root / "features/panda/p1v3.safetensors").rename(corpus.root / "away")
+        try:
+            if allowed:
+                assert sum(len(batch.dropped) for batch in again) == 4
+            else:
+                with pytest.raises(ValueError, match=r"9 before this start.*max_dropped_share"):
+                    list(again)
+        finally:
+            (corpus.root / "away").rename(corpus.root / "features/panda/p1v3.safetensors")
+
+
 def test_what_is_missing_is_known_before_the_first_step_and_allowed_once(corpus):
     """One of 16 feature files ended a run after step 19 of 66, although it could be known."""
     (corpus.root / "features/panda/p1v3.safetensors").unlink()
