@@ -64,10 +64,17 @@ def greedy(
 
 @torch.no_grad()
 def greedy_tokens(
-    llm: Qwen2ForCausalLM, embeds_SE: Tensor, max_new_tokens: int, eos: frozenset[int]
+    llm: Qwen2ForCausalLM,
+    embeds_SE: Tensor,
+    max_new_tokens: int,
+    eos: frozenset[int],
+    recorded: bool = True,
 ) -> Iterator[int]:
     """The tokens of `greedy`, each as soon as it is known. The next step runs when the next token
     is asked for.
+
+    Args:
+        recorded: whether a GPU's steps become a graph; not where ranks gather parameters in them.
     """
     length, device = len(embeds_SE), embeds_SE.device
     cache = FixedCache(llm, length + max_new_tokens)
@@ -96,7 +103,7 @@ def greedy_tokens(
     yield latest
     while count < max_new_tokens and latest not in eos:
         # The first step runs without a graph, as recording one needs; the others replay it.
-        if count == 2 and count + 1 < max_new_tokens and device.type == "cuda":
+        if count == 2 and count + 1 < max_new_tokens and recorded and device.type == "cuda":
             advance = _recorded(step)
         advance()
         latest, count = int(token), count + 1

@@ -33,9 +33,10 @@ from training.export import companions_of, publish_export
 from training.flops import flops
 from training.formats.hashing import seed_of
 from training.formats.machine_faults import MachineFault
+from training.held_out import HeldOutMeasure
 from training.loading import load_weights, model_and_processor
 from training.memory_plan import plan_memory
-from training.metrics import MetricsWriter, step_line, step_record
+from training.metrics import MetricsWriter, held_out_line, step_line, step_record
 from training.optimizer import build_optimizer, gradient_norm, scale_gradients, select, set_rates
 from training.parallel import Ranks, prepare
 from training.reporting import Reporter
@@ -205,6 +206,7 @@ class Trainer:
                 f"the streams hold less than one global batch of {self.recipe.global_batch} "
                 "samples; add samples or set a smaller global_batch"
             )
+        self.held_out = HeldOutMeasure(run, self.model, self.loader, ranks)
         self.device_prefetcher = DevicePrefetcher(ranks.device)
         self.state = TrainState()
         self.position: dict[str, Any] | None = None
@@ -306,7 +308,10 @@ class Trainer:
         norm, finite = self._update(totals)
         waited, seconds = self.ranks.max(own.waited_s, time.monotonic() - began)
         self.state = self.state.after(totals, finite, seconds, self._dropped_by_all())
-        self._record(totals, rates, norm, seconds, waited)
+        held_out = {}
+        if self.held_out.due(self.state.step, last=self.state.step == self.steps):
+            held_out = {"held_out": self.held_out.measure(self.state.step)}
+        self._record(totals, rates, norm, seconds, waited, held_out)
         if not finite:
             self._report_nonfinite(totals, norm)
 
@@ -317,6 +322,7 @@ class Trainer:
         """
         self._sample_ids: list[str] = []
         self._dropped: Counter[str] = Counter()
+        self._streams: set[int] = set()
         ended = False
         while not ended:
             if self.ranks.max(self.stop_request.made())[0]:
@@ -327,7 +333,8 @@ class Trainer:
             yield group
             self._sample_ids += group.sample_ids
             self._dropped += group.dropped
-            self._stream, ended = group.stream, group.ends_step
+            self._streams |= group.streams
+            ended = group.ends_step
         self.position = group.position
 
     def _dropped_by_all(self) -> Counter[str]:
@@ -371,18 +378,23 @@ class Trainer:
         norm: float,
         seconds: float,
         waited: float,
+        held_out: dict[str, Any],
     ) -> None:
-        """Write and say what the step did."""
-        stream = self.config.streams[self._stream].name
+        """Write and say what the step did, and what was measured after it."""
+        stream = " + ".join(self.config.streams[n].name for n in sorted(self._streams))
         measured = utilisation(self.ranks, totals.work, seconds)
         record = step_record(
             self.state.step, self.steps, totals, stream, rates, norm, seconds, waited
         )
+        mean = self.state.seconds / self.state.step
+        record |= {**measured, **held_out, "left_s": mean * (self.steps - self.state.step)}
         if self.metrics is not None:
-            self.metrics.write(record | measured)
+            self.metrics.write(record)
         if self.sample_log is not None:
             self.sample_log.write({"step": self.state.step, "ids": self._sample_ids})
-        self.reporter.step(step_line(record | measured))
+        self.reporter.step(step_line(record))
+        if held_out:
+            self.reporter.note(held_out_line(record))
 
     def _report_nonfinite(self, totals: StepTotals, norm: float) -> None:
         """Name the samples of a step that was not taken; give up after several in a row."""

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from model.atomic import remove_unfinished, writing_file
+from training.progress import span
 from training.state import StepTotals
 
 METRICS_NAME = "metrics.jsonl"
+ANSWERS_NAME = "held_out.jsonl"  # answers to questions of held-out samples
 
 
 class MetricsWriter:
@@ -98,13 +100,24 @@ def step_record(
 def step_line(record: dict[str, Any]) -> str:
     """A step's record as a line for people."""
     used = f", {100 * record['mfu']:.1f} % MFU" if "mfu" in record else ""
+    left = f", {span(record['left_s'])} left" if record.get("left_s") else ""
     loss, norm = (
         math.nan if record[name] is None else record[name] for name in ("loss", "grad_norm")
     )
     return (
         f"step {record['step']}/{record['steps']} loss {loss:.4f} grad norm {norm:.3f} "
         f"{record['step_s']:.2f} s (data {record['data_wait_s']:.2f} s) "
-        f"{record['tokens_per_s']:.0f} tokens/s{used}"
+        f"{record['tokens_per_s']:.0f} tokens/s{used}{left}"
+    )
+
+
+def held_out_line(record: dict[str, Any]) -> str:
+    """What was measured on held-out samples, as a line for people."""
+    found = record["held_out"]
+    loss = found.get("loss", math.nan)
+    return (
+        f"step {record['step']}/{record['steps']} held-out loss {loss:.4f} on "
+        f"{found['samples']:.0f} samples, {found['seconds']:.1f} s"
     )
 
 

@@ -40,7 +40,7 @@ class Progress:
         of_total = f"/{self.total:,}" if self.total is not None else ""
         text = f"{self.done:,}{of_total} {self.unit}, {rate:.1f}/s"
         if self.total is not None and rate > 0 and self.done < self.total:
-            text += f", {_span((self.total - self.done) / rate)} left"
+            text += f", {span((self.total - self.done) / rate)} left"
         return text
 
 
@@ -53,7 +53,8 @@ def size_text(size: float) -> str:
     return f"{size:,.0f} {units[step]}" if not step or size >= 100 else f"{size:.1f} {units[step]}"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A time for people: `1 h 05 min`, `3 min 20 s`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -68,6 +68,12 @@ class RunConfig:
 
         global_batch, micro_batch, max_length, epochs, rates, warmup, clip, save_every, betas,
             weight_decay: instead of the recipe's.
+        held_out_share: share of the videos, and of the samples without one, that are never trained
+            on; their loss is measured while the run goes on. 0: none.
+        held_out_every, held_out_samples: after how many steps it is measured, and on how many
+            samples.
+        stream_batch: samples that are of one stream, a divisor of the global batch; None: all of a
+            global batch. The published 3B run accumulated two batches of 64, each of one stream.
         max_steps: stop after this many optimizer steps; the schedule ends there too.
         reference_effective: give every tuned module the one rate that the published run really
             applied.
@@ -125,6 +131,10 @@ class RunConfig:
     save_every: PositiveInt | None = None
     betas: tuple[float, float] | None = None
     weight_decay: float | None = Field(default=None, ge=0)
+    stream_batch: PositiveInt | None = None
+    held_out_share: float = Field(default=0.0, ge=0, lt=1)
+    held_out_every: PositiveInt = 200
+    held_out_samples: PositiveInt = 64
     max_steps: PositiveInt | None = None
     reference_effective: bool = False
     loss: Loss = "tokens"
@@ -194,15 +204,21 @@ class RunConfig:
             ValueError: the ranks cannot share the global batch evenly.
         """
         total = self.recipe.global_batch
+        unit = self.stream_batch or total
+        if total % unit or (total % world_size == 0 and unit % world_size):
+            raise ValueError(
+                f"stream_batch {unit} has to divide the global batch {total}, and be divided by "
+                f"the {world_size} ranks"
+            )
         if total % world_size:
             fitting = [n for n in range(1, total + 1) if total % n == 0]
             raise ValueError(
                 f"global batch {total} cannot be shared evenly by {world_size} ranks; numbers of "
                 f"ranks that fit: {', '.join(map(str, fitting))}, or set global_batch"
             )
-        share = total // world_size
-        micro = max(n for n in range(1, min(share, self.recipe.micro_batch) + 1) if share % n == 0)
-        return micro, share // micro
+        share, most = unit // world_size, self.recipe.micro_batch
+        micro = max(n for n in range(1, min(share, most) + 1) if share % n == 0)
+        return micro, total // world_size // micro
 
     def to_json(self) -> str:
         """The run as JSON; equal runs give equal text."""

@@ -31,6 +31,7 @@ Identity = dict[str, Any]  # parts by name, plain JSON values
 # Fields of a run, and of its recipe after the run's deviations, that change its steps.
 COUNTED = (
     "variant", "stage", "seed", "max_steps", "loss", "canonical_nodes", "shuffle_block",
+    "held_out_share", "stream_batch",
 )  # fmt: skip
 COUNTED_OF_RECIPE = (
     "rates", "global_batch", "max_length", "epochs", "warmup", "clip", "betas", "weight_decay",
@@ -47,6 +48,8 @@ NEUTRAL: Mapping[str, Any] = {
     "weight_decay": 0.0,
     "micro_tokens": None,
     "features": None,
+    "held_out_share": 0.0,
+    "stream_batch": None,
 }
 
 

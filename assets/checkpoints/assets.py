@@ -210,6 +210,7 @@ def stage_metadata(run: RunConfig, results: "Results") -> dict[str, Any]:
         "first loss": results.first_loss,
         "last loss": results.last_loss,
         "hours": round(results.seconds / 3600, 3),
+        **held_out_metadata(run),
         "loss curve": picture(loss_curve(run), f"loss of stage {run.stage}"),
         "throughput": table(results.throughput),
         "left out": table(
@@ -217,6 +218,24 @@ def stage_metadata(run: RunConfig, results: "Results") -> dict[str, Any]:
         ),
         "learning rates": table(rates),
     }
+
+
+def held_out_metadata(run: RunConfig) -> dict[str, Any]:
+    """The last loss of held-out samples and the last answers, where some were held out."""
+    from training.metrics import ANSWERS_NAME, METRICS_NAME, read_metrics
+
+    out = Path(run.out)
+    found = [r["held_out"] for r in read_metrics(out / METRICS_NAME) if "held_out" in r]
+    if not found:
+        return {}
+    answers = list(read_metrics(out / ANSWERS_NAME))
+    last = [
+        {name: record[name] for name in ("id", "question", "expected", "answer")}
+        for record in answers
+        if record["step"] == answers[-1]["step"]
+    ]
+    loss = {"held-out loss": found[-1]["loss"]} if "loss" in found[-1] else {}
+    return {**loss, "held-out answers": table(last)}
 
 
 def shard_deps(stage: int) -> list[dg.AssetDep]:

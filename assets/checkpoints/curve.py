@@ -84,6 +84,16 @@ def draw(records: list[dict[str, Any]], title: str) -> bytes:
         color="black",
         linewidth=1.2,
     )
+    held_out = [r for r in records if "loss" in r.get("held_out", {})]
+    if held_out:
+        axes.plot(
+            [r["step"] for r in held_out],
+            [r["held_out"]["loss"] for r in held_out],
+            color="crimson",
+            marker="o",
+            markersize=3,
+            label="held out",
+        )
     for record in thinned:
         if record["loss"] is None:
             axes.axvline(record["step"], color="red", linewidth=0.8)
@@ -91,7 +101,7 @@ def draw(records: list[dict[str, Any]], title: str) -> bytes:
     axes.set_ylabel("loss")
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
-    if len({record.get("stream", "") for record in thinned}) > 1:
+    if held_out or len({record.get("stream", "") for record in thinned}) > 1:
         axes.legend(fontsize=9, markerscale=4)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -196,10 +196,13 @@ def _failure(status: int, failure: dict[str, Any] | None, out: Path) -> dg.Failu
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """Names and numbers of a metrics record, with its learning rates one by one."""
+    """Names and numbers of a metrics record, with its learning rates and what was measured of
+    held-out samples one by one.
+    """
     rates = record.get("rates", {})
     flat = {f"rate/{module}": rates[module] for module in MODULES if module in rates}
     return {
         **{key: value for key, value in record.items() if isinstance(value, int | float | str)},
         **flat,
+        **{f"held out/{name}": value for name, value in record.get("held_out", {}).items()},
     }

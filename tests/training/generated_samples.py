@@ -79,6 +79,7 @@ class GeneratedLoader:
         self.epoch, self.step = 0, 0
         self.closed = False
         self.notes: list[str] = []
+        self.held_out: list[int] = []
 
     def __iter__(self) -> Iterator[MicroBatch]:
         order = list(range(self.behaviour.count))

@@ -5,6 +5,7 @@ In reading order:
     micro_batch      what a loader gives, and what training needs of one
     loader           the loader over shards: order, resumption, dropped rows
     shard_index      which shards there are, and whether they are whole
+    held_out         which samples are never trained on
     survey           what cannot be used, known before the first step
     order            in which order rows are read, and by which rank
     streaming_state  what MosaicML Streaming's order is computed from

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from model.inputs import SampleInputs
 from model.processor import Processor
-from training.data.micro_batch import MicroBatch
+from training.data.held_out import HELD_OUT, HeldOutSplit, held_out_rows
+from training.data.micro_batch import HeldOutQuestion, MicroBatch
 from training.data.order import EpochOrder
 from training.data.rows import RowReader
 from training.data.sample_dataset import (
@@ -68,8 +69,12 @@ def build_loader(run: RunConfig, processor: Processor, rank: int, world_size: in
     index = wait_out(open_index, run.machine_wait_s)
     order = EpochOrder(run, index, rank, world_size)
     together = dist.is_available() and dist.is_initialized() and world_size > 1
-    losses = look_at_data(run, index, rank, world_size, _gather if together else None)
-    return ShardLoader(run, processor, index, order, losses)
+    gather = _gather if together else None
+    losses = look_at_data(run, index, rank, world_size, gather)
+    split = HeldOutSplit(run.held_out_share, run.seed)
+    held_out = partial(held_out_rows, run, index, split)
+    rows = wait_out(held_out, run.machine_wait_s) if rank == 0 or not gather else []
+    return ShardLoader(run, processor, index, order, losses, gather(rows)[0] if gather else rows)
 
 
 def look_at_data(
@@ -118,6 +123,7 @@ class ShardLoader:
         steps_per_epoch: optimizer steps of an epoch; incomplete global batches are left out.
         accumulation: micro-batches of one rank in an optimizer step.
         losses: what was known to be lost before training; notes: the same in words.
+        held_out: rows that are measured, of those that are never trained on.
         workers: the processes that prepare samples.
     """
 
@@ -128,6 +134,7 @@ class ShardLoader:
         index: ShardIndex,
         order: EpochOrder,
         losses: KnownLosses,
+        held_out: Sequence[int] = (),
     ) -> None:
         self.run, self.index, self.order, self.losses = run, index, order, losses
         self.notes: Sequence[str] = [losses.table()] if losses.counts else []
@@ -143,7 +150,9 @@ class ShardLoader:
         self._iterating = False
         self._passes = 0  # over epochs or what was left of them
         self._features = feature_store(run)
-        self._dataset = sample_dataset(run, RowReader(index), processor, losses.videos)
+        self.held_out = held_out
+        split = HeldOutSplit(run.held_out_share, run.seed)
+        self._dataset = sample_dataset(run, RowReader(index), processor, losses.videos, split)
         self.workers = WorkerPool(
             self._dataset,
             workers=run.workers,
@@ -201,6 +210,30 @@ class ShardLoader:
                 f"the saved position is step {self._step} of an epoch of {self.steps_per_epoch}"
             )
 
+    def held_out_sample(self, row: int) -> tuple[SampleInputs, int] | None:
+        """A held-out sample and the number of its stream; None where it cannot be used.
+
+        Raises:
+            MachineFault: the machine was at fault for longer than `machine_wait_s`.
+        """
+        again = partial(self._dataset.prepare, 0, row, measured=True)
+        item: SampleInputs | PreparedSample | DroppedRow = wait_out(
+            again, self.run.machine_wait_s, stop_requested
+        )
+        if isinstance(item, PreparedSample):
+            item = self._with_features(item) if item.frames is not None else item.sample
+        return None if isinstance(item, DroppedRow) else (item, self.index.stream_of(row))
+
+    def held_out_question(self, row: int) -> HeldOutQuestion | None:
+        """The first question of a held-out sample; raises as `held_out_sample`."""
+        ask = partial(self._dataset.question, row)
+        return wait_out(ask, self.run.machine_wait_s, stop_requested)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """What the ids of an answer say, up to the end of the turn."""
+        tokenizer = self._dataset.processor.tokenizer
+        return str(tokenizer.decode(list(ids))).partition("<|im_end|>")[0]
+
     def close(self) -> None:
         """End the worker processes, also those that no longer answer."""
         self.workers.close()
@@ -224,8 +257,8 @@ class ShardLoader:
             rest = order[self._step :]
             samples = self._samples([(self.epoch, row) for row in rest.reshape(-1).tolist()])
             for rows in rest:
-                stream = self.index.stream_of(int(rows[0]))
-                for _ in range(self.accumulation):
+                for first in rows[:: self.micro].tolist():
+                    stream = self.index.stream_of(first)
                     batch = self._batch(samples, stream)
                     self._advance()
                     yield batch
@@ -248,6 +281,8 @@ class ShardLoader:
             item = next(samples, None)
             if item is None:
                 raise RuntimeError("the workers gave fewer samples than were asked for")
+            if isinstance(item, DroppedRow) and item.reason == HELD_OUT:
+                continue
             if isinstance(item, DroppedRow):
                 batch.dropped.append((item.name, item.reason))
                 self._count(item)

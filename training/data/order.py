@@ -30,7 +30,11 @@ class EpochOrder:
         self.run, self.index, self.rank, self.world_size = run, index, rank, world_size
         micro, accumulation = run.batches(world_size)
         self.share = micro * accumulation
-        self._state = StreamingState(run, index, self.share)
+        # Steps are made of as many batches of one stream.
+        self.stream_batches = run.recipe.global_batch // (
+            run.stream_batch or run.recipe.global_batch
+        )
+        self._state = StreamingState(run, index, self.share // self.stream_batches)
 
     @property
     def identity(self) -> str:
@@ -39,11 +43,12 @@ class EpochOrder:
         # Contents, not names: the same shards may be read under another path.
         rows = [(shard.stream, shard.samples, shard.xxh64) for shard in self.index.shards]
         settings = run.seed, run.recipe.global_batch, run.canonical_nodes, run.shuffle_block
-        return f"{seed_of(rows, *settings):08x}"
+        other = [run.stream_batch] if run.stream_batch else []
+        return f"{seed_of(rows, *settings, *other):08x}"
 
     def rows(self, epoch: int) -> np.ndarray:
         """This rank's rows of an epoch: int64 [steps, share]. All rows of one step, on all ranks,
-        are of one stream.
+        are of one stream; or, with `stream_batch`, those of each of its equal parts.
 
         Incomplete global batches are left out. For one global batch size, the set of rows of each
         step is the same for every number of ranks.
@@ -51,20 +56,24 @@ class EpochOrder:
         Raises:
             ValueError: a stream has fewer rows than one global batch.
         """
-        whole = self.share * self.world_size
+        whole = self.share * self.world_size // self.stream_batches
         for number, config in enumerate(self.run.streams):
             rows = self.index.rows_of_stream(number)
             if rows < whole:
+                unit = "stream_batch" if self.run.stream_batch else "global batch"
                 raise ValueError(
-                    f"stream {config.name!r} has {rows} samples, fewer than the global batch of "
-                    f"{whole}; set a smaller global_batch or add data"
+                    f"stream {config.name!r} has {rows} samples, fewer than the {unit} of {whole}; "
+                    "set a smaller one or add data"
                 )
         nodes, per_node = self._machines()
         world = World(nodes, per_node, 1, self.rank)
         work = generate_work("per_stream", self._state, world, epoch, 0)
         own = work[world.node, world.rank_of_node, 0]
-        # A step that the rows do not fill holds -1.
-        return np.ascontiguousarray(own[(own >= 0).all(axis=1)], np.int64)
+        # A batch that the rows do not fill holds -1.
+        batches = own[(own >= 0).all(axis=1)]
+        steps = len(batches) // self.stream_batches
+        used = batches[: steps * self.stream_batches]
+        return np.ascontiguousarray(used.reshape(steps, self.share), np.int64)
 
     def _machines(self) -> tuple[int, int]:
         """(machines, ranks on each) as the order sees them: rows of one video go to one machine

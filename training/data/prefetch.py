@@ -36,7 +36,7 @@ class PackGroup:
     Attributes:
         packs: to be computed in this order.
         sample_ids: of all packs.
-        stream: number of the stream that the samples are from.
+        streams: numbers of the streams that the samples are from.
         ends_step: whether the optimizer steps after it.
         position: the loader's state after it, in the last group of a step.
         dropped: samples that are missing here, by reason.
@@ -44,7 +44,7 @@ class PackGroup:
 
     packs: list[Pack]
     sample_ids: list[str]
-    stream: int
+    streams: set[int]
     ends_step: bool
     position: dict[str, Any] | None = None
     dropped: Counter[str] = field(default_factory=Counter)
@@ -134,7 +134,7 @@ class Prefetcher:
                 yield PackGroup(
                     packs=self._pack(samples),
                     sample_ids=[name for batch in taken for name in batch.sample_ids],
-                    stream=taken[-1].stream,
+                    streams={batch.stream for batch in taken},
                     ends_step=ends,
                     position=self.loader.state_dict() if ends else None,
                     dropped=Counter(reason for batch in taken for _, reason in batch.dropped),

@@ -28,6 +28,11 @@ class RowReader:
         number, place = self.index.locate(row)
         return f"{self.index.shards[number].rel}#{place}"
 
+    def place(self, row: int) -> tuple[str, int]:
+        """The name of a row's shard, and its place there."""
+        number, place = self.index.locate(row)
+        return self.index.shards[number].rel, place
+
     def is_damaged(self, row: int) -> bool:
         """Whether the row's shard was found damaged before training."""
         return self.index.locate(row)[0] in self.index.damaged

@@ -20,10 +20,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from model.config import HourLlavaConfig
+from model.conversation import tokenize, video_prompt
 from model.inputs import SampleInputs
 from model.media.container import MediaError
 from model.packing import plan_sample
 from model.processor import Processor
+from training.data.held_out import HELD_OUT, NOTHING_HELD_OUT, HeldOutSplit
+from training.data.micro_batch import HeldOutQuestion
 from training.data.rows import RowReader
 from training.formats.feature_file import FeatureFile
 from training.formats.feature_store import FeatureStore
@@ -31,7 +34,7 @@ from training.formats.file_cache import DamagedFileError, FileCache
 from training.formats.hashing import seed_of
 from training.formats.kinds import LONG_VIDEO_KIND
 from training.formats.machine_faults import gone, machine_fault
-from training.formats.sample import Sample, decode, text_fault
+from training.formats.sample import IMAGE_TOKEN, Sample, decode, text_fault
 from training.formats.storage import Storage
 from training.run_config import RunConfig
 
@@ -120,6 +123,8 @@ class SampleDataset(Dataset):
 
     Attributes:
         lost: videos that cannot be used, as was known before training -> reason and detail.
+        split: samples that are never trained on: they come out as dropped ones of the reason
+            `HELD_OUT`.
     """
 
     rows: RowReader
@@ -128,6 +133,7 @@ class SampleDataset(Dataset):
     features: FeatureStore | None = None
     videos: FileCache | None = None
     lost: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    split: HeldOutSplit = NOTHING_HELD_OUT
     _unlimited: HourLlavaConfig = field(init=False)
     _max_tokens: int = field(init=False)
 
@@ -146,8 +152,13 @@ class SampleDataset(Dataset):
                 raise
             return PostponedRow(*item, fault)
 
-    def prepare(self, epoch: int, row: int) -> PreparedSample | DroppedRow:
+    def prepare(
+        self, epoch: int, row: int, *, measured: bool = False
+    ) -> PreparedSample | DroppedRow:
         """The sample of a row.
+
+        Args:
+            measured: also give a sample that is held out.
 
         Raises:
             Exception: the machine is at fault (see `machine_faults`).
@@ -157,12 +168,40 @@ class SampleDataset(Dataset):
         except (DamagedFileError, ValueError) as error:
             known = self.rows.is_damaged(row)
             return DroppedRow(self.rows.name(row), "damaged shard", str(error), known)
+        if not measured and self.split.holds(sample.video, *self.rows.place(row)):
+            return DroppedRow(sample.id, HELD_OUT, "", known=True)
         if sample.video in self.lost:
             return DroppedRow(sample.id, *self.lost[sample.video], known=True)
         try:
             return self._prepare(sample, seed_of(self.run.seed, epoch, sample.id))
         except UnusableSampleError as error:
             return DroppedRow(sample.id, error.reason, error.detail)
+
+    def question(self, row: int) -> HeldOutQuestion | None:
+        """The first question of a row, or None where it cannot be asked.
+
+        Raises:
+            Exception: the machine is at fault (see `machine_faults`).
+        """
+        prepared = self.prepare(0, row, measured=True)
+        if isinstance(prepared, DroppedRow):
+            return None
+        sample = decode(self.rows.read(row))
+        first, answer = sample.conversations[0], sample.conversations[1]["value"]
+        visuals, images = prepared.sample.visuals, sample.images
+        if sample.modality == "multi_image" and first["value"].count(IMAGE_TOKEN) != len(images):
+            return None
+        turns = [first]
+        if prepared.frames is not None and self.features is not None:
+            file = self.features.open(prepared.frames.video)
+            turns = video_prompt(turns, duration=file.duration, frames=len(prepared.frames.indices))
+            features = file.read(prepared.frames.indices)
+            visuals = [replace(visuals[0], features=features)]
+        elif sample.video:
+            return None  # to decode it once more is not worth it
+        ids, labels = tokenize(turns, self.processor.tokenizer, add_generation_prompt=True)
+        prompt = SampleInputs(sample.id, ids, labels, visuals, prepared.sample.seed)
+        return HeldOutQuestion(prompt, first["value"], answer)
 
     def _prepare(self, sample: Sample, seed: int) -> PreparedSample:
         if fault := text_fault(sample):  # shards of an earlier release may hold such
@@ -247,6 +286,7 @@ def sample_dataset(
     rows: RowReader,
     processor: Processor,
     lost: Mapping[str, tuple[str, str]],
+    split: HeldOutSplit,
 ) -> SampleDataset:
     """What the workers of a run's loader read from."""
     videos = (
@@ -255,7 +295,7 @@ def sample_dataset(
         else None
     )
     return SampleDataset(
-        rows, processor, run, features=feature_store(run), videos=videos, lost=lost
+        rows, processor, run, features=feature_store(run), videos=videos, lost=lost, split=split
     )
 
 

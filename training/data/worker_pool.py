@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.context
+import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from training.data.sample_dataset import SampleDataset, WorkerResult
 from training.supervise import die_with_parent
@@ -38,7 +39,9 @@ class WorkerPool:
     def __init__(self, dataset: SampleDataset, workers: int, ahead: int, timeout_s: float) -> None:
         self.workers, self.ahead, self.timeout_s = workers, ahead, timeout_s
         self._sampler = _RowSampler()
-        self._loader = DataLoader(
+        context = _fork_server()
+        self._pids = context.Array("q", max(workers, 1), lock=False)  # each worker fills its own
+        self._loader: DataLoader | None = DataLoader(
             dataset,
             sampler=self._sampler,
             batch_size=None,
@@ -46,8 +49,8 @@ class WorkerPool:
             num_workers=workers,
             prefetch_factor=ahead if workers else None,
             timeout=timeout_s if workers else 0,
-            worker_init_fn=_start_worker,
-            multiprocessing_context=_fork_server() if workers else None,
+            worker_init_fn=partial(_start_worker, self._pids),
+            multiprocessing_context=context if workers else None,
             persistent_workers=workers > 0,
         )
 
@@ -61,6 +64,8 @@ class WorkerPool:
         Raises:
             RuntimeError: a worker died, or none gave a sample for `timeout_s`.
         """
+        if self._loader is None:
+            raise RuntimeError("the pool is closed")
         self._sampler.rows = rows
         if not self.workers:
             yield from self._loader
@@ -90,26 +95,24 @@ class WorkerPool:
 
     def pids(self) -> list[int]:
         """Process ids of the workers that were started."""
-        iterator = self._loader._iterator
-        if not isinstance(iterator, _MultiProcessingDataLoaderIter):
-            return []
-        return [worker.pid for worker in iterator._workers if worker.pid is not None]
+        return [pid for pid in self._pids if pid]
 
     def close(self) -> None:
-        """End the worker processes, also those that no longer answer.
+        """End the worker processes, also those that no longer answer; the pool is of no use
+        afterwards.
 
-        torch ends them when the iterator is collected, in its own time, and waits for one that
-        hangs. Its iterator is private, so only `pids` and this method look into it.
+        torch waits for a worker that hangs, so they are killed first: they only read.
         """
-        iterator, self._loader._iterator = self._loader._iterator, None
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            iterator._shutdown_workers()
-            for worker in iterator._workers:
+        pids = set(self.pids())
+        for worker in multiprocessing.active_children():
+            if worker.pid in pids:
                 worker.kill()
+        self._loader = None
 
     def _put_all(self, results: queue.Queue[Any], stopped: threading.Event) -> None:
         """Move samples from the workers to `results`; at the end None, or the error."""
         try:
+            assert self._loader is not None
             for item in self._loader:
                 _put(results, item, stopped)
                 if stopped.is_set():
@@ -147,10 +150,11 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _start_worker(number: int) -> None:
-    """First thing in a worker: it ends with its parent, and leaves the machine's cores to the
-    others.
+def _start_worker(pids: MutableSequence[int], number: int) -> None:
+    """First thing in a worker: it ends with its parent, says who it is, and leaves the machine's
+    cores to the others.
     """
+    pids[number] = os.getpid()
     die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

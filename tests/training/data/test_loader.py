@@ -4,6 +4,7 @@ place.
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import os
@@ -467,6 +468,76 @@ def test_a_worker_that_gives_nothing_raises_in_time(corpus):
     finally:
         os.kill(worker, 9)
         loader.close()
+
+
+@pytest.mark.slow
+def test_closing_ends_all_workers_at_once_also_one_that_hangs(pristine):
+    loader = loader_of(pristine, workers=2)
+    next(iter(loader))
+    pids = loader.workers.pids()
+    assert len(set(pids)) == 2
+    os.kill(pids[0], 19)  # SIGSTOP
+    began = time.monotonic()
+    loader.close()
+    assert time.monotonic() - began < 5
+    assert not [pid for pid in pids if is_running(pid)]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_private_names_of_libraries_stand_in_one_file_only():
+    """`streaming_state.py` fills in a dataset's attributes; a test above compares its order."""
+    found = []
+    for path in sorted(Path("training").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                ("torch", "streaming")
+            ):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                found += [f"{path}: {name}" for name in names if name.startswith("_")]
+            if isinstance(node, ast.Attribute) and node.attr in ("_iterator", "_shutdown_workers"):
+                found.append(f"{path}: {node.attr}")
+    assert found == []
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_part_of_a_batch_may_be_of_one_stream_instead_of_all_of_it(pristine, world):
+    def steps_of(world, **changes):
+        ranks = [
+            list(loader_of(pristine, rank, world, global_batch=8, micro_batch=2, **changes))
+            for rank in range(world)
+        ]
+        micro_steps = [
+            (
+                {batch.stream for batch in batches},
+                {name for batch in batches for name in batch.sample_ids},
+            )
+            for batches in zip(*ranks, strict=True)
+        ]
+        assert all(len(streams) == 1 for streams, _ in micro_steps)
+        per_step = 8 // 2 // world
+        return [micro_steps[n : n + per_step] for n in range(0, len(micro_steps), per_step)]
+
+    plain = steps_of(world)
+    assert all(len({s for streams, _ in step for s in streams}) == 1 for step in plain)
+    parts = steps_of(world, stream_batch=4)
+    mixed = [step for step in parts if len({s for streams, _ in step for s in streams}) == 2]
+    assert 0.2 < len(mixed) / len(parts) < 0.8
+    names = [name for step in parts for _, found in step for name in found]
+    assert len(set(names)) == len(names) >= 176
+    alone = [set().union(*(found for _, found in step)) for step in steps_of(1, stream_batch=4)]
+    assert [set().union(*(found for _, found in step)) for step in parts] == alone
+
+
+def test_a_stream_batch_that_does_not_fit_is_refused(pristine):
+    for fields in ({"stream_batch": 3}, {"stream_batch": 1}):
+        with pytest.raises(ValueError, match=r"stream_batch \d has to divide the global batch 4"):
+            loader_of(pristine, 0, 2, **fields)
 
 
 # --- indexes
