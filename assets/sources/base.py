@@ -170,7 +170,8 @@ class Fetched:
 
 
 class Fetcher(Protocol):
-    """Gets the videos of one source. `host` and `fetch` are called by many threads.
+    """Gets the videos of one source; a kind's fetcher is a subclass. `host` and `fetch` are called
+    by many threads.
 
     Attributes:
         min_interval_s: least time between two requests to one host.
@@ -183,11 +184,13 @@ class Fetcher(Protocol):
         `hosts`, `account`, `proxy`, `tool`, `url`. Each is looked up only when it is asked for, and
         asking never fails.
         """
+        return {}
 
     def changed(self, rows: list[VideoRow]) -> tuple[list[VideoRow], dict[str, str]]:
         """Of videos that are there: (those whose file is another one at the source now, id -> the
-        new location of those that are the same).
+        new location of those that are the same). None where nobody can tell.
         """
+        return [], {}
 
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
         """Get ready to fetch `rows`; returns, by id, those that need not be tried and why.

@@ -20,6 +20,7 @@ from assets.sources.base import (
     VIDEO_SUFFIXES,
     FetchContext,
     Fetched,
+    Fetcher,
     Outcome,
     Source,
     VideoRow,
@@ -79,7 +80,7 @@ class DropSource(Source):
         )
 
 
-class DropFetcher:
+class DropFetcher(Fetcher):
     """Adopts files from a folder by their name. The folder itself is never changed."""
 
     min_interval_s = 0.0
@@ -93,10 +94,6 @@ class DropFetcher:
     def facts(self) -> Mapping[str, Callable[[VideoRow], Any]]:
         """`place`: the files that may be the video, each with its size and time of change."""
         return {"place": self._files}
-
-    def changed(self, rows: list[VideoRow]) -> tuple[list[VideoRow], dict[str, str]]:
-        """None: what was adopted from the folder is kept, whatever becomes of the folder."""
-        return [], {}
 
     @cached_property
     def _dropped(self) -> dict[str, list[str]]:

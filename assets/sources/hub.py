@@ -31,6 +31,7 @@ from assets.sources.base import (
     VIDEO_SUFFIXES,
     FetchContext,
     Fetched,
+    Fetcher,
     Outcome,
     Source,
     VideoRow,
@@ -81,7 +82,7 @@ class Place:
         return ("staged", self.staged) if self.staged else ("loose", self.file.checksum)
 
 
-class HubFetcher:
+class HubFetcher(Fetcher):
     """Finds and fetches the videos of one dataset repository."""
 
     # Plain files of a service that is made for it; what it asks for in a 429 is still honoured.

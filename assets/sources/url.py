@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from assets.fetching.options import Download
-from assets.sources.base import PERMANENT, FetchContext, Fetched, Outcome, VideoRow
+from assets.sources.base import PERMANENT, FetchContext, Fetched, Fetcher, Outcome, VideoRow
 from assets.sources.listed import ListedSource, fetch_by_ytdlp, url_facts, with_listed_urls
 from assets.sources.outcomes import account_facts
 
@@ -27,7 +27,7 @@ class UrlSource(ListedSource):
         return UrlFetcher(self, context.download, context.log)
 
 
-class UrlFetcher:
+class UrlFetcher(Fetcher):
     """Any http(s) URL through yt-dlp's generic extractor: a media file, a playlist of segments, a
     page with a video.
     """
@@ -43,10 +43,6 @@ class UrlFetcher:
         """`hosts` of the settings, who asks, and the URL that is asked for."""
         hosts = sorted(self.source.hosts)
         return {**account_facts(), **url_facts(self.source), "hosts": lambda row: hosts}
-
-    def changed(self, rows: list[VideoRow]) -> tuple[list[VideoRow], dict[str, str]]:
-        """None: nobody can tell without fetching them again."""
-        return [], {}
 
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
         with_listed_urls(rows, self.source)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from assets.fetching.errors import MissingToolError, OperatorError
 from assets.fetching.options import Download
-from assets.sources.base import PERMANENT, FetchContext, Fetched, Outcome, VideoRow
+from assets.sources.base import PERMANENT, FetchContext, Fetched, Fetcher, Outcome, VideoRow
 from assets.sources.findings import MISSING, NOTE, OK, Finding
 from assets.sources.listed import (
     YOUTUBE_ID,
@@ -71,7 +71,7 @@ class YoutubeSource(ListedSource):
             )
 
 
-class YoutubeFetcher:
+class YoutubeFetcher(Fetcher):
     """Through yt-dlp's YouTube extractor and no other. Of a URL only the video's id is used."""
 
     def __init__(self, source: YoutubeSource, limits: Download, log: Callable[[str], None]) -> None:
@@ -84,10 +84,6 @@ class YoutubeFetcher:
     def facts(self) -> Mapping[str, Callable[[VideoRow], Any]]:
         """Who asks, and the URL that is asked for."""
         return {**account_facts(), **url_facts(self.source)}
-
-    def changed(self, rows: list[VideoRow]) -> tuple[list[VideoRow], dict[str, str]]:
-        """None: what stands behind an id of YouTube does not change."""
-        return [], {}
 
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
         from assets.fetching import ytdlp
