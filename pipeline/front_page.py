@@ -1,11 +1,13 @@
 """The sensor that keeps the front page: one entry whenever the deployment has changed."""
 
+from dataclasses import asdict
+
 import dagster as dg
 
 from assets.deployment.resources import Deployment
 from assets.records.rendering import plain, table
 from assets.tracing.assets import FRONT_PAGE
-from assets.tracing.overview import Overview, overview
+from assets.tracing.overview import Overview, overview, register_state
 from training.formats.hashing import data_version
 
 INTERVAL_S = 60
@@ -21,15 +23,19 @@ INTERVAL_S = 60
 def tell_front_page(
     context: dg.SensorEvaluationContext, deployment: Deployment
 ) -> dg.SensorResult | dg.SkipReason:
-    found = overview(deployment.storage(), deployment.settings())
-    described = describe(found)
-    version = data_version([found.headline, found.steps, found.broken, found.stale, found.given_up])
-    if context.cursor == version:
+    settings, storage = deployment.settings(), deployment.storage()
+    # The cursor holds the register's state of the last look, and what the page said then.
+    state = data_version([register_state(storage), settings.model_dump_json()])
+    before, _, said = (context.cursor or "").partition(" ")
+    if state == before:
         return dg.SkipReason("nothing has changed")
-    event = dg.AssetMaterialization(
-        FRONT_PAGE, metadata=described, tags={"dagster/data_version": version}
-    )
-    return dg.SensorResult(asset_events=[event], cursor=version)
+    found = overview(storage, settings)
+    version = data_version(asdict(found))
+    events = []
+    if version != said:
+        tags = {"dagster/data_version": version}
+        events.append(dg.AssetMaterialization(FRONT_PAGE, metadata=describe(found), tags=tags))
+    return dg.SensorResult(asset_events=events, cursor=f"{state} {version}")
 
 
 def describe(found: Overview) -> dict[str, dg.MetadataValue]:

@@ -57,18 +57,23 @@ def write_bill(
         inputs: versions of the products that it is made from.
 
     Raises:
-        FileNotFoundError: an index or a shard is not there.
+        FileNotFoundError: an index is not there.
     """
     register = Register(storage)
     shards: dict[tuple[str, str, str], _Shards] = {}
     sources: dict[tuple[str, str], _Source] = {}
+    unread: list[str] = []
     for stream in run.streams:
         for kind, folder, entry in _entries(stream):
             key = (stream.name, kind, folder.rpartition("_")[2])
             found = shards.setdefault(key, _Shards(*key[1:]))
             found.samples += entry["samples"]
             found.hashes.append((entry["raw_data"]["basename"], entry["raw_data"]["hashes"][HASH]))
-            _count(sources, Storage(stream.root), kind, folder, entry)
+            try:
+                _count(sources, Storage(stream.root), kind, folder, entry)
+            except (OSError, ValueError, IndexError):
+                # The run leaves it out, or refuses it, by rules of its own.
+                unread.append(f"{folder}/{entry['raw_data']['basename']}")
     videos = sorted({video for source in sources.values() for video in source.seconds})
     text = "".join(f"{video}\n" for video in videos)
     seconds = {v: s for source in sources.values() for v, s in source.seconds.items()}
@@ -89,6 +94,7 @@ def write_bill(
             }
             for (stream, _, _), found in sorted(shards.items())
         ],
+        "unread shards": unread,
         "revisions": _revisions(register, inputs),
         "video list": {"file": VIDEOS, "sha256": hashlib.sha256(text.encode()).hexdigest()},
         "withdrawn before": sorted(Withdrawals.read(storage).videos),
@@ -144,7 +150,8 @@ def bill_lines(storage: Storage, record: Lineage) -> Iterator[str]:
 
 
 def trained_videos(storage: Storage, folder: str) -> set[str] | None:
-    """Every video that the run in a checkpoint's folder was trained on; None where it has no bill.
+    """Every video that the run in a checkpoint's folder was trained on; None where it has no bill,
+    or where a shard could not be read for it.
 
     Raises:
         ValueError: the list is not the one that the bill was made with.
@@ -152,8 +159,10 @@ def trained_videos(storage: Storage, folder: str) -> set[str] | None:
     if not (storage.exists(f"{folder}/{BILL}") and storage.exists(f"{folder}/{VIDEOS}")):
         return None
     text = storage.read_bytes(f"{folder}/{VIDEOS}")
-    stated = storage.read_json(f"{folder}/{BILL}")["video list"]["sha256"]
-    if hashlib.sha256(text).hexdigest() != stated:
+    bill = storage.read_json(f"{folder}/{BILL}")
+    if bill["unread shards"]:
+        return None
+    if hashlib.sha256(text).hexdigest() != bill["video list"]["sha256"]:
         raise ValueError(
             f"{storage.path(folder)}/{VIDEOS}: has other content than {BILL} says; restore it "
             "from a backup"
@@ -185,7 +194,7 @@ def _count(
     if row.rows not in ("short video", "long video"):  # its rows name no source of their own
         sources.setdefault((kind, row.collection), _Source()).samples += entry["samples"]
         return
-    for video, seconds in shard_videos(storage, folder, entry):
+    for video, seconds in list(shard_videos(storage, folder, entry)):  # all of it, or nothing
         name = video if row.rows == "long video" else f"{layout.LLAVA_VIDEO}/{video}"
         of = name.split("/", 1)[0] if row.rows == "long video" else row.collection
         source = sources.setdefault((kind, of), _Source())

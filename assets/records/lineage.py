@@ -136,8 +136,9 @@ def record_name(name: str) -> str:
 
 def all_records(storage: Storage) -> list[Lineage]:
     """Every record of the register, by product name."""
-    names = storage.list(layout.LINEAGE, ".json")
-    return [Lineage(**storage.read_json(name)) for name in names if not name.endswith(LIST_SUFFIX)]
+    names = [n for n in storage.list(layout.LINEAGE, ".json") if not n.endswith(LIST_SUFFIX)]
+    with ThreadPoolExecutor(8) as pool:  # remote roots answer slowly, but many at once
+        return [Lineage(**raw) for raw in pool.map(storage.read_json, names)]
 
 
 def is_recorded(storage: Storage, name: str) -> bool:

@@ -12,6 +12,7 @@ from assets.deployment.settings import Settings
 from assets.records.lineage import Lineage, all_records, product
 from assets.records.withdrawals import Withdrawals, active_parts
 from training.formats import layout
+from training.formats.hashing import data_version
 from training.formats.kinds import LLAVA_KINDS, LONG_VIDEO_KIND
 from training.formats.storage import Storage
 
@@ -91,6 +92,20 @@ def overview(storage: Storage, settings: Settings) -> Overview:
         ],
         withdrawn=len(withdrawals.videos),
     )
+
+
+def register_state(storage: Storage) -> str:
+    """A hash that changes whenever the register, the parts or the withdrawals do: from a listing
+    alone, so that looking often costs little.
+    """
+    told = ("size", "mtime", "ino", "ETag", "LastModified", "created")
+    seen = []
+    for place in (layout.LINEAGE, layout.PARTS, layout.WITHDRAWALS):
+        path = storage.path(place)
+        storage.fs.invalidate_cache()
+        found = storage.fs.find(path, detail=True) if storage.exists(place) else {}
+        seen += [(name, *(str(info.get(key)) for key in told)) for name, info in found.items()]
+    return data_version(sorted(seen))
 
 
 def _steps(settings: Settings, parts: Sequence[str]) -> Iterator[Step]:

@@ -160,3 +160,13 @@ def test_a_checkpoint_without_a_bill_has_none(storage):
     bill = bill_of(storage)
     record = Lineage("stage3[tiny]", "v", folder="checkpoints/tiny/stage3/k")
     assert read_bill(storage, record) == json.loads(json.dumps(bill))
+
+
+def test_a_shard_that_cannot_be_read_is_named_and_the_list_is_not_called_whole(storage):
+    folder = f"{layout.SHARDS}/{LONG_VIDEO_KIND}_part0"
+    (first, *_) = storage.read_json(f"{folder}/index.json")["shards"]
+    name = first["raw_data"]["basename"]
+    storage.write_bytes(f"{folder}/{name}", storage.read_bytes(f"{folder}/{name}")[:40])
+    bill = bill_of(storage)
+    assert bill["unread shards"] == [f"{LONG_VIDEO_KIND}_part0/{name}"]
+    assert trained_videos(storage, "checkpoints/tiny/stage3/k") is None
