@@ -14,8 +14,7 @@ from assets.records.withdrawals import active_parts
 from assets.videos.due import DueDownloads
 from pipeline.jobs import ACQUIRE_VIDEOS
 
-# Six hours before trainings may start (`assets.deployment.automation.NIGHTLY`).
-EVERY_EVENING = "0 20 * * *"
+_AUTOMATION = load_settings().automation
 VIDEOS = dg.AssetKey("videos")
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -32,11 +31,12 @@ UNFINISHED = [
 @dg.schedule(
     name="download_nightly",
     target=ACQUIRE_VIDEOS,
-    cron_schedule=EVERY_EVENING,
+    cron_schedule=_AUTOMATION.downloads_at,
+    execution_timezone=_AUTOMATION.time_zone,
     default_status=dg.DefaultScheduleStatus.RUNNING
-    if load_settings().automation.data
+    if _AUTOMATION.data
     else dg.DefaultScheduleStatus.STOPPED,
-    description="Every evening (UTC), one run for each source and part with videos that were never "
+    description="Every evening, one run for each source and part with videos that were never "
     "tried, that failed in passing (as often as one run tries), or whose outcome was decided by "
     "something that has changed since: a setting, a dropped file, a revision of the hub. What "
     "cannot be had is left alone.",

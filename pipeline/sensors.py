@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 
 import dagster as dg
 
-from assets.annotations.watched import NOT_REACHABLE, WATCHED, watched_version
-from assets.deployment.automation import DATA, TRAINING
+from assets.annotations.watched import WATCHED, watched_version
+from assets.automation.rules import DATA, TRAINING
+from assets.automation.runs import BY_AUTOMATION
+from assets.automation.state import NOT_REACHABLE
 from assets.deployment.partitions import part_partitions
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings, load_settings
@@ -102,6 +104,9 @@ def _by_tag(tags: dict[str, str]) -> dg.AssetSelection:
 data_automation = dg.AutomationConditionSensorDefinition(
     "data_automation",
     target=_by_tag(DATA),
+    run_tags=BY_AUTOMATION,
+    emit_backfills=False,  # a run for each partition: what fails is tried again alone
+    use_user_code_server=True,  # the conditions are our own
     default_status=_status(_AUTOMATION.data),
     minimum_interval_seconds=60,
     description="New data makes its own way to the mixture: only the new part is fetched, grouped, "
@@ -110,6 +115,9 @@ data_automation = dg.AutomationConditionSensorDefinition(
 training_automation = dg.AutomationConditionSensorDefinition(
     "training_automation",
     target=_by_tag(TRAINING),
+    run_tags=BY_AUTOMATION,
+    emit_backfills=False,
+    use_user_code_server=True,
     default_status=_status(_AUTOMATION.training),
     minimum_interval_seconds=300,
     description="Stage 3 and its scores, nightly and only if contents changed. Off until a person "

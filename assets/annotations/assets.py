@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from assets.deployment.automation import DATA, FOLLOW_CONTENT, RETRY_NETWORK, WATCHED
+from assets.automation.rules import DATA, FOLLOW_CONTENT, RETRY_NETWORK, WATCHED
 from assets.deployment.partitions import part_partitions
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions

@@ -23,8 +23,6 @@ HUB_REPOS: dict[str, Callable[[Settings], tuple[str | None, str]]] = {
 }
 WATCHED = (LANDING, *HUB_REPOS)
 NOTHING_THERE = "nothing there"
-# Recorded where the hub did not answer the very first look; later ones keep what was seen last.
-NOT_REACHABLE = "not reachable"
 
 
 def watched_version(name: str, settings: Settings) -> str:

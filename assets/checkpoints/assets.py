@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from assets.automation.rules import BY_HAND, NIGHTLY_IF_NEW_DATA, RETRY_NETWORK, TRAINING
 from assets.checkpoints.launcher import Torchrun
 from assets.checkpoints.runs import (
     previous_asset,
@@ -17,7 +18,6 @@ from assets.checkpoints.runs import (
     stage_run,
     unfinished_before,
 )
-from assets.deployment.automation import BY_HAND, NIGHTLY_IF_NEW_DATA, RETRY_NETWORK, TRAINING
 from assets.deployment.launchpad import StageLaunch
 from assets.deployment.partitions import (
     all_partitions,

@@ -23,6 +23,7 @@ from typing import Any
 import dagster as dg
 
 from assets.deployment.settings import Training
+from assets.records.publishing import failure_for_a_person
 from training.metrics import METRICS_NAME
 from training.recipes import MODULES
 from training.run_config import RunConfig
@@ -188,11 +189,10 @@ def _failure(status: int, failure: dict[str, Any] | None, out: Path) -> dg.Failu
         message += "; materialize again to continue"
     elif status != CONFIGURATION:
         message += "; materialize again to continue from the newest complete checkpoint"
-    return dg.Failure(
-        description=message,
-        metadata={"exit status": status, "folder": dg.MetadataValue.path(str(out))},
-        allow_retries=status not in (CONFIGURATION, PREEMPTED),
-    )
+    metadata = {"exit status": status, "folder": dg.MetadataValue.path(str(out))}
+    if status == CONFIGURATION:
+        return failure_for_a_person(message, metadata)
+    return dg.Failure(message, metadata, allow_retries=status != PREEMPTED)
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Container
 import dagster as dg
 
 from assets.annotations.assets import GROUP, hub_llava_onevision, hub_llava_video
+from assets.automation.rules import DATA, FOLLOW_CONTENT, RETRY_NETWORK
 from assets.collections.collection import CollectionReport
 from assets.collections.llava_video import collect_llava_video
 from assets.collections.onevision import collect_onevision
-from assets.deployment.automation import DATA, FOLLOW_CONTENT, RETRY_NETWORK
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
 from assets.records.product_files import KnownFiles

@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.annotations.assets import part_rows
 from assets.annotations.rows_versions import rows_version
-from assets.deployment.automation import DATA, FILL_AND_FOLLOW, FOLLOW_CONTENT
+from assets.automation.rules import DATA, FILL_AND_FOLLOW, FOLLOW_CONTENT
 from assets.deployment.partitions import (
     all_partitions,
     part_partitions,

@@ -40,6 +40,12 @@ _DIMENSIONS = (
     ("source", source_partitions),
 )
 
+STATIC_KEYS = {
+    name: known.get_partition_keys()
+    for name, known in _DIMENSIONS
+    if isinstance(known, dg.StaticPartitionsDefinition)
+}
+
 # Mappings between partition sets of one and of two dimensions. There are no others, and Dagster
 # still calls these beta.
 warnings.filterwarnings("ignore", category=dg.BetaWarning, message="Class `Multi")
@@ -77,3 +83,10 @@ def key_dimensions(partitions: dg.PartitionsDefinition | None, key: str) -> dict
     if isinstance(partitions, dg.MultiPartitionsDefinition):
         return dict(partitions.get_partition_key_from_str(key).keys_by_dimension)
     return {name: key for name, known in _DIMENSIONS if known == partitions}
+
+
+def dimension_names(partitions: dg.PartitionsDefinition | None) -> tuple[str, ...]:
+    """The dimensions of partitions, in the order in which their keys name them."""
+    if isinstance(partitions, dg.MultiPartitionsDefinition):
+        return tuple(sorted(partitions.partition_dimension_names))
+    return tuple(name for name, known in _DIMENSIONS if known == partitions)

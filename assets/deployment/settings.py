@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from assets.fetching.options import Download
 from assets.sources.kinds import VideoSource
@@ -179,6 +180,55 @@ class Automation(Section):
 
     data: bool = Field(default=True, description="data assets follow new data, part by part")
     training: bool = Field(default=False, description="stage 3 follows changed contents, nightly")
+    time_zone: str = Field(
+        default="UTC", description="of the times below, as the IANA names it: Europe/Berlin"
+    )
+    training_at: str = Field(
+        default="0 2 * * *", description="cron: when a night's training begins"
+    )
+    downloads_at: str = Field(
+        default="0 20 * * *", description="cron: when videos that are missing are asked for again"
+    )
+    retries: int = Field(
+        default=3,
+        ge=0,
+        description="how often an automatic run that failed by the machine is tried again, for the "
+        "same inputs",
+    )
+    retry_after_s: float = Field(
+        default=600, ge=0, description="seconds before the first of these; each next waits twice"
+    )
+    look_within_h: float = Field(
+        default=24,
+        gt=0,
+        description="hours after which the UI shows outside data as overdue, when nobody was able "
+        "to look at it",
+    )
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ValueError, OSError, KeyError) as error:
+            raise ValueError(
+                f"{value!r} is no time zone; names are like UTC or Europe/Berlin"
+            ) from error
+        return value
+
+    @field_validator("training_at", "downloads_at")
+    @classmethod
+    def _five_fields(cls, value: str) -> str:
+        # Dagster's own test, so that what passes here is what it takes. Imported here, because most
+        # of the command line needs no Dagster.
+        from dagster._utils.schedules import is_valid_cron_schedule
+
+        if len(value.split()) != 5 or not is_valid_cron_schedule(value):
+            raise ValueError(
+                f"{value!r} is not a cron line of five fields, as in '0 2 * * *' (at 02:00) or "
+                "'30 1 * * 6' (Saturdays at 01:30)"
+            )
+        return value
 
 
 class Evaluation(Section):

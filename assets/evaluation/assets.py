@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from assets.deployment.automation import FILL_AND_FOLLOW, TRAINING
+from assets.automation.rules import FILL_AND_FOLLOW, TRAINING
 from assets.deployment.launchpad import EvaluationLaunch
 from assets.deployment.partitions import same_partition, variant_partitions
 from assets.deployment.resources import Deployment

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from assets.automation.rules import DATA, FILL_AND_FOLLOW
 from assets.checkpoints.assets import vision_encoder
-from assets.deployment.automation import DATA, FILL_AND_FOLLOW
 from assets.deployment.launchpad import FeaturesLaunch
 from assets.deployment.partitions import (
     dimensions,

@@ -26,6 +26,16 @@ OWNERS = ["team:hour-llava"]
 Published = Iterator[dg.MaterializeResult | dg.AssetCheckResult]
 
 
+# Of a failed step: trying again cannot help. Automation does not, until something has changed.
+FOR_A_PERSON = "tried again by itself"
+
+
+def failure_for_a_person(description: str, metadata: Mapping[str, Any] | None = None) -> dg.Failure:
+    """A failure that no retry can mend, neither the step's own nor automation's."""
+    said = {**(metadata or {}), FOR_A_PERSON: "no: somebody has to act first"}
+    return dg.Failure(description, said, allow_retries=False)
+
+
 @contextmanager
 def errors_for_people() -> Iterator[None]:
     """Errors that a retry cannot mend become a `dagster.Failure` that is not retried and says
@@ -34,7 +44,7 @@ def errors_for_people() -> Iterator[None]:
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        raise failure_for_a_person(str(error)) from error
 
 
 def check_spec(
@@ -135,9 +145,7 @@ def publish(
     if stopping:
         yield from results
         found = "; ".join(f"{check}: {says}" for check, says in stopping.items())
-        raise dg.Failure(
-            f"{record.product} did not pass its checks. {found}", described, allow_retries=False
-        )
+        raise failure_for_a_person(f"{record.product} did not pass its checks. {found}", described)
     tell(record, context.log.warning)
     yield dg.MaterializeResult(
         metadata=described, data_version=dg.DataVersion(version), check_results=results

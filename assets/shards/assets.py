@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.deployment.automation import DATA, FILL_AND_FOLLOW, FOLLOW_CONTENT
+from assets.automation.rules import DATA, FILL_AND_FOLLOW, FOLLOW_CONTENT
 from assets.deployment.launchpad import ShardsLaunch
 from assets.deployment.partitions import (
     all_partitions,

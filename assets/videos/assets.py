@@ -6,7 +6,7 @@ import dagster as dg
 
 from assets.annotations.assets import part_rows
 from assets.annotations.rows_versions import rows_version
-from assets.deployment.automation import DATA, FILL_AND_FOLLOW, RETRY_NETWORK
+from assets.automation.rules import DATA, FILL_AND_FOLLOW, RETRY_NETWORK
 from assets.deployment.launchpad import VideosLaunch
 from assets.deployment.partitions import dimensions, same_part, source_and_part
 from assets.deployment.resources import Deployment

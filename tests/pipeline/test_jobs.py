@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from assets.deployment.automation import RETRY_NETWORK
+from assets.automation.rules import RETRY_NETWORK
 from assets.deployment.partitions import llava_part_partitions, source_partitions
 from assets.fetching.errors import AccessError
 from assets.records.publishing import errors_for_people

@@ -9,7 +9,8 @@ import dagster as dg
 import pytest
 import yaml
 
-from assets.annotations.watched import NOT_REACHABLE, NOTHING_THERE
+from assets.annotations.watched import NOTHING_THERE
+from assets.automation.state import NOT_REACHABLE
 from assets.deployment.resources import Deployment
 from assets.records.withdrawals import give_up_part
 from training.formats import layout

@@ -1,0 +1,193 @@
+"""What is due and why, and what it waits for: one answer for automation, pages, command line.
+
+The register of lineage records is the truth: a product is out of date when the versions that it was
+made from are not those of today. Events do not count. So what happened before the first look is
+seen, what a person made by hand is not made again, and neither is what `hourllava recover` brought
+back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product as combinations
+
+from assets.records.lineage import Lineage, product, split_product
+from training.formats.hashing import data_version
+
+# Partitions of this dimension come from new data. All others are as many as the settings, or the
+# recipe, say.
+PART = "part"
+# The version of what is watched and did not answer the very first look.
+NOT_REACHABLE = "not reachable"
+SHOWN = 3  # inputs that a sentence names; the rest is counted
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An asset as automation sees it.
+
+    Attributes:
+        parents: names of the assets that it is made from.
+        dimensions: of its partitions, in the order of its keys (`part`, `variant`).
+        made: whether a step makes it; otherwise it is looked at from outside.
+        fills: whether automation makes it where it was never made.
+    """
+
+    parents: tuple[str, ...] = ()
+    dimensions: tuple[str, ...] = ()
+    made: bool = True
+    fills: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """What is on record at one moment.
+
+    Attributes:
+        graph: name -> asset.
+        records: product -> its lineage record.
+        keys: dimension -> its partition keys today; of `part`, only parts that are worked on.
+        outside: name -> version of what is watched and has no record; without those that were never
+            reached.
+    """
+
+    graph: Mapping[str, Node]
+    records: Mapping[str, Lineage]
+    keys: Mapping[str, Sequence[str]]
+    outside: Mapping[str, str] = field(default_factory=dict)
+
+    def products(self, asset: str) -> Iterator[str]:
+        """The products of an asset that there are to be today."""
+        dimensions = self.graph[asset].dimensions
+        for keys in combinations(*(self.keys[dimension] for dimension in dimensions)):
+            yield product(asset, "|".join(keys) or None)
+
+    def is_missing(self, name: str) -> bool:
+        """Whether a product was never made."""
+        return name not in self.records
+
+    def is_due(self, name: str) -> bool:
+        """Whether a product is to be made: out of date, or missing where automation fills it in."""
+        if self.is_missing(name):
+            return self.graph[split_product(name)[0]].fills
+        return bool(self.stale_reasons(name))
+
+    def stale_reasons(self, name: str) -> list[str]:
+        """Why a product is out of date, a clause each; none where it is not, or is missing."""
+        record = self.records.get(name)
+        if record is None:
+            return []
+        wanted = self.wanted(name)
+        changed = [
+            f"{other} (read as {_short(record.inputs[other])}, now {_short(version)})"
+            for other in wanted
+            if other in record.inputs
+            and (version := self.version(other)) is not None
+            and version != record.inputs[other]
+        ]
+        new = [
+            other
+            for other in wanted
+            if other not in record.inputs
+            and (self.graph[split_product(other)[0]].made or self.version(other) is not None)
+        ]
+        gone = [other for other in record.inputs if self._left(name, other, wanted)]
+        reasons = (("changed", changed), ("new", new), ("no longer there", gone))
+        return [f"{what}: {_named(names)}" for what, names in reasons if names]
+
+    def holds(self, name: str) -> list[str]:
+        """What a product waits for, each a clause that names the first cause; none where its inputs
+        are there and passed their checks.
+        """
+        return [hold for other in self.wanted(name) if (hold := self._hold(other))]
+
+    def inputs_digest(self, name: str) -> str:
+        """Changes when an input of a product changes, comes or goes."""
+        return data_version({other: self.version(other) for other in self.wanted(name)})
+
+    def version(self, name: str) -> str | None:
+        """The version of a product today; None where it was never made or never reached."""
+        record = self.records.get(name)
+        return self.outside.get(name) if record is None else record.version
+
+    def wanted(self, name: str) -> list[str]:
+        """The products that a product would be made from today."""
+        asset, partition = split_product(name)
+        node, record = self.graph[asset], self.records.get(name)
+        read = (
+            {split_product(other)[0] for other in record.inputs}
+            if record
+            else self._parents_read.get(asset)
+        )
+        at = dict(zip(node.dimensions, (partition or "").split("|"), strict=False))
+        found: list[str] = []
+        for parent in node.parents:
+            # A step may leave out an input by its settings: an encoder of the user's own in place
+            # of the trained one. Of such an asset it has read nothing.
+            if read is not None and parent not in read and self.graph[parent].made:
+                continue
+            found += self._partitions_of(parent, at, record)
+        return found
+
+    def _partitions_of(
+        self, parent: str, at: Mapping[str, str], record: Lineage | None
+    ) -> Iterator[str]:
+        """The partitions of a parent that agree with those of its child (`at`)."""
+        dimensions = self.graph[parent].dimensions
+        free = [dimension for dimension in dimensions if dimension not in at]
+        if free and PART not in dimensions and record is not None:
+            # Which of a fixed number of parts are read is the step's own choice.
+            yield from (other for other in record.inputs if split_product(other)[0] == parent)
+            return
+        choices = [[at[d]] if d in at else self.keys[d] for d in dimensions]
+        for keys in combinations(*choices):
+            yield product(parent, "|".join(keys) or None)
+
+    def _left(self, name: str, other: str, wanted: Sequence[str]) -> bool:
+        """Whether `other`, which a product was made from, is nothing to make it from any more."""
+        parent = split_product(other)[0]
+        return (
+            other not in wanted
+            and parent in self.graph[split_product(name)[0]].parents
+            and PART in self.graph[parent].dimensions
+        )
+
+    @cached_property
+    def _parents_read(self) -> dict[str, set[str]]:
+        """Asset -> the assets that its products were made from, of assets with any product."""
+        found: dict[str, set[str]] = {}
+        for record in self.records.values():
+            asset = split_product(record.product)[0]
+            found.setdefault(asset, set()).update(split_product(i)[0] for i in record.inputs)
+        return found
+
+    def _hold(self, name: str) -> str | None:
+        """Why nothing can be made from a product, or None."""
+        if name not in self._known_holds:
+            self._known_holds[name] = self._find_hold(name)
+        return self._known_holds[name]
+
+    def _find_hold(self, name: str) -> str | None:
+        record = self.records.get(name)
+        if record is not None:
+            failed = "; ".join(f"{check}: {says}" for check, says in record.failed.items())
+            return f"{name} did not pass its checks ({failed})" if failed else None
+        if not self.graph[split_product(name)[0]].made:
+            return None
+        cause = next((hold for other in self.wanted(name) if (hold := self._hold(other))), None)
+        return f"{name} was not made yet" + (f", because {cause}" if cause else "")
+
+    @cached_property
+    def _known_holds(self) -> dict[str, str | None]:
+        return {}
+
+
+def _short(version: str) -> str:
+    return version[:12]
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
