@@ -4,6 +4,7 @@ sensors.
 The nightly schedule is in `pipeline/schedules.py`.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import dagster as dg
@@ -18,6 +19,9 @@ from assets.deployment.settings import Settings, load_settings
 from assets.records.withdrawals import active_parts
 from training.formats import layout
 from training.formats.storage import Storage
+
+# The only way to conditions of one's own; Dagster still calls it beta.
+warnings.filterwarnings("ignore", category=dg.BetaWarning, message=".*use_user_code_server")
 
 WATCH_INTERVAL_S = 300
 PARTS = str(part_partitions.name)
