@@ -16,6 +16,7 @@ from assets.records.publishing import (
     mend_product,
     own_name,
     publish,
+    up_to_date_spec,
 )
 from assets.records.rendering import column_schema, table
 from assets.records.withdrawals import active_parts
@@ -69,13 +70,14 @@ landing, hub_annotations, hub_llava_onevision, hub_llava_video = (
     retry_policy=RETRY_NETWORK,
     code_version=CODE_VERSION,
     check_specs=[
+        up_to_date_spec("annotations"),
         check_spec(
             "usable",
             "annotations",
             "Few rows were set aside (`shards.max_drop_share`), and every file in the landing "
             "folder could be read.",
             blocking=False,
-        )
+        ),
     ],
     description="""Question-answer rows about long videos, one row a question, in one Parquet file.
 
@@ -132,6 +134,7 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
     tags=DATA,
     automation_condition=FOLLOW_CONTENT,
     code_version=CODE_VERSION,
+    check_specs=[up_to_date_spec("catalogue")],
     description="""One row for each video that the annotations ask for: where it comes from and what
     became of it.
 

@@ -20,6 +20,7 @@ from assets.records.publishing import (
     errors_for_people,
     mend_product,
     publish,
+    up_to_date_spec,
 )
 from assets.records.rendering import table
 from training.formats.storage import Storage
@@ -45,12 +46,13 @@ def make_collection(
         retry_policy=RETRY_NETWORK,
         code_version=CODE_VERSION,
         check_specs=[
+            up_to_date_spec(name),
             check_spec(
                 "all_there",
                 name,
                 "The hub has every annotation file that the mixture names.",
                 blocking=False,
-            )
+            ),
         ],
         description=description,
     )

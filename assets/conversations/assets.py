@@ -22,6 +22,7 @@ from assets.records.publishing import (
     errors_for_people,
     mend_product,
     publish,
+    up_to_date_spec,
 )
 from assets.records.rendering import column_schema, drops, samples
 from assets.records.withdrawals import active_parts, require_active
@@ -45,13 +46,14 @@ from training.formats.receipts import describe_files
     pool="cpu",
     code_version=CODE_VERSION,
     check_specs=[
+        up_to_date_spec("conversations", part_partitions),
         check_spec(
             "sound",
             "conversations",
             "Every sample has a name of its own and a video that is there, and every question in "
             "it an answer.",
             part_partitions,
-        )
+        ),
     ],
     description="""Up to five question-answer pairs of one video become one multi-turn sample.
 
@@ -105,6 +107,7 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
     automation_condition=FOLLOW_CONTENT,
     pool="cpu",
     code_version=CODE_VERSION,
+    check_specs=[up_to_date_spec("videomarathon_json")],
     description="""All grouped conversations in one file in LLaVA's format, for people and for other
     tools.
 

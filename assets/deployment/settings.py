@@ -231,6 +231,28 @@ class Automation(Section):
         return value
 
 
+Event = Literal["run_failed", "retries_used_up", "held", "stage_finished"]
+
+
+class Notices(Section):
+    """Who is told what. The addresses hold secrets, so they stand in the environment."""
+
+    urls_from: str = Field(
+        default="HOURLLAVA_NOTICES",
+        pattern=r"[A-Za-z_][A-Za-z0-9_]*",
+        description="environment variable with addresses as Apprise reads them, separated by "
+        "spaces: slack://..., mailto://..., jsons://host/path for a plain webhook",
+    )
+    events: list[Event] = Field(
+        default=["run_failed", "retries_used_up", "held", "stage_finished"],
+        description="a run failed; an automatic run failed for the last time; a check holds what "
+        "is made from its product; a stage is trained",
+    )
+    timeout_s: float = Field(
+        default=30, gt=0, le=45, description="seconds for one notice, to all addresses together"
+    )
+
+
 class Evaluation(Section):
     """Which questions score a checkpoint."""
 
@@ -266,6 +288,7 @@ class Settings(Section):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     automation: Automation = Automation()
+    notices: Notices = Notices()
 
 
 def load_settings(path: Path | None = None) -> Settings:

@@ -17,6 +17,7 @@ from assets.records.publishing import (
     mend_product,
     own_name,
     publish,
+    up_to_date_spec,
 )
 from assets.records.rendering import table
 
@@ -35,6 +36,7 @@ from assets.records.rendering import table
     pool="gpu",
     code_version=CODE_VERSION,
     check_specs=[
+        up_to_date_spec("evaluation", variant_partitions),
         check_spec(
             "above_blind",
             "evaluation",
@@ -42,7 +44,7 @@ from assets.records.rendering import table
             "chance. It only warns.",
             variant_partitions,
             blocking=False,
-        )
+        ),
     ],
     description="""Held-out questions answered by the starting point and each stage, side by side.
 

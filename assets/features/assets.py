@@ -26,6 +26,7 @@ from assets.records.publishing import (
     mend_product,
     own_name,
     publish,
+    up_to_date_spec,
 )
 from assets.records.rendering import picture, table
 from assets.records.withdrawals import require_active
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     pool="gpu",
     code_version=CODE_VERSION,
     check_specs=[
+        up_to_date_spec("features", variant_and_part),
         check_spec(
             "complete",
             "features",

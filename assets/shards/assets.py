@@ -25,6 +25,7 @@ from assets.records.publishing import (
     mend_product,
     own_name,
     publish,
+    up_to_date_spec,
 )
 from assets.records.rendering import picture, samples, table
 from assets.records.withdrawals import active_parts, require_active
@@ -122,7 +123,10 @@ def make_llava_shards(kind: str) -> dg.AssetsDefinition:
         automation_condition=FOLLOW_CONTENT,
         pool="cpu",
         code_version=CODE_VERSION,
-        check_specs=[whole_spec(kind, llava_part_partitions)],
+        check_specs=[
+            up_to_date_spec(kind, llava_part_partitions),
+            whole_spec(kind, llava_part_partitions),
+        ],
         description=f"""{row.description}
 
 MosaicML Streaming shards; the same inputs give the same bytes.""",
@@ -161,7 +165,10 @@ llava_shards = [make_llava_shards(kind) for kind in LLAVA_KINDS]
     automation_condition=FILL_AND_FOLLOW,
     pool="cpu",
     code_version=CODE_VERSION,
-    check_specs=[whole_spec(LONG_VIDEO_KIND, part_partitions)],
+    check_specs=[
+        up_to_date_spec(LONG_VIDEO_KIND, part_partitions),
+        whole_spec(LONG_VIDEO_KIND, part_partitions),
+    ],
     description=f"""{KINDS[LONG_VIDEO_KIND].description}
 
 MosaicML Streaming shards; the rows of one video stand together, so training reads each feature file
@@ -194,6 +201,7 @@ def videomarathon_video(
     automation_condition=FOLLOW_CONTENT,
     code_version=CODE_VERSION,
     check_specs=[
+        up_to_date_spec(layout.MIXTURE),
         check_spec(
             "one_place",
             layout.MIXTURE,

@@ -19,6 +19,7 @@ from assets.records.publishing import (
     errors_for_people,
     mend_product,
     publish,
+    up_to_date_spec,
 )
 from assets.records.rendering import picture, table
 from assets.records.withdrawals import require_active
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     retry_policy=RETRY_NETWORK,
     code_version=CODE_VERSION,
     check_specs=[
+        up_to_date_spec("videos", source_and_part),
         check_spec(
             "coverage",
             "videos",

@@ -17,7 +17,7 @@ from training.formats.kinds import MIXED_KINDS
 @pytest.fixture
 def days(tmp_path, monkeypatch):
     monkeypatch.setenv("HOURLLAVA_CONFIG", str(write_settings(tmp_path)))
-    with dg.instance_for_test() as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         yield Days(tmp_path, instance)
 
 

@@ -1,0 +1,174 @@
+"""What Dagster's own pages do not say: what is out of date and why, what waits and for what, and
+what failed. Told as a check on each asset's page, in the sensors' logs, and as notices.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import dagster as dg
+
+from assets.automation.conditions import state_of
+from assets.automation.runs import fault_of, tries_of
+from assets.automation.state import State
+from assets.automation.telling import Waiting, describe_tries, failed_checks, waiting, waiting_for
+from assets.deployment.resources import Deployment
+from assets.deployment.settings import Settings
+from assets.records.lineage import product, split_product
+from assets.records.publishing import UP_TO_DATE
+from pipeline.notices import notify
+from training.formats.hashing import data_version
+
+TELL_INTERVAL_S = 120
+LOGGED = 20  # sentences of one tick in the sensor's log
+STAGES = ("stage1", "stage2", "stage3")
+
+
+@dg.sensor(
+    name="tell_what_waits",
+    minimum_interval_seconds=TELL_INTERVAL_S,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Compares what was made with what it would be made from today, and says on each "
+    "asset's page, as the check up_to_date, what is out of date, why, and what it waits for. "
+    "No run is spent.",
+)
+def tell_what_waits(context: dg.SensorEvaluationContext, deployment: Deployment) -> dg.SensorResult:
+    settings, storage = deployment.settings(), deployment.storage()
+    assert context.repository_def is not None
+    graph = context.repository_def.asset_graph
+    state = state_of(context.instance, graph, storage)
+    found = {
+        item.product: item
+        for item in waiting(
+            state, lambda name: tries_of(context.instance, name, settings.automation)
+        )
+    }
+    # Product -> what was said of it, as a digest. `checks` holds what its failed checks said.
+    before = json.loads(context.cursor or '{"waiting": {}, "checks": {}}')
+    digests = {name: _digest(state, item) for name, item in found.items()}
+    checks = {name: data_version(says) for name, says in failed_checks(state).items()}
+    news = [name for name, digest in digests.items() if before["waiting"].get(name) != digest]
+    ended = [name for name in before["waiting"] if name not in found and name in state.records]
+    for name in news[:LOGGED]:
+        context.log.info(f"{name}: {found[name]}")
+    if len(news) > LOGGED:
+        context.log.info(f"and {len(news) - LOGGED:,} more; each is on its asset's page")
+    for name in ended:
+        context.log.info(f"{name}: up to date again")
+    new_checks = [name for name, digest in checks.items() if before["checks"].get(name) != digest]
+    _tell_holds(settings, state, new_checks, context.log.warning)
+    _tell_used_up(settings, [found[name] for name in news], context.log.warning)
+    cursor = json.dumps({"waiting": digests, "checks": checks}, sort_keys=True)
+    events = [
+        *(_evaluation(name, str(found[name]), passed=False) for name in news),
+        *(_evaluation(name, "made from today's inputs", passed=True) for name in ended),
+    ]
+    return dg.SensorResult(asset_events=events, cursor=cursor)
+
+
+def _digest(state: State, item: Waiting) -> str:
+    """Changes when there is something else to say, or when the product was made once more: its own
+    step then said that it is up to date.
+    """
+    return data_version([str(item), state.version(item.product)])
+
+
+def _evaluation(name: str, says: str, passed: bool) -> dg.AssetCheckEvaluation:
+    asset, partition = split_product(name)
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(asset),
+        check_name=UP_TO_DATE,
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=says,
+        partition=partition,
+        blocking=False,
+    )
+
+
+def _tell_holds(
+    settings: Settings, state: State, names: list[str], warn: Callable[[str], None]
+) -> None:
+    if names:
+        found = failed_checks(state)
+        lines = [
+            f"{name}: {found[name]}\n  waiting for it: {', '.join(waiting_for(state, name))}"
+            for name in names
+        ]
+        title = f"Hour-LLaVA: {_some(names)} did not pass"
+        notify(settings.notices, "held", title, "\n".join(lines), warn)
+
+
+def _tell_used_up(settings: Settings, items: list[Waiting], warn: Callable[[str], None]) -> None:
+    spent = [
+        item
+        for item in items
+        if item.tries.fault and item.tries.next_at is None and not item.tries.fault.for_a_person
+    ]
+    if spent:
+        title = f"Hour-LLaVA: {_some([item.product for item in spent])} will not be tried again"
+        body = "\n".join(f"{item.product}: {describe_tries(item.tries)}" for item in spent)
+        notify(settings.notices, "retries_used_up", title, body, warn)
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more"
+
+
+@dg.run_failure_sensor(
+    name="tell_failures",
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=30,
+    description="Tells whoever the settings name (notices) of each run that failed, and why.",
+)
+def tell_failures(context: dg.RunFailureSensorContext, deployment: Deployment) -> None:
+    run, instance = context.dagster_run, context.instance
+    fault = fault_of(instance, run.run_id)
+    names = _products(run)
+    lines = [f"{', '.join(names) or run.job_name}, run {run.run_id[:8]}:", fault.says]
+    settings = deployment.settings()
+    if names:
+        tries = tries_of(instance, names[0], settings.automation)
+        if tries.run == run.run_id:
+            lines.append(describe_tries(tries))
+    title = f"Hour-LLaVA: {_some(names or [run.job_name])} failed"
+    notify(settings.notices, "run_failed", title, "\n".join(lines), context.log.warning)
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.SUCCESS,
+    name="tell_finished_stages",
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=30,
+    description="Tells whoever the settings name (notices) that a stage is trained.",
+)
+def tell_finished_stages(context: dg.RunStatusSensorContext, deployment: Deployment) -> None:
+    run = context.dagster_run
+    if "dagster/partition" not in run.tags:
+        return
+    entries = context.instance.all_logs(
+        run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
+    )
+    for entry in entries:
+        event = entry.get_dagster_event()
+        made = event.step_materialization_data.materialization
+        if made.asset_key.to_user_string() not in STAGES:
+            continue
+        name = product(made.asset_key.to_user_string(), made.partition)
+        shown = {key: made.metadata[key].value for key in _SHOWN if key in made.metadata}
+        body = "\n".join([f"run {run.run_id[:8]}", *(f"{k}: {v}" for k, v in shown.items())])
+        settings = deployment.settings().notices
+        title = f"Hour-LLaVA: {name} is trained"
+        notify(settings, "stage_finished", title, body, context.log.warning)
+
+
+_SHOWN = ("first loss", "last loss", "hours", "dagster/uri")
+
+
+def _products(run: dg.DagsterRun) -> list[str]:
+    partition = run.tags.get("dagster/partition")
+    return [product(key.to_user_string(), partition) for key in sorted(run.asset_selection or ())]
+
+
+TELLING = [tell_what_waits, tell_failures, tell_finished_stages]
