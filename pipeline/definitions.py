@@ -29,6 +29,7 @@ from pipeline.look_up import look_up_video
 from pipeline.parts import part_jobs
 from pipeline.schedules import download_nightly
 from pipeline.sensors import SENSORS
+from pipeline.telling import TELLING
 from pipeline.withdraw import withdraw_job
 
 ROOMS = [
@@ -64,7 +65,7 @@ def definitions() -> dg.Definitions:
             withdraw_job(lambda: made.resolve_asset_graph()),
         ],
         schedules=[download_nightly],
-        sensors=[*SENSORS, tell_front_page],
+        sensors=[*SENSORS, *TELLING, tell_front_page],
         resources={"deployment": Deployment(config=config)},
         executor=step_executor(assets),
     )

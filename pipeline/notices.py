@@ -59,9 +59,9 @@ def main() -> int:
     missed = []
     for url in message["urls"]:
         service = apprise.Apprise.instantiate(url)
-        kind = url.partition(":")[0][:20]
-        if service is None:
-            missed.append(f"{kind} (Apprise cannot read this address)")
+        kind = url.partition("://")[0]
+        if service is None:  # then not even its beginning is known to be no secret
+            missed.append("an address that Apprise cannot read")
         elif not service.notify(title=message["title"], body=message["body"], body_format="text"):
             missed.append(kind)
     if missed:

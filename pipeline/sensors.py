@@ -4,8 +4,9 @@ sensors.
 The nightly schedule is in `pipeline/schedules.py`.
 """
 
+import json
+import time
 import warnings
-from collections.abc import Callable, Mapping
 
 import dagster as dg
 
@@ -15,7 +16,7 @@ from assets.automation.runs import BY_AUTOMATION
 from assets.automation.state import NOT_REACHABLE
 from assets.deployment.partitions import part_partitions
 from assets.deployment.resources import Deployment
-from assets.deployment.settings import Settings, load_settings
+from assets.deployment.settings import load_settings
 from assets.records.withdrawals import active_parts
 from training.formats import layout
 from training.formats.storage import Storage
@@ -24,6 +25,9 @@ from training.formats.storage import Storage
 warnings.filterwarnings("ignore", category=dg.BetaWarning, message=".*use_user_code_server")
 
 WATCH_INTERVAL_S = 300
+LOOKS_RECORDED = (
+    4  # looks that are recorded, though nothing changed, before the UI calls it overdue
+)
 PARTS = str(part_partitions.name)
 _AUTOMATION = load_settings().automation
 
@@ -43,35 +47,38 @@ def _status(running: bool) -> dg.DefaultSensorStatus:
 def watch_outside_data(
     context: dg.SensorEvaluationContext, deployment: Deployment
 ) -> dg.SensorResult:
-    # The cursor holds the versions of the last look, one `name=version` a line.
-    before = dict(line.split("=", 1) for line in (context.cursor or "").splitlines())
-    now = _look(deployment.settings(), before, context.log.warning)
-    events = [
-        dg.AssetMaterialization(
-            name, tags={"dagster/data_version": version}, metadata={"version": version}
-        )
-        for name, version in now.items()
-        if before.get(name) != version
-    ]
+    settings, now = deployment.settings(), time.time()
+    before, after = _last_look(context.cursor), {}
+    events: list[dg.AssetMaterialization] = []
+    again_after = settings.automation.look_within_h * 3600 / LOOKS_RECORDED
+    for name in WATCHED:
+        version, recorded = before.get(name, (NOT_REACHABLE, 0.0))
+        try:
+            version = watched_version(name, settings)
+        except OSError as error:
+            # What was seen last stays; that nobody could look shows as overdue in time.
+            context.log.warning(f"{name}: {error}")
+            due = name not in before
+        else:
+            seen = before.get(name)
+            due = seen is None or seen[0] != version or now - recorded > again_after
+        if due:
+            tags, recorded = {"dagster/data_version": version}, now
+            events.append(dg.AssetMaterialization(name, tags=tags, metadata={"version": version}))
+        after[name] = (version, recorded)
     return dg.SensorResult(
         asset_events=events,
         dynamic_partitions_requests=_part_requests(context, deployment.storage()),
-        cursor="\n".join(f"{name}={now[name]}" for name in sorted(now)),
+        cursor=json.dumps(after, sort_keys=True),
     )
 
 
-def _look(
-    settings: Settings, before: Mapping[str, str], warn: Callable[[str], None]
-) -> dict[str, str]:
-    """What is outside now. What cannot be reached keeps the version that was seen last."""
-    now: dict[str, str] = {}
-    for name in WATCHED:
-        try:
-            now[name] = watched_version(name, settings)
-        except OSError as error:
-            now[name] = before.get(name, NOT_REACHABLE)
-            warn(f"{name}: {error}")
-    return now
+def _last_look(cursor: str | None) -> dict[str, tuple[str, float]]:
+    """Name -> the version that was seen last, and when it was recorded."""
+    try:
+        return {name: (seen[0], seen[1]) for name, seen in json.loads(cursor or "{}").items()}
+    except ValueError:  # of an earlier version of this sensor: it looks as for the first time
+        return {}
 
 
 def _part_requests(

@@ -5,7 +5,8 @@ what failed. Told as a check on each asset's page, in the sensors' logs, and as 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import dagster as dg
 
@@ -17,11 +18,13 @@ from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
 from assets.records.lineage import product, split_product
 from assets.records.publishing import UP_TO_DATE
+from assets.records.rendering import table
 from pipeline.notices import notify
 from training.formats.hashing import data_version
 
 TELL_INTERVAL_S = 120
 LOGGED = 20  # sentences of one tick in the sensor's log
+ROWS = 50  # of the table on an asset's page
 STAGES = ("stage1", "stage2", "stage3")
 
 
@@ -44,45 +47,88 @@ def tell_what_waits(context: dg.SensorEvaluationContext, deployment: Deployment)
             state, lambda name: tries_of(context.instance, name, settings.automation)
         )
     }
-    # Product -> what was said of it, as a digest. `checks` holds what its failed checks said.
-    before = json.loads(context.cursor or '{"waiting": {}, "checks": {}}')
-    digests = {name: _digest(state, item) for name, item in found.items()}
-    checks = {name: data_version(says) for name, says in failed_checks(state).items()}
-    news = [name for name, digest in digests.items() if before["waiting"].get(name) != digest]
-    ended = [name for name in before["waiting"] if name not in found and name in state.records]
+    before = _Said(**json.loads(context.cursor)) if context.cursor else _Said()
+    said = _Said(
+        {name: data_version(str(item)) for name, item in found.items()},
+        {name: data_version(says) for name, says in failed_checks(state).items()},
+        _page_digests(state, list(found.values())),
+    )
+    news = _new(before.products, said.products)
     for name in news[:LOGGED]:
         context.log.info(f"{name}: {found[name]}")
     if len(news) > LOGGED:
         context.log.info(f"and {len(news) - LOGGED:,} more; each is on its asset's page")
-    for name in ended:
-        context.log.info(f"{name}: up to date again")
-    new_checks = [name for name, digest in checks.items() if before["checks"].get(name) != digest]
-    _tell_holds(settings, state, new_checks, context.log.warning)
-    _tell_used_up(settings, [found[name] for name in news], context.log.warning)
-    cursor = json.dumps({"waiting": digests, "checks": checks}, sort_keys=True)
+    for name in sorted(before.products.keys() - said.products.keys()):
+        context.log.info(f"{name}: up to date, or gone")
+    warn = context.log.warning
+    _tell_holds(settings, state, _new(before.checks, said.checks), warn)
+    _tell_used_up(settings, [found[name] for name in news], warn)
     events = [
-        *(_evaluation(name, str(found[name]), passed=False) for name in news),
-        *(_evaluation(name, "made from today's inputs", passed=True) for name in ended),
+        *(_page(state, asset, found.values()) for asset in _new(before.pages, said.pages)),
+        *(_page(state, asset, ()) for asset in sorted(before.pages.keys() - said.pages.keys())),
     ]
-    return dg.SensorResult(asset_events=events, cursor=cursor)
+    return dg.SensorResult(asset_events=events, cursor=json.dumps(asdict(said), sort_keys=True))
 
 
-def _digest(state: State, item: Waiting) -> str:
-    """Changes when there is something else to say, or when the product was made once more: its own
-    step then said that it is up to date.
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What was said at the last look, as digests of it; only of what is not as it should be.
+
+    Attributes:
+        products: by product.
+        checks: by product, what its failed checks found.
+        pages: by asset, what its check `up_to_date` says.
     """
-    return data_version([str(item), state.version(item.product)])
+
+    products: dict[str, str] = field(default_factory=dict)
+    checks: dict[str, str] = field(default_factory=dict)
+    pages: dict[str, str] = field(default_factory=dict)
 
 
-def _evaluation(name: str, says: str, passed: bool) -> dg.AssetCheckEvaluation:
-    asset, partition = split_product(name)
+def _new(before: Mapping[str, str], said: Mapping[str, str]) -> list[str]:
+    return [name for name, digest in said.items() if before.get(name) != digest]
+
+
+def _page_digests(state: State, items: Sequence[Waiting]) -> dict[str, str]:
+    """Asset -> digest of what its page is to say. It changes, too, when something of the asset was
+    made: the step then said that this is up to date, and the rest has to be said again.
+    """
+    digests = {}
+    for asset in {split_product(item.product)[0] for item in items}:
+        own = [str(item) for item in items if split_product(item.product)[0] == asset]
+        made = [
+            (record.version, record.run_id)
+            for name in state.products(asset)
+            if (record := state.records.get(name))
+        ]
+        digests[asset] = data_version([own, made])
+    return digests
+
+
+def _page(state: State, asset: str, items: Iterable[Waiting]) -> dg.AssetCheckEvaluation:
+    """What the check `up_to_date` of an asset says of all its partitions."""
+    own = [item for item in items if split_product(item.product)[0] == asset]
+    there = list(state.products(asset))
+    says = "everything is made from today's inputs"
+    if own:
+        of = "" if there == [asset] else f"{len(own):,} of {len(there):,}: {own[0].product} is "
+        says = f"{of}{own[0]}"
+    rows = [
+        {
+            "product": item.product,
+            "out of date": "; ".join(item.reasons) or "not made yet",
+            "waits for": "; ".join(item.holds),
+            "failed runs": describe_tries(item.tries) if item.tries.fault else "",
+        }
+        for item in own[:ROWS]
+    ]
     return dg.AssetCheckEvaluation(
         asset_key=dg.AssetKey(asset),
         check_name=UP_TO_DATE,
-        passed=passed,
+        passed=not own,
         severity=dg.AssetCheckSeverity.WARN,
         description=says,
-        partition=partition,
+        metadata={"products": table(rows)} if rows else {},
         blocking=False,
     )
 
@@ -125,7 +171,7 @@ def _some(names: list[str]) -> str:
 def tell_failures(context: dg.RunFailureSensorContext, deployment: Deployment) -> None:
     run, instance = context.dagster_run, context.instance
     fault = fault_of(instance, run.run_id)
-    names = _products(run)
+    names = _products(instance, run.run_id)
     lines = [f"{', '.join(names) or run.job_name}, run {run.run_id[:8]}:", fault.says]
     settings = deployment.settings()
     if names:
@@ -166,9 +212,11 @@ def tell_finished_stages(context: dg.RunStatusSensorContext, deployment: Deploym
 _SHOWN = ("first loss", "last loss", "hours", "dagster/uri")
 
 
-def _products(run: dg.DagsterRun) -> list[str]:
-    partition = run.tags.get("dagster/partition")
-    return [product(key.to_user_string(), partition) for key in sorted(run.asset_selection or ())]
+def _products(instance: dg.DagsterInstance, run: str) -> list[str]:
+    """What a run was to make."""
+    entries = instance.all_logs(run, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+    planned = [entry.get_dagster_event().asset_materialization_planned_data for entry in entries]
+    return [product(data.asset_key.to_user_string(), data.partition) for data in planned]
 
 
 TELLING = [tell_what_waits, tell_failures, tell_finished_stages]

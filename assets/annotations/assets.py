@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from assets.automation.rules import DATA, FOLLOW_CONTENT, RETRY_NETWORK, WATCHED
+from assets.automation.rules import DATA, FOLLOW_CONTENT, LOOKED_AT, RETRY_NETWORK, WATCHED
 from assets.deployment.partitions import part_partitions
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions
@@ -27,7 +27,13 @@ GROUP = "sources"
 
 landing, hub_annotations, hub_llava_onevision, hub_llava_video = (
     dg.AssetSpec(
-        name, group_name=GROUP, kinds={kind}, owners=OWNERS, tags=WATCHED, description=description
+        name,
+        group_name=GROUP,
+        kinds={kind},
+        owners=OWNERS,
+        tags=WATCHED,
+        description=description,
+        freshness_policy=LOOKED_AT,
     )
     for name, kind, description in (
         (

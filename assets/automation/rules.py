@@ -11,6 +11,8 @@ once. A run that failed by the machine is tried again, as often as the settings 
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import dagster as dg
 
 from assets.automation.conditions import Due, InputsReady, NotTriedInVain
@@ -24,6 +26,14 @@ BY_HAND = {"hourllava/automation": "by-hand"}
 WATCHED = {"hourllava/automation": "watched"}
 
 _SETTINGS = load_settings().automation
+
+# Of outside data: somebody was able to look at it lately. There is none where no sensor looks. What
+# is made from it has none either: it is made again when its inputs change, not by the clock.
+LOOKED_AT = (
+    dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=_SETTINGS.look_within_h))
+    if _SETTINGS.data
+    else None
+)
 
 # For steps that mostly ask other machines: a server that is down for minutes should not cost a
 # night. What a person must mend is raised as a Failure that forbids retries (`errors_for_people`);

@@ -165,7 +165,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
 def stage_check_specs(asset: str) -> list[dg.AssetCheckSpec]:
     """The checks of a stage; `assets/checkpoints/checks.py` makes them."""
     return [
-        up_to_date_spec(asset, variant_partitions),
+        up_to_date_spec(asset),
         check_spec(
             "loss",
             asset,
@@ -269,7 +269,7 @@ stages = [make_stage(stage) for stage in STAGES]
     tags=BY_HAND,
     pool="cpu",
     code_version=CODE_VERSION,
-    check_specs=[up_to_date_spec("vision_encoder", variant_partitions)],
+    check_specs=[up_to_date_spec("vision_encoder")],
     description="The vision encoder that stage 2 tuned, as a SigLIP checkpoint of its own; "
     "features are made with it.",
 )

@@ -46,7 +46,7 @@ from training.formats.receipts import describe_files
     pool="cpu",
     code_version=CODE_VERSION,
     check_specs=[
-        up_to_date_spec("conversations", part_partitions),
+        up_to_date_spec("conversations"),
         check_spec(
             "sound",
             "conversations",

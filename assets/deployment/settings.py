@@ -200,7 +200,7 @@ class Automation(Section):
     )
     look_within_h: float = Field(
         default=24,
-        gt=0,
+        ge=1,
         description="hours after which the UI shows outside data as overdue, when nobody was able "
         "to look at it",
     )

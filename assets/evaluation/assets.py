@@ -36,7 +36,7 @@ from assets.records.rendering import table
     pool="gpu",
     code_version=CODE_VERSION,
     check_specs=[
-        up_to_date_spec("evaluation", variant_partitions),
+        up_to_date_spec("evaluation"),
         check_spec(
             "above_blind",
             "evaluation",

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     pool="gpu",
     code_version=CODE_VERSION,
     check_specs=[
-        up_to_date_spec("features", variant_and_part),
+        up_to_date_spec("features"),
         check_spec(
             "complete",
             "features",

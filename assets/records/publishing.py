@@ -84,19 +84,18 @@ def mend_product(context: dg.AssetExecutionContext, deployment: Deployment) -> l
     return mend(deployment.storage(), own_name(context), context.log.warning)
 
 
-def up_to_date_spec(
-    asset: str, partitions: dg.PartitionsDefinition | None = None
-) -> dg.AssetCheckSpec:
+def up_to_date_spec(asset: str) -> dg.AssetCheckSpec:
     """The check of every asset that is made from others: is it made from what is there today?
 
-    The asset's own step says yes. From then on the sensor `tell_what_waits` looks, because Dagster
-    shows a partitioned asset as fresh while some of its partitions are not.
+    It speaks of all partitions at once, because Dagster shows a partitioned asset as fresh while
+    some of its partitions are not. The asset's own step answers for what it has just made; from
+    then on the sensor `tell_what_waits` does.
     """
     description = (
-        "It is made from what is there today. Otherwise this says what has changed, what it waits "
-        "for, and which runs failed. It only warns."
+        "Everything of it is made from what is there today. Otherwise this says what has changed, "
+        "what it waits for, and which runs failed. It only warns."
     )
-    return check_spec(UP_TO_DATE, asset, description, partitions, blocking=False)
+    return check_spec(UP_TO_DATE, asset, description, blocking=False)
 
 
 def publish(
@@ -135,7 +134,8 @@ def publish(
     # none of them warns.
     blocking = {spec.name: spec.blocking for spec in context.assets_def.check_specs}
     if UP_TO_DATE in blocking:
-        checks = [*checks, Verdict(UP_TO_DATE, "made from today's inputs", blocking=False)]
+        says = f"{own_name(context)} is made from today's inputs"
+        checks = [*checks, Verdict(UP_TO_DATE, says, blocking=False)]
     assert {verdict.check: verdict.blocking for verdict in checks} == blocking, (
         "a check either blocks or it warns"
     )

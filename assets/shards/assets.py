@@ -124,7 +124,7 @@ def make_llava_shards(kind: str) -> dg.AssetsDefinition:
         pool="cpu",
         code_version=CODE_VERSION,
         check_specs=[
-            up_to_date_spec(kind, llava_part_partitions),
+            up_to_date_spec(kind),
             whole_spec(kind, llava_part_partitions),
         ],
         description=f"""{row.description}
@@ -166,7 +166,7 @@ llava_shards = [make_llava_shards(kind) for kind in LLAVA_KINDS]
     pool="cpu",
     code_version=CODE_VERSION,
     check_specs=[
-        up_to_date_spec(LONG_VIDEO_KIND, part_partitions),
+        up_to_date_spec(LONG_VIDEO_KIND),
         whole_spec(LONG_VIDEO_KIND, part_partitions),
     ],
     description=f"""{KINDS[LONG_VIDEO_KIND].description}

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from assets.deployment.automation import WATCHED
+from assets.automation.rules import WATCHED
 from assets.records.publishing import OWNERS
 
 # A digit comes before every letter, in each list of the UI.

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     retry_policy=RETRY_NETWORK,
     code_version=CODE_VERSION,
     check_specs=[
-        up_to_date_spec("videos", source_and_part),
+        up_to_date_spec("videos"),
         check_spec(
             "coverage",
             "videos",

@@ -131,13 +131,23 @@ CHECKS = {
 def test_checks_stop_what_follows_wherever_going_on_would_waste_work(graph):
     found: dict[str, dict[str, bool]] = {}
     for key in graph.asset_check_keys:
-        found.setdefault(key.asset_key.to_user_string(), {})[key.name] = graph.get(key).blocking
+        if key.name != "up_to_date":
+            found.setdefault(key.asset_key.to_user_string(), {})[key.name] = graph.get(key).blocking
     assert found == CHECKS
 
 
+def test_whatever_is_made_from_something_says_whether_it_is_up_to_date_and_only_warns(graph):
+    made = {key for key in graph.materializable_asset_keys if graph.get(key).parent_keys}
+    checks = {key for key in graph.asset_check_keys if key.name == "up_to_date"}
+    assert {key.asset_key for key in checks} == made
+    assert not any(graph.get(key).blocking for key in checks)
+
+
 def test_a_check_speaks_of_the_partition_that_was_made(graph):
+    """Only `up_to_date` speaks of all of them at once."""
     for key in graph.asset_check_keys:
-        assert graph.get(key).partitions_def == graph.get(key.asset_key).partitions_def, key
+        own = None if key.name == "up_to_date" else graph.get(key.asset_key).partitions_def
+        assert graph.get(key).partitions_def == own, key
 
 
 def test_every_check_says_what_it_looks_at(graph):

@@ -95,7 +95,7 @@ def automatic_runs(client) -> dict[str, str]:
     return found
 
 
-def wait_for(client, wanted: dict[str, str], seconds: float = 300) -> dict[str, str]:
+def wait_for(client, wanted: dict[str, str], seconds: float = 600) -> dict[str, str]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         runs = automatic_runs(client)
@@ -106,6 +106,7 @@ def wait_for(client, wanted: dict[str, str], seconds: float = 300) -> dict[str, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_automation_makes_each_part_once_also_of_a_landing_before_its_first_tick(tmp_path):
     """Catalogued by hand; a file lands; only then is automation switched on. The videos are not
     there, so each part fails its check once, and nothing is made of it.
