@@ -5,8 +5,10 @@ what failed. Told as a check on each asset's page, in the sensors' logs, and as 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -52,6 +54,7 @@ def tell_what_waits(context: dg.SensorEvaluationContext, deployment: Deployment)
         {name: data_version(str(item)) for name, item in found.items()},
         {name: data_version(says) for name, says in failed_checks(state).items()},
         _page_digests(state, list(found.values())),
+        {name: before.since.get(name, time.time()) for name in found},
     )
     news = _new(before.products, said.products)
     for name in news[:LOGGED]:
@@ -64,8 +67,8 @@ def tell_what_waits(context: dg.SensorEvaluationContext, deployment: Deployment)
     _tell_holds(settings, state, _new(before.checks, said.checks), warn)
     _tell_used_up(settings, [found[name] for name in news], warn)
     events = [
-        *(_page(state, asset, found.values()) for asset in _new(before.pages, said.pages)),
-        *(_page(state, asset, ()) for asset in sorted(before.pages.keys() - said.pages.keys())),
+        *(_page(state, a, found.values(), said.since) for a in _new(before.pages, said.pages)),
+        *(_page(state, a, (), {}) for a in sorted(before.pages.keys() - said.pages.keys())),
     ]
     return dg.SensorResult(asset_events=events, cursor=json.dumps(asdict(said), sort_keys=True))
 
@@ -78,11 +81,13 @@ class _Said:
         products: by product.
         checks: by product, what its failed checks found.
         pages: by asset, what its check `up_to_date` says.
+        since: by product, when that was seen first, in seconds since 1970.
     """
 
     products: dict[str, str] = field(default_factory=dict)
     checks: dict[str, str] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)
+    since: dict[str, float] = field(default_factory=dict)
 
 
 def _new(before: Mapping[str, str], said: Mapping[str, str]) -> list[str]:
@@ -105,7 +110,9 @@ def _page_digests(state: State, items: Sequence[Waiting]) -> dict[str, str]:
     return digests
 
 
-def _page(state: State, asset: str, items: Iterable[Waiting]) -> dg.AssetCheckEvaluation:
+def _page(
+    state: State, asset: str, items: Iterable[Waiting], since: Mapping[str, float]
+) -> dg.AssetCheckEvaluation:
     """What the check `up_to_date` of an asset says of all its partitions."""
     own = [item for item in items if split_product(item.product)[0] == asset]
     there = list(state.products(asset))
@@ -116,6 +123,7 @@ def _page(state: State, asset: str, items: Iterable[Waiting]) -> dg.AssetCheckEv
     rows = [
         {
             "product": item.product,
+            "since": f"{datetime.fromtimestamp(since[item.product], UTC):%Y-%m-%d %H:%M} UTC",
             "out of date": "; ".join(item.reasons) or "not made yet",
             "waits for": "; ".join(item.holds),
             "failed runs": describe_tries(item.tries) if item.tries.fault else "",

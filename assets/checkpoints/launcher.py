@@ -189,7 +189,7 @@ def _failure(status: int, failure: dict[str, Any] | None, out: Path) -> dg.Failu
         message += "; materialize again to continue"
     elif status != CONFIGURATION:
         message += "; materialize again to continue from the newest complete checkpoint"
-    metadata = {"exit status": status, "folder": dg.MetadataValue.path(str(out))}
+    metadata: dict[str, Any] = {"exit status": status, "folder": dg.MetadataValue.path(str(out))}
     if status == CONFIGURATION:
         return failure_for_a_person(message, metadata)
     return dg.Failure(message, metadata, allow_retries=status != PREEMPTED)

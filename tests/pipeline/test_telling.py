@@ -114,9 +114,26 @@ def test_what_was_tried_for_the_last_time_is_told_with_its_error(days):
     assert [event for event, _, _ in days.told] == ["retries_used_up"]
 
 
+def test_the_table_of_a_page_says_since_when(days):
+    days.made("hourllava_s3", version="2")
+    look(days)
+    (record,) = days.instance.event_log_storage.get_asset_check_execution_history(
+        dg.AssetCheckKey(dg.AssetKey("stage3"), "up_to_date"), limit=1
+    )
+    rows = record.event.dagster_event.event_specific_data.metadata["products"].records
+    today = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d ")
+    assert [row.data["product"] for row in rows] == ["stage3[tiny]", "stage3[3b]", "stage3[7b]"]
+    assert all(row.data["since"].startswith(today) for row in rows)
+
+
 def test_the_cursor_of_a_large_deployment_holds_only_what_is_not_up_to_date(days):
     look(days)
-    assert json.loads(days.telling_cursor) == {"products": {}, "checks": {}, "pages": {}}
+    assert json.loads(days.telling_cursor) == {
+        "products": {},
+        "checks": {},
+        "pages": {},
+        "since": {},
+    }
 
 
 def event_of(days, run: str, kind: str) -> dg.DagsterEvent:
