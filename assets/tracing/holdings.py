@@ -76,11 +76,10 @@ class Holdings:
             yield f"  {holding.product or 'left over'}: {holding.what}, in {holding.path}"
         if not self.found:
             yield "  nothing holds it"
-        yield from (f"  trained on it: {folder}" for folder in self.trained)
-        yield from (
-            f"  perhaps trained on it, it has no bill of materials: {folder}"
-            for folder in self.unknown
-        )
+        for folder in self.trained:
+            yield f"  trained on it: {_checkpoint(folder)}, in {folder}"
+        for folder in self.unknown:
+            yield f"  perhaps trained on it: {_checkpoint(folder)}, no whole bill says, in {folder}"
 
 
 def find_holdings(
@@ -276,6 +275,12 @@ def _checkpoints(storage: Storage, video: str, parts: Sequence[str]) -> tuple[li
         elif any(of_part & register.ancestors(name) for name in record.inputs):
             unknown.append(folder)
     return trained, unknown
+
+
+def _checkpoint(folder: str) -> str:
+    """`stage3[tiny]` of `checkpoints/tiny/stage3/<run>`."""
+    _, variant, stage, *_ = folder.split("/")
+    return product(stage, variant)
 
 
 def _holds_text(storage: Storage, name: str, text: str) -> bool:
