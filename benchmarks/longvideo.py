@@ -188,6 +188,7 @@ class LongVideoBenchmark:
             (previous_checkpoint(VARIANT, stage), *shard_products(stage)), "benchmark"
         )
         run, folder = stage_run(self.settings, self.storage, VARIANT, stage, inputs)
+        run = replace(run, start_version=None)  # nothing was recorded of it
         if features != FEATURES:
             run = replace(
                 run, features_root=self.storage.path(features), out=f"{run.out}-{FEW}-frames"

@@ -27,7 +27,6 @@ STATE_FOLDER = "state"
 EXPORT_NAME = "export"
 NONFINITE_NAME = "nonfinite.jsonl"  # samples of steps that were not taken
 SAMPLES_FOLDER = "samples"
-STAMPS = "stamps"  # what the file system said of whole shards, see `training.data.loader`
 TENSORBOARD_FOLDER = "tensorboard"
 # What a run makes. "fingerprint" is what releases before identities signed a folder with.
 RUN_FILES = (

@@ -19,7 +19,7 @@ from training.formats.receipts import DAMAGED
 from training.formats.storage import Storage
 from training.recipes import STAGES, ShardInput, stage_inputs
 from training.run_config import RunConfig, parse_run
-from training.run_folder import EARLIER, IDENTITY_NAME, RESULT_NAME, STAMPS, STATE_FOLDER
+from training.run_folder import EARLIER, IDENTITY_NAME, RESULT_NAME, STATE_FOLDER
 from training.run_identity import identity_of, short_name
 from training.run_lock import HOLDER_NAME, LOCK_NAME
 
@@ -132,13 +132,8 @@ def publish_results(settings: Settings, storage: Storage, folder: str) -> None:
 def _leaves(name: str) -> bool:
     """Whether a file of a run's folder is more than the running run's own."""
     top = name.partition("/")[0]
-    return top not in (
-        STATE_FOLDER,
-        DAMAGED,
-        STAMPS,
-        LOCK_NAME,
-        HOLDER_NAME,
-    ) and not top.startswith((EARLIER, TEMPORARY_PREFIX))
+    own = (STATE_FOLDER, DAMAGED, layout.STAMPS, LOCK_NAME, HOLDER_NAME)
+    return top not in own and not top.startswith((EARLIER, TEMPORARY_PREFIX))
 
 
 def unfinished_before(out: Path) -> list[Path]:

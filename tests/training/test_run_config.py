@@ -31,6 +31,8 @@ def test_the_recipe_applies_unless_the_run_deviates():
     assert parse_run(MINIMAL).recipe == RECIPES["3b", 3]
     changed = parse_run({**MINIMAL, "global_batch": 32, "rates": {"memaug": 1}}).recipe
     assert (changed.global_batch, changed.rates) == (32, {"memaug": 1.0})
+    decayed = parse_run({**MINIMAL, "betas": [0.8, 0.9], "weight_decay": 0.1}).recipe
+    assert (decayed.betas, decayed.weight_decay) == ((0.8, 0.9), 0.1)
     assert changed.warmup == RECIPES["3b", 3].warmup
 
 
@@ -56,6 +58,8 @@ def test_reference_effective_gives_every_tuned_module_the_rate_of_the_llm():
         ({"rates": {"llm": 0}}, "leave a module out to freeze it"),
         ({"rates": {"llm": "fast"}}, "rates.llm: .* valid number, found 'fast'"),
         ({"loss": "sum"}, "loss: .* 'tokens' or 'micro_batch', found 'sum'"),
+        ({"betas": [0.9, 1.0]}, r"betas: found \[0.9, 1.0\]; both are at least 0 and below 1"),
+        ({"weight_decay": -1.0}, "weight_decay: .* greater than or equal to 0"),
         ({"global_batch": 0}, "global_batch: .* greater than 0, found 0"),
         ({"keep": 1}, "keep: .* greater than or equal to 2, found 1"),
         ({"workers": -1}, "workers: .* greater than or equal to 0, found -1"),
