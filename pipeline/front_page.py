@@ -4,10 +4,12 @@ from dataclasses import asdict
 
 import dagster as dg
 
+from assets.automation.conditions import state_of
 from assets.deployment.resources import Deployment
 from assets.records.rendering import plain, table
+from assets.records.withdrawals import Withdrawals
 from assets.tracing.assets import FRONT_PAGE
-from assets.tracing.overview import Overview, overview, register_state
+from assets.tracing.overview import Overview, overview
 from training.formats.hashing import data_version
 
 INTERVAL_S = 60
@@ -23,19 +25,16 @@ INTERVAL_S = 60
 def tell_front_page(
     context: dg.SensorEvaluationContext, deployment: Deployment
 ) -> dg.SensorResult | dg.SkipReason:
-    settings, storage = deployment.settings(), deployment.storage()
-    # The cursor holds the register's state of the last look, and what the page said then.
-    state = data_version([register_state(storage), settings.model_dump_json()])
-    before, _, said = (context.cursor or "").partition(" ")
-    if state == before:
-        return dg.SkipReason("nothing has changed")
-    found = overview(storage, settings)
+    assert context.repository_def is not None
+    storage = deployment.storage()
+    state = state_of(context.instance, context.repository_def.asset_graph, storage)
+    found = overview(state, deployment.settings(), Withdrawals.read(storage))
     version = data_version(asdict(found))
-    events = []
-    if version != said:
-        tags = {"dagster/data_version": version}
-        events.append(dg.AssetMaterialization(FRONT_PAGE, metadata=describe(found), tags=tags))
-    return dg.SensorResult(asset_events=events, cursor=f"{state} {version}")
+    if version == context.cursor:
+        return dg.SkipReason("nothing has changed")
+    tags = {"dagster/data_version": version}
+    event = dg.AssetMaterialization(FRONT_PAGE, metadata=describe(found), tags=tags)
+    return dg.SensorResult(asset_events=[event], cursor=version)
 
 
 def describe(found: Overview) -> dict[str, dg.MetadataValue]:

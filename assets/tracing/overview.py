@@ -1,5 +1,5 @@
 """The deployment at a glance: what is made, what is missing, what is broken or out of date, and
-which job is next. It reads the lineage register and nothing else.
+which job is next. What is out of date is decided where automation decides it.
 """
 
 from __future__ import annotations
@@ -7,14 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from assets.automation.state import PART, State
 from assets.deployment.parts import LLAVA_PARTS, part_name
 from assets.deployment.settings import Settings
-from assets.records.lineage import Lineage, all_records, product
-from assets.records.withdrawals import Withdrawals, active_parts
+from assets.records.lineage import product
+from assets.records.withdrawals import Withdrawals
 from training.formats import layout
-from training.formats.hashing import data_version
 from training.formats.kinds import LLAVA_KINDS, LONG_VIDEO_KIND
-from training.formats.storage import Storage
 
 NAMED = 20  # products that a table names; the rest is counted
 
@@ -55,15 +54,14 @@ class Overview:
     withdrawn: int = 0
 
 
-def overview(storage: Storage, settings: Settings) -> Overview:
+def overview(state: State, settings: Settings, withdrawals: Withdrawals) -> Overview:
     """Look at the whole deployment.
 
-    Raises:
-        ValueError: the record of withdrawals is damaged.
+    Args:
+        state: what is on record.
     """
-    withdrawals = Withdrawals.read(storage)
-    records = {record.product: record for record in all_records(storage)}
-    steps = list(_steps(settings, active_parts(storage)))
+    records = state.records
+    steps = list(_steps(settings, state.keys[PART]))
     wanted = {name: step for step in steps for name in step.products}
     known = [records[name] for name in wanted if name in records]
     broken = [
@@ -78,7 +76,7 @@ def overview(storage: Storage, settings: Settings) -> Overview:
     stale = [
         {"product": record.product, "because": because, "job": wanted[record.product].job}
         for record in known
-        if (because := _changed(record, records))
+        if (because := "; ".join(state.stale_reasons(record.product)))
     ]
     missing = {step.job: [n for n in step.products if n not in records] for step in steps}
     return Overview(
@@ -92,20 +90,6 @@ def overview(storage: Storage, settings: Settings) -> Overview:
         ],
         withdrawn=len(withdrawals.videos),
     )
-
-
-def register_state(storage: Storage) -> str:
-    """A hash that changes whenever the register, the parts or the withdrawals do: from a listing
-    alone, so that looking often costs little.
-    """
-    told = ("size", "mtime", "ino", "ETag", "LastModified", "created")
-    seen = []
-    for place in (layout.LINEAGE, layout.PARTS, layout.WITHDRAWALS):
-        path = storage.path(place)
-        storage.fs.invalidate_cache()
-        found = storage.fs.find(path, detail=True) if storage.exists(place) else {}
-        seen += [(name, *(str(info.get(key)) for key in told)) for name, info in found.items()]
-    return data_version(sorted(seen))
 
 
 def _steps(settings: Settings, parts: Sequence[str]) -> Iterator[Step]:
@@ -156,17 +140,6 @@ def _steps(settings: Settings, parts: Sequence[str]) -> Iterator[Step]:
         "10_train_stage3",
         *(product(name, variant) for variant in variants for name in ("stage3", "evaluation")),
     )
-
-
-def _changed(record: Lineage, records: dict[str, Lineage]) -> str:
-    """Which inputs of a product are others now; empty where none is."""
-    changed = [
-        name
-        for name, version in sorted(record.inputs.items())
-        if name in records and records[name].version != version
-    ]
-    more = f" and {len(changed) - 3:,} more" if len(changed) > 3 else ""
-    return f"{', '.join(changed[:3])}{more} changed since" if changed else ""
 
 
 def _headline(

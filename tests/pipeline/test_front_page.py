@@ -4,12 +4,14 @@ import dagster as dg
 import pytest
 import yaml
 
+from assets.automation.conditions import state_of
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import load_settings
 from assets.records.lineage import Lineage
-from assets.records.withdrawals import give_up_part
+from assets.records.withdrawals import Withdrawals, give_up_part
 from assets.tracing.assets import FRONT_PAGE
-from assets.tracing.overview import overview
+from assets.tracing.overview import Overview
+from assets.tracing.overview import overview as overview_of
 from training.formats import layout
 from training.formats.storage import Storage
 
@@ -24,6 +26,15 @@ def world(tmp_path):
     }
     (tmp_path / "deployment.yaml").write_text(yaml.safe_dump(settings))
     return Storage(str(tmp_path / "root")), load_settings(tmp_path / "deployment.yaml"), tmp_path
+
+
+def overview(storage: Storage, settings) -> Overview:
+    from pipeline.definitions import definitions
+
+    graph = definitions().resolve_asset_graph()
+    with dg.instance_for_test() as instance:
+        state = state_of(instance, graph, storage)
+    return overview_of(state, settings, Withdrawals.read(storage))
 
 
 def make(storage: Storage, *names: str, **more) -> None:
@@ -75,7 +86,8 @@ def test_what_is_broken_comes_first_then_what_is_out_of_date_then_that_all_is_we
     make(storage, "stage3[tiny]", inputs={layout.MIXTURE: "an older one"})
     found = overview(storage, settings)
     assert found.headline == (
-        "Out of date: stage3[tiny] (hourllava_s3 changed since). Run the job 10_train_stage3."
+        "Out of date: stage3[tiny] (changed: hourllava_s3 (read as an older one, now version of "
+        "h)). Run the job 10_train_stage3."
     )
     make(storage, "videos[part0|ego4d]", failed={"coverage": "1 of 9 <b>videos</b>"})
     found = overview(storage, settings)
@@ -98,12 +110,19 @@ def test_the_sensor_tells_dagster_once_and_again_when_something_changed(world):
     storage, _settings, folder = world
     from pipeline.definitions import definitions
 
-    sensor = definitions().resolve_sensor_def("tell_front_page")
+    defs = definitions()
+    sensor = defs.resolve_sensor_def("tell_front_page")
     resources = {"deployment": Deployment(config=str(folder / "deployment.yaml"))}
 
     def tick(cursor):
-        context = dg.build_sensor_context(cursor=cursor, resources=resources)
-        return sensor.evaluate_tick(context)
+        with dg.instance_for_test() as instance:
+            context = dg.build_sensor_context(
+                instance=instance,
+                cursor=cursor,
+                resources=resources,
+                repository_def=defs.get_repository_def(),
+            )
+            return sensor.evaluate_tick(context)
 
     first = tick(None)
     (event,) = first.asset_events

@@ -118,7 +118,7 @@ def test_automation_makes_each_part_once_also_of_a_landing_before_its_first_tick
         settings.write("automation: {data: false}\n")
     shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
     with dagster(deployment, tmp_path / "dagster.log", home=tmp_path) as client:
-        run = client.launch("collect_sources", ["annotations", "catalogue"])
+        run = client.launch("01_collect_sources", ["annotations", "catalogue"])
         assert finish(client, run) == "SUCCESS", client.failure(run)
         landed = {**ROW, "video": "clips/v2.mp4", "question": "What shape?", "answer": "Round."}
         (tmp_path / "landing/new.jsonl").write_text(json.dumps(landed) + "\n")
