@@ -24,10 +24,11 @@ from assets.videos import assets as videos
 from pipeline.backfill import everything_for_variant
 from pipeline.executors import step_executor
 from pipeline.front_page import tell_front_page
+from pipeline.integrity import intact_checks
 from pipeline.jobs import JOBS
 from pipeline.look_up import look_up_video
 from pipeline.parts import part_jobs
-from pipeline.schedules import download_nightly
+from pipeline.schedules import check_integrity_nightly, download_nightly
 from pipeline.sensors import SENSORS
 from pipeline.telling import TELLING
 from pipeline.withdraw import withdraw_job
@@ -64,7 +65,8 @@ def definitions() -> dg.Definitions:
             look_up_video,
             withdraw_job(lambda: made.resolve_asset_graph()),
         ],
-        schedules=[download_nightly],
+        asset_checks=intact_checks(assets),
+        schedules=[download_nightly, check_integrity_nightly],
         sensors=[*SENSORS, *TELLING, tell_front_page],
         resources={"deployment": Deployment(config=config)},
         executor=step_executor(assets),

@@ -11,6 +11,7 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from pipeline.executors import single_process_executor
+from pipeline.integrity import check_integrity, without_intact
 from training.formats import layout
 from training.formats.kinds import LLAVA_KINDS, LONG_VIDEO_KIND
 
@@ -27,7 +28,7 @@ def _job(
     """A job; `step` becomes the tag `hourllava/step`, which finds its runs in the UI."""
     return dg.define_asset_job(
         name,
-        selection=dg.AssetSelection.assets(*assets),
+        selection=without_intact(*assets),
         description=description,
         tags={"hourllava/step": step},
         executor_def=executor,
@@ -44,7 +45,7 @@ ACQUIRE_VIDEOS = _job(
     _SINGLE_PROCESS,
 )
 
-JOBS = [
+JOBS: list[UnresolvedAssetJobDefinition | dg.JobDefinition] = [
     _job(
         "01_collect_sources",
         "data",
@@ -120,4 +121,5 @@ JOBS = [
         "anything.",
         _SINGLE_PROCESS,
     ),
+    check_integrity,
 ]

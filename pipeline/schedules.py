@@ -12,6 +12,7 @@ from assets.deployment.resources import Deployment
 from assets.deployment.settings import load_settings
 from assets.records.withdrawals import active_parts
 from assets.videos.due import DueDownloads
+from pipeline.integrity import check_integrity
 from pipeline.jobs import ACQUIRE_VIDEOS
 
 _AUTOMATION = load_settings().automation
@@ -66,6 +67,17 @@ def download_nightly(
     if not parts:
         return dg.SkipReason("no parts yet")
     return dg.SkipReason("every video is there, given up or waits for a person")
+
+
+check_integrity_nightly = dg.ScheduleDefinition(
+    name="check_integrity_nightly",
+    job=check_integrity,
+    cron_schedule=_AUTOMATION.integrity_at,
+    execution_timezone=_AUTOMATION.time_zone,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every night (`automation.integrity_at`), reads as many bytes of what was made as "
+    "`integrity.bytes_per_night` says. What is damaged becomes a failed check `intact`.",
+)
 
 
 def partitions_in_progress(instance: dg.DagsterInstance) -> set[str]:

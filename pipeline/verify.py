@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
@@ -37,6 +37,13 @@ class Finding:
     damage: tuple[Damage, ...] = ()
     files: int = 0
     bytes: int = 0
+
+    @staticmethod
+    def verdict_of(damage: Sequence[Damage]) -> str:
+        """The verdict about a product with a receipt."""
+        if not damage:
+            return WHOLE
+        return NOT_THERE if all(found.fault == "is missing" for found in damage) else CHANGED
 
     @property
     def wrong(self) -> bool:
@@ -115,11 +122,7 @@ def verify(
 def verify_product(storage: Storage, record: Lineage, advance: Advance | None = None) -> Finding:
     """Read every byte of one product."""
     damage = [*record.damage(storage, full=True, advance=advance), *_table_damage(storage, record)]
-    if damage:
-        gone = all(found.fault == "is missing" for found in damage)
-        verdict = NOT_THERE if gone else CHANGED
-    else:
-        verdict = WHOLE if record.receipt else UNRECORDED
+    verdict = Finding.verdict_of(damage) if damage or record.receipt else UNRECORDED
     return Finding(record.product, verdict, tuple(damage), record.files, record.bytes)
 
 

@@ -189,6 +189,9 @@ class Automation(Section):
     downloads_at: str = Field(
         default="0 20 * * *", description="cron: when videos that are missing are asked for again"
     )
+    integrity_at: str = Field(
+        default="0 23 * * *", description="cron: when a night's reading of what was made begins"
+    )
     retries: int = Field(
         default=3,
         ge=0,
@@ -216,7 +219,7 @@ class Automation(Section):
             ) from error
         return value
 
-    @field_validator("training_at", "downloads_at")
+    @field_validator("training_at", "downloads_at", "integrity_at")
     @classmethod
     def _five_fields(cls, value: str) -> str:
         # Dagster's own test, so that what passes here is what it takes. Imported here, because most
@@ -262,6 +265,17 @@ class Evaluation(Section):
     limit: int | None = None
 
 
+class Integrity(Section):
+    """How fast everything that was made is read again, to find damage before it is needed."""
+
+    bytes_per_night: int | None = Field(
+        default=None,
+        ge=0,
+        description="0: nothing is read. Default: 200 GB on a local root, nothing on an object "
+        "store, where reading costs",
+    )
+
+
 class Settings(Section):
     """Everything a deployment decides."""
 
@@ -289,6 +303,7 @@ class Settings(Section):
     evaluation: Evaluation = Evaluation()
     automation: Automation = Automation()
     notices: Notices = Notices()
+    integrity: Integrity = Integrity()
 
 
 def load_settings(path: Path | None = None) -> Settings:

@@ -128,10 +128,18 @@ CHECKS = {
 }
 
 
+def test_every_asset_that_is_made_here_can_be_read_again(graph):
+    checked = {key.asset_key for key in graph.asset_check_keys if key.name == "intact"}
+    assert checked == set(graph.executable_asset_keys)
+    assert not any(
+        graph.get(key).blocking for key in graph.asset_check_keys if key.name == "intact"
+    )
+
+
 def test_checks_stop_what_follows_wherever_going_on_would_waste_work(graph):
     found: dict[str, dict[str, bool]] = {}
     for key in graph.asset_check_keys:
-        if key.name != "up_to_date":
+        if key.name not in ("up_to_date", "intact"):
             found.setdefault(key.asset_key.to_user_string(), {})[key.name] = graph.get(key).blocking
     assert found == CHECKS
 
