@@ -16,7 +16,7 @@ from typing import Any
 from training.checkpoint_folder import committed, read_state, step_folders, step_of
 from training.formats.receipts import FileEntry, Stamps, describe_files, find_damage, set_aside
 from training.formats.storage import Storage
-from training.metrics import METRICS_NAME, read_metrics
+from training.metrics import ANSWERS_NAME, METRICS_NAME, read_metrics
 from training.run_config import OtherState
 from training.run_identity import Identity, differences
 from training.state import TrainState
@@ -31,7 +31,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 # What a run makes. "fingerprint" is what releases before identities signed a folder with.
 RUN_FILES = (
     STATE_FOLDER, RESULT_NAME, EXPORT_NAME, METRICS_NAME, SAMPLES_FOLDER, TENSORBOARD_FOLDER,
-    NONFINITE_NAME, IDENTITY_NAME, "fingerprint",
+    NONFINITE_NAME, ANSWERS_NAME, IDENTITY_NAME, "fingerprint",
 )  # fmt: skip
 EARLIER = "earlier-"  # what was set aside because it is of another run, or is made again
 

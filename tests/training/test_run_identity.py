@@ -51,7 +51,7 @@ COUNT = {
     "variant": "3b", "stage": 2, "seed": "another", "global_batch": 16, "max_length": 512,
     "epochs": 3, "rates": {"memaug": 1e-3}, "warmup": 0.5, "clip": 2.0, "betas": (0.8, 0.9),
     "weight_decay": 0.1, "max_steps": 5, "loss": "micro_batch", "canonical_nodes": 2,
-    "shuffle_block": 64, "features_version": "f",
+    "shuffle_block": 64, "features_version": "f", "held_out_share": 0.1, "stream_batch": 4,
 }  # fmt: skip
 DO_NOT_COUNT = {
     "out": "/elsewhere", "start_version": VERSION, "features_root": "/elsewhere",
@@ -60,6 +60,7 @@ DO_NOT_COUNT = {
     "data_timeout_s": 1.0, "features_cache": "/elsewhere", "features_cache_bytes": 1,
     "max_dropped_share": 0.5, "keep": 5, "milestone_every": 3, "continue_from": 4,
     "on_other_state": "set_aside", "nonfinite_limit": 9, "tensorboard": False,
+    "held_out_every": 7, "held_out_samples": 8,
     "shard_cache": "/elsewhere", "shard_cache_bytes": 1, "machine_wait_s": 1.0,
 }  # fmt: skip
 
