@@ -8,6 +8,7 @@ here: tokens, cookies and proxies come from the environment.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 else:  # a type checker cannot read names out of a table
     VariantName = Literal[tuple(VARIANTS)]
 
+SOURCE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 CONFIG_VARIABLE = "HOURLLAVA_CONFIG"
 DEFAULT_CONFIG = Path(__file__).parents[2] / "pipeline" / "deployment.yaml"
 
@@ -304,6 +306,17 @@ class Settings(Section):
     automation: Automation = Automation()
     notices: Notices = Notices()
     integrity: Integrity = Integrity()
+
+    @field_validator("sources")
+    @classmethod
+    def _plain_names(cls, value: dict[str, VideoSource]) -> dict[str, VideoSource]:
+        # A source's name is a folder, a half of a video's name, and a part of Dagster's keys.
+        if wrong := [name for name in value if not re.fullmatch(SOURCE_NAME, name)]:
+            raise ValueError(
+                f"{', '.join(map(repr, wrong))}: a source's name has letters, digits, '_' and '-', "
+                "and begins with a letter or digit: it is the name of a folder and of partitions"
+            )
+        return value
 
 
 def load_settings(path: Path | None = None) -> Settings:

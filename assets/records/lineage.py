@@ -141,6 +141,19 @@ def all_records(storage: Storage) -> list[Lineage]:
         return [Lineage(**raw) for raw in pool.map(storage.read_json, names)]
 
 
+def require_root(storage: Storage) -> None:
+    """That the root is there, for who needs something in it.
+
+    Raises:
+        FileNotFoundError: it is not; one sentence, and not a list of all that is missing in it.
+    """
+    if storage.is_local and not Path(storage.root).is_dir():
+        raise FileNotFoundError(
+            f"the root {storage.root} is not there; mount or move it back, or correct `root` in "
+            "the settings"
+        )
+
+
 def is_recorded(storage: Storage, name: str) -> bool:
     """Whether a product has a record."""
     return storage.exists(record_name(name))
@@ -168,6 +181,7 @@ def input_versions(storage: Storage, names: Iterable[str]) -> dict[str, str]:
         ValueError: one of them did not pass its checks, or a file of it is damaged.
     """
     names = list(names)
+    require_root(storage)
     missing = [name for name in names if not is_recorded(storage, name)]
     if missing:
         raise FileNotFoundError(

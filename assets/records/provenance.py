@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from assets.records.lineage import LINEAGE_NAME, Lineage, all_records
+from assets.records.lineage import LINEAGE_NAME, Lineage, all_records, require_root
 from training.formats.storage import Storage
 
 NAMED = 12  # products that a message names; the rest is counted
@@ -19,6 +19,7 @@ class Register:
     """All lineage records below a storage root, and who was made from whom."""
 
     def __init__(self, storage: Storage) -> None:
+        require_root(storage)
         self.storage = storage
         self.records = {record.product: record for record in all_records(storage)}
         self.children: dict[str, list[str]] = {name: [] for name in self.records}

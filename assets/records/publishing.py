@@ -18,6 +18,7 @@ from assets.records.lineage import Lineage, mend, product
 from assets.records.openlineage import tell
 from assets.records.rendering import product_links, table
 from assets.records.verdict import Verdict
+from training.formats import layout
 from training.formats.receipts import Damage, FileEntry
 
 CODE_VERSION = "1"
@@ -80,8 +81,22 @@ def own_name(context: dg.AssetExecutionContext) -> str:
 def mend_product(context: dg.AssetExecutionContext, deployment: Deployment) -> list[Damage]:
     """Set aside what is damaged of the product that a step is about to make, so that it is made
     again; returns it.
+
+    Raises:
+        FileNotFoundError: the product was made before, and the root is not there or holds no
+            record at all: it was lost, and is not begun anew without a word.
     """
-    return mend(deployment.storage(), own_name(context), context.log.warning)
+    storage = deployment.storage()
+    made = context.instance.get_latest_materialization_event(context.asset_key)
+    if made is not None and not storage.exists(layout.LINEAGE):
+        is_there = storage.exists("")
+        raise FileNotFoundError(
+            f"the root {storage.root} is {'empty' if is_there else 'not there'}, and this Dagster "
+            f"instance remembers that {context.asset_key.to_user_string()} was made in it; mount "
+            "or move it back, or correct `root` in the settings. To begin anew, make the folder "
+            f"{storage.path(layout.LINEAGE)} first"
+        )
+    return mend(storage, own_name(context), context.log.warning)
 
 
 def up_to_date_spec(asset: str) -> dg.AssetCheckSpec:

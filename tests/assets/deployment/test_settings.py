@@ -73,6 +73,16 @@ def test_a_mistake_is_explained_with_the_file_and_the_known_keys(tmp_path, chang
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["a,b", "a|b", "..", "a/b", "a b", "", ".a", "-a", "a\n", "é", "a" * 65, "a+b", "a[0]"]
+)
+def test_a_source_has_a_name_that_can_be_a_folder_and_a_partition(tmp_path, name):
+    path = written(tmp_path, sources={name: {"kind": "drop", "folder": "in"}})
+    with pytest.raises(ValueError, match="sources") as caught:
+        load_settings(path)
+    assert f"{name!r}: a source's name has letters, digits, '_' and '-'" in str(caught.value)
+
+
 def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         load_settings(tmp_path / "none.yaml")

@@ -1,5 +1,7 @@
 """What a finished product tells Dagster, and what becomes of one that fails its checks."""
 
+from pathlib import Path
+
 import dagster as dg
 import pyarrow as pa
 import pytest
@@ -11,7 +13,13 @@ from assets.deployment.resources import Deployment
 from assets.evaluation.answers import SCHEMA as ANSWERS
 from assets.records import columns
 from assets.records.lineage import Lineage, input_versions
-from assets.records.publishing import Published, check_spec, publish
+from assets.records.publishing import (
+    Published,
+    check_spec,
+    errors_for_people,
+    mend_product,
+    publish,
+)
 from assets.records.rendering import column_schema, samples, table
 from assets.records.verdict import Verdict
 from training.formats.storage import Storage
@@ -180,3 +188,36 @@ def test_what_a_stranger_wrote_into_a_sample_is_shown_and_never_obeyed():
     assert text.startswith("**human:** ")
     for active in ("![x]", "](", "<img", "**b**", "http:", "\n#"):
         assert active not in text
+
+
+def test_a_root_that_was_lost_is_said_in_one_sentence_and_not_begun_anew(deployment, storage):
+    @dg.asset
+    def made(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
+        with errors_for_people():
+            mend_product(context, deployment)
+        yield from publish(context, deployment, version="v1", inputs={}, counts={})
+
+    @dg.asset(deps=[made])
+    def user(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
+        with errors_for_people():
+            inputs = input_versions(deployment.storage(), [f"made[part{n}]" for n in range(50)])
+        yield from publish(context, deployment, version="v1", inputs=inputs, counts={})
+
+    def run(asset):
+        resources = {"deployment": deployment}
+        return dg.materialize([asset], instance=instance, resources=resources, raise_on_error=False)
+
+    root = Path(storage.root)
+    with dg.instance_for_test() as instance:
+        assert "the root" in (refused := failure(run(user)))
+        assert refused.startswith(f"the root {root} is not there; mount or move it back")
+        assert len(refused) < 250
+        assert run(made).success  # a new deployment makes its root itself
+        root.rename(root.with_name("moved"))
+        said = failure(run(made))
+        assert said.startswith(f"the root {root} is not there, and this Dagster instance remembers")
+        assert not root.exists()
+        root.mkdir()
+        assert failure(run(made)).startswith(f"the root {root} is empty, and this")
+        (root / "lineage").mkdir()
+        assert run(made).success
