@@ -42,10 +42,11 @@ from training.parallel import Ranks, prepare
 from training.reporting import Reporter
 from training.run_config import RunConfig
 from training.run_folder import NONFINITE_NAME, SAMPLES_FOLDER, STATE_FOLDER, RunFolder
-from training.run_identity import Identity, identity_of, weights_version
+from training.run_identity import Identity, identity_of, short_name, weights_version
 from training.run_lock import holding
 from training.state import StepTotals, TrainState
 from training.supervise import StopRequest
+from training.tracking import BackgroundTracker, open_tracker
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +242,9 @@ class Trainer:
         """
         out, done = Path(self.config.out), self.state.step
         if self.ranks.first:
-            self.metrics = MetricsWriter(out, after=done, tensorboard=self.config.tensorboard)
+            self.metrics = MetricsWriter(
+                out, after=done, tensorboard=self.config.tensorboard, tracker=self._tracker()
+            )
         self.sample_log = MetricsWriter(
             out / SAMPLES_FOLDER,
             after=done,
@@ -255,10 +258,22 @@ class Trainer:
                     self.checkpoints.commit_written()
                     if self._save_due():
                         self._save(wait=self.state.step == self.steps)
+                if self.metrics is not None and self.metrics.tracker is not None:
+                    checkpoint = f"{short_name(self.identity)}/step-{self.state.step}"
+                    self.metrics.tracker.tell({"checkpoint": checkpoint})
             except StopRequested:
                 raise Preempted(self._save_and_stop("asked to stop")) from None
             except MachineFault as fault:
                 raise MachineFault(self._save_and_stop(str(fault))) from fault
+
+    def _tracker(self) -> BackgroundTracker | None:
+        """The run at a tracking server, under the name of its identity."""
+        run = self.config
+        if run.tracker is None:
+            return None
+        name = f"{run.variant} stage {run.stage} {short_name(self.identity)}"
+        parameters = {**self.identity, "identity": short_name(self.identity)}
+        return open_tracker(run.tracker, Path(run.out), name, parameters)
 
     def _save_due(self) -> bool:
         paces = (self.recipe.save_every, self.config.milestone_every)

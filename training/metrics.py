@@ -13,6 +13,7 @@ from typing import Any
 from model.atomic import remove_unfinished, writing_file
 from training.progress import span
 from training.state import StepTotals
+from training.tracking import BackgroundTracker
 
 METRICS_NAME = "metrics.jsonl"
 ANSWERS_NAME = "held_out.jsonl"  # answers to questions of held-out samples
@@ -26,15 +27,22 @@ class MetricsWriter:
         after: the step that is resumed from; later records, of steps that are about to be done
             again, are dropped.
         name: of the file.
+        tracker: gets the numbers of every record, too; closed with this.
     """
 
     def __init__(
-        self, folder: Path, after: int = 0, tensorboard: bool = True, name: str = METRICS_NAME
+        self,
+        folder: Path,
+        after: int = 0,
+        tensorboard: bool = True,
+        name: str = METRICS_NAME,
+        tracker: BackgroundTracker | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / name
         _truncate(self.path, after)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 closed by `close`
+        self.tracker = tracker
         self._board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -47,13 +55,17 @@ class MetricsWriter:
         """
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
+        if self.tracker is not None:
+            self.tracker.log(record["step"], dict(_scalars(record)))
         if self._board is not None:
             for name, value in _scalars(record):
                 self._board.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and the tracker."""
         self._file.close()
+        if self.tracker is not None:
+            self.tracker.close()
         if self._board is not None:
             self._board.close()
 

@@ -108,6 +108,7 @@ class RunConfig:
         nonfinite_limit: optimizer steps in a row with a loss or gradient that is not finite before
             the run fails.
         tensorboard: also write TensorBoard event files.
+        tracker: also record the run in MLflow or Weights & Biases, see `training.tracking`.
     """
 
     variant: str
@@ -160,6 +161,7 @@ class RunConfig:
     on_other_state: OtherState = "refuse"
     nonfinite_limit: PositiveInt = 3
     tensorboard: bool = True
+    tracker: Literal["mlflow", "wandb"] | None = None
 
     def __post_init__(self) -> None:
         self.recipe  # noqa: B018 names an unknown variant, stage or module
