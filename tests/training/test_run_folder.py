@@ -243,12 +243,13 @@ def test_the_tokenizer_is_missed_at_the_start_and_not_at_the_end(tmp_path):
     shutil.copytree(tiny_base(), tmp_path / "start")
     run = make_run(tmp_path, start=str(tmp_path / "start"), max_steps=2)
 
-    def loader(*given):
-        shutil.rmtree(tmp_path / "start")  # while the run goes on
-        return GeneratedLoader(*given)
+    class CleaningUp(GeneratedLoader):
+        def __iter__(self):
+            shutil.rmtree(tmp_path / "start")  # while the run goes on
+            yield from super().__iter__()
 
     with single_rank() as ranks:
-        train(run, ranks, Reporter(), loader)
+        train(run, ranks, Reporter(), CleaningUp)
     assert (Path(run.out) / "export/tokenizer.json").read_bytes() == (
         tiny_base() / "tokenizer.json"
     ).read_bytes()
