@@ -4,6 +4,7 @@ from the part that the video belongs to.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,9 +158,9 @@ def _beside(storage: Storage, folder: str, start: str) -> list[str]:
     ]
 
 
-def leftovers(storage: Storage, video: str, parts: Sequence[str]) -> list[str]:
-    """Local paths of copies that no product knows: unfinished downloads, and files that were set
-    aside as damaged.
+def leftovers(storage: Storage, video: str) -> list[str]:
+    """Local paths of copies that no product knows: unfinished downloads, and this machine's copies
+    of a remote root.
     """
     source, _, identifier = video.partition("/")
     found: set[Path] = set()
@@ -170,16 +171,16 @@ def leftovers(storage: Storage, video: str, parts: Sequence[str]) -> list[str]:
     found.update(
         p for p in (incoming / "staged").rglob("*") if p.is_file() and p.name.split(".")[0] == last
     )
-    if storage.is_local:
-        found.update(_set_aside(Path(storage.root) / DAMAGED, video, parts))
     for copy in (storage.cache / "copies").glob("*"):
         for folder in (layout.VIDEOS, *(layout.features(name) for name in VARIANTS)):
-            found.update(p for p in (copy / folder / source).glob(f"{identifier}.*"))
+            found.update((copy / folder / source).glob(f"{glob.escape(identifier)}.*"))
     return sorted(str(path) for path in found)
 
 
-def _set_aside(damaged: Path, video: str, parts: Sequence[str]) -> Iterator[Path]:
-    """What was set aside of the video's own files, and of its part's rows."""
+def set_aside_copies(storage: Storage, video: str, parts: Sequence[str]) -> list[str]:
+    """What was set aside as damaged of the video's own files, and of rows of its parts, below the
+    root.
+    """
     own = [f"{layout.VIDEOS}/{video}.", f"{layout.QUARANTINE}/{video}."]
     own += [f"{layout.features(variant, video)}." for variant in VARIANTS]
     own += [f"{layout.ANNOTATIONS}.", f"{layout.REJECTED_ANNOTATIONS}."]
@@ -188,9 +189,11 @@ def _set_aside(damaged: Path, video: str, parts: Sequence[str]) -> Iterator[Path
         own += [f"{layout.conversations(part)}.", f"{layout.rejected_conversations(part)}."]
         folder = layout.shards(LONG_VIDEO_KIND, part)
         own += [f"{folder}.", f"{folder}/"]
-    for path in damaged.rglob("*"):
-        if path.is_file() and path.relative_to(damaged).as_posix().startswith(tuple(own)):
-            yield path
+    return [
+        name
+        for name in storage.list(DAMAGED)
+        if name.removeprefix(f"{DAMAGED}/").startswith(tuple(own))
+    ]
 
 
 def _annotations(storage: Storage, video: str) -> list[Holding]:

@@ -24,11 +24,18 @@ from assets.records.lineage import Lineage, is_recorded, product, record_name
 from assets.records.withdrawals import Withdrawal, Withdrawals, active_parts
 from assets.sources.base import PERMANENT, VIDEO_SUFFIXES
 from assets.sources.drop import DropSource
-from assets.tracing.holdings import Holdings, find_holdings, leftovers, question_files
+from assets.tracing.holdings import (
+    Holdings,
+    find_holdings,
+    leftovers,
+    question_files,
+    set_aside_copies,
+)
 from model.atomic import remove_unfinished
 from training.formats import layout
 from training.formats.hashing import hash_file
 from training.formats.kinds import LONG_VIDEO_KIND
+from training.formats.receipts import describe_files
 from training.formats.storage import Storage
 
 WITHDRAWN = "withdrawn"  # the reason in the catalogue
@@ -112,12 +119,13 @@ def plan_removal(storage: Storage, settings: Settings, video: str, reason: str) 
     recorded = Withdrawals.read(storage).videos.get(video) or Withdrawal.now(reason)
     holdings = find_holdings(storage, settings, video, before.parts if before else ())
     plan = Removal(video, recorded.reason, recorded.at, holdings.parts)
+    names = {holding.path for holding in holdings.found if holding.own}
+    names |= set(set_aside_copies(storage, video, holdings.parts))
     plan.removed = [
-        Removed(holding.path, storage.size(holding.path), hash_file(storage.local(holding.path)))
-        for holding in holdings.found
-        if holding.own
+        Removed(entry.path, entry.size, entry.hash.removeprefix("sha256:"))
+        for entry in describe_files(storage, names)
     ]
-    for path in leftovers(storage, video, holdings.parts):
+    for path in leftovers(storage, video):
         plan.removed += [
             Removed(str(file), file.stat().st_size, hash_file(file)) for file in _files(Path(path))
         ]
