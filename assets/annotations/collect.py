@@ -75,6 +75,11 @@ def collect_annotations(
     parts = VideoParts.read(storage)
     work = _Collection(storage, settings, log, before or AnnotationRecord(), parts)
     record = work.origins_of_today()
+    if not record.origins and before is None:
+        raise AnnotationError(
+            f"no annotation file in {', '.join(settings.annotations.paths)} (annotations.paths), "
+            f"and none in the landing folder ({settings.landing or 'none is set'})"
+        )
     seen = [
         [
             (origin.name, videos_of(storage, origin))

@@ -212,7 +212,7 @@ class HubFetcher(Fetcher):
             return [], {}
         try:
             return self._compared(earlier, here)
-        except TransferError as error:
+        except (TransferError, OperatorError) as error:
             self.log(f"{self.repo}: files that are there were not compared with it ({error})")
             return [], {}
 
