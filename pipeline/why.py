@@ -53,9 +53,10 @@ def why(storage: Storage, settings: Settings, video: str) -> list[str]:
         return [f"{storage.root} holds no annotations yet: materialize annotations first"]
     rows = catalogued_rows(storage, settings, video)
     name = plain_name(storage, video)
+    withdrawals = Withdrawals.read(storage)
     withdrawn = {
         known: entry
-        for known, entry in Withdrawals.read(storage).videos.items()
+        for known, entry in withdrawals.videos.items()
         if name in (known, known.partition("/")[2])
     }
     told = [f"{known}: withdrawn {entry.at}: {entry.reason}" for known, entry in withdrawn.items()]
@@ -67,6 +68,10 @@ def why(storage: Storage, settings: Settings, video: str) -> list[str]:
     lines = told
     for part, row in rows:
         lines += [f"{row.video}, {part}: {row.questions:,} question-answer pairs"]
+        if given_up := withdrawals.parts.get(part):
+            lines.append(
+                f"  {part} was given up {given_up.at}: {given_up.reason}; nothing is trained on it"
+            )
         lines += _acquisition(storage, row)
         if row.status == OK:
             lines += _later_steps(storage, settings, part, row)

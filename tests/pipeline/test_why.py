@@ -14,6 +14,7 @@ from assets.annotations.collect import collect_annotations
 from assets.conversations.grouping import group_part
 from assets.records.lineage import Lineage
 from assets.records.provenance import NotFoundError
+from assets.records.withdrawals import Withdrawal, Withdrawals
 from assets.shards.writer import write_long_video_part
 from pipeline.cli import main
 from pipeline.demo.servers import MediaServer
@@ -93,6 +94,18 @@ def test_videos_that_no_usable_row_asks_for(world):
     assert "no_answer" in answer(world, "mute")
     with pytest.raises(NotFoundError, match=r"no annotation file asks for it \(qa\.jsonl\)"):
         answer(world, "web/never-heard-of")
+
+
+def test_a_part_that_was_given_up_and_a_withdrawn_video_are_told_with_their_reasons(world):
+    storage, settings = world
+    collect_annotations(storage, settings, quiet)
+    build_catalogue(storage, settings, quiet)
+    at = "2026-01-02T03:04:05Z"
+    Withdrawals(
+        {"part0": Withdrawal("no videos", at)}, {"web/v2": Withdrawal("asked for", at)}
+    ).write(storage)
+    assert f"part0 was given up {at}: no videos; nothing is trained on it" in answer(world, "v1")
+    assert answer(world, "v2") == f"web/v2: withdrawn {at}: asked for"
 
 
 @pytest.mark.slow
