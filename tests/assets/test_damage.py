@@ -39,11 +39,11 @@ KINDS = [
 class World:
     """A deployment with one drop source and every asset of its long videos made."""
 
-    def __init__(self, folder, instance) -> None:
+    def __init__(self, folder, instance, root="root") -> None:
         from pipeline.definitions import definitions
 
         self.folder, self.instance, self.assets = folder, instance, definitions().assets
-        self.storage = Storage(str(folder / "root"))
+        self.storage = Storage(root if "://" in root else str(folder / root))
         rows = [
             {"video": name, "data_source": "ego4d", "question": f"What {n}?", "answer": "Red."}
             for name in ("a", "b")
@@ -52,7 +52,7 @@ class World:
         (folder / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         make_encoder(folder / "encoder", seed=1)
         settings = {
-            "root": "root",
+            "root": root,
             "parts": 1,
             "variants": ["tiny"],
             "annotations": {"paths": ["qa.jsonl"]},
