@@ -16,6 +16,7 @@ from assets.deployment.resources import Deployment
 from assets.deployment.settings import load_settings
 from assets.records.lineage import Lineage
 from assets.shards.writer import write_kind_part
+from pipeline.verify import WHOLE, verify_product
 from tests.assets.shards.roots import MIXTURE, make_root, quiet
 from training.formats.storage import Storage
 
@@ -112,14 +113,15 @@ def test_overrides_that_change_no_step_lead_to_the_same_folder(world):
 def test_a_stage_goes_on_under_harmless_overrides_and_mends_a_damaged_export(world):
     world.train()
     record, out, weights = world.record(), world.out, world.out / "export/model.safetensors"
-    assert record.damage(world.storage, full=True) == []
+    assert verify_product(world.storage, record).verdict == WHOLE
     whole = weights.read_bytes()
 
     damaged = bytearray(whole)
     damaged[-9] ^= 1
     weights.write_bytes(damaged)
-    (fault,) = record.damage(world.storage, full=True)
-    assert str(fault) == f"{record.folder}/export/model.safetensors has other content"
+    assert str(verify_product(world.storage, record)) == (
+        f"stage1[tiny]: CHANGED: {record.folder}/export/model.safetensors has other content"
+    )
     told = world.train()
     assert "export/model.safetensors has other content; set aside as damaged/result.json.1" in told
     assert "continuing from step-3" in told
@@ -127,7 +129,7 @@ def test_a_stage_goes_on_under_harmless_overrides_and_mends_a_damaged_export(wor
     assert (out / "damaged/export.1/model.safetensors").read_bytes() == damaged
     mended = world.record()
     assert mended.version == record.version
-    assert mended.damage(world.storage, full=True) == []
+    assert verify_product(world.storage, mended).verdict == WHOLE
 
     shutil.rmtree(out / "export")  # as it was after the second step
     shutil.rmtree(out / "state/step-3")
