@@ -22,6 +22,7 @@ from assets.deployment.partitions import STATIC_KEYS, dimension_names
 from assets.deployment.settings import load_settings
 from assets.records.lineage import product, split_product
 from assets.records.withdrawals import active_parts
+from training.formats.hashing import data_version
 from training.formats.storage import Storage
 
 # Of each evaluation: Dagster's view of it -> what is on record.
@@ -188,8 +189,11 @@ class NotTriedInVain(dg.AutomationCondition[dg.AssetKey]):
             )
             may_ask = not results[0].true_subset.is_empty
         chosen = []
+        settings = data_version(load_settings().model_dump(mode="json"))
         for name in _candidates(context):
-            digest, (before, since) = state.inputs_digest(name), asked.get(name, ("", 0.0))
+            # Other inputs, or other settings: what failed for a person may be mended by them.
+            digest = f"{state.inputs_digest(name)} {settings}"
+            before, since = asked.get(name, ("", 0.0))
             if before != digest:
                 if may_ask:
                     asked[name] = (digest, now)

@@ -104,8 +104,17 @@ class State:
         return [hold for other in self.wanted(name) if (hold := self._hold(other))]
 
     def inputs_digest(self, name: str) -> str:
-        """Changes when an input of a product changes, comes or goes."""
-        return data_version({other: self.version(other) for other in self.wanted(name)})
+        """Changes when an input of a product changes, comes, goes or is made again.
+
+        Made again counts, because that may be how somebody has mended it.
+        """
+        return data_version(
+            {
+                other: (self.version(other), record.run_id if record else "")
+                for other in self.wanted(name)
+                for record in [self.records.get(other)]
+            }
+        )
 
     def version(self, name: str) -> str | None:
         """The version of a product today; None where it was never made or never reached."""

@@ -125,11 +125,14 @@ class Days:
         inputs = self.started.pop(name, None) or self.read(name)
 
         @dg.asset(name=asset, partitions_def=node.partitions_def, check_specs=specs)
-        def stand_in() -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        def stand_in(
+            context: dg.AssetExecutionContext,
+        ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
             if error:
                 raise error
             failed = {str(check): "as in assets/records/publishing.py"} if blocked else {}
-            Lineage(name, version, inputs=inputs, failed=failed).write(self.storage)
+            record = Lineage(name, version, inputs=inputs, failed=failed, run_id=context.run_id)
+            record.write(self.storage)
             results = [
                 dg.AssetCheckResult(
                     check_name=spec.name,

@@ -71,6 +71,21 @@ def test_what_a_person_has_to_mend_or_has_started_is_not_tried_again(days, autom
         assert name not in days.tick(days=1)
 
 
+def test_what_a_person_has_mended_is_tried_again_by_itself(days, tmp_path):
+    """By a setting, or by making a damaged input again, though that gives the same bytes."""
+    name = due(days)
+    assert name in days.tick(minutes=0)
+    days.run(name, error=failure_for_a_person("too many samples were dropped"))
+    assert name not in days.tick()
+    write_settings(tmp_path, shards={"max_drop_share": 0.5})
+    assert name in days.tick()
+    days.run(name, error=failure_for_a_person("videos[part0|panda] is damaged"))
+    assert name not in days.tick()
+    days.run("videos[part0|panda]", version="1")
+    assert name in days.tick()
+    assert name not in days.tick()
+
+
 def test_a_training_that_the_machine_ended_is_tried_again_before_the_next_night(days):
     days.everything_made()
     days.now = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)

@@ -132,8 +132,8 @@ class Life:
                     self.instance.delete_dynamic_partition("part", key)
 
     def night(self) -> dict[str, bool]:
-        """A look outside, ticks until automation asks for nothing more, the evening's downloads, and
-        ticks again.
+        """A look outside, ticks until automation asks for nothing more, the evening's downloads,
+        and ticks again.
 
         Returns:
             What was made, in order -> whether its run succeeded.
