@@ -178,11 +178,11 @@ def _row(
 ) -> dict[str, str]:
     own = set(step.products)
     return {
-        "step": step.what,
-        "made": f"{len(own) - len(missing):,} of {len(own):,}" if own else "no parts yet",
+        "job": step.job,
+        "made": f"{len(own) - len(missing):,}/{len(own):,}" if own else "none",
         "broken": str(sum(row["product"] in own for row in broken) or ""),
         "out of date": str(sum(row["product"] in own for row in stale) or ""),
-        "job": step.job,
+        "makes": step.what,
     }
 
 

@@ -66,7 +66,8 @@ def test_an_empty_deployment_says_where_to_begin(world):
         "03_shard_llava",
         "04_acquire_videos",
     ]
-    assert found.steps[2]["made"] == "no parts yet"
+    assert found.steps[0]["made"] == "0/4"
+    assert found.steps[2]["made"] == "none"  # there are no parts yet
 
 
 def test_the_first_step_with_something_missing_is_next(world):
