@@ -21,7 +21,7 @@ from tests.assets.shards.roots import make_conversations, make_root, quiet, sett
 from tests.training.fake_training import start
 from tests.training.generated_samples import losses, make_run, sample_ids
 from tests.training.shard_runs import write_video_features
-from training.checkpoint import committed
+from training.checkpoint_folder import committed
 from training.run_config import RunConfig
 from training.supervise import PREEMPTED
 
