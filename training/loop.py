@@ -264,7 +264,9 @@ class Trainer:
             except StopRequested:
                 raise Preempted(self._save_and_stop("asked to stop")) from None
             except MachineFault as fault:
-                raise MachineFault(self._save_and_stop(str(fault))) from fault
+                stopped = self.ranks.max(self.stop_request.made())[0]
+                text = self._save_and_stop(str(fault))
+                raise (Preempted if stopped else MachineFault)(text) from fault
 
     def _tracker(self) -> BackgroundTracker | None:
         """The run at a tracking server, under the name of its identity."""

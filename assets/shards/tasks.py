@@ -205,7 +205,9 @@ def _llava_samples(
             if row and row.get("id") not in (None, ""):
                 name += f":{row['id']}"
             try:
-                sample = to_sample(row, task.kind, name, read_image, video_duration, changed)
+                left_out = Counter[str]()
+                sample = to_sample(row, task.kind, name, read_image, video_duration, left_out)
+                changed.update(left_out)
                 yield name, sample
             except (Dropped, RefusedImage) as reason:
                 yield name, reason
