@@ -11,6 +11,7 @@ system, and a root that was copied has others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import orjson
 
@@ -74,7 +75,8 @@ def record_files(storage: Storage, name: str, files: Sequence[FileEntry]) -> Non
     """
     write_list(storage, list_name(name), files)
     earlier, stamps = _read_stamps(storage, name), Stamps()
-    for entry in files:
+
+    def remember(entry: FileEntry) -> None:
         before = earlier.known.get(entry.path)
         if before is None or before[0] != entry.hash:
             stamps.record(storage, [entry])
@@ -82,6 +84,9 @@ def record_files(storage: Storage, name: str, files: Sequence[FileEntry]) -> Non
             stamps.known[entry.path] = before
         if entry.path.endswith(LIST_SUFFIX):
             _stamp_listed(storage, entry, earlier, stamps)
+
+    with ThreadPoolExecutor(16) as pool:  # remote roots answer slowly, but many at once
+        list(pool.map(remember, files))
     _write_stamps(storage, name, stamps)
 
 
