@@ -92,3 +92,25 @@ def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path):
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(ValueError, match="mapping"):
         load_settings(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("automation", "words"),
+    [
+        ({"time_zone": "Berlin"}, "'Berlin' is no time zone; names are like UTC or Europe/Berlin"),
+        ({"training_at": "2 o'clock"}, '"2 o\'clock" is not a cron line of five fields'),
+        ({"downloads_at": "0 25 * * *"}, "'0 25 * * *' is not a cron line of five fields"),
+        ({"downloads_at": "@daily"}, "'@daily' is not a cron line of five fields"),
+    ],
+)
+def test_a_time_or_a_zone_that_does_not_exist_is_refused(tmp_path, automation, words):
+    with pytest.raises(ValueError) as error:
+        load_settings(written(tmp_path, automation=automation))
+    assert words in str(error.value)
+
+
+def test_times_are_those_of_the_zone_that_the_settings_name(tmp_path):
+    chosen = {"time_zone": "Europe/Berlin", "training_at": "30 1 * * 6"}
+    automation = load_settings(written(tmp_path, automation=chosen)).automation
+    assert (automation.time_zone, automation.training_at) == ("Europe/Berlin", "30 1 * * 6")
+    assert automation.downloads_at == "0 20 * * *"
