@@ -237,6 +237,16 @@ def _in_folder(
         return ((video, (missing, f"the run's {key} is empty")) for video in videos)
     storage = Storage(root)
     sizes = wait_out(storage.sizes, run.machine_wait_s)
+    largest = max((size or 0 for size in sizes.values()), default=0)
+    key, room = (
+        ("features_cache_bytes", run.features_cache_bytes)
+        if what == "features"
+        else ("shard_cache_bytes", run.shard_cache_bytes)
+    )
+    if not storage.is_local and largest > room:
+        raise ValueError(
+            f"{key} is {room:,}, but a file in {root} has {largest:,}; set it to several times that"
+        )
     if not sizes:
         if storage.is_local and not Path(storage.root).is_dir():
             return ((video, (missing, f"{root} is not there")) for video in videos)

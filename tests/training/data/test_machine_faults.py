@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
+import fsspec
 import pytest
 from streaming.base.format.mds import MDSReader
 
@@ -211,6 +212,17 @@ def test_a_cache_smaller_than_one_shard_is_refused_by_its_name(pristine, tmp_pat
         fields = remote(store, pristine, tmp_path, shard_cache_bytes=1000)
         with pytest.raises(ValueError, match=r"shard_cache_bytes is 1,000, but a shard has"):
             loader_of(pristine, **fields)
+
+
+def test_a_cache_smaller_than_one_feature_file_is_refused_by_its_name(pristine, tmp_path):  # noqa: F811
+    memory, root = fsspec.filesystem("memory"), f"/{tmp_path.name}"
+    for path in (pristine.root / "features").rglob("*.safetensors"):
+        name = path.relative_to(pristine.root / "features")
+        memory.pipe_file(f"{root}/{name}", path.read_bytes())
+    fields = {"features_root": f"memory:/{root}", "features_cache": str(tmp_path / "cache")}
+    with pytest.raises(ValueError, match=r"features_cache_bytes is 1,000, but a file in"):
+        loader_of(pristine, **fields, features_cache_bytes=1000)
+    assert ids(loader_of(pristine, **fields)) == ids(loader_of(pristine))
 
 
 def test_copies_of_shards_are_kept_where_the_run_says(pristine, tmp_path):  # noqa: F811
