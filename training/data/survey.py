@@ -236,7 +236,10 @@ def _in_folder(
         key = "features_root" if what == "features" else "videos_root"
         return ((video, (missing, f"the run's {key} is empty")) for video in videos)
     storage = Storage(root)
-    sizes = wait_out(storage.sizes, run.machine_wait_s)
+    try:
+        sizes = wait_out(storage.sizes, run.machine_wait_s)
+    except FileNotFoundError:  # a store over HTTP that lists no folders
+        sizes = {}
     largest = max((size or 0 for size in sizes.values()), default=0)
     key, room = (
         ("features_cache_bytes", run.features_cache_bytes)
