@@ -12,7 +12,7 @@ from collections.abc import Callable
 import dagster as dg
 
 from assets.deployment.partitions import part_partitions
-from assets.records.lineage import Lineage, all_records
+from assets.records.lineage import Lineage, all_records, split_product
 from assets.records.rendering import table
 from assets.records.withdrawals import active_parts
 from pipeline.definitions import definitions
@@ -37,27 +37,17 @@ def recover(instance: dg.DagsterInstance, storage: Storage, log: Callable[[str],
     position = {
         key.to_user_string(): number for number, key in enumerate(graph.toposorted_asset_keys)
     }
-    records = [record for record in all_records(storage) if _asset(record) in position]
+    records = {split_product(record.product): record for record in all_records(storage)}
+    places = [place for place in records if place[0] in position]
     recovered = 0
-    for record in sorted(records, key=lambda record: position[_asset(record)]):
-        key = dg.AssetKey(_asset(record))
-        partition = _partition(record)
+    for asset, partition in sorted(places, key=lambda place: position[place[0]]):
+        record, key = records[asset, partition], dg.AssetKey(asset)
         if record.failed or _known(instance, key, partition):
             continue
         instance.report_runless_asset_event(_materialization(record, key, partition))
         recovered += 1
         log(f"{record.product}  {record.version[:12]}")
     return recovered
-
-
-def _asset(record: Lineage) -> str:
-    """`features` of the product `features[part0|tiny]`."""
-    return record.product.partition("[")[0]
-
-
-def _partition(record: Lineage) -> str | None:
-    """`part0|tiny` of the product `features[part0|tiny]`; None where there is no partition."""
-    return record.product.partition("[")[2].removesuffix("]") or None
 
 
 def _known(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> bool:
