@@ -61,7 +61,7 @@ DO_NOT_COUNT = {
     "max_dropped_share": 0.5, "keep": 5, "milestone_every": 3, "continue_from": 4,
     "on_other_state": "set_aside", "nonfinite_limit": 9, "tensorboard": False,
     "held_out_every": 7, "held_out_samples": 8,
-    "shard_cache": "/elsewhere", "shard_cache_bytes": 1, "machine_wait_s": 1.0,
+    "shard_cache": "/elsewhere", "shard_cache_bytes": 1, "machine_wait_s": 1.0, "tracker": "mlflow",
 }  # fmt: skip
 
 
