@@ -90,8 +90,9 @@ class Nights:
 
     def passes(self) -> set[str]:
         """The partitions that the evening asks for."""
-        context = dg.build_schedule_context(self.instance, scheduled_execution_time=self.night)
-        asked = download_nightly(context, deployment=self.deployment)
+        at = self.night
+        with dg.build_schedule_context(self.instance, scheduled_execution_time=at) as context:
+            asked = download_nightly(context, deployment=self.deployment)
         self.night += dt.timedelta(days=1)
         return (
             {str(request.partition_key) for request in asked} if isinstance(asked, list) else set()
@@ -186,8 +187,9 @@ def test_what_is_still_being_fetched_is_not_asked_for_twice(nights):
 def test_each_evening_asks_once_for_runs_that_the_job_accepts(nights):
     nights.catalogue()
     nights.becomes(panda=PENDING, youcook2=OK, ego4d=OK)
-    context = dg.build_schedule_context(nights.instance, scheduled_execution_time=FIRST_NIGHT)
-    (request,) = download_nightly(context, deployment=nights.deployment)
+    at = FIRST_NIGHT
+    with dg.build_schedule_context(nights.instance, scheduled_execution_time=at) as context:
+        (request,) = download_nightly(context, deployment=nights.deployment)
     assert request.run_key == "2026-03-02:part0|panda"
     assert request.partition_key in source_and_part.get_partition_keys(
         dynamic_partitions_store=nights.instance
