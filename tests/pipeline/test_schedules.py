@@ -1,6 +1,7 @@
 """Several nights of a deployment: which videos are asked for again, and which are left alone."""
 
 import datetime as dt
+import gc
 import json
 from pathlib import Path
 
@@ -103,6 +104,9 @@ class Nights:
 def nights(tmp_path):
     with dg.instance_for_test() as instance:
         yield Nights(tmp_path, instance)
+        # An evaluation leaves an instance that it has entered. Collected after the end of this one,
+        # it would make Dagster look into this one's storage in another test.
+        gc.collect()
 
 
 def test_before_there_is_a_catalogue_nothing_is_asked_for(nights):
