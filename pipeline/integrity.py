@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
 
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
-from assets.records.lineage import Lineage, all_records, is_recorded, product
+from assets.records.lineage import Lineage, all_records, is_recorded, product, split_product
 from assets.records.product_files import (
     LIST_SUFFIX,
     find_listed_damage,
@@ -89,9 +92,11 @@ def _intact_check(asset: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
     return intact
 
 
-def _evaluation(finding: Finding) -> dg.AssetCheckEvaluation:
+def _evaluation(
+    finding: Finding, target: AssetCheckEvaluationTargetMaterializationData | None = None
+) -> dg.AssetCheckEvaluation:
     """What was found of a product, as its check says it."""
-    asset, _, partition = finding.product.partition("[")
+    asset, partition = split_product(finding.product)
     description = str(finding)
     if finding.wrong:
         description += ". Materialize it again: what is damaged is set aside, and made anew"
@@ -102,7 +107,8 @@ def _evaluation(finding: Finding) -> dg.AssetCheckEvaluation:
         severity=dg.AssetCheckSeverity.ERROR if finding.wrong else dg.AssetCheckSeverity.WARN,
         description=description,
         blocking=False,
-        partition=partition.rstrip("]") or None,
+        partition=partition,
+        target_materialization_data=target,
         metadata={
             "files": finding.files,
             "bytes": finding.bytes,
@@ -152,7 +158,7 @@ def look_through(
     records = [
         record
         for record in all_records(storage)
-        if record.receipt and record.product.partition("[")[0] not in WITHOUT_FILES
+        if record.receipt and record.asset not in WITHOUT_FILES
     ]
     fresh = {
         record.product: looks[record.product]
@@ -238,8 +244,9 @@ def _look_through_bytes(context: dg.OpExecutionContext, deployment: Deployment) 
         return
     wrong = []
     for finding in look_through(storage, budget, context.log.info):
-        evaluation = _evaluation(finding)
-        context.instance.report_runless_asset_event(_aimed(context.instance, evaluation))
+        evaluation = _evaluation(finding, _newest(context.instance, finding.product))
+        # An event of this run: without a run, Dagster keeps one finding of a partition for ever.
+        context.log_event(evaluation)
         context.log.log("ERROR" if finding.wrong else "INFO", str(finding))
         if finding.wrong:
             wrong.append(finding.product)
@@ -251,32 +258,21 @@ def _look_through_bytes(context: dg.OpExecutionContext, deployment: Deployment) 
         )
 
 
-def _aimed(
-    instance: dg.DagsterInstance, evaluation: dg.AssetCheckEvaluation
-) -> dg.AssetCheckEvaluation:
-    """The evaluation with the materialization that it speaks of."""
+def _newest(
+    instance: dg.DagsterInstance, name: str
+) -> AssetCheckEvaluationTargetMaterializationData | None:
+    """The materialization that a finding about a product speaks of."""
+    asset, partition = split_product(name)
     found = instance.fetch_materializations(
         dg.AssetRecordsFilter(
-            asset_key=evaluation.asset_key,
-            asset_partitions=[evaluation.partition] if evaluation.partition else None,
+            asset_key=dg.AssetKey(asset), asset_partitions=[partition] if partition else None
         ),
         limit=1,
     ).records
     if not found:
-        return evaluation
-    target = dg.AssetCheckEvaluationTargetMaterializationData(
+        return None
+    return AssetCheckEvaluationTargetMaterializationData(
         storage_id=found[0].storage_id, run_id=found[0].run_id, timestamp=found[0].timestamp
-    )
-    return dg.AssetCheckEvaluation(
-        asset_key=evaluation.asset_key,
-        check_name=evaluation.check_name,
-        passed=evaluation.passed,
-        metadata=evaluation.metadata,
-        target_materialization_data=target,
-        severity=evaluation.severity,
-        description=evaluation.description,
-        blocking=evaluation.blocking,
-        partition=evaluation.partition,
     )
 
 

@@ -174,6 +174,27 @@ def test_a_night_records_failed_checks_on_the_products_and_fails(deployment, sto
     assert said.startswith(f"1 products are damaged: {videos}. ")
 
 
+def test_every_round_of_nights_records_its_finding_on_the_newest_materialization(
+    deployment, storage
+):
+    videos, partition = f"videos[{VIDEOS}]", str(VIDEOS)
+    made = dg.AssetMaterialization("videos", partition=partition)
+    with dg.instance_for_test() as instance:
+        instance.report_runless_asset_event(dg.AssetMaterialization("annotations"))
+        instance.report_runless_asset_event(made)
+        for night in range(4):
+            if night == 2:  # between the first finding about the videos and the second one
+                assert latest(instance, "videos", partition).passed
+                flip(storage, FILES[videos][0])
+            check_integrity.execute_in_process(
+                instance=instance, resources={"deployment": deployment}, raise_on_error=False
+            )
+        found = latest(instance, "videos", partition)
+        (record,) = instance.fetch_materializations(made.asset_key, limit=1).records
+    assert not found.passed
+    assert found.target_materialization_data.storage_id == record.storage_id
+
+
 def test_nothing_is_read_of_an_object_store_unless_it_is_asked_for(deployment):
     from pipeline.integrity import LOCAL_PACE, bytes_per_night
 
