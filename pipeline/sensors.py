@@ -25,9 +25,8 @@ from training.formats.storage import Storage
 warnings.filterwarnings("ignore", category=dg.BetaWarning, message=".*use_user_code_server")
 
 WATCH_INTERVAL_S = 300
-LOOKS_RECORDED = (
-    4  # looks that are recorded, though nothing changed, before the UI calls it overdue
-)
+# Looks that are recorded, though nothing changed, before the UI calls it overdue.
+LOOKS_RECORDED = 4
 PARTS = str(part_partitions.name)
 _AUTOMATION = load_settings().automation
 

@@ -108,7 +108,7 @@ def verify(
     Raises:
         OSError: a file is there and cannot be read.
     """
-    chosen = [r for r in _origins_first(records) if _asset(r) not in WITHOUT_FILES]
+    chosen = [r for r in _origins_first(records) if r.asset not in WITHOUT_FILES]
     total = sum(record.bytes for record in chosen)
     progress = Progress(log, total, "bytes read") if log and total else None
     return Verification(
@@ -137,9 +137,9 @@ def _origins_first(records: Iterable[Lineage]) -> list[Lineage]:
 
 def _table_damage(storage: Storage, record: Lineage) -> list[Damage]:
     """The table of a source's videos of one part holds the hash of its own rows."""
-    if _asset(record) != "videos":
+    if record.asset != "videos":
         return []
-    part, _, source = record.product.partition("[")[2].rstrip("]").partition("|")
+    part, _, source = (record.partition or "").partition("|")
     name = snapshot_name(source, part)
     if not storage.exists(name):
         return [Damage(name, "is missing")]
@@ -148,10 +148,6 @@ def _table_damage(storage: Storage, record: Lineage) -> list[Damage]:
     except DamagedTableError:
         return [Damage(name, "has other content")]
     return []
-
-
-def _asset(record: Lineage) -> str:
-    return record.product.partition("[")[0]
 
 
 def _amount(files: int, size: int) -> str:

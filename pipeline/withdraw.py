@@ -10,6 +10,7 @@ from pydantic import Field
 
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
+from assets.records.lineage import split_product
 from assets.records.provenance import NotFoundError
 from assets.records.publishing import errors_for_people
 from assets.records.withdrawals import Withdrawal
@@ -83,10 +84,10 @@ def _pieces(products: list[str]) -> dict[dg.AssetKey, list[str] | None]:
     """Asset -> partitions of some products."""
     pieces: dict[dg.AssetKey, list[str] | None] = {}
     for name in products:
-        asset, _, partition = name.partition("[")
+        asset, partition = split_product(name)
         key = dg.AssetKey(asset)
         if partition:
-            pieces[key] = [*(pieces.get(key) or []), partition.removesuffix("]")]
+            pieces[key] = [*(pieces.get(key) or []), partition]
         else:
             pieces[key] = None
     return pieces

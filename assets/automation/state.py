@@ -14,6 +14,7 @@ from functools import cached_property
 from itertools import product as combinations
 
 from assets.records.lineage import Lineage, product, split_product
+from assets.records.sentences import listed
 from training.formats.hashing import data_version
 
 # Partitions of this dimension come from new data. All others are as many as the settings, or the
@@ -95,7 +96,7 @@ class State:
         ]
         gone = [other for other in record.inputs if self._left(name, other, wanted)]
         reasons = (("changed", changed), ("new", new), ("no longer there", gone))
-        return [f"{what}: {_named(names)}" for what, names in reasons if names]
+        return [f"{what}: {listed(names, SHOWN)}" for what, names in reasons if names]
 
     def holds(self, name: str) -> list[str]:
         """What a product waits for, each a clause that names the first cause; none where its inputs
@@ -168,8 +169,7 @@ class State:
         """Asset -> the assets that its products were made from, of assets with any product."""
         found: dict[str, set[str]] = {}
         for record in self.records.values():
-            asset = split_product(record.product)[0]
-            found.setdefault(asset, set()).update(split_product(i)[0] for i in record.inputs)
+            found.setdefault(record.asset, set()).update(split_product(i)[0] for i in record.inputs)
         return found
 
     def _hold(self, name: str) -> str | None:
@@ -181,8 +181,7 @@ class State:
     def _find_hold(self, name: str) -> str | None:
         record = self.records.get(name)
         if record is not None:
-            failed = "; ".join(f"{check}: {says}" for check, says in record.failed.items())
-            return f"{name} did not pass its checks ({failed})" if failed else None
+            return f"{name} did not pass its checks ({record.faults})" if record.failed else None
         if not self.graph[split_product(name)[0]].made:
             return None
         cause = next((hold for other in self.wanted(name) if (hold := self._hold(other))), None)
@@ -195,8 +194,3 @@ class State:
 
 def _short(version: str) -> str:
     return version[:12]
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"

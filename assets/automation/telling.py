@@ -88,7 +88,7 @@ def failed_checks(state: State) -> dict[str, str]:
         name for asset, node in state.graph.items() if node.made for name in state.products(asset)
     }
     return {
-        name: "; ".join(f"{check}: {says}" for check, says in record.failed.items())
+        name: record.faults
         for name, record in state.records.items()
         if record.failed and name in there
     }

@@ -21,7 +21,9 @@ from assets.records.product_files import (
     record_files,
     register_name,
     set_aside_damage,
+    split_product,
 )
+from assets.records.sentences import listed
 from training.formats import layout
 from training.formats.receipts import Advance, Damage, FileEntry
 from training.formats.storage import Storage
@@ -33,12 +35,6 @@ NAMED = 5  # damaged files that a sentence names; the rest is counted
 def product(asset: str, partition: str | None = None) -> str:
     """`asset` or `asset[partition]`."""
     return f"{asset}[{partition}]" if partition else asset
-
-
-def split_product(name: str) -> tuple[str, str | None]:
-    """Asset and partition of a product; None where there is no partition."""
-    asset, _, partition = name.partition("[")
-    return asset, partition.removesuffix("]") or None
 
 
 def origin_name(storage: Storage, path: Path) -> str:
@@ -89,6 +85,21 @@ class Lineage:
         if self.folder:
             storage.write_json(f"{self.folder}/{LINEAGE_NAME}", asdict(self))
         storage.write_json(record_name(self.product), asdict(self))
+
+    @property
+    def asset(self) -> str:
+        """`features` of the product `features[part0|tiny]`."""
+        return split_product(self.product)[0]
+
+    @property
+    def partition(self) -> str | None:
+        """`part0|tiny` of it; None where there is no partition."""
+        return split_product(self.product)[1]
+
+    @property
+    def faults(self) -> str:
+        """What its failed checks found, in a clause; empty where it passed."""
+        return "; ".join(f"{check}: {says}" for check, says in self.failed.items())
 
     def with_files(self, storage: Storage, files: Sequence[FileEntry]) -> Lineage:
         """The record with the list of the product's files, which is written here; the record
@@ -226,5 +237,4 @@ def _check_whole(storage: Storage, records: Sequence[Lineage]) -> None:
 
 def describe_damage(name: str, damage: Sequence[Damage]) -> str:
     """What is damaged of a product, in a clause."""
-    more = f" and {len(damage) - NAMED:,} more" if len(damage) > NAMED else ""
-    return f"{name}: {', '.join(map(str, damage[:NAMED]))}{more}"
+    return f"{name}: {listed(damage, NAMED)}"

@@ -96,7 +96,7 @@ def event(record: Lineage) -> RunEvent:
         producer=PRODUCER,
         eventType=State.COMPLETE,
         run=Run(str(uuid.uuid5(uuid.NAMESPACE_URL, key))),
-        job=Job(namespace, record.product.partition("[")[0]),
+        job=Job(namespace, record.asset),
         inputs=[
             InputDataset(namespace, name, facets=version(text))
             for name, text in sorted(record.inputs.items())

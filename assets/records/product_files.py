@@ -10,8 +10,9 @@ system, and a root that was copied has others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import orjson
 
@@ -31,10 +32,16 @@ from training.formats.storage import Storage
 LIST_SUFFIX = ".files.json"
 
 
+def split_product(name: str) -> tuple[str, str | None]:
+    """Asset and partition of a product; None where there is no partition."""
+    asset, _, partition = name.partition("[")
+    return asset, partition.removesuffix("]") or None
+
+
 def register_name(folder: str, name: str, suffix: str) -> str:
     """Where something about product `name` lies in `folder`, relative to the storage root."""
-    asset, _, partition = name.partition("[")
-    return f"{folder}/{asset}/{partition.rstrip(']').replace('|', '+') or 'all'}{suffix}"
+    asset, partition = split_product(name)
+    return f"{folder}/{asset}/{(partition or 'all').replace('|', '+')}{suffix}"
 
 
 def list_name(name: str) -> str:
@@ -186,16 +193,13 @@ def find_product_damage(
         files = []
     if list_hash(files) != recorded:
         return [Damage(list_name(name), "has other content")]
-    stamps = _read_stamps(storage, name)
-    before = dict(stamps.known)
-    found = find_damage(storage, files, stamps, full, advance)
-    if lists:
-        damaged = {damage.path for damage in found}
-        for entry in files:
-            if entry.path.endswith(LIST_SUFFIX) and entry.path not in damaged:
-                found += find_listed_damage(storage, entry, stamps, full=full, advance=advance)
-    if stamps.known != before:
-        _write_stamps(storage, name, stamps)
+    with _kept_stamps(storage, name) as stamps:
+        found = find_damage(storage, files, stamps, full, advance)
+        if lists:
+            damaged = {damage.path for damage in found}
+            for entry in files:
+                if entry.path.endswith(LIST_SUFFIX) and entry.path not in damaged:
+                    found += find_listed_damage(storage, entry, stamps, full=full, advance=advance)
     return found
 
 
@@ -203,12 +207,8 @@ def find_file_damage(storage: Storage, name: str, files: Iterable[FileEntry]) ->
     """Files of a product that are not what their entries say, whether they are in its receipt yet
     or not. What is found to be whole is remembered.
     """
-    stamps = _read_stamps(storage, name)
-    before = dict(stamps.known)
-    found = find_damage(storage, files, stamps)
-    if stamps.known != before:
-        _write_stamps(storage, name, stamps)
-    return found
+    with _kept_stamps(storage, name) as stamps:
+        return find_damage(storage, files, stamps)
 
 
 def find_listed_damage(
@@ -275,6 +275,16 @@ def set_files_aside(
 def describe_folder(storage: Storage, folder: str) -> list[FileEntry]:
     """Entries of all files below the folder of a product that was just made."""
     return describe_files(storage, storage.list(folder))
+
+
+@contextmanager
+def _kept_stamps(storage: Storage, name: str) -> Iterator[Stamps]:
+    """The stamps of a product; what the block learns of its files is kept."""
+    stamps = _read_stamps(storage, name)
+    before = dict(stamps.known)
+    yield stamps
+    if stamps.known != before:
+        _write_stamps(storage, name, stamps)
 
 
 def _stamps_name(name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from assets.records.lineage import LINEAGE_NAME, Lineage, all_records, require_root
+from assets.records.sentences import listed
 from training.formats.storage import Storage
 
 NAMED = 12  # products that a message names; the rest is counted
@@ -47,8 +48,8 @@ class Register:
         if len(begun) == 1:
             return begun[0]
         if begun:
-            raise ValueError(f"{text!r} may be {_some(begun)}: give the whole name")
-        known = _some(sorted(self.records)) or "none; nothing was materialized yet"
+            raise ValueError(f"{text!r} may be {listed(begun, NAMED)}: give the whole name")
+        known = listed(sorted(self.records), NAMED) or "none; nothing was materialized yet"
         raise NotFoundError(
             f"{text!r} is neither a product, nor a path inside of one, nor a catalogued video "
             f"under {self.storage.root} (products: {known})"
@@ -114,8 +115,3 @@ class Register:
         counts = ", ".join(f"{count:,} {what}" for what, count in list(record.counts.items())[:4])
         failed = f"  ! did not pass: {', '.join(record.failed)}" if record.failed else ""
         return f"{name}  {record.version[:12]}  {counts}{failed}"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"

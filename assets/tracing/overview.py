@@ -67,7 +67,7 @@ def overview(state: State, settings: Settings, withdrawals: Withdrawals) -> Over
     broken = [
         {
             "product": record.product,
-            "why": "; ".join(f"{check}: {says}" for check, says in record.failed.items())[:300],
+            "why": record.faults[:300],
             "job": wanted[record.product].job,
         }
         for record in known

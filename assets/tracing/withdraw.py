@@ -20,7 +20,7 @@ from pathlib import Path
 from assets.annotations.catalogue import Catalogue, snapshot_name
 from assets.deployment.settings import Settings
 from assets.evaluation.questions import read_questions
-from assets.records.lineage import Lineage, is_recorded, product, record_name
+from assets.records.lineage import Lineage, is_recorded, product, record_name, split_product
 from assets.records.withdrawals import Withdrawal, Withdrawals, active_parts
 from assets.sources.base import PERMANENT, VIDEO_SUFFIXES
 from assets.sources.drop import DropSource
@@ -210,8 +210,8 @@ def _products(storage: Storage, holdings: Holdings) -> list[str]:
     names |= {"annotations", "catalogue"} if "annotations" in names else set()
     kept = set()
     for name in names:
-        asset, _, partition = name.partition("[")
-        part = partition.rstrip("]").partition("|")[0]
+        asset, partition = split_product(name)
+        part, _, second = (partition or "").partition("|")
         if is_recorded(storage, name) and (not part or part in active):
             kept.add(name)
         # A video of a part belongs to that part's files of features, whichever part is asked first.
@@ -219,13 +219,13 @@ def _products(storage: Storage, holdings: Holdings) -> list[str]:
             kept |= {
                 again
                 for other in active
-                if is_recorded(storage, again := f"features[{other}|{partition.partition('|')[2]}")
+                if is_recorded(storage, again := product("features", f"{other}|{second}"))
             }
     return _in_order(kept)
 
 
 def _in_order(names: set[str]) -> list[str]:
-    return sorted(names, key=lambda name: (REBUILT.index(name.partition("[")[0]), name))
+    return sorted(names, key=lambda name: (REBUILT.index(split_product(name)[0]), name))
 
 
 def _by_hand(

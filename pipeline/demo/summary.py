@@ -55,7 +55,7 @@ def print_summary(client: DagsterClient, storage: Storage) -> None:
     """Print a row for each asset and what each stage and the evaluation came to."""
     by_asset: dict[str, list[Lineage]] = {}
     for record in all_records(storage):
-        by_asset.setdefault(record.product.partition("[")[0], []).append(record)
+        by_asset.setdefault(record.asset, []).append(record)
     runs = client.runs(
         sorted({record.run_id for records in by_asset.values() for record in records})
     )

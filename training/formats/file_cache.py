@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from model.atomic import writing_file
@@ -78,25 +79,24 @@ class FileCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(self.folder / f"lock-{int(name[:2], 16) % LOCKS}"):
                 if not target.exists():
-                    self._fetch_whole(rel, target, size, xxh64, check)
+                    self._fetch_whole(
+                        partial(self._fetch, rel, target, size, xxh64, check),
+                        lambda: size or self.storage.size(rel),
+                    )
         os.utime(target)
         return target
 
-    def _fetch_whole(
-        self,
-        rel: str,
-        target: Path,
-        size: int | None,
-        xxh64: str | None,
-        check: Callable[[Path], None] | None,
-    ) -> None:
+    def _fetch_whole(self, fetch: Callable[[], None], size: Callable[[], int]) -> None:
         """Fetch a file; once more where what came is not right, which the way may have done, and as
         long as a full disk has copies of this cache to give.
+
+        Args:
+            size: of the file, asked for where the disk is full.
         """
         again = True
         while True:
             try:
-                return self._fetch(rel, target, size, xxh64, check)
+                return fetch()
             except DamagedFileError:
                 if not again:
                     raise
@@ -104,7 +104,7 @@ class FileCache:
                 self.storage.forget_listings()
             except OSError as error:
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                if not full or not self._make_room(size or self.storage.size(rel)):
+                if not full or not self._make_room(size()):
                     raise
 
     def _make_room(self, needed: int) -> bool:
