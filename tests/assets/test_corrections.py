@@ -16,10 +16,10 @@ import yaml
 
 from assets.annotations.catalogue import read_catalogue
 from assets.deployment.parts import part_of
-from assets.deployment.resources import Deployment
 from assets.records.lineage import Lineage
 from pipeline.definitions import definitions
 from tests.assets.test_materializing import shown
+from tests.materializing import materialize_asset
 from tests.model.media import clips
 from training.formats import layout
 from training.formats.storage import Storage
@@ -74,14 +74,7 @@ class World:
         write(self.folder / "landing" / name, rows)
 
     def make(self, asset: str, partition: object = None) -> dict:
-        result = dg.materialize(
-            self.defs.assets,
-            selection=dg.AssetSelection.assets(asset),
-            partition_key=partition,
-            instance=self.instance,
-            resources={"deployment": Deployment(config=str(self.folder / "deployment.yaml"))},
-            raise_on_error=False,
-        )
+        result = materialize_asset(self.defs.assets, self.instance, self.folder, asset, partition)
         return shown(result, asset)
 
     def collect(self) -> tuple[dict, dict]:

@@ -8,9 +8,9 @@ import dagster as dg
 import pytest
 import yaml
 
-from assets.deployment.resources import Deployment
 from assets.records.lineage import Lineage
 from tests.assets.features.conftest import make_encoder
+from tests.materializing import materialize_asset
 from tests.model.media import clips
 from training.formats.storage import Storage
 
@@ -69,14 +69,7 @@ class World:
             assert self.make(asset, partition).success
 
     def make(self, asset, partition=None) -> dg.ExecuteInProcessResult:
-        result = dg.materialize(
-            self.assets,
-            selection=dg.AssetSelection.assets(asset),
-            partition_key=partition,
-            instance=self.instance,
-            resources={"deployment": Deployment(config=str(self.folder / "deployment.yaml"))},
-            raise_on_error=False,
-        )
+        result = materialize_asset(self.assets, self.instance, self.folder, asset, partition)
         logs = self.instance.all_logs(result.run_id)
         self.lines = [event.user_message for event in logs if event.dagster_event is None]
         return result

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from assets.deployment.resources import Deployment
+from tests.materializing import materialize_asset
 from tests.model.media import clips
 
 VIDEOS = ("a", "b", "c")
@@ -50,15 +50,7 @@ class World:
     def make(
         self, asset: str, partition=None, config: dict | None = None
     ) -> dg.ExecuteInProcessResult:
-        return dg.materialize(
-            self.assets,
-            selection=dg.AssetSelection.assets(asset),
-            partition_key=partition,
-            instance=self.instance,
-            resources={"deployment": Deployment(config=str(self.folder / "deployment.yaml"))},
-            run_config={"ops": {asset: {"config": config}}} if config else None,
-            raise_on_error=False,
-        )
+        return materialize_asset(self.assets, self.instance, self.folder, asset, partition, config)
 
 
 PART_OF_SOURCE = dg.MultiPartitionKey({"part": "part0", "source": "ego4d"})

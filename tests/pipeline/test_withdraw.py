@@ -12,7 +12,6 @@ import yaml
 
 from assets.annotations.catalogue import Catalogue, read_catalogue
 from assets.checkpoints.bill import BILL, VIDEOS, trained_videos
-from assets.deployment.resources import Deployment
 from assets.deployment.settings import load_settings
 from assets.fetching.disk import scratch
 from assets.records.lineage import Lineage
@@ -22,6 +21,7 @@ from assets.tracing.holdings import find_holdings
 from assets.tracing.withdraw import Removal, plan_removal
 from pipeline.cli import main
 from pipeline.why import why
+from tests.materializing import materialize_asset
 from tests.model.media import clips
 from training.formats import layout
 from training.formats.hashing import stable_hash
@@ -70,30 +70,27 @@ class World:
         self.make_all()
 
     def make(self, asset: str, partition=None) -> dg.ExecuteInProcessResult:
-        result = dg.materialize(
-            self.defs.assets,
-            selection=dg.AssetSelection.assets(asset),
-            partition_key=partition,
-            instance=self.instance,
-            resources={"deployment": Deployment(config=str(self.folder / "deployment.yaml"))},
-            raise_on_error=False,
-        )
+        result = materialize_asset(self.defs.assets, self.instance, self.folder, asset, partition)
         assert result.success, [e.event_specific_data for e in result.all_events if e.is_failure]
         return result
 
     def make_all(self) -> None:
         """Every product, the later ones as their makers leave them."""
+        self.make_data()
+        for video in (KEPT, GONE):
+            self.storage.write_bytes(layout.feature_file("tiny", video), video.encode())
+        Lineage("features[part0|tiny]", "f", run_id="0123456789").write(self.storage)
+        self.mix()
+        self.train()
+
+    def make_data(self) -> None:
+        """From the annotations to the shards."""
         self.make("annotations")
         self.make("catalogue")
         self.make("videos", PART_OF_SOURCE)
         self.make("conversations", "part0")
         self.make(LONG_VIDEO_KIND, "part0")
         self.make("videomarathon_json")
-        for video in (KEPT, GONE):
-            self.storage.write_bytes(layout.feature_file("tiny", video), video.encode())
-        Lineage("features[part0|tiny]", "f", run_id="0123456789").write(self.storage)
-        self.mix()
-        self.train()
 
     def mix(self) -> None:
         write_views(self.storage, [[ShardInput(LONG_VIDEO_KIND, 0)]])
@@ -147,12 +144,7 @@ class World:
 
     def make_asked_for(self) -> None:
         """What that backfill makes, as Dagster's daemon would run it."""
-        self.make("annotations")
-        self.make("catalogue")
-        self.make("videos", PART_OF_SOURCE)
-        self.make("conversations", "part0")
-        self.make(LONG_VIDEO_KIND, "part0")
-        self.make("videomarathon_json")
+        self.make_data()
         self.mix()
 
     def names(self) -> set[str]:

@@ -12,12 +12,12 @@ import pytest
 from assets.checkpoints.base import prepare_base
 from assets.checkpoints.runs import previous_checkpoint, publish_results, restore_results, stage_run
 from assets.deployment.launchpad import StageLaunch
-from assets.deployment.resources import Deployment
 from assets.deployment.settings import load_settings
 from assets.records.lineage import Lineage
 from assets.shards.writer import write_kind_part
 from pipeline.verify import WHOLE, verify_product
 from tests.assets.shards.roots import MIXTURE, make_root, quiet
+from tests.materializing import materialize_asset
 from training.formats.storage import Storage
 
 DEPLOYMENT = """
@@ -65,15 +65,9 @@ class World:
 
     def train(self, **overrides) -> str:
         """Materialize the stage; what its log says."""
-        config = {"ops": {"stage1": {"config": {"overrides": overrides}}}} if overrides else None
-        result = dg.materialize(
-            self.assets,
-            selection=dg.AssetSelection.assets("stage1"),
-            partition_key="tiny",
-            instance=self.instance,
-            resources={"deployment": Deployment(config=str(self.folder / "deployment.yaml"))},
-            run_config=config,
-            raise_on_error=False,
+        config = {"overrides": overrides} if overrides else None
+        result = materialize_asset(
+            self.assets, self.instance, self.folder, "stage1", "tiny", config
         )
         told = "\n".join(log.user_message for log in self.instance.all_logs(result.run_id))
         # Three steps with few images need not lower the loss; what they leave has to be usable.

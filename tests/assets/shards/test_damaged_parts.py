@@ -8,11 +8,11 @@ import dagster as dg
 import pytest
 import yaml
 
-from assets.deployment.resources import Deployment
 from assets.records.lineage import Lineage
 from assets.shards.assets import llava_shards
 from assets.shards.part import part_folder
 from tests.assets.shards.roots import MIXTURE, contents, make_root
+from tests.materializing import materialize_asset
 from training.formats import layout
 
 PART = "llava_ov_si_onlyimg[part0]"
@@ -42,14 +42,7 @@ class Deployed:
         return self.folder / "root" / FOLDER
 
     def make(self, asset="llava_ov_si_onlyimg", partition="part0") -> dg.ExecuteInProcessResult:
-        result = dg.materialize(
-            llava_shards,
-            selection=dg.AssetSelection.assets(asset),
-            partition_key=partition,
-            instance=self.instance,
-            resources={"deployment": Deployment(config=str(self.folder / "deployment.yaml"))},
-            raise_on_error=False,
-        )
+        result = materialize_asset(llava_shards, self.instance, self.folder, asset, partition)
         logs = self.instance.all_logs(result.run_id)
         self.lines = [event.user_message for event in logs if event.dagster_event is None]
         return result

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from assets.deployment.parts import LLAVA_PARTS, part_of
-from assets.deployment.resources import Deployment
 from assets.records.lineage import Lineage
 from assets.shards.mds import read_column
 from tests.assets.shards.roots import MIXTURE, encoded, make_root, picture, turns
+from tests.materializing import materialize_asset
 
 MARKER = "QA_GT_caption_based_noisy"
 
@@ -71,13 +71,8 @@ def test_every_bad_row_costs_itself_and_is_named(tmp_path):
     keys = ["row 2", *(f"image set/{name}.jpg" for name in ("whole", "half", "zeroed"))]
     with dg.instance_for_test() as instance:
         for part in sorted({part_of(key, LLAVA_PARTS) for key in keys}):
-            result = dg.materialize(
-                definitions().assets,
-                selection=dg.AssetSelection.assets("llavavideo_si"),
-                partition_key=f"part{part}",
-                instance=instance,
-                resources={"deployment": Deployment(config=str(tmp_path / "deployment.yaml"))},
-                raise_on_error=False,
+            result = materialize_asset(
+                definitions().assets, instance, tmp_path, "llavavideo_si", f"part{part}"
             )
             folder = f"VideoMarathon/sharding/llavavideo_si_part{part}"
             if not storage.exists(f"{folder}/manifest.json"):
