@@ -246,7 +246,8 @@ def _look_through_bytes(context: dg.OpExecutionContext, deployment: Deployment) 
     for finding in look_through(storage, budget, context.log.info):
         evaluation = _evaluation(finding, _newest(context.instance, finding.product))
         # An event of this run: without a run, Dagster keeps one finding of a partition for ever.
-        context.log_event(evaluation)
+        # Its annotation leaves checks out; a test holds that they are taken.
+        context.log_event(evaluation)  # type: ignore[arg-type]
         context.log.log("ERROR" if finding.wrong else "INFO", str(finding))
         if finding.wrong:
             wrong.append(finding.product)
