@@ -17,6 +17,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from model.media.groups import PacketClassifier, PacketGroup, packet_groups
 from model.media.limits import MAX_VIDEO_PIXELS
 
 # The demuxers that FFmpeg may use, whatever the file claims to be. None of them can be made to open
@@ -183,27 +184,50 @@ class FrameDecoder:
     """The frames of a stream in the order in which they are shown, past the packets that the
     decoder refuses.
 
-    With `skip_unless`, frames that no other frame refers to are left out unless their packet's tick
-    is among these. Damage is counted as far as it shows: `bad_packets` were refused or complained
-    about, `concealed` frames came out mended by the decoder (which FFmpeg tells for H.264 and
-    MPEG-4). Damage may also decode without a word, in VP9 more often than not: see
-    docs/performance.md.
+    With `skip_unless`, only frames whose packet's tick is among these are needed: packets that none
+    of them can need are not decoded (see `model.media.groups`), and the frames that do come out are
+    the same to the last bit. Damage is counted as far as it shows: `bad_packets` were refused or
+    complained about, `concealed` frames came out mended by the decoder (which FFmpeg tells for
+    H.264 and MPEG-4). Damage may also decode without a word, in VP9 more often than not: see
+    docs/performance.md. `given`: packets that the decoder got.
     """
 
     def __init__(
         self, packets: Iterable[av.Packet], stream: VideoStream, skip_unless: set[int] | None = None
     ) -> None:
-        self.bad_packets = self.concealed = 0
+        self.bad_packets = self.concealed = self.given = 0
         self._packets, self._codec, self._skip_unless = packets, stream.codec_context, skip_unless
 
     def __iter__(self) -> Iterator[av.VideoFrame]:
-        for packet in self._packets:
-            if self._skip_unless is not None:
-                self._codec.skip_frame = "DEFAULT" if packet.pts in self._skip_unless else "NONREF"
-            yield from self._decode(packet)
+        if self._skip_unless is None:
+            for packet in self._packets:
+                yield from self._decode(packet)
+        else:
+            classify = PacketClassifier(self._codec)
+            for group in packet_groups(self._packets, classify):
+                yield from self._decode_group(group, self._skip_unless, classify.knows_references)
         yield from self._decode(None)  # what the decoder still holds back for reordering
 
+    def _decode_group(
+        self, group: PacketGroup, wanted: set[int], knows_references: bool
+    ) -> Iterator[av.VideoFrame]:
+        last = group.last_needed(wanted)
+        awaited = {packet.pts for packet in group.packets} & wanted
+        for place, (packet, kind) in enumerate(zip(group.packets, group.kinds, strict=True)):
+            # Not before the last wanted frame is out: the next group's start may discard what the
+            # decoder holds back for reordering.
+            if place > last and not awaited:
+                return
+            if packet.pts not in wanted and kind.unreferenced and not kind.parameters:
+                continue
+            if not knows_references:
+                self._codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            for frame in self._decode(packet):
+                awaited.discard(frame.pts)
+                yield frame
+
     def _decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+        self.given += packet is not None
         try:
             frames = self._codec.decode(packet)
         except av.FFmpegError:

@@ -23,8 +23,9 @@ def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def resize_frame(frame_HWC: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3], at most 2 steps of 255 from `resize_image` and
-    several times as fast.
+    """uint8 [H, W, 3] or [H, W, 4] -> uint8 [size, size, 3], at most 2 steps of 255 from
+    `resize_image` and several times as fast, three times more so with a fourth channel, which is
+    left out of the result.
 
     Not in floating point: without the rounding between the passes the result is off by up to 34
     steps.
@@ -32,12 +33,17 @@ def resize_frame(frame_HWC: np.ndarray, size: int) -> np.ndarray:
     frame_HWC = np.require(
         frame_HWC, requirements=["C", "W"]
     )  # torch takes neither turned nor read-only arrays
-    frame_1CHW = torch.from_numpy(frame_HWC).permute(2, 0, 1)[None]
+    # The leading axis before the permutation, or torch does not see that colours lie innermost.
+    frame_1CHW = torch.from_numpy(frame_HWC[None]).permute(0, 3, 1, 2)
     height, width = frame_HWC.shape[:2]
     if _vertically_first((width, height), (size, size)):  # torch always goes horizontally first
         frame_1CHW = F.interpolate(frame_1CHW, (size, width), mode="bicubic", antialias=True)
     frame_1CHW = F.interpolate(frame_1CHW, (size, size), mode="bicubic", antialias=True)
-    return frame_1CHW[0].permute(1, 2, 0).contiguous().numpy()
+    resized_SSC = frame_1CHW[0].permute(1, 2, 0).numpy()
+    resized = np.empty((size, size, 3), np.uint8)
+    for channel in range(3):  # one by one: all at once takes five times as long
+        resized[..., channel] = resized_SSC[..., channel]
+    return resized
 
 
 def _vertically_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
