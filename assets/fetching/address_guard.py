@@ -20,6 +20,44 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# What `is_global` says of these differs between versions of Python. Written out, the answer is the
+# same on all of them. From IANA's registries of special-purpose addresses.
+SPECIAL_V4 = tuple(
+    map(
+        ipaddress.IPv4Network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",  # shared by a provider's customers
+            "127.0.0.0/8",
+            "169.254.0.0/16",  # link-local, and the metadata service of clouds
+            "172.16.0.0/12",
+            "192.0.0.0/24",  # protocol assignments
+            "192.0.2.0/24",
+            "192.88.99.0/24",  # relays of 6to4
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/4",
+            "240.0.0.0/4",
+        ),
+    )
+)
+# All that was ever given to the public Internet. Outside of it lie, among others, addresses that
+# are site-local (fec0::/10), compatible with IPv4 (::/96), and of local NAT64 (64:ff9b:1::/48).
+PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
+SPECIAL_V6 = tuple(
+    map(
+        ipaddress.IPv6Network,
+        (
+            "2001::/23",  # protocol assignments, among them Teredo, which carries an IPv4 address
+            "2001:db8::/32",
+            "2002::/16",  # 6to4, which carries an IPv4 address
+            "3fff::/20",
+        ),
+    )
+)
 
 
 class BlockedError(Exception):
@@ -104,21 +142,27 @@ class Guard:
     def _check_address(
         self, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address
     ) -> None:
-        for hop in _embedded(address):
-            if not hop.is_global or hop.is_multicast:
-                raise BlockedError(f"{host} leads to {address}, which is not a public address")
+        if not is_public(address):
+            raise BlockedError(f"{host} leads to {address}, which is not a public address")
 
 
-def _embedded(address: Any) -> list[Any]:
-    """The address, and the IPv4 one that an IPv6 transition address carries inside it."""
-    found = [address]
-    if address.version == 6:
-        if address.ipv4_mapped:
-            return [address.ipv4_mapped]  # what the kernel connects to
-        found += [inner for inner in (address.sixtofour, *(address.teredo or ())) if inner]
-        if address in NAT64:
-            found.append(ipaddress.ip_address(int(address) & 0xFFFFFFFF))
-    return found
+def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address belongs to the public Internet, on every version of Python alike.
+
+    An IPv6 address that stands for an IPv4 one (mapped, or translated by NAT64) is judged by that
+    one. Tunnels that carry one (6to4, Teredo) are refused: nobody serves videos through them.
+    """
+    if isinstance(address, ipaddress.IPv4Address):
+        return address.is_global and not any(address in network for network in SPECIAL_V4)
+    if address.ipv4_mapped:
+        return is_public(address.ipv4_mapped)  # what the kernel connects to
+    if address in NAT64:
+        return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return (
+        address in PUBLIC_V6
+        and address.is_global
+        and not any(address in network for network in SPECIAL_V6)
+    )
 
 
 def guard_manager(manager: Any, guard: Guard) -> Any:

@@ -4,12 +4,13 @@ says later.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 import pytest
 import urllib3
 
-from assets.fetching.address_guard import BlockedError, Guard, guard_manager
+from assets.fetching.address_guard import BlockedError, Guard, guard_manager, is_public
 from tests.servers.faulty import FaultyMediaServer
 
 PRIVATE = [
@@ -27,6 +28,48 @@ PRIVATE = [
     "::ffff:127.0.0.1",
     "64:ff9b::7f00:1",
     "2002:7f00:1::",
+    # what some versions of Python call global
+    "192.0.0.8",
+    "192.0.0.9",
+    "192.0.0.170",
+    "192.88.99.1",
+    "198.19.255.1",
+    "203.0.113.9",
+    "255.255.255.255",
+    "::",
+    "::127.0.0.1",
+    "::10.1.2.3",
+    "::8.8.8.8",
+    "::ffff:169.254.169.254",
+    "::ffff:192.0.0.8",
+    "64:ff9b::192.168.0.1",
+    "64:ff9b:1::1",
+    "64:ff9b:1:fffe::8.8.8.8",
+    "100::1",
+    "fec0::1",
+    "feff::1",
+    "ff02::1",
+    "2001:0:4136:e378:8000:63bf:80ff:fffe",
+    "2001:0:0808:0808::1",
+    "2001:2::1",
+    "2001:10::1",
+    "2001:db8::1",
+    "2002:0808:0808::1",
+    "3fff::1",
+    "5f00::1",
+    "4000::1",
+]
+PUBLIC = [
+    "8.8.8.8",
+    "93.184.216.34",
+    "192.0.1.1",
+    "192.88.98.1",
+    "223.255.255.254",
+    "2606:2800:220:1:248:1893:25c8:1946",
+    "2a00:1450:4001:81b::200e",
+    "2001:4860:4860::8888",
+    "::ffff:8.8.8.8",
+    "64:ff9b::8.8.8.8",
 ]
 
 
@@ -62,6 +105,18 @@ def test_a_name_that_leads_to_a_private_address_is_blocked(address, names):
     names["harmless.example"] = [[address]]
     with pytest.raises(BlockedError, match="not a public address"):
         Guard().connect("harmless.example", 80, timeout=1)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_a_public_address_is_public_on_every_version_of_python(address):
+    assert is_public(ipaddress.ip_address(address))
+
+
+def test_a_newer_pythons_opinion_changes_nothing(monkeypatch):
+    """Versions differ in `is_global`; whichever calls all of these global, they stay blocked."""
+    for kind in (ipaddress.IPv4Address, ipaddress.IPv6Address):
+        monkeypatch.setattr(kind, "is_global", property(lambda address: True))
+    assert [address for address in PRIVATE if is_public(ipaddress.ip_address(address))] == []
 
 
 def test_one_private_address_among_public_ones_is_enough(names):
