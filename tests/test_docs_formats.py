@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assets.annotations import catalogue, readings, rows, tables, video_names, video_parts
+from assets.annotations import catalogue, cells, readings, rows, tables, video_names, video_parts
 from assets.annotations.build import build_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.annotations.record import AnnotationRecord
@@ -32,6 +32,7 @@ from assets.features.jobs import VideoJob
 from assets.features.options import ExtractionOptions
 from assets.features.workers.backends import open_pyav
 from assets.fetching.disk import INCOMING
+from assets.fetching.table_rows import FAULTS
 from assets.records.lineage import LINEAGE_NAME, Lineage, record_name
 from assets.records.product_files import list_name, register_name
 from assets.records.withdrawals import Withdrawal
@@ -105,10 +106,12 @@ def keys_that_are_written(module: object) -> list[str]:
 
 def reasons_of_reject() -> set[str]:
     """Every text under which the parser of rows rejects one."""
-    trees = [ast.parse(inspect.getsource(module)) for module in (rows, video_names, readings)]
+    trees = [
+        ast.parse(inspect.getsource(module)) for module in (rows, cells, video_names, readings)
+    ]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     rejecting = [call for call in calls if getattr(call.func, "id", "") == "RejectedRow"]
-    return {
+    return set(FAULTS) | {
         node.value
         for call in rejecting
         for argument in call.args

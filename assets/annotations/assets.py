@@ -80,8 +80,8 @@ landing, hub_annotations, hub_llava_onevision, hub_llava_video = (
         check_spec(
             "usable",
             "annotations",
-            "Few rows were set aside (`shards.max_drop_share`), and every file in the landing "
-            "folder could be read.",
+            "Few rows were set aside (`shards.max_drop_share`), and every annotation file could be "
+            "read.",
             blocking=False,
         ),
     ],
@@ -126,7 +126,8 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
             "changed files": table(report.changed_files),
             "rejected": table(rejected),
             "origins": report.origins,
-            "landing files that could not be read": report.problems,
+            "files": table(report.read),
+            "files that could not be read": report.problems,
             **column_schema(SCHEMA, ANNOTATIONS),
         },
     )

@@ -11,7 +11,7 @@ NAMED = 10  # files that the message names
 
 
 def usable(report: AnnotationReport, settings: Settings) -> Verdict:
-    """Few rows were set aside, and every file in the landing folder could be read."""
+    """Few rows were set aside, and every annotation file could be read."""
     most = settings.shards.max_drop_share
     read, lost = report.counts["rows_read"], report.counts["rejected"]
     table = [{"reason": reason, "rows": rows} for reason, rows in report.rejected.items()]

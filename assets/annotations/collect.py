@@ -25,9 +25,13 @@ from assets.annotations.video_parts import VideoParts
 from assets.deployment.settings import Settings
 from assets.fetching.disk import remove_scratch, scratch
 from assets.fetching.errors import AnnotationError
+from assets.fetching.table_rows import in_brief
+from assets.records.sentences import listed
 from assets.records.withdrawals import Withdrawals
 from training.formats import layout
 from training.formats.storage import Storage
+
+NAMED = 10  # columns, files and problems that a sentence names
 
 
 @dataclass(slots=True)
@@ -41,7 +45,8 @@ class AnnotationReport:
         rejected: reason -> rows.
         columns: names found in the files.
         files: what was written, relative to the root: the annotations and what they are made from.
-        problems: landing files that could not be read, with the reason.
+        problems: files that could not be read, with the reason.
+        read: a row for each file: how it was read, what was set aside, what is not read of it.
         changes: `came`, `changed` and `gone`: rows, since the collection before.
         changed_files: the same for each file in which something changed.
     """
@@ -52,6 +57,7 @@ class AnnotationReport:
     rejected: dict[str, int]
     columns: list[str]
     problems: list[str] = field(default_factory=list)
+    read: list[dict[str, Any]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     changes: dict[str, int] = field(default_factory=dict)
     changed_files: list[dict[str, Any]] = field(default_factory=list)
@@ -64,22 +70,20 @@ def collect_annotations(
     folder say today.
 
     Files that did not change are not read again, and nothing is written when nothing changed. Rows
-    that cannot be used go to `annotations.rejected.parquet`.
+    that cannot be used go to `annotations.rejected.parquet`. A file that cannot be read is told
+    (`problems`) and costs no other one; its rows stay as they were when it could be read.
 
     Raises:
-        AnnotationError: a configured file has unknown columns or cannot be parsed; the annotations
-            that are there were not written by this pipeline.
+        AnnotationError: no file can be read, or no row of them be used; the annotations that are
+            there were not written by this pipeline.
         OperatorError: the hub refuses.
     """
     before = AnnotationRecord.read(storage)
     parts = VideoParts.read(storage)
     work = _Collection(storage, settings, log, before or AnnotationRecord(), parts)
     record = work.origins_of_today()
-    if not record.origins and before is None:
-        raise AnnotationError(
-            f"no annotation file in {', '.join(settings.annotations.paths)} (annotations.paths), "
-            f"and none in the landing folder ({settings.landing or 'none is set'})"
-        )
+    if before is None and not any(one.rows_read > one.set_aside for one in record.origins):
+        raise AnnotationError(_nothing_to_use(record, settings, work.problems))
     seen = [
         [
             (origin.name, videos_of(storage, origin))
@@ -100,7 +104,7 @@ def collect_annotations(
     files, total = work.publish(record)
     remove_scratch(scratch(storage, "annotations"))
     for problem in work.problems:
-        log(f"landing: {problem}")
+        log(f"not read: {problem}")
     return AnnotationReport(
         version=record.version,
         origins={origin.name: origin.version for origin in record.origins},
@@ -116,6 +120,34 @@ def collect_annotations(
             *sorted({name for origin in record.origins for name in reading_files(origin.reading)}),
         ],
         problems=work.problems,
+        read=[
+            {
+                "file": origin.file,
+                "read as": origin.form,
+                "rows": origin.rows_read,
+                "set aside": origin.set_aside,
+                "columns not read": listed(origin.unused, NAMED),
+                "values not read": ", ".join(f"{n:,} {what}" for what, n in origin.unread.items()),
+            }
+            for origin in record.origins
+        ],
+    )
+
+
+def _nothing_to_use(record: AnnotationRecord, settings: Settings, problems: list[str]) -> str:
+    """Why there is not one row."""
+    if problems:
+        return listed(problems, NAMED)
+    if not record.origins:
+        return (
+            f"no annotation file in {', '.join(settings.annotations.paths)} (annotations.paths), "
+            f"and none in the landing folder ({settings.landing or 'none is set'})"
+        )
+    files = listed([origin.file for origin in record.origins], NAMED)
+    reasons = [f"{number:,} {reason}" for reason, number in record.rejected.items()]
+    return (
+        f"{files}: no row can be used: {listed(reasons, NAMED)}. The settings have the sources "
+        f"{', '.join(sorted(settings.sources))}"
     )
 
 
@@ -145,8 +177,25 @@ class _Collection:
     def origins_of_today(self) -> AnnotationRecord:
         """A record of today's files in their order, each of them read."""
         configured = configured_files(self.storage, self.settings, self.log)
-        origins = [self._origin(file, landed=False) for file in _named_apart(configured)]
+        earlier = {origin.file: origin for origin in self.before.origins if not origin.landed}
+        origins = [
+            origin
+            for file in _named_apart(configured)
+            if (origin := self._origin_or_earlier(file, earlier, landed=False))
+        ]
         return AnnotationRecord(origins=[*origins, *self._landed()])
+
+    def _origin_or_earlier(
+        self, file: AnnotationFile, earlier: dict[str, Origin], landed: bool
+    ) -> Origin | None:
+        """A file as it is; where it cannot be read, as it was when it could."""
+        try:
+            return self._origin(file, landed)
+        except AnnotationError as error:
+            before = earlier.get(file.name)
+            kept = "; its rows stay as they were when it could be read" if before else ""
+            self.problems.append(f"{in_brief(error, 1000)}{kept}")
+            return before
 
     def _landed(self) -> list[Origin]:
         landing = look_into_landing(self.settings)
@@ -160,14 +209,8 @@ class _Collection:
             return list(earlier.values())
         found = {name: earlier[name] for name in landing.copying if name in earlier}
         for file in landing.files:
-            try:
-                found[file.name] = self._origin(file, landed=True)
-            except AnnotationError as error:
-                kept = ""
-                if file.name in earlier:
-                    found[file.name] = earlier[file.name]
-                    kept = "; its rows stay as they were when it could be read"
-                self.problems.append(f"{error}{kept}")
+            if origin := self._origin_or_earlier(file, earlier, landed=True):
+                found[file.name] = origin
         known = set(self.parts.landed)
         new = sorted(name for name in found if name not in known)
         self.order_changed = bool(new)
@@ -186,6 +229,9 @@ class _Collection:
             rows_read=reading.rows_read,
             rejected=reading.rejected,
             columns=reading.columns,
+            form=reading.form,
+            unused=reading.unused,
+            unread=reading.unread,
         )
 
     def publish(self, record: AnnotationRecord) -> tuple[list[dict[str, Any]], dict[str, int]]:

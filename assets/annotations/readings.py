@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
@@ -25,6 +25,8 @@ from assets.annotations.tables import CONTENT_COLUMNS, SCHEMA, VERSION_COLUMNS, 
 from assets.deployment.settings import Settings
 from assets.fetching.errors import AnnotationError
 from assets.fetching.table_files import read_rows
+from assets.fetching.table_rows import MOST_COLUMNS, in_brief
+from assets.records.sentences import listed
 from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.receipts import set_aside
@@ -32,7 +34,7 @@ from training.formats.storage import Storage
 from training.progress import Progress
 
 # Raise it when a reading has other columns, or when other things decide an identity.
-READING_VERSION = 1
+READING_VERSION = 2
 
 READING_SCHEMA = pa.schema(
     [
@@ -44,8 +46,15 @@ READING_SCHEMA = pa.schema(
     ]
 )
 REJECTED_ROW_SCHEMA = pa.schema(
-    [("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())]
+    [
+        ("row", pa.int64()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),
+        ("content", pa.string()),
+    ]
 )
+LONGEST_CONTENT = 20_000  # characters of a row that was set aside; the file has the rest
+NAMED = 10  # columns, and reasons, that a line names
 _FACTS = b"hourllava.reading"
 
 
@@ -57,13 +66,19 @@ class Reading:
         key: its name below the root.
         rows_read: all rows of the file.
         rejected: reason -> rows that were set aside.
-        columns: names found in the file.
+        columns: names found in the file, the first ones.
+        form: how the file was read: its form, what stands between columns, its encoding.
+        unused: columns that are not read.
+        unread: field -> rows whose value of it could not be read and was left out.
     """
 
     key: str
     rows_read: int
     rejected: dict[str, int]
     columns: list[str]
+    form: str = ""
+    unused: list[str] = field(default_factory=list)
+    unread: dict[str, int] = field(default_factory=dict)
 
 
 class Readings:
@@ -101,36 +116,69 @@ class Readings:
         return Reading(**json.loads(facts))
 
     def _read(self, file: AnnotationFile, key: str) -> Reading:
-        parser = RowParser(self.settings.sources, self.settings.annotations.columns)
         progress = Progress(self.log, None, f"rows of {file.name}")
-        reasons, columns, rows_read = Counter[str](), set[str](), 0
+        reasons, columns, rows_read = Counter[str](), dict[str, None](), 0
         with (
             self.storage.writing(layout.reading(key)) as rows_path,
             self.storage.writing(layout.rejected_reading(key)) as rejected_path,
             file.opened() as path,
         ):
+            raw_rows = read_rows(path, file.name)
+            parser = RowParser(
+                self.settings.sources,
+                self.settings.annotations.columns,
+                same_columns=raw_rows.same_columns,
+            )
             rows = RowFile(rows_path, READING_SCHEMA)
             rejected = RowFile(rejected_path, REJECTED_ROW_SCHEMA)
-            for row in read_rows(path, file.name):
+            for row in raw_rows:
                 rows_read += 1
-                if isinstance(row.value, dict):
-                    columns.update(row.value)
+                if isinstance(row.value, dict) and len(columns) < MOST_COLUMNS:
+                    columns.update(dict.fromkeys(row.value))
                 try:
-                    for values in _keyed(row.number, parser.parse(row.value, file.name)):
+                    for values in _keyed(row.number, parser.parse_raw(row, file.name)):
                         rows.append(values)
                 except RejectedRow as error:
                     reasons[str(error)] += 1
-                    rejected.append((row.number, str(error), _as_text(row.value)))
+                    rejected.append((row.number, row.line, str(error), _as_text(row.value)))
                 progress.advance()
             if rows_read == 0:
                 raise AnnotationError(f"{file.name}: holds no rows")
-            found = sorted(_whole(name) for name in columns)
-            reading = Reading(key, rows_read, dict(sorted(reasons.items())), found)
+            if reasons.total() == rows_read:
+                self._refuse(file.name, reasons, parser)
+            reading = Reading(
+                key,
+                rows_read,
+                dict(sorted(reasons.items())),
+                sorted({_whole(in_brief(name)) for name in list(columns)[:MOST_COLUMNS]}),
+                raw_rows.form,
+                [_whole(name) for name in parser.unused],
+                dict(parser.unread),
+            )
             rejected.close()
             rows.close({_FACTS: json.dumps(asdict(reading))})
         set_aside_rows = f"{reasons.total():,} set aside {dict(reasons) or ''}"
-        self.log(f"{file.name}: {rows_read:,} rows, {set_aside_rows}")
+        self.log(f"{file.name} ({reading.form}): {rows_read:,} rows, {set_aside_rows}")
+        if reading.unused:
+            self.log(f"{file.name}: columns that are not read: {listed(reading.unused, NAMED)}")
+        for name, number in reading.unread.items():
+            self.log(f"{file.name}: {number:,} rows have a {name} that cannot be read")
         return reading
+
+    def _refuse(self, name: str, reasons: Counter[str], parser: RowParser) -> None:
+        """Say what a person can do where not one row of a file can be used, and it is about the
+        file as a whole.
+        """
+        if parser.columns_error and set(reasons) == {"columns_missing"}:
+            raise parser.columns_error
+        if "no_source" in reasons:
+            sources = parser.videos.names
+            raise AnnotationError(
+                f"{name}: {reasons['no_source']:,} of {reasons.total():,} rows do not say which "
+                "source their video is from, and the settings have several. Add a column source "
+                f"(or data_source, dataset) with one of {', '.join(sources)}; or begin the videos "
+                f"with it, as in {sources[0]}/name.mp4"
+            )
 
     def forget_others(self, keys: Iterable[str]) -> None:
         """Remove the readings of files that the annotations are no longer made from."""
@@ -176,9 +224,14 @@ def _content(question: QuestionRow) -> bytes:
 
 
 def _as_text(value: Any) -> str:
+    """A row for a person who looks for it: its beginning, where it is long."""
     if not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False, default=str, sort_keys=True)
-    return _whole(value)
+        value = json.dumps(value, ensure_ascii=False, default=_in_few_words)
+    return _whole(value[:LONGEST_CONTENT])
+
+
+def _in_few_words(value: Any) -> str:
+    return f"{len(value):,} bytes" if isinstance(value, bytes) else str(value)
 
 
 def _whole(text: str) -> str:

@@ -37,6 +37,9 @@ class Origin:
         rows_read: all rows of the file.
         rejected: reason -> rows that were set aside.
         columns: names found in it.
+        form: how it was read: its form, what stands between columns, its encoding.
+        unused: columns that are not read.
+        unread: field -> rows whose value of it could not be read and was left out.
         rows: question-answer pairs of it that are in the annotations.
         superseded: pairs that a later row stands for.
         withdrawn: pairs about withdrawn videos.
@@ -51,9 +54,17 @@ class Origin:
     rows_read: int
     rejected: dict[str, int]
     columns: list[str]
+    form: str = ""
+    unused: list[str] = field(default_factory=list)
+    unread: dict[str, int] = field(default_factory=dict)
     rows: int = 0
     superseded: int = 0
     withdrawn: int = 0
+
+    @property
+    def set_aside(self) -> int:
+        """Rows of it that cannot be used."""
+        return sum(self.rejected.values())
 
 
 @dataclass(slots=True)

@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from string import ascii_uppercase
 from typing import Any
 
-import orjson
-
+from assets.annotations.cells import seconds_of, spoken, text_of, with_options
 from assets.annotations.video_names import RejectedRow, VideoNames
 from assets.fetching.errors import AnnotationError
+from assets.fetching.table_json import JsonFaultError, parse_json
+from assets.fetching.table_rows import KEY, RawRow, in_brief
 
 # Raise it when the same row would give another result: it is part of the data version.
-PARSER_VERSION = 2
+PARSER_VERSION = 3
 
 # Names in the wild -> ours, in order of preference, compared without case.
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -41,8 +42,11 @@ ROLES = {
     "model": "gpt",
     "system": "system",
 }
-PLACEHOLDER = re.compile(r"<(?:image|video)>\s*")
-LISTED_OPTION = re.compile(r"(?:^|\n)\s*\(?A[).:]")
+# One column for each option: "option_a", "Choice 1"; or the letters alone, from A on.
+OPTION_COLUMN = re.compile(r"(?:option|choice|candidate)[ _-]?([a-z]|\d{1,2})")
+NAMED = 10  # columns that a message names
+MOST_UNUSED = 50  # columns that a reading names
+REMEMBERED = 1000  # sets of columns; hostile JSON may have another one in each row
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,29 +80,56 @@ class QuestionRow:
 class RowParser:
     """Turns the rows of one file into question-answer pairs.
 
-    The columns of the first row count as those of the file: unknown or missing ones are an error
-    that the file's owner has to mend. A later row with other columns, as JSON files may have, is
-    rejected alone.
+    Where all rows have the same columns, missing ones are an error that the file's owner has to
+    mend. A row of a JSON file, which may have columns of its own, is rejected alone. Columns that
+    nobody knows are left out, and named in `unused`.
 
     Args:
         sources: the configured source names; rows of other sources are rejected.
         columns: column name in the file -> one of `FIELDS`, or None to leave it out.
+        same_columns: whether all rows of the file have the same ones.
+
+    Attributes:
+        unused: names of columns that are not read, the first ones of a file.
+        columns_error: what to raise where no row of the file can be used: the columns that the
+            first row without the needed ones had.
+        unread: field -> rows whose value of it could not be read and was left out.
 
     Raises:
         AnnotationError: `columns` names a field that does not exist.
     """
 
     def __init__(
-        self, sources: Iterable[str], columns: Mapping[str, str | None] | None = None
+        self,
+        sources: Iterable[str],
+        columns: Mapping[str, str | None] | None = None,
+        *,
+        same_columns: bool = True,
     ) -> None:
         self.videos = VideoNames(sources)
-        self.columns = {name.lower(): field for name, field in (columns or {}).items()}
+        self.columns = {_plain(name): field for name, field in (columns or {}).items()}
         for name, field in self.columns.items():
             if field is not None and field not in FIELDS:
                 raise AnnotationError(
                     f"annotations.columns: {name} -> {field!r}; the fields are {', '.join(FIELDS)}"
                 )
+        self.unused: list[str] = []
+        self.unread: Counter[str] = Counter()
+        self.columns_error: AnnotationError | None = None
+        self._same_columns = same_columns
+        # An alias beside the better one is known, too, and says nothing more.
+        self._left_out = {*IGNORED, *self.columns, *(a for names in FIELDS.values() for a in names)}
         self._field_of_columns: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def parse_raw(self, row: RawRow, where: str) -> list[QuestionRow]:
+        """As `parse`, of a row as a file has it.
+
+        Raises:
+            RejectedRow: also where the row could not be read.
+        """
+        if row.fault:
+            raise RejectedRow(row.fault)
+        return self.parse(row.value, where)
 
     def parse(self, row: dict[str, Any] | str, where: str) -> list[QuestionRow]:
         """The question-answer pairs of one row: one of a flat row, several of a grouped one.
@@ -109,16 +140,21 @@ class RowParser:
 
         Raises:
             RejectedRow: with the reason.
-            AnnotationError: the file's columns are not known, or those are missing that are needed.
+            AnnotationError: those of the file's columns are missing that are needed.
         """
         if isinstance(row, str):
             raise RejectedRow("not_an_object")
         values = self._fields(row, where)
-        source, identifier = self.videos.find(values.get("video"), values.get("source"))
+        named = values.get("video")
+        source, identifier = self.videos.find(named, values.get("source"))
         video = f"{source}/{identifier}"
-        kind, url = _text(values.get("question_type")), _text(values.get("url"))
-        duration = _seconds(values.get("duration"))
-        row_id = _text(values.get("id"))
+        kind, url = text_of(values.get("question_type")), text_of(values.get("url"))
+        if url is None and str(named).strip().startswith(("https://", "http://")):
+            url = str(named).strip()
+        duration = seconds_of(values.get("duration"))
+        if duration is None and "duration" in values:
+            self.unread["duration"] += 1
+        row_id = text_of(values.get("id"))
 
         def pair(
             name: str, question: str, answer: str, sample: str | None, turn: int | None
@@ -143,10 +179,10 @@ class RowParser:
             texts = (text for turn in turns for text in turn)
             sample = row_id or _digest(video, *texts)
             return [pair(f"{sample}#{n}", *turn, sample, n) for n, turn in enumerate(turns)]
-        question, answer = _clean(values.get("question")), _clean(values.get("answer"))
+        question, answer = spoken(values.get("question")), spoken(values.get("answer"))
         if not question or not answer:
             raise RejectedRow("no_question" if not question else "no_answer")
-        question = _with_options(question, values.get("options"))
+        question = with_options(question, values.get("options"))
         name = row_id or _digest(video, question, answer)
         return [pair(name, question, answer, None, None)]
 
@@ -154,55 +190,102 @@ class RowParser:
         names = tuple(row)
         field_of = self._field_of_columns.get(names)
         if field_of is None:
+            if len(self._field_of_columns) > REMEMBERED:
+                self._field_of_columns.clear()
             field_of = self._field_of_columns[names] = self._match(names, where)
         fields: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         for name, field in field_of.items():
             value = row[name]
-            if value is not None and value != "" and value == value:  # NaN is not itself
+            if value is None or value == "" or value != value:  # NaN is not itself
+                continue
+            if field.startswith(_OPTION):
+                options[field.removeprefix(_OPTION)] = value
+            else:
                 fields[field] = value
+        if options and "options" not in fields:
+            fields["options"] = options
+        if KEY in row:
+            fields.setdefault("video" if "video" not in fields else "id", row[KEY])
         return fields
 
     def _match(self, names: tuple[str, ...], where: str) -> dict[str, str]:
-        """Column name -> field.
+        """Column name -> field; columns of single options -> `_OPTION` and the option's label.
 
         Raises:
-            AnnotationError: unknown or missing columns in the file's first row; names what was
-                found and is accepted.
-            RejectedRow: unknown columns in a later row. Missing ones are like empty ones.
+            AnnotationError: columns are missing; names what was found and is accepted.
+            RejectedRow: the same, in a file whose rows may have others.
         """
         known: dict[str, str | None] = {
             alias: field for field, aliases in FIELDS.items() for alias in aliases
         }
         known |= self.columns
-        unknown = [n for n in names if n.lower() not in known and n.lower() not in IGNORED]
         best: dict[str, tuple[int, str]] = {}
         for name in names:
-            field = known.get(name.lower())
+            plain = _plain(name)
+            field = known.get(plain)
             if field is None:
                 continue
             # What the settings name comes before every alias.
-            rank = -1 if name.lower() in self.columns else FIELDS[field].index(name.lower())
+            rank = -1 if plain in self.columns else FIELDS[field].index(plain)
             if field not in best or rank < best[field][0]:
                 best[field] = (rank, name)
-        is_first_row = not self._field_of_columns
-        if unknown and not is_first_row:
-            raise RejectedRow("other_columns")
+        found = {name: field for field, (_, name) in best.items()}
+        found |= self._single_options(names, found)
+        unknown = [
+            name
+            for name in names
+            if name not in found and name != KEY and _plain(name) not in self._left_out
+        ]
+        if len(self.unused) < MOST_UNUSED:
+            self.unused += [n for n in map(in_brief, unknown[:MOST_UNUSED]) if n not in self.unused]
+        has_video = "video" in best or KEY in names
         answered = "conversations" in best or {"question", "answer"} <= best.keys()
-        if is_first_row and (unknown or "video" not in best or not answered):
-            raise _columns_error(names, unknown, where)
-        return {name: field for field, (_, name) in best.items()}
+        if not has_video or not answered:
+            self.columns_error = self.columns_error or _columns_error(names, unknown, where)
+            if self._same_columns:
+                raise self.columns_error
+            raise RejectedRow("columns_missing")
+        return found
+
+    def _single_options(self, names: tuple[str, ...], found: Mapping[str, str]) -> dict[str, str]:
+        """Columns that hold one option each."""
+        plain = {_plain(name): name for name in names if name not in found}
+        plain = {name: column for name, column in plain.items() if name not in self.columns}
+        letters = {name: column for name, column in plain.items() if re.fullmatch("[a-z]", name)}
+        options = {
+            match[1]: column
+            for name, column in plain.items()
+            if (match := OPTION_COLUMN.fullmatch(name))
+        }
+        if not options and {"a", "b"} <= letters.keys():
+            options = letters
+        return {column: f"{_OPTION}{label}" for label, column in options.items()}
+
+
+_OPTION = "option "
+
+
+def _plain(name: str) -> str:
+    """A column's name, as names are compared."""
+    return name.strip().lower()
 
 
 def _columns_error(names: tuple[str, ...], unknown: list[str], where: str) -> AnnotationError:
-    problem = "columns are missing"
-    if unknown:
-        problem = f"unknown columns {', '.join(map(repr, unknown))}"
     accepted = "; ".join(f"{field}: {'/'.join(aliases)}" for field, aliases in FIELDS.items())
+    not_known = f" Not known: {_some(map(repr, unknown))}." if unknown else ""
     return AnnotationError(
-        f"{where}: {problem}. Found: {', '.join(names) or 'nothing'}. Accepted: {accepted}. "
-        "Needed: video, and question with answer, or conversations. Name others in the settings: "
-        "annotations.columns: {their_name: our_name}, or {their_name: null} to leave one out"
+        f"{where}: columns are missing. Found: {_some(names) or 'nothing'}.{not_known} Needed: "
+        f"video, and question with answer, or conversations. Accepted: {accepted}. Name others in "
+        "the settings: annotations.columns: {their_name: our_name}"
     )
+
+
+def _some(names: Iterable[str]) -> str:
+    """Some names, so that a message can hold them."""
+    listed = [in_brief(name, 40) for name in names]
+    more = f" and {len(listed) - NAMED:,} more" if len(listed) > NAMED else ""
+    return ", ".join(listed[:NAMED]) + more
 
 
 def _turns(conversations: Any) -> list[tuple[str, str]]:
@@ -213,8 +296,8 @@ def _turns(conversations: Any) -> list[tuple[str, str]]:
     """
     if isinstance(conversations, str):
         try:
-            conversations = orjson.loads(conversations)
-        except orjson.JSONDecodeError:
+            conversations = parse_json(conversations)
+        except JsonFaultError:
             raise RejectedRow("conversation_not_json") from None
     if not isinstance(conversations, list):
         raise RejectedRow("conversation_not_a_list")
@@ -222,56 +305,20 @@ def _turns(conversations: Any) -> list[tuple[str, str]]:
     for message in conversations:
         if not isinstance(message, dict):
             raise RejectedRow("conversation_not_a_list")
-        role = ROLES.get(str(message.get("from", message.get("role"))).lower())
+        role = ROLES.get(str(text_of(message.get("from", message.get("role")))).lower())
         if role is None:
             raise RejectedRow("unknown_role")
         if role == "system":
             continue
         if role != ("human", "gpt")[len(texts) % 2]:
             raise RejectedRow("roles_do_not_alternate")
-        text = _clean(message.get("value", message.get("content")))
+        text = spoken(message.get("value", message.get("content")))
         if not text:
             raise RejectedRow("empty_turn")
         texts.append(text)
     if not texts or len(texts) % 2:
         raise RejectedRow("roles_do_not_alternate")
     return list(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _with_options(question: str, options: Any) -> str:
-    """The question with its options as lines, unless they stand in it already."""
-    if isinstance(options, str) and options.lstrip().startswith("["):
-        try:
-            options = orjson.loads(options)
-        except orjson.JSONDecodeError:
-            raise RejectedRow("options_not_json") from None
-    if not isinstance(options, list) or not options or LISTED_OPTION.search(question):
-        return question
-    if len(options) > len(ascii_uppercase):
-        raise RejectedRow("too_many_options")
-    letters = zip(ascii_uppercase, options, strict=False)
-    lines = (f"{letter}. {_clean(text)}" for letter, text in letters)
-    return "\n".join([question, *lines])
-
-
-def _clean(value: Any) -> str:
-    """Text without the placeholders that stand for visual input; the grouping step sets its own."""
-    if isinstance(value, list):  # content as a list of parts
-        value = "".join(str(part.get("text", "")) for part in value if isinstance(part, dict))
-    return PLACEHOLDER.sub("", str(value)).strip() if value is not None else ""
-
-
-def _text(value: Any) -> str | None:
-    text = str(value).strip() if value is not None else ""
-    return text or None
-
-
-def _seconds(value: Any) -> float | None:
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return seconds if 0 < seconds < 1e6 else None
 
 
 def _digest(*texts: str) -> str:

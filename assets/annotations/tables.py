@@ -43,6 +43,7 @@ REJECTED_SCHEMA = pa.schema(
         ("file", pa.string()),
         ("checksum", pa.string()),
         ("row", pa.int64()),
+        ("line", pa.int64()),
         ("reason", pa.string()),
         ("content", pa.string()),
     ]

@@ -21,14 +21,13 @@ import argparse
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from assets.evaluation.questions import LETTERS, EvaluationQuestion, write_questions
+from assets.fetching.table_files import read_rows
 
 YES_NO_REQUEST = "Please answer yes or no:"
 # A line that opens an option inside a question: "A. red", "(B) blue", "C) green", "Caption A: ...",
@@ -206,13 +205,11 @@ def _letter(answer: str) -> int:
     return LETTERS.index(answer.strip().strip("().")[0])
 
 
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        return pq.read_table(path).to_pylist()
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    return json.loads(text)
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for row in read_rows(path, path.name):
+        if not isinstance(row.value, dict):
+            raise ValueError(f"row {row.number}: {row.fault}: {row.value[:80]}")
+        yield row.value
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,40 +1,43 @@
-"""Annotation files row by row, in bounded memory: Parquet, CSV, JSON and JSONL."""
+"""Annotation files row by row, in bounded memory: Parquet, CSV, JSON and JSONL.
+
+Each form is read by a module of its own (`table_parquet`, `table_text`, `table_json`); what a file
+may cost stands in `table_rows`.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from assets.fetching.errors import AnnotationError
+from assets.fetching.table_json import read_json, read_json_lines, starts_a_list
+from assets.fetching.table_parquet import read_parquet
+from assets.fetching.table_rows import MOST_BYTES, MOST_ROWS, Found, RawRow, in_brief
+from assets.fetching.table_text import encoding_name, find_encoding, read_csv
 
-SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
-BATCH_ROWS = 8192
-READ_CHARS = 1 << 20
-LONGEST_ELEMENT = 64 << 20
-WRAPPED_LIST = re.compile(r'\s*\{\s*"(?:data|annotations|samples)"\s*:\s*\[')
+SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
+# What a file is by its first bytes, whatever it is called.
+_TRUE_FORMS = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"\xfd7zXZ\x00": "xz",
+    b"BZh": "bzip2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xd0\xcf\x11\xe0": "an old spreadsheet",
+    b"%PDF": "PDF",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class RawRow:
-    """A row as it stands in a file. `value` is a mapping, or the text of a line that is no JSON
-    object.
-    """
+class TableFile:
+    """The rows of an annotation file in order, numbered from 0; go over them once.
 
-    number: int
-    value: dict[str, Any] | str
-
-
-def read_rows(path: Path, name: str) -> Iterator[RawRow]:
-    """The rows of an annotation file in order, numbered from 0.
+    Attributes:
+        form: how it is read, in a few words: `CSV, columns by ';', UTF-16`.
+        same_columns: whether all rows have the same ones; those of JSON have their own.
 
     Args:
         path: local file.
@@ -42,86 +45,65 @@ def read_rows(path: Path, name: str) -> Iterator[RawRow]:
             name on disk.
 
     Raises:
-        AnnotationError: unknown suffix, or the file as a whole cannot be parsed.
+        AnnotationError: unknown suffix, another form than the suffix says, or larger than a file
+            may be. While one goes over the rows: the file as a whole cannot be parsed.
     """
-    suffix = Path(name).suffix.lower()
-    readers = {".parquet": _parquet, ".csv": _csv, ".json": _json, ".jsonl": _jsonl}
-    if suffix not in readers:
-        raise AnnotationError(f"{name}: annotation files are {', '.join(SUFFIXES)}")
-    try:
-        for number, value in enumerate(readers[suffix](path)):
-            yield RawRow(number, value)
-    except (pa.ArrowException, csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AnnotationError(f"{name}: cannot be read as {suffix[1:]}: {error}") from error
+
+    def __init__(self, path: Path, name: str) -> None:
+        suffix = Path(name).suffix.lower()
+        if suffix not in SUFFIXES:
+            raise AnnotationError(f"{name}: annotation files are {', '.join(SUFFIXES)}")
+        self._name = name
+        with _faults_named(name, suffix[1:]):
+            if (size := path.stat().st_size) > MOST_BYTES:
+                raise AnnotationError(
+                    f"{name}: has {size / 2**30:,.0f} GiB, more than {MOST_BYTES >> 30}"
+                )
+            self.form, self._rows = _open(path, name, suffix)
+        self.same_columns = not self.form.startswith("JSON")
+
+    def __iter__(self) -> Iterator[RawRow]:
+        with _faults_named(self._name, self.form):
+            for number, (value, line, fault) in enumerate(self._rows):
+                if number >= MOST_ROWS:
+                    raise AnnotationError(f"{self._name}: has more than {MOST_ROWS:,} rows")
+                yield RawRow(number, value, line, fault)
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(BATCH_ROWS):
-            names = batch.schema.names
-            columns = [column.to_pylist() for column in batch.columns]
-            for values in zip(*columns, strict=True):
-                yield dict(zip(names, values, strict=True))
+def read_rows(path: Path, name: str) -> TableFile:
+    """The rows of an annotation file; see `TableFile`."""
+    return TableFile(path, name)
 
 
-def _csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(LONGEST_ELEMENT)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file, restkey="(more columns than the header)"):
-            yield dict(row)
-
-
-def _jsonl(path: Path) -> Iterator[dict[str, Any] | str]:
+def _open(path: Path, name: str, suffix: str) -> tuple[str, Iterator[Found]]:
     with open(path, "rb") as file:
-        for line in file:
-            if line.strip():
-                yield _object(line)
+        head = file.read(8)
+    if head.startswith(b"PAR1"):
+        return "Parquet", read_parquet(path, name)
+    for mark, form in _TRUE_FORMS.items():
+        if head.startswith(mark):
+            raise AnnotationError(
+                f"{name}: is {form} by its content; unpack it, or save it as CSV or JSONL"
+            )
+    if suffix == ".parquet":
+        raise AnnotationError(f"{name}: cannot be read as parquet: it begins {head!r}")
+    encoding = find_encoding(path)
+    if suffix in (".csv", ".tsv"):
+        columns, rows = read_csv(path, name, encoding)
+        return f"CSV, columns by {columns}, {encoding_name(encoding)}", rows
+    if suffix == ".jsonl" and not starts_a_list(path, encoding):
+        return f"JSONL, {encoding_name(encoding)}", read_json_lines(path, encoding)
+    return f"JSON, {encoding_name(encoding)}", read_json(path, name, encoding)
 
 
-def _object(line: bytes) -> dict[str, Any] | str:
+@contextmanager
+def _faults_named(name: str, form: str) -> Iterator[None]:
+    """Faults of a file as a whole become a sentence that names it."""
     try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        value = None
-    return value if isinstance(value, dict) else line.decode(errors="replace").rstrip("\n")
-
-
-def _json(path: Path) -> Iterator[dict[str, Any] | str]:
-    """A list, a list under `data`, `annotations` or `samples`, or objects one after another."""
-    decoder = json.JSONDecoder()
-    with open(path, encoding="utf-8-sig") as file:
-        buffer = file.read(READ_CHARS)
-        wrapped = WRAPPED_LIST.match(buffer)
-        position = wrapped.end() if wrapped else len(buffer) - len(buffer.lstrip())
-        in_list = bool(wrapped)
-        if not wrapped and buffer[position : position + 1] == "[":
-            position, in_list = position + 1, True
-        ended = False
-        while True:
-            position = _skip(buffer, position)
-            if position < len(buffer) and buffer[position] == "]" and in_list:
-                return
-            try:
-                if position >= len(buffer):
-                    raise json.JSONDecodeError("more", buffer, position)
-                value, after = decoder.raw_decode(buffer, position)
-                if after == len(buffer) and not ended:
-                    raise json.JSONDecodeError("may go on", buffer, position)
-            except json.JSONDecodeError:
-                if ended:
-                    if position >= len(buffer) and not in_list:
-                        return
-                    raise
-                if len(buffer) - position > LONGEST_ELEMENT:
-                    raise
-                more = file.read(max(READ_CHARS, len(buffer) - position))
-                buffer, position, ended = buffer[position:] + more, 0, not more
-                continue
-            position = after
-            yield value if isinstance(value, dict) else json.dumps(value)
-
-
-def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n,":
-        position += 1
-    return position
+        yield
+    except (pa.ArrowException, UnicodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the machine's fault, not the file's: Arrow's own errors have no number
+        raise AnnotationError(
+            f"{name}: cannot be read as {form}: {in_brief(error, 300)}"
+        ) from error

@@ -30,7 +30,11 @@ PENDING, OK, NOT_ASKED = "pending", "ok", "not_asked"
 TRANSIENT, EXHAUSTED = "transient", "exhausted"
 PERMANENT, NEEDS_OPERATOR, MANUAL_MISSING = "permanent", "needs_operator", "manual_missing"
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".ts", ".mpg", ".wmv")
+# How files of videos are called: the one list of it. What a file holds is for the probe to say.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".f4v", ".wmv", ".asf"),
+    *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".3gp", ".3g2", ".ogv"),
+)
 
 
 class Source(Section):

@@ -19,6 +19,7 @@ import pytest
 from assets.annotations import collect
 from assets.annotations.build import build_catalogue
 from assets.annotations.catalogue import read_catalogue
+from assets.annotations.checks import usable
 from assets.annotations.collect import collect_annotations
 from assets.annotations.landing import landing_fingerprint
 from assets.annotations.record import RECORD_KEY
@@ -344,11 +345,61 @@ def test_the_hubs_revision_is_recorded_and_a_newer_one_adds_a_part(tmp_path: Pat
             collect_annotations(Storage(str(tmp_path / "none")), wrong, quiet)
 
 
-def test_unknown_columns_stop_the_collection_and_write_nothing(tmp_path: Path) -> None:
-    settings, storage = deployment(tmp_path, [{**question("v", "panda"), "colour": "red"}])
-    with pytest.raises(AnnotationError, match="colour"):
+def test_missing_columns_stop_the_collection_and_write_nothing(tmp_path: Path) -> None:
+    settings, storage = deployment(tmp_path, [{"film": "v", "question": "Q?", "answer": "A"}])
+    with pytest.raises(AnnotationError, match="'film'"):
         collect_annotations(storage, settings, quiet)
     assert not storage.exists(layout.ANNOTATIONS)
+
+
+def test_a_column_too_many_and_values_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    rows = [{**question("v", "panda"), "colour": "red", "duration": "a while"}]
+    settings, storage = deployment(tmp_path, rows)
+    lines: list[str] = []
+    report = collect_annotations(storage, settings, lines.append)
+    assert report.counts["rows"] == 1
+    (told,) = report.read
+    assert (told["file"], told["read as"]) == ("qa.jsonl", "JSONL, UTF-8")
+    assert (told["columns not read"], told["values not read"]) == ("colour", "1 duration")
+    assert "qa.jsonl: columns that are not read: colour" in lines
+    assert "qa.jsonl: 1 rows have a duration that cannot be read" in lines
+
+
+def test_rows_that_name_no_source_are_an_error_that_names_the_column_and_the_choices(
+    tmp_path: Path,
+) -> None:
+    rows = [{"video": f"{n}.mp4", "question": "Q?", "answer": "A"} for n in range(3)]
+    settings, storage = deployment(tmp_path, rows)
+    with pytest.raises(AnnotationError, match=r"3 of 3 rows.*data_source.*mine, panda") as error:
+        collect_annotations(storage, settings, quiet)
+    assert "qa.jsonl" in str(error.value)
+    assert not storage.exists(layout.ANNOTATIONS)
+
+
+def test_rows_of_sources_that_nobody_configured_are_no_silent_nothing(tmp_path: Path) -> None:
+    settings, storage = deployment(tmp_path, [question("v", "vimeo"), question("w", "vimeo")])
+    with pytest.raises(AnnotationError, match=r"qa.jsonl.*2 unknown_source.*mine, panda"):
+        collect_annotations(storage, settings, quiet)
+
+
+def test_one_file_that_cannot_be_read_costs_no_other_one(tmp_path: Path) -> None:
+    settings, storage = deployment(tmp_path, rows_of(6))
+    broken = tmp_path / "cut.json"
+    broken.write_text(json.dumps(rows_of(3, "w"))[:-20])
+    more = settings.annotations.model_copy(
+        update={"paths": [*settings.annotations.paths, str(broken)]}
+    )
+    settings = settings.model_copy(update={"annotations": more})
+    report = collect_annotations(storage, settings, quiet)
+    assert report.counts["rows"] == 6
+    assert [problem.partition(":")[0] for problem in report.problems] == ["cut.json, line 1"]
+    assert not usable(report, settings).passed
+    broken.write_text(json.dumps(rows_of(3, "w")))
+    assert collect_annotations(storage, settings, quiet).counts["rows"] == 9
+    broken.write_text("[")
+    again = collect_annotations(storage, settings, quiet)
+    assert again.counts["rows"] == 9, "its rows stay as they were when it could be read"
+    assert "stay as they were" in again.problems[0]
 
 
 def test_an_annotation_file_of_another_hand_is_not_overwritten(tmp_path: Path) -> None:

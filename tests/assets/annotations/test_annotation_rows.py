@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from assets.annotations.rows import QuestionRow, RowParser
 from assets.annotations.video_names import RejectedRow
 from assets.fetching.errors import AnnotationError
+from assets.fetching.table_rows import KEY
 
 SOURCES = ("panda", "ego4d", "activitynet")
 
@@ -102,7 +103,7 @@ def test_no_video_name_ever_leaves_its_folder(video: str, source: str | None) ->
         (flat(answer=None), "no_answer"),
         (flat(question="<image>\n"), "no_question"),
         (flat(data_source="vimeo"), "unknown_source"),
-        (flat(data_source=None), "unknown_source"),
+        (flat(data_source=None), "no_source"),
         (flat(video="ego4d/x.mp4", data_source="panda"), "source_conflict"),
         (flat(video=None), "no_video"),
         (flat(video=float("nan")), "no_video"),
@@ -141,37 +142,44 @@ def test_names_of_columns_are_compared_without_case_and_by_their_aliases() -> No
     )
 
 
-def test_an_unknown_column_is_an_error_that_says_what_was_found_and_what_to_do() -> None:
+def test_an_unknown_column_is_left_out_and_named() -> None:
+    parser = RowParser(SOURCES)
+    (question,) = parser.parse(flat(colour="red", **{" Mood ": "good"}), "file.jsonl")
+    assert (question.video, parser.unused) == ("panda/x", ["colour", " Mood "])
+
+
+def test_missing_columns_are_an_error_that_says_what_was_found_and_what_to_do() -> None:
     with pytest.raises(AnnotationError) as error:
-        one(flat(colour="red"))
-    text = str(error.value)
+        one({"video": "x", "data_source": "panda", "question": "Q?", "anwser": "A"})
     for part in (
-        "file.jsonl",
-        "'colour'",
-        "video, data_source, question, answer, colour",
-        "data_source/source",
+        "file.jsonl: columns are missing",
+        "Found: video, data_source, question, anwser. Not known: 'anwser'.",
+        "answer: answer/response/a",
         "annotations.columns",
     ):
-        assert part in text
+        assert part in str(error.value)
 
 
-def test_missing_columns_are_an_error() -> None:
-    with pytest.raises(AnnotationError, match="columns are missing"):
-        one({"video": "x", "question": "Q?"})
+def test_a_message_about_columns_stays_short() -> None:
+    columns = {f"column {number} {'x' * 500}": "1" for number in range(5000)}
+    with pytest.raises(AnnotationError, match="and 4,990 more") as error:
+        one(columns)
+    assert len(str(error.value)) < 2000
 
 
-def test_a_later_row_with_other_columns_is_set_aside_alone() -> None:
-    parser = RowParser(SOURCES)
-    parser.parse(flat(), "file.jsonl")
+def test_a_row_without_the_needed_columns_is_set_aside_alone_where_rows_have_their_own() -> None:
+    parser = RowParser(SOURCES, same_columns=False)
     without_answer = {name: value for name, value in flat().items() if name != "answer"}
-    for row, reason in (
-        (without_answer, "no_answer"),
-        (flat(mood="good"), "other_columns"),
-        ({}, "no_video"),
-    ):
-        with pytest.raises(RejectedRow, match=reason):
+    for row in ({}, {"version": 3}, without_answer):
+        with pytest.raises(RejectedRow, match="columns_missing"):
             parser.parse(row, "file.jsonl")
-    assert len(parser.parse(flat(url="https://a.example/x.mp4"), "file.jsonl")) == 1
+    assert len(parser.parse(flat(mood="good"), "file.jsonl")) == 1
+    assert "Found: nothing" in str(parser.columns_error)
+
+
+@pytest.mark.parametrize("name", [" Question ", "QUESTION", "\tquestion"])
+def test_names_of_columns_may_have_spaces_around_them(name: str) -> None:
+    assert one({"video ": "x", "source": "panda", name: "Q?", " answer": "A"}).question == "Q?"
 
 
 def test_the_settings_may_name_columns_or_leave_them_out() -> None:
@@ -185,6 +193,144 @@ def test_separate_options_become_lines_of_the_question_unless_they_stand_there()
     assert one(flat(options=["red", "blue"])).question == "Q?\nA. red\nB. blue"
     assert one(flat(options='["red", "blue"]')).question == "Q?\nA. red\nB. blue"
     assert one(flat(question="Q?\nA. red", options=["red", "blue"])).question == "Q?\nA. red"
+
+
+OPTIONS = [
+    ["red", "blue"],
+    ("red", "blue"),
+    '["red", "blue"]',
+    "['red', 'blue']",
+    '{"A": "red", "B": "blue"}',
+    {"A": "red", "B": "blue"},
+    {"b": "blue", "a": "red", "C": None},
+    "red|blue",
+    " red | blue ",
+    "A. red\nB. blue",
+    "(A) red|(B) blue",
+    ["A. red", "B) blue"],
+    ["red", "blue", None],
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=map(str, OPTIONS))
+def test_options_are_read_in_every_way_that_people_write_them(options: Any) -> None:
+    assert one(flat(options=options)).question == "Q?\nA. red\nB. blue"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("option_a", "option_b"), ("Choice 1", "Choice 2"), ("option0", "option1"), ("A", "B")],
+)
+def test_a_column_for_each_option_is_read(names: tuple[str, str]) -> None:
+    labels = [name.strip()[-1].upper() for name in names]
+    question = one(flat(**dict(zip(names, ("red", "blue"), strict=True)))).question
+    assert question == f"Q?\n{labels[0]}. red\n{labels[1]}. blue"
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["red, blue", "see the video", 7, [None, "blue"], "[red", "[__import__('os')]", [{"x": 1}]],
+    ids=str,
+)
+def test_options_that_cannot_be_read_set_the_row_aside_and_are_never_dropped(options: Any) -> None:
+    with pytest.raises(RejectedRow, match=r"options_not_read|not_a_text"):
+        one(flat(options=options, answer="B"))
+
+
+@pytest.mark.parametrize("options", [[], {}, "[]", "{}", [None, ""], {"A": None}], ids=str)
+def test_no_options_are_those_of_an_open_question(options: Any) -> None:
+    assert one(flat(options=options)).question == "Q?"
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("1:02:03", 3723),
+        ("02:03", 123),
+        ("1:02:03.5", 3723.5),
+        ("1,5", 1.5),
+        ("3,600", 3600),
+        ("PT5M", 300),
+        ("PT1H2M3S", 3723),
+        ("90 s", 90),
+        ("90 seconds", 90),
+        ("1h 5m", 3900),
+        ("2.5 min", 150),
+        ("1500 ms", 1.5),
+        ("61.25", 61.25),
+        (61, 61),
+    ],
+)
+def test_durations_are_read_as_people_write_them(written: Any, seconds: float) -> None:
+    assert one(flat(duration=written)).duration == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("written", ["a while", "-5", "0", "1:2:3:4", "PTX", "1e9", [5], "inf", ""])
+def test_what_is_no_duration_is_left_out_and_counted(written: Any) -> None:
+    parser = RowParser(SOURCES)
+    (question,) = parser.parse(flat(duration=written), "f")
+    assert question.duration is None
+    assert parser.unread["duration"] == (written != "")
+
+
+@pytest.mark.parametrize(
+    ("video", "identifier"),
+    [
+        ("C:\\clips\\a b.mp4", "a b"),
+        ("d:/films/2024/a.MKV", "a"),
+        ("\\\\server\\share\\a.mov", "a"),
+        ("clips\\a.mp4", "clips/a"),
+        ("https://youtu.be/dQw4w9WgXcQ?t=3", "dQw4w9WgXcQ"),
+        ("https://www.youtube.com/watch?v=dQw4w9WgXcQ&list=x", "dQw4w9WgXcQ"),
+        ("https://host.example/clips/a%20b.mp4?token=1", "a b"),
+        ("http://host.example/a.m2ts", "a"),
+        ("file:///C:/clips/a.mp4", "a"),
+        ("s3://bucket/folder/a.webm", "a"),
+        ("cafe\u0301.mp4", "caf\u00e9"),
+        (" a.mpeg ", "a"),
+    ],
+)
+def test_paths_of_other_machines_and_addresses_name_a_video_by_their_last_step(
+    video: str, identifier: str
+) -> None:
+    assert one(flat(video=video)).id == identifier
+
+
+def test_an_address_in_place_of_a_name_is_where_the_video_is_fetched() -> None:
+    assert one(flat(video="https://host.example/a.mp4")).url == "https://host.example/a.mp4"
+    both = flat(video="https://host.example/a.mp4", url="https://mirror.example/a.mp4")
+    assert one(both).url == "https://mirror.example/a.mp4"
+    assert one(flat(video="s3://bucket/a.mp4")).url is None
+
+
+@pytest.mark.parametrize(
+    "video", ["https://host.example/watch?v=1", "https://host.example/", "http://[", "https://"]
+)
+def test_an_address_that_names_no_file_is_no_name(video: str) -> None:
+    with pytest.raises(RejectedRow, match="no_name_in_address"):
+        one(flat(video=video))
+
+
+def test_two_addresses_that_end_alike_are_never_one_video() -> None:
+    parser = RowParser(SOURCES)
+    assert parser.parse(flat(video="https://a.example/1/clip.mp4"), "f")
+    with pytest.raises(RejectedRow, match="two_addresses_of_one_name"):
+        parser.parse(flat(video="https://a.example/2/clip.mp4"), "f")
+    for watch in ("https://youtu.be/dQw4w9WgXcQ", "https://www.youtube.com/shorts/dQw4w9WgXcQ"):
+        assert parser.parse(flat(video=watch), "f")[0].id == "dQw4w9WgXcQ"
+
+
+@pytest.mark.parametrize("field", ["question", "answer", "id", "url", "question_type"])
+@pytest.mark.parametrize("value", [{"en": "Q?"}, 10**5000], ids=["object", "number"])
+def test_a_value_that_is_no_text_sets_the_row_aside(field: str, value: Any) -> None:
+    with pytest.raises(RejectedRow, match="not_a_text"):
+        one(flat(**{field: value}))
+
+
+def test_rows_by_their_keys_take_the_key_as_what_they_lack() -> None:
+    assert one({KEY: "x", "data_source": "panda", "question": "Q?", "answer": "A"}).id == "x"
+    assert one({KEY: "q7", **flat()}).question_id == "q7"
+    assert one({KEY: "q7", **flat(id="mine")}).question_id == "mine"
 
 
 def test_a_question_id_is_kept_or_follows_from_the_content() -> None:
