@@ -6,6 +6,7 @@ What cannot be read is said, never guessed: an answer by letter without its opti
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -36,6 +37,15 @@ _UNITS = re.compile(
 )
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _ISO = TypeAdapter(timedelta)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell says nothing: it is empty, or NaN, which table programs write for that. In a
+    CSV it is a text.
+    """
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return value is None or (isinstance(value, str) and value in ("", "NaN", "nan"))
 
 
 def text_of(value: Any) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from assets.annotations.cells import seconds_of, spoken, text_of, with_options
+from assets.annotations.cells import is_missing, seconds_of, spoken, text_of, with_options
 from assets.annotations.video_names import RejectedRow, VideoNames
 from assets.fetching.errors import AnnotationError
 from assets.fetching.table_json import JsonFaultError, parse_json
@@ -197,7 +197,7 @@ class RowParser:
         options: dict[str, Any] = {}
         for name, field in field_of.items():
             value = row[name]
-            if value is None or value == "" or value != value:  # NaN is not itself
+            if is_missing(value):
                 continue
             if field.startswith(_OPTION):
                 options[field.removeprefix(_OPTION)] = value

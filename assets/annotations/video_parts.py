@@ -1,6 +1,7 @@
 """Which part each video belongs to: decided when it is first seen, and kept for ever.
 
-The first collection deals its videos to the deployment's parts by a stable hash. Whatever is seen
+The first collection deals its videos by a stable hash to as many parts as the settings say, or as
+their number is worth. Whatever is seen
 later makes one new part each time. Rows may come, change and go: a video keeps its part, so that
 what was made of the other parts stays as it is.
 """
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assets.annotations.record import AnnotationRecord
-from assets.deployment.parts import part_of
+from assets.deployment.parts import part_of, parts_for
 from training.formats import layout
 from training.formats.storage import Storage
 
@@ -38,12 +39,12 @@ class VideoParts:
     part_of: dict[str, int] = field(default_factory=dict)
     landed: list[str] = field(default_factory=list)
 
-    def add(self, seen: Sequence[tuple[str, Iterable[str]]], parts: int) -> bool:
+    def add(self, seen: Sequence[tuple[str, Iterable[str]]], parts: int | None) -> bool:
         """Give videos that are seen for the first time their part; whether there were any.
 
         Args:
             seen: origin and its videos.
-            parts: how many the very first videos are dealt to.
+            parts: how many the very first videos are dealt to; None: as many as they are worth.
         """
         new: dict[str, str] = {}
         for origin, videos in seen:
@@ -55,6 +56,7 @@ class VideoParts:
         origins = sorted(set(new.values())) or [origin for origin, _ in seen]
         name = f"{origins[0]} and {len(origins) - 1} more" if len(origins) > 1 else origins[0]
         if not self.names:
+            parts = parts or parts_for(len(new))
             self.names = [name] * parts
             self.part_of = {video: part_of(video, parts) for video in new}
         else:

@@ -7,6 +7,16 @@ from training.formats.hashing import stable_hash
 # Every kind of the LLaVA collections has so many parts: the stages name them one by one.
 LLAVA_PARTS = 10
 
+# What the videos of the first landing are dealt to where the settings do not say: a part is what is
+# fetched, made and given up at a time, and a dozen videos are none the better for ten of them.
+MOST_PARTS = 10
+VIDEOS_PER_PART = 100
+
+
+def parts_for(videos: int) -> int:
+    """How many parts so many videos are worth: one for each hundred, from one to ten."""
+    return min(max(videos // VIDEOS_PER_PART, 1), MOST_PARTS)
+
 
 def part_of(key: str, parts: int) -> int:
     """The part, 0 .. parts-1, that `key` (a video, or a sample's id) belongs to."""

@@ -282,7 +282,13 @@ class Settings(Section):
     """Everything a deployment decides."""
 
     root: str = Field(description="local folder or fsspec URL")
-    parts: int = Field(default=10, ge=1, lt=100)
+    parts: int | None = Field(
+        default=None,
+        ge=1,
+        lt=100,
+        description="what the videos of the first landing are dealt to; default: one for each "
+        "hundred of them, at most ten. Later changes have no effect: a video keeps its part",
+    )
     variants: list[VariantName] = Field(default=["3b", "7b"])
     base_models: dict[str, str] = Field(
         default={},

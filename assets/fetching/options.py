@@ -47,7 +47,10 @@ class Download(Section):
         default=20 << 30, description="downloads stop when the disk has less free than this"
     )
     coverage_threshold: float = Field(
-        default=0.5, ge=0, le=1, description="least share of expected videos present"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="least share of expected videos present, rounded down to whole videos",
     )
     verify_tolerance_s: float = Field(
         default=2.0, description="difference allowed between real and stated duration"

@@ -40,7 +40,14 @@ from assets.sources.base import (
 from assets.sources.outcomes import Evidence
 from assets.videos.pacing import RateLimiter, RetryQueue
 from assets.videos.publish import Publisher
-from assets.videos.report import AcquireReport, coverage_threshold, report_name, summarize, too_few
+from assets.videos.report import (
+    AcquireReport,
+    coverage_threshold,
+    is_enough,
+    report_name,
+    summarize,
+    too_few,
+)
 from training.formats.hashing import stable_hash
 from training.formats.storage import Storage
 from training.progress import Progress
@@ -86,8 +93,9 @@ def acquire_part(
     )
     for note in report.notes:
         log(note)
-    if report.coverage < coverage_threshold(settings, source):
-        raise CoverageError(too_few(report, coverage_threshold(settings, source)))
+    threshold = coverage_threshold(settings, source)
+    if not is_enough(report, threshold):
+        raise CoverageError(too_few(report, threshold))
     return report
 
 

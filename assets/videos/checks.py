@@ -6,7 +6,7 @@ from assets.deployment.settings import Settings
 from assets.records.verdict import Verdict
 from assets.sources.base import OK
 from assets.videos.acquire import TRIED_AGAIN
-from assets.videos.report import AcquireReport, coverage_threshold, too_few
+from assets.videos.report import AcquireReport, coverage_threshold, is_enough, too_few
 
 COVERAGE, NOTHING_MORE = "coverage", "nothing_more_to_get"
 
@@ -17,7 +17,7 @@ def coverage(report: AcquireReport, settings: Settings) -> list[Verdict]:
     missing = report.missing
     there = f"{report.counts[OK]:,} of {report.counts['expected']:,} videos are there"
     facts = {"coverage": report.coverage, "asked for": threshold, "missing": missing}
-    enough = report.coverage >= threshold
+    enough = is_enough(report, threshold)
     hopeful = sum(row["videos"] for row in missing if row["status"] in TRIED_AGAIN)
     gone = sum(row["videos"] for row in missing) - hopeful
     notes = " ".join(report.notes)

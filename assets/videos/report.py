@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,6 +159,13 @@ def coverage_threshold(settings: Settings, source: str) -> float:
     """The least share of a source's videos: its own if it has one, else that of all downloads."""
     own = settings.sources[source].coverage_threshold
     return settings.download.coverage_threshold if own is None else own
+
+
+def is_enough(report: AcquireReport, threshold: float) -> bool:
+    """Whether so many of the expected videos are there as a threshold asks for, in whole videos:
+    of one video no half can be there, and a part must not stand still for it.
+    """
+    return report.counts[OK] >= math.floor(threshold * report.counts["expected"] + 1e-9)
 
 
 def too_few(report: AcquireReport, threshold: float) -> str:

@@ -45,7 +45,13 @@ class Step:
 
 
 def steps(settings: Settings) -> list[Step]:
-    """The whole graph in order."""
+    """The whole graph in order.
+
+    Raises:
+        ValueError: the settings do not say how many parts there are.
+    """
+    if settings.parts is None:
+        raise ValueError("the demo's settings say how many parts its videos are dealt to")
     parts = [part_name(index) for index in range(settings.parts)]
     collect = ("annotations", "catalogue", "llava_onevision", "llava_video")
     to_stage2 = ("base_model", "stage1", "stage2", "vision_encoder")

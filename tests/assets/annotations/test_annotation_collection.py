@@ -77,6 +77,37 @@ def test_rows_are_dealt_to_parts_by_the_hash_of_their_video(tmp_path: Path) -> N
     assert sorted(row["question_id"] for row in found) == sorted(f"v{n}" for n in range(90))
 
 
+@pytest.mark.parametrize(
+    ("videos", "parts"), [(1, 1), (11, 1), (199, 1), (200, 2), (1000, 10), (5000, 10)]
+)
+def test_the_number_of_parts_follows_the_number_of_videos(
+    videos: int, parts: int, tmp_path: Path, landing: Path
+) -> None:
+    rows = [question(f"v{n}", "panda") for n in range(videos)]
+    settings, storage = deployment(tmp_path, rows, parts=None)
+    assert collect_annotations(storage, settings, quiet).counts["parts"] == parts
+    before = {row["video"]: row["part"] for row in table(storage)}
+    assert set(before.values()) == set(range(parts))
+    land(landing, "more.jsonl", [question(f"w{n}", "panda") for n in range(300)])
+    assert collect_annotations(storage, settings, quiet).counts["parts"] == parts + 1
+    after = {row["video"]: row["part"] for row in table(storage)}
+    assert {video: after[video] for video in before} == before, "a video stays in its part"
+    assert {part for video, part in after.items() if video not in before} == {parts}
+
+
+def test_parts_that_are_there_stay_when_the_settings_say_another_number(tmp_path: Path) -> None:
+    settings, storage = deployment(tmp_path, rows_of(90), parts=10)
+    collect_annotations(storage, settings, quiet)
+    before = {row["video"]: row["part"] for row in table(storage)}
+    rows = [*rows_of(90), question("one more", "panda")]
+    for parts in (None, 3):
+        changed, _ = deployment(tmp_path, rows, parts=parts)
+        collect_annotations(storage, changed, quiet)
+        after = {row["video"]: row["part"] for row in table(storage)}
+        assert {video: after[video] for video in before} == before
+        assert after["panda/one more"] == 10
+
+
 def test_the_same_input_gives_the_same_bytes_and_a_second_run_writes_nothing(
     tmp_path: Path,
 ) -> None:

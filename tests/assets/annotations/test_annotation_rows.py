@@ -118,6 +118,14 @@ def test_a_row_that_cannot_be_used_is_rejected_with_its_reason(
         one(row)
 
 
+@pytest.mark.parametrize("nothing", [None, "", float("nan"), float("inf"), "NaN", "nan"])
+def test_what_says_nothing_is_missing_in_all_forms(nothing: Any) -> None:
+    question = one(flat(id=nothing, url=nothing, options=nothing, duration=nothing))
+    assert (question.row_id, question.url, question.duration) == (None, None, None)
+    with pytest.raises(RejectedRow, match="no_answer"):
+        one(flat(answer=nothing))
+
+
 def test_one_configured_source_needs_no_column() -> None:
     assert (
         one({"video": "x.mp4", "question": "Q?", "answer": "A"}, sources=["mine"]).video == "mine/x"

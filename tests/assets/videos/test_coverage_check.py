@@ -37,6 +37,30 @@ def test_too_few_videos_stop_what_follows_and_say_why(settings):
     )
 
 
+@pytest.mark.parametrize(
+    ("there", "missing", "asked_for", "enough"),
+    [
+        (0, 1, 0.5, True),
+        (0, 1, 0.9, True),
+        (0, 1, 1.0, False),
+        (0, 2, 0.5, False),
+        (1, 2, 0.5, True),
+        (0, 3, 0.5, False),
+        (1, 4, 0.5, False),
+        (6, 5, 0.5, True),
+        (8, 2, 0.9, False),
+        (9, 2, 0.9, True),
+        (48, 52, 0.5, False),
+        (7, 3, 0.7, True),
+    ],
+)
+def test_the_share_is_counted_in_whole_videos(settings, there, missing, asked_for, enough):
+    download = settings.download.model_copy(update={"coverage_threshold": asked_for})
+    settings = settings.model_copy(update={"download": download})
+    verdict, _ = coverage(report(ok=there, permanent=missing), settings)
+    assert verdict.passed is enough
+
+
 def test_a_source_may_ask_for_less(settings):
     enough, _ = coverage(report("mine", ok=1, permanent=3), settings)
     assert enough.passed
