@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.fetching.options import Download
-from model.media.limits import MAX_ACQUIRED_PIXELS
+from model.media.limits import MAX_VIDEO_PIXELS
 
 WORKER = Path(__file__).with_name("probe_worker.py")
 LEAST_TIME_S = 60.0
@@ -87,7 +87,7 @@ class ProbePool:
         """
         limit = self.time_limit_s or max(LEAST_TIME_S, path.stat().st_size / BYTES_PER_S)
         with self._child() as child:
-            answer = _request(child, {"path": str(path), "max_pixels": MAX_ACQUIRED_PIXELS}, limit)
+            answer = _request(child, {"path": str(path), "max_pixels": MAX_VIDEO_PIXELS}, limit)
         if "invalid" in answer:
             raise InvalidVideo(*answer["invalid"])
         facts = answer["facts"]

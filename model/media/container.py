@@ -6,23 +6,45 @@ believed. What is not caught here is a decoder that hangs or crashes: read stran
 process that can be killed.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from model.media.groups import PacketClassifier, PacketGroup, packet_groups
 from model.media.limits import MAX_VIDEO_PIXELS
 
-# The demuxers that FFmpeg may use, whatever the file claims to be. None of them can be made to open
-# another file.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,mpeg"
+# The demuxers that FFmpeg may use, whatever the file claims to be, and the suffix of their files.
+# None of them can be made to open another file.
+FORMATS = {
+    "mov,mp4,m4a,3gp,3g2,mj2": ".mp4",
+    "matroska,webm": ".mkv",
+    "avi": ".avi",
+    "mpegts": ".ts",
+    "flv": ".flv",
+    "mpeg": ".mpg",
+    "asf": ".wmv",
+    "ogg": ".ogv",
+}
+# How other containers of moving pictures begin. They are refused by name: no other copy helps.
+OTHER_FORMATS = {
+    b"\x06\x0e\x2b\x34": "MXF",
+    b".RMF": "RealMedia",
+    b"\x00\x00\x01\xb3": "a bare MPEG video stream",
+    b"\x00\x00\x00\x01": "a bare video stream",
+    b"GIF8": "GIF",
+    b"nut/multimedia": "NUT",
+    b"\x1f\x07\x00": "DV",
+    b"YUV4MPEG2": "YUV4MPEG",
+    b"DKIF": "IVF",
+}
 # Seconds that decoding times may fall back: more than any reordering asks for.
 CLOCK_BACK = Fraction(1, 2)
 # FFmpeg counts the padding of rows as well; so much at most, up to 32,768 pixels a side.
@@ -31,6 +53,7 @@ PADDING = 64 * (1 << 15)
 REASONS = {
     "not_media": "not a video container",
     "hostile_format": "a playlist or another format that makes the reader open other files",
+    "unsupported_container": "a container that is not among those that are read",
     "unreadable": "a container that is empty, cut off or broken",
     "no_video_stream": "no moving picture in it",
     "unsupported_codec": "no decoder for its video, or none that may be trusted with it",
@@ -67,35 +90,33 @@ STRICTNESS = {"hevc": {"err_detect": "crccheck+explode"}}
 def open_video(
     path: str, *, max_pixels: int = MAX_VIDEO_PIXELS, index: int | None = None
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its first moving picture (or stream `index`), ready to decode with one
-    thread.
+    """The container and its moving picture (see `choose_stream`; or stream `index`), ready to
+    decode with one thread.
 
     Raises MediaError, and FileNotFoundError or PermissionError as they are: those are the caller's
     to mend.
     """
     head = _head(path)
     limits = {"max_pixels": str(max_pixels + PADDING)}
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", **limits}
+    options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file", **limits}
     # Before version 19, PyAV refuses a file for titles that are not UTF-8 unless it is told
     # otherwise.
     titles: dict[str, Any] = (
         {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     )
+
+    def opened() -> InputContainer:
+        return av.open(f"file:{path}", options=options, **titles)
+
     try:
-        container = av.open(f"file:{path}", options=options, **titles)
+        container = opened()
     except (av.FFmpegError, ValueError) as error:
         raise MediaError(_why_unopened(head), path, f"FFmpeg cannot open it: {error}") from error
     with container:
-        moving = [
-            stream
-            for stream in container.streams.video
-            if not stream.disposition & Disposition.attached_pic
-        ]
-        videos = [stream for stream in moving if index in (None, stream.index)]
-        if not videos:
+        stream = choose_stream(container, opened) if index is None else container.streams[index]
+        if stream is None:
             kinds = sorted({stream.type for stream in container.streams})
             raise MediaError("no_video_stream", path, f"streams: {', '.join(kinds) or 'none'}")
-        stream = videos[0]
         codec = stream.codec_context
         if codec is None:
             raise MediaError(
@@ -112,6 +133,54 @@ def open_video(
         codec.thread_count = 1
         codec.options = {**limits, **STRICTNESS.get(codec.name, {})}
         yield container, stream
+
+
+def choose_stream(
+    container: InputContainer, again: Callable[[], InputContainer]
+) -> VideoStream | None:
+    """The stream that is the video: one that moves before one that is a single picture (a cover
+    that no flag tells of), the one that the file plays by default before others, then the largest;
+    the first of several alike. None where every one is a cover.
+
+    Args:
+        again: opens the file once more, to count pictures where headers do not.
+    """
+    moving = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic
+    ]
+    if len(moving) < 2:
+        return moving[0] if moving else None
+    single = _single_pictures(moving, again)
+
+    def rank(stream: VideoStream) -> tuple[bool, bool, bool, int, int]:
+        codec = stream.codec_context
+        return (
+            codec is not None,
+            stream.index not in single,
+            bool(stream.disposition & Disposition.default),
+            codec.width * codec.height if codec is not None else 0,
+            -stream.index,
+        )
+
+    return max(moving, key=rank)
+
+
+def _single_pictures(streams: list[VideoStream], again: Callable[[], InputContainer]) -> set[int]:
+    """Indices of the streams that hold one picture. Where headers do not count, packets do, up to
+    the second one of each stream.
+    """
+    single = {stream.index for stream in streams if stream.frames == 1}
+    seen = {stream.index: 0 for stream in streams if stream.frames == 0}
+    if not seen:
+        return single
+    with again() as container, suppress(av.FFmpegError, IndexError):
+        for packet in container.demux([container.streams[index] for index in seen]):
+            seen[packet.stream_index] += packet.size > 0
+            if min(seen.values()) >= 2:
+                break
+    return single | {index for index, count in seen.items() if count < 2}
 
 
 def _head(path: str) -> bytes:
@@ -131,13 +200,16 @@ def _why_unopened(head: bytes) -> str:
         or b"<smil" in text
     ):
         return "hostile_format"
-    container = (
-        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
-        or head.startswith((b"\x1aE\xdf\xa3", b"FLV\x01", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3"))
+    starts = (b"\x1aE\xdf\xa3", b"FLV\x01", b"\x00\x00\x01\xba", b"OggS", b"\x30\x26\xb2\x75")
+    if (
+        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp")
+        or head.startswith(starts)
         or (head.startswith(b"RIFF") and head[8:12] == b"AVI ")
         or head[0:1] == head[188:189] == b"G"
-    )
-    return "unreadable" if container else "not_media"
+        or head[4:5] == head[196:197] == b"G"  # of .m2ts, whose packets have four bytes more
+    ):
+        return "unreadable"
+    return "unsupported_container" if head.startswith(tuple(OTHER_FORMATS)) else "not_media"
 
 
 class PacketReader:
@@ -147,17 +219,28 @@ class PacketReader:
     Where the clock falls back, as where recordings were joined, what follows is put right behind
     what came before, so that no two frames have one time. Every pass over the file sees the same
     clock.
+
+    Attributes:
+        broken: the container could not be read to its end, or ends within a packet.
+        others: seconds at which the streams of `beside` have packets, about one a second.
+        others_end: seconds at which the last of these packets ends.
     """
 
-    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+    def __init__(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        beside: Sequence[Stream] = (),
+    ) -> None:
         self.broken = False
-        self._container, self._stream = container, stream
+        self.others, self.others_end = array("d"), 0.0
+        self._container, self._stream, self._beside = container, stream, beside
 
     def __iter__(self) -> Iterator[av.Packet]:
         shift, newest, step = 0, None, 1
         assert self._stream.time_base is not None  # every stream of a file has one
         back = CLOCK_BACK / self._stream.time_base
-        packets = self._container.demux(self._stream)
+        packets = self._container.demux([self._stream, *self._beside])
         while True:
             try:
                 packet = next(packets)
@@ -169,6 +252,9 @@ class PacketReader:
                 return
             if not packet.size:  # PyAV ends with an empty packet
                 continue
+            if packet.stream_index != self._stream.index:
+                self._note(packet)
+                continue
             self.broken = packet.is_corrupt  # the last one: cut off within it
             if packet.dts is not None:
                 if newest is not None and packet.dts + shift < newest - back:
@@ -178,6 +264,16 @@ class PacketReader:
                     packet.dts += shift
                     packet.pts = None if packet.pts is None else packet.pts + shift
             yield packet
+
+    def _note(self, packet: av.Packet) -> None:
+        """Remember when another stream has something to show or to be heard."""
+        if packet.pts is None or packet.time_base is None:
+            return
+        start = float(packet.pts * packet.time_base)
+        end = start + float((packet.duration or 0) * packet.time_base)
+        self.others_end = max(self.others_end, end)
+        if not self.others or abs(start - self.others[-1]) >= 1:
+            self.others.append(start)
 
 
 class FrameDecoder:

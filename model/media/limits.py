@@ -2,9 +2,8 @@
 decoded. Nothing is imported here: settings and light processes use it, too.
 """
 
-# Of a video that is decoded, in training and in answering; the default of the features step.
+# Of a video, wherever one is opened: acquired, decoded, asked about. The setting
+# `features.limits.max_pixels` changes it for acquisition and features together.
 MAX_VIDEO_PIXELS = 4096 * 2304
-# Of a video that is acquired: it is looked at there, not decoded as a whole.
-MAX_ACQUIRED_PIXELS = 8192 * 4320
 # Of an image: where Pillow begins to suspect a decompression bomb.
 MAX_IMAGE_PIXELS = 89_478_485

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import av
@@ -20,11 +20,17 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from model.media.container import FrameDecoder, MediaError, PacketReader, open_video
+from model.media.fragments import MissingFragments, missing_fragments
 from model.media.limits import MAX_VIDEO_PIXELS
 
 PROBE = 32  # frames decoded to find out whether packets and frames correspond
-# Seconds that a picture may stay; a clock that leaps further is taken for damaged.
-LONGEST_STILL = 600
+# Seconds that a picture may stay while nothing else in the file goes on; a clock that leaps further
+# is taken for damaged. Recorders of broadcast formats write something all the time, so that there a
+# leap is a joint much earlier.
+LONGEST_STILL, LONGEST_BROADCAST_STILL = 3600, 600
+BROADCAST = ("mpegts", "mpeg")
+# Formats whose headers say how long each stream is, and not only the file as a whole.
+OWN_DURATION = ("mov", "avi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +41,13 @@ class Timeline:
     `ticks` are the stream's own times of the same frames. `rate` is the constant frame rate, or
     None when the rate varies. `duration`, in seconds, counts the last frame's own showing.
     `skippable`: packets and frames correspond one to one, so that frames can be left out; otherwise
-    decoding looks at every frame and counts. `truncated`: the container broke off, or promises
-    clearly more than it holds.
+    decoding looks at every frame and counts. `key_packets` are the numbers of the packets that can
+    be decoded without earlier ones, of all `packets` of the stream.
+
+    What is missing by what the file itself says: `truncated`, the container broke off, or promises
+    clearly more than it holds (`promised_s` seconds); `missing_fragments`, fragments that were left
+    out, `missing_s` seconds of them; `leapt_s`, seconds by which the clock leapt, which are not in
+    the timeline.
     """
 
     path: str
@@ -51,6 +62,12 @@ class Timeline:
     height: int
     skippable: bool = True
     truncated: bool = False
+    promised_s: float = 0.0
+    missing_fragments: int = 0
+    missing_s: float = 0.0
+    leapt_s: float = 0.0
+    packets: int = 0
+    key_packets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def constant(cls, frames: int, fps: Fraction | float, path: str = "") -> Timeline:
@@ -71,6 +88,18 @@ class Timeline:
         if self.rate is not None:
             return float(self.rate)
         return self.frames / self.duration if self.duration > 0 else 0.0
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """What is missing by what the file itself says, by name; every number that is not zero is
+        damage.
+        """
+        return {
+            "truncated": int(self.truncated),
+            "missing_fragments": self.missing_fragments,
+            "missing_s": round(self.missing_s, 3),
+            "leapt_s": round(self.leapt_s, 3),
+        }
 
     def nearest(self, seconds: np.ndarray) -> np.ndarray:
         """Indices of the frames nearest to times counted from the first frame; the earlier of two
@@ -98,11 +127,18 @@ def read_timeline(path: str | os.PathLike[str], *, max_pixels: int = MAX_VIDEO_P
         width, height = stream.codec_context.width, stream.codec_context.height
         format_name = container.format.name
         nominal = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
-        promised = _promised(container, stream)
-        packets = PacketReader(container, stream)
+        own, promised = _promised(container, stream)
+        # Only other streams can say whether the file holds all that it promises as a whole, and
+        # whether time passes while a picture stands still.
+        beside = [] if own else [s for s in container.streams if s.index != index]
+        packets = PacketReader(container, stream, beside)
         # Arrays, not lists: a long video has millions of packets.
         packet_ticks, lasting, timeless = array("q"), array("q"), 0
+        count, keys = 0, array("q")
         for packet in packets:
+            if packet.is_keyframe:
+                keys.append(count)
+            count += 1
             if packet.is_discard:
                 continue
             if packet.pts is None:
@@ -122,11 +158,13 @@ def read_timeline(path: str | os.PathLike[str], *, max_pixels: int = MAX_VIDEO_P
     if not skippable:
         ticks = _decoded_ticks(name, max_pixels, time_base, nominal)
 
-    shown_at = _without_leaps(ticks - ticks[0], time_base)
+    longest = LONGEST_BROADCAST_STILL if format_name in BROADCAST else LONGEST_STILL
+    shown_at = _without_leaps(ticks, time_base, longest, np.sort(np.array(packets.others)))
     rate = _constant_rate(shown_at, time_base, nominal)
     duration = _duration(shown_at, time_base, rate, last)
     # Some headers count from the first frame, some from zero.
-    held = max(duration, float(ticks[-1] * time_base))
+    held = max(duration, float((ticks[-1] + last) * time_base), packets.others_end)
+    lost = missing_fragments(name) if format_name.startswith("mov") else MissingFragments()
     return Timeline(
         path=name,
         pts=shown_at * float(time_base),
@@ -140,18 +178,25 @@ def read_timeline(path: str | os.PathLike[str], *, max_pixels: int = MAX_VIDEO_P
         height=height,
         skippable=skippable,
         truncated=packets.broken or promised > held + max(1.0, held / 20),
+        promised_s=promised,
+        missing_fragments=lost.fragments,
+        missing_s=lost.seconds,
+        leapt_s=float((ticks[-1] - ticks[0] - shown_at[-1]) * time_base),
+        packets=count,
+        key_packets=np.array(keys, np.int64),
     )
 
 
-def _promised(container: InputContainer, stream: VideoStream) -> float:
-    """Seconds that the headers speak of; 0 if they do not, as in formats whose duration is an
-    estimate.
+def _promised(container: InputContainer, stream: VideoStream) -> tuple[bool, float]:
+    """Whether the headers speak of this stream and not of the file as a whole, and of how many
+    seconds; 0 if of none, as in formats whose duration is an estimate.
     """
-    if container.format.name.startswith("mpeg"):
-        return 0.0
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / av.time_base
+    if container.format.name in BROADCAST:
+        return False, 0.0
+    # Elsewhere FFmpeg fills the stream's duration in from the file's.
+    if container.format.name.startswith(OWN_DURATION) and stream.duration and stream.time_base:
+        return True, float(stream.duration * stream.time_base)
+    return False, (container.duration or 0) / av.time_base
 
 
 def _first_frame(path: str, ticks: np.ndarray, max_pixels: int) -> tuple[int, bool]:
@@ -186,32 +231,53 @@ def _decoded_ticks(
     order decide.
     """
     with open_video(path, max_pixels=max_pixels) as (container, stream):
-        frames, ticks, timeless = (
-            FrameDecoder(PacketReader(container, stream), stream),
-            array("q"),
-            0,
-        )
-        for frame in frames:
-            if frame.pts is None:
-                timeless += 1
-            else:
-                ticks.append(frame.pts)
-    if not ticks and not timeless:
+        frames = FrameDecoder(PacketReader(container, stream), stream)
+        ticks = [frame.pts for frame in frames]
+    if not ticks:
         raise MediaError("no_frame_decodes", path, f"{frames.bad_packets} packets refused")
-    if timeless:
-        step = round(1 / (nominal[0] * time_base)) if nominal else 1
-        return np.arange(len(ticks) + timeless, dtype=np.int64) * max(1, step)
+    if None in ticks:
+        return _filled_in(ticks, time_base, nominal)
     return np.sort(np.array(ticks))
 
 
-def _without_leaps(ticks: np.ndarray, time_base: Fraction) -> np.ndarray:
-    """The clock without jumps of many minutes, which are damaged time stamps rather than pictures
-    that stand still.
+def _filled_in(
+    ticks: Sequence[int | None], time_base: Fraction, nominal: Sequence[Fraction]
+) -> np.ndarray:
+    """Ticks of frames in the order in which they are shown, some of them unknown: put evenly
+    between those that are known. Where none is, a constant rate stands in for them.
     """
+    numbers = np.arange(len(ticks))
+    known = np.array([tick is not None for tick in ticks])
+    step = float(1 / (nominal[0] * time_base)) if nominal else 1.0
+    if not known.any():
+        return np.round(numbers * step).astype(np.int64)
+    at, when = numbers[known], np.sort(np.array([t for t in ticks if t is not None]))
+    if len(at) > 1:
+        step = float(np.median(np.diff(when) / np.diff(at)))
+    filled = np.interp(numbers, at, when)
+    before, after = numbers < at[0], numbers > at[-1]
+    filled[before] = when[0] - (at[0] - numbers[before]) * step
+    filled[after] = when[-1] + (numbers[after] - at[-1]) * step
+    return np.round(filled).astype(np.int64)
+
+
+def _without_leaps(
+    ticks: np.ndarray, time_base: Fraction, longest: float, others: np.ndarray
+) -> np.ndarray:
+    """The clock from the first frame on, without its leaps.
+
+    A leap is a step of more than `longest` seconds in which nothing else of the file goes on.
+    `others` are the seconds, ascending, at which other streams have something.
+    """
+    ticks_from_0 = ticks - ticks[0]
     steps = np.diff(ticks)
-    leaps = steps * float(time_base) > LONGEST_STILL
+    leaps = steps * float(time_base) > longest
+    for place in np.flatnonzero(leaps):
+        begin, end = float(ticks[place] * time_base), float(ticks[place + 1] * time_base)
+        inside = others[np.searchsorted(others, begin) : np.searchsorted(others, end)]
+        leaps[place] = np.diff([begin, *inside, end]).max() > longest
     if not leaps.any():
-        return ticks
+        return ticks_from_0
     return np.concatenate([[0], np.cumsum(np.where(leaps, int(np.median(steps)), steps))])
 
 

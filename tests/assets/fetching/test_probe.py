@@ -93,7 +93,7 @@ def test_trailing_bytes_and_one_flaw_in_the_middle_are_no_reason(prober, tmp_pat
 def test_a_picture_that_would_fill_the_memory_is_refused(prober, tmp_path, monkeypatch):
     path = tmp_path / "x.mp4"
     path.write_bytes(clip(1))
-    monkeypatch.setattr(probe, "MAX_ACQUIRED_PIXELS", 96 * 64 - 1)
+    monkeypatch.setattr(probe, "MAX_VIDEO_PIXELS", 96 * 64 - 1)
     assert verdict(prober, path) == "picture_too_large"
 
 

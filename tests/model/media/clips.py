@@ -46,6 +46,7 @@ def encode(
     container: str | None = None,
     turned: int = 0,
     first: int = 0,
+    title: str = "",
     **codec_settings: object,
 ) -> Path:
     """Write `frames` numbered pictures. `times` in `time_base` units make the rate vary. `turned`
@@ -54,6 +55,8 @@ def encode(
     """
     width, height = size
     with av.open(str(path), "w", format=container) as out:
+        if title:
+            out.metadata["title"] = title
         stream = out.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         if time_base is not None:

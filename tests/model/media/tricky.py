@@ -6,6 +6,7 @@ expected was known when the file was written: it does not come from any reader.
 
 import io
 import random
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -31,7 +32,9 @@ class Clip:
 
     `damaged`: the pictures may not be what they were, and the reader must say so. `apart` is the
     number of pictures that may differ from their number. `truncated`: the reader must say that
-    something is missing.
+    something is missing. `stream`: which of the video streams it
+    is. `missing`: fragments that it must say are missing. `leapt`: seconds of
+    leaps of the clock that it must tell of.
     """
 
     name: str
@@ -43,6 +46,9 @@ class Clip:
     damaged: bool = False
     apart: int = 0
     truncated: bool = False
+    stream: int = 0
+    missing: int = 0
+    leapt: float = 0.0
 
 
 CLIPS: list[Clip] = []
@@ -204,10 +210,195 @@ def divx(path: Path) -> Path:
     return encode(path, 60, codec="mpeg4", options={"bf": "2"})
 
 
-@steady("clock_leaps_by_hours.mkv", 60)
+@steady("clock_leaps_by_hours.mkv", 60, leapt=7200.0)
 def leap(path: Path) -> Path:
     leaping = [index + (30 * 7200 if index >= 30 else 0) for index in range(60)]
     return encode(path, 60, times=leaping, time_base=Fraction(1, 30), options=X264)
+
+
+STILL = [index if index < 30 else index + 30 * 900 for index in range(60)]
+
+
+@uneven("still_of_15_minutes.mp4", STILL, Fraction(1, 30))
+def long_still(path: Path) -> Path:
+    """A title, then a picture that stands for a quarter of an hour."""
+    return encode(path, 60, times=STILL, time_base=Fraction(1, 30), options=X264)
+
+
+@uneven("still_of_15_minutes.mkv", STILL, Fraction(1, 30))
+def long_still_in_matroska(path: Path) -> Path:
+    return long_still(path)
+
+
+@uneven("still_of_15_minutes_with_sound.ts", STILL, Fraction(1, 30))
+def long_still_with_sound(path: Path) -> Path:
+    """In a broadcast format only the sound that goes on tells a still from a joint."""
+    return with_sound(long_still(path.with_suffix(".mp4")), path, seconds=903)
+
+
+def joined(path: Path, *clocks: int) -> Path:
+    """Recordings of 45 frames whose clocks begin at these seconds, joined byte by byte."""
+    data = b""
+    for number, clock in enumerate(clocks):
+        part = encode(
+            path.with_suffix(f".{number}.ts"),
+            45,
+            times=[clock * 30 + index for index in range(45)],
+            time_base=Fraction(1, 30),
+            first=45 * number,
+            options=X264,
+        )
+        data += part.read_bytes()
+    path.write_bytes(data)
+    return path
+
+
+@steady("joined_clock_starts_over.ts", 135)
+def joined_backwards(path: Path) -> Path:
+    return joined(path, 0, 0, 0)
+
+
+@steady("joined_clock_leaps_ahead.ts", 90, leapt=1198.5)
+def joined_ahead(path: Path) -> Path:
+    return joined(path, 0, 1200)
+
+
+def without_stamps(path: Path, *numbers: int) -> Path:
+    """A transport stream in which some pictures have no time stamp."""
+    data, at = bytearray(encode(path, 60, options=X264).read_bytes()), -1
+    for number in range(60):
+        at = data.index(b"\x00\x00\x01\xe0", at + 1)
+        if number in numbers:
+            data[at + 7] &= 0x3F
+    path.write_bytes(data)
+    return path
+
+
+@steady("one_picture_without_a_time_stamp.ts", 60)
+def one_without_a_stamp(path: Path) -> Path:
+    return without_stamps(path, 17)
+
+
+@steady("some_pictures_without_time_stamps.ts", 60)
+def some_without_stamps(path: Path) -> Path:
+    return without_stamps(path, 9, 10, 31, 44)
+
+
+@steady("video_starts_late.mkv", 60)
+def video_starts_late(path: Path) -> Path:
+    """Sound from the beginning, pictures from the fifth second on."""
+    late = offset_start(path.with_suffix(".late.mp4"))
+    return with_sound(late, path, seconds=9)
+
+
+@steady("sound_is_longer.mkv", 60)
+def longer_sound(path: Path) -> Path:
+    return with_sound(h264_of(path, 60), path, seconds=40)
+
+
+@steady("sound_is_longer.webm", 60)
+def longer_sound_in_webm(path: Path) -> Path:
+    video = encode(path.with_suffix(".v.webm"), 60, codec="libvpx", options=FAST_VP9)
+    return with_sound(video, path, seconds=40, codec="libopus")
+
+
+# --- Containers and streams ---
+
+
+@steady("wmv2.wmv", 60, 25)
+def windows_media(path: Path) -> Path:
+    return encode(path, 60, codec="wmv2", rate=25, container="asf")
+
+
+@steady("vp8.ogv", 60)
+def ogg(path: Path) -> Path:
+    return encode(path, 60, codec="libvpx", container="ogg", options=FAST_VP9)
+
+
+@steady("h264.m2ts", 60)
+def blu_ray(path: Path) -> Path:
+    """A transport stream whose packets have four bytes more."""
+    return remux(h264_of(path, 60), path, mpegts_m2ts_mode="1")
+
+
+@steady("phone.3gp", 45)
+def phone(path: Path) -> Path:
+    return encode(path, 45, codec="mpeg4", container="3gp")
+
+
+@steady("title_that_is_not_utf8.mkv", 45)
+def latin_title(path: Path) -> Path:
+    return _titled(encode(path, 45, options=X264, title="Caf\u00e9"), "é".encode(), b"\xe9\xe9")
+
+
+@steady("title_that_is_not_utf8.avi", 45)
+def latin_title_in_avi(path: Path) -> Path:
+    clip = encode(path, 45, codec="mpeg4", options={"bf": "0"}, title="Caf\u00e9")
+    return _titled(clip, "é".encode(), b"\xe9\xe9")
+
+
+def _titled(path: Path, now: bytes, then: bytes) -> Path:
+    data = path.read_bytes()
+    assert now in data
+    path.write_bytes(data.replace(now, then))
+    return path
+
+
+def together(path: Path, *parts: Path, default: int | None = None) -> Path:
+    """The video streams of several files in one; `default` is the one that is played."""
+    with av.open(str(path), "w") as out:
+        given = [av.open(str(part)) for part in parts]
+        streams = [out.add_stream_from_template(part.streams.video[0]) for part in given]
+        for number, stream in enumerate(streams):
+            if default is not None:
+                kind = av.stream.Disposition
+                stream.disposition = kind.default if number == default else kind(0)
+        packets = [
+            (float(packet.dts * packet.time_base), number, packet)
+            for number, part in enumerate(given)
+            for packet in part.demux(video=0)
+            if packet.dts is not None
+        ]
+        for _, number, packet in sorted(packets, key=lambda item: item[:2]):
+            packet.stream = streams[number]
+            out.mux(packet)
+        for part in given:
+            part.close()
+    return path
+
+
+def one_mjpeg(path: Path) -> Path:
+    return encode(
+        path.with_suffix(".cover.mkv"), 1, codec="mjpeg", pixel_format="yuvj420p", size=(640, 384)
+    )
+
+
+@steady("cover_that_no_flag_tells_of.mkv", 60, stream=1)
+def unflagged_cover(path: Path) -> Path:
+    return together(path, one_mjpeg(path), h264_of(path, 60))
+
+
+@steady("cover_that_no_flag_tells_of.mp4", 60, stream=1)
+def unflagged_cover_in_mp4(path: Path) -> Path:
+    return together(path, one_mjpeg(path), h264_of(path, 60))
+
+
+@steady("preview_before_the_default.mkv", 60, stream=1)
+def preview_first(path: Path) -> Path:
+    small = encode(path.with_suffix(".small.mp4"), 50, first=500, size=(64, 48), options=X264)
+    return together(path, small, h264_of(path, 60), default=1)
+
+
+@steady("default_behind_a_larger_one.mkv", 60, stream=1)
+def default_wins(path: Path) -> Path:
+    large = encode(path.with_suffix(".l.mp4"), 50, first=500, size=(320, 192), options=X264)
+    return together(path, large, h264_of(path, 60), default=1)
+
+
+@steady("small_stream_first.mkv", 60, stream=1)
+def small_first(path: Path) -> Path:
+    small = encode(path.with_suffix(".s.mp4"), 50, first=500, size=(64, 48), options=X264)
+    return together(path, small, h264_of(path, 60))
 
 
 # --- Pictures ---
@@ -374,6 +565,56 @@ def middle(path: Path) -> Path:
     return path
 
 
+def without_fragments(path: Path, *numbers: int, numbered: bool = True) -> Path:
+    """A fragmented file of 120 frames in fragments of ten, without some of the fragments, as a
+    downloader joins what it could get.
+    """
+    whole = remux(
+        encode(
+            path.with_suffix(".whole.mp4"),
+            120,
+            options={"bf": "0", "g": "10", "keyint_min": "10", "sc_threshold": "0"},
+        ),
+        path.with_suffix(".fragments.mp4"),
+        movflags="frag_keyframe+empty_moov+default_base_moof",
+    ).read_bytes()
+    starts = [match.start() - 4 for match in re.finditer(b"moof", whole)]
+    ends = [*starts[1:], whole.index(b"mfra") - 4 if b"mfra" in whole else len(whole)]
+    kept = [
+        whole[a:b] for i, (a, b) in enumerate(zip(starts, ends, strict=True)) if i not in numbers
+    ]
+    data = bytearray(whole[: starts[0]] + b"".join(kept))
+    if not numbered:
+        for match in re.finditer(b"mfhd", bytes(data)):
+            data[match.end() + 4 : match.end() + 8] = bytes(4)
+    path.write_bytes(data)
+    return path
+
+
+def left(*numbers: int) -> list[int]:
+    return [frame for frame in range(120) if frame // 10 not in numbers]
+
+
+@_clip(
+    "fragment_left_out.mp4",
+    numbers=left(5),
+    times=[frame / 30 for frame in left(5)],
+    missing=1,
+)
+def fragment_left_out(path: Path) -> Path:
+    return without_fragments(path, 5)
+
+
+@_clip(
+    "fragments_left_out.mp4",
+    numbers=left(2, 3, 7),
+    times=[frame / 30 for frame in left(2, 3, 7)],
+    missing=3,
+)
+def fragments_left_out(path: Path) -> Path:
+    return without_fragments(path, 2, 3, 7)
+
+
 @steady("flipped_bits.mp4", 90, damaged=True, apart=45)
 def flipped(path: Path) -> Path:
     remux(encode(path.with_suffix(".whole.mp4"), 90, options=X264), path, movflags="faststart")
@@ -521,7 +762,46 @@ def noise(path: Path) -> Path:
     return path
 
 
+@refused("bare_stream.mpg", "unsupported_container")
+def bare_stream(path: Path) -> Path:
+    return encode(path, 30, codec="mpeg2video", container="mpeg2video", rate=25)
+
+
+@refused("unknown_codec.mkv", "unsupported_codec")
+def unknown_codec(path: Path) -> Path:
+    data = encode(path, 30, codec="libvpx", options=FAST_VP9).read_bytes()
+    path.write_bytes(data.replace(b"V_VP8", b"V_VPX"))
+    return path
+
+
 # --- Helpers ---
+
+
+def h264_of(path: Path, frames: int) -> Path:
+    return encode(path.with_suffix(".v.mp4"), frames, options=X264)
+
+
+def with_sound(video: Path, path: Path, seconds: float, codec: str = "aac") -> Path:
+    """The pictures of a file, and sound of another length."""
+    rate = 48_000
+    with av.open(str(video)) as given, av.open(str(path), "w") as out:
+        picture = out.add_stream_from_template(given.streams.video[0])
+        sound = out.add_stream(codec, rate=rate)
+        sound.layout, tones = "mono", []
+        for start in range(0, round(seconds * rate), 960):
+            wave = np.zeros((1, 960), np.float32 if codec == "aac" else np.int16)
+            frame = av.AudioFrame.from_ndarray(
+                wave, format="fltp" if codec == "aac" else "s16", layout="mono"
+            )
+            frame.rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            tones += sound.encode(frame)
+        tones += sound.encode(None)
+        pictures = [packet for packet in given.demux(video=0) if packet.dts is not None]
+        for packet in pictures:
+            packet.stream = picture
+        for packet in sorted([*pictures, *tones], key=lambda p: p.dts * p.time_base):
+            out.mux(packet)
+    return path
 
 
 def remux(source: Path, path: Path, **options: str) -> Path:
