@@ -113,7 +113,10 @@ def open_video(
     except (av.FFmpegError, ValueError) as error:
         raise MediaError(_why_unopened(head), path, f"FFmpeg cannot open it: {error}") from error
     with container:
-        stream = choose_stream(container, opened) if index is None else container.streams[index]
+        if index is None:
+            stream = choose_stream(container, opened)
+        else:
+            stream = next((s for s in container.streams.video if s.index == index), None)
         if stream is None:
             kinds = sorted({stream.type for stream in container.streams})
             raise MediaError("no_video_stream", path, f"streams: {', '.join(kinds) or 'none'}")
