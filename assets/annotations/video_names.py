@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import posixpath
 import re
-import unicodedata
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from assets.sources.base import VIDEO_SUFFIXES
+from assets.sources.base import VIDEO_SUFFIXES, composed
 from assets.sources.listed import youtube_id
 
 # Other names of the sources, as data sets write them.
@@ -99,7 +98,7 @@ class VideoNames:
         return found
 
     def _of_path(self, video: str, source: Any) -> tuple[str, str]:
-        path = unicodedata.normalize("NFC", video).replace("\\", "/")
+        path = composed(video).replace("\\", "/")
         steps = [step for step in path.split("/") if step not in ("", ".")]
         if path.startswith("/") or ".." in steps or not steps:
             raise RejectedRow("unsafe_video_path")

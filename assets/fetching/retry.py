@@ -83,6 +83,25 @@ def disk_error(error: OSError) -> DiskFullError | None:
     return problem
 
 
+def item_error(error: OSError) -> TransferError | None:
+    """What a file's own fault means for the item that it belongs to; None where it is the
+    machine's: its disk, its memory, its descriptors, its network.
+    """
+    machine = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    network = isinstance(error, ConnectionError | TimeoutError)
+    if error.errno is None or error.errno in machine or network or disk_error(error):
+        return None
+    said = f"{error.filename or 'a file of it'}: {error.strerror}"
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        return TransferError(
+            "permanent",
+            "name_taken",
+            f"{said}: a file has the name that its folder needs, or the other way round; give one "
+            "of the two videos another id",
+        )
+    return TransferError("transient", "file_error", said)
+
+
 def raise_if_disk(error: OSError) -> None:
     """Raise `disk_error` if the system refused to write."""
     problem = disk_error(error)

@@ -10,6 +10,7 @@ huggingface_hub, requests) inside the functions that need it.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +219,11 @@ class Fetcher(Protocol):
             TransferError: this video could not be fetched.
             OperatorError: no video can be fetched before a person acts.
         """
+
+
+def composed(name: str) -> str:
+    """A name in the composed form of Unicode (NFC), in which ids are; macOS writes the other one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def match_stems(rows: Iterable[VideoRow], paths: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from assets.fetching.errors import TransferError
 from assets.fetching.retry import raise_if_disk
 from assets.sources.base import (
     MANUAL_MISSING,
+    NEEDS_OPERATOR,
     PERMANENT,
+    TRANSIENT,
     VIDEO_SUFFIXES,
     FetchContext,
     Fetched,
@@ -24,10 +29,15 @@ from assets.sources.base import (
     Outcome,
     Source,
     VideoRow,
+    composed,
     match_stems,
 )
 from assets.sources.findings import NOTE, OK, Finding
 from training.formats import layout
+
+SETTLED_S = 10.0  # a file that was changed so long ago is not being copied any more
+LOOK_AGAIN_S = 0.5  # between two looks at one that was changed later
+COPIED_BYTES = 1 << 22
 
 # {folder} and {list} are filled in. The licence is granted per person; no credential of it ever
 # passes through us.
@@ -81,7 +91,12 @@ class DropSource(Source):
 
 
 class DropFetcher(Fetcher):
-    """Adopts files from a folder by their name. The folder itself is never changed."""
+    """Adopts files from a folder by their name. The folder itself is never changed.
+
+    A file on the same disk is linked, not copied: both names then stand for the same bytes. Nothing
+    here writes into a video that is there. Where its owner does, the file is no longer what was
+    recorded; it is then set aside like any damaged file, and adopted again as it is.
+    """
 
     min_interval_s = 0.0
 
@@ -90,6 +105,7 @@ class DropFetcher(Fetcher):
         self.found: dict[str, Path] = {}
         self._copies_noted = False
         self._stats: dict[str, list[list[Any]]] = {}
+        self._looks: dict[str, _Look] = {}
 
     def facts(self) -> Mapping[str, Callable[[VideoRow], Any]]:
         """`place`: the files that may be the video, each with its size and time of change."""
@@ -97,16 +113,34 @@ class DropFetcher(Fetcher):
 
     @cached_property
     def _dropped(self) -> dict[str, list[str]]:
-        """Stem of a name -> paths below the folder."""
+        """Stem of a name -> paths below the folder, both in the composed form of Unicode."""
         stems: dict[str, list[str]] = defaultdict(list)
-        folder = self.source.folder
-        for parent, _, names in os.walk(folder):
-            for name in names:
-                if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith("."):
-                    stems[name.rsplit(".", 1)[0]].append(
-                        (Path(parent) / name).relative_to(folder).as_posix()
-                    )
+        for path in self._real:
+            stems[path.rsplit("/", 1)[-1].rsplit(".", 1)[0]].append(path)
         return stems
+
+    @cached_property
+    def _real(self) -> dict[str, list[Path]]:
+        """Path below the folder, in the composed form -> the files that are called so: macOS writes
+        names in the other form, and a disk may have both.
+        """
+        real: dict[str, list[Path]] = defaultdict(list)
+        folder = self.source.folder
+        for path in _video_files(folder, self.log):
+            real[composed(path.relative_to(folder).as_posix())].append(path)
+        return real
+
+    def _candidates(self, row: VideoRow) -> list[Path]:
+        """The files that may be a video."""
+        wanted = replace(row, id=composed(row.id))
+        paths = match_stems([wanted], self._dropped)[wanted.id]
+        found: dict[Any, Path] = {}
+        for path in sorted(paths):
+            for real in self._real[path]:
+                with suppress(OSError):  # taken away at this moment
+                    stat = real.stat()
+                    found.setdefault((stat.st_dev, stat.st_ino), real)  # a link to it is no other
+        return list(found.values())
 
     def _files(self, row: VideoRow) -> list[list[Any]]:
         """Path, size and time of change of each file that may be the video, at the first look of
@@ -114,26 +148,31 @@ class DropFetcher(Fetcher):
         """
         if row.id not in self._stats:
             found = []
-            for path in sorted(match_stems([row], self._dropped)[row.id]):
-                with suppress(FileNotFoundError):  # taken away at this moment
-                    stat = (self.source.folder / path).stat()
-                    found.append([path, stat.st_size, stat.st_mtime_ns])
+            for path in self._candidates(row):
+                with suppress(OSError):  # taken away at this moment
+                    look = self._looks[row.id] = _Look.at_path(path)
+                    found.append([self._name(path), look.size, look.changed_ns])
             self._stats[row.id] = found
         return self._stats[row.id]
+
+    def _name(self, path: Path) -> str:
+        """A file as records call it: they hold no bytes that are no text."""
+        below = path.relative_to(self.source.folder).as_posix()
+        return below.encode(errors="replace").decode()
 
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
         folder = self.source.folder
         outcomes = {}
         for row in rows:
             self._files(row)  # before it is read: what changes meanwhile is another file
-        for identifier, paths in match_stems(rows, self._dropped).items():
+            paths = self._candidates(row)
             if len(paths) > 1:
-                several = f"several files could be it: {', '.join(sorted(paths))}"
-                outcomes[identifier] = Outcome(PERMANENT, "ambiguous", several[:500])
+                several = f"several files could be it: {', '.join(map(self._name, paths))}"
+                outcomes[row.id] = Outcome(PERMANENT, "ambiguous", several[:500])
             elif paths:
-                self.found[identifier] = folder / paths[0]
+                self.found[row.id] = paths[0]
             else:
-                outcomes[identifier] = Outcome(MANUAL_MISSING, "not_dropped", f"not below {folder}")
+                outcomes[row.id] = Outcome(MANUAL_MISSING, "not_dropped", f"not below {folder}")
         return outcomes
 
     def host(self, row: VideoRow) -> str:
@@ -141,16 +180,105 @@ class DropFetcher(Fetcher):
 
     def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
         dropped, target = self.found[row.id], folder / "file"
+        self._wait_for_writer(row, dropped)
         target.unlink(missing_ok=True)
+        # The file itself, never the link to it: a link leads elsewhere once one of both is moved.
+        real = Path(os.path.realpath(dropped))
         try:
-            os.link(dropped, target)  # no second copy of terabytes where the disk is the same
+            os.link(real, target)  # no second copy of terabytes where the disk is the same
         except OSError as error:
             if not self._copies_noted:
                 self._copies_noted = True
                 self.log(f"{self.source.folder}: files are copied, not linked ({error.strerror})")
-            try:
-                shutil.copyfile(dropped, target)
-            except OSError as failure:
-                raise_if_disk(failure)
-                raise
-        return Fetched(target, str(dropped), checked=True)
+            self._copy(dropped, real, target)
+        location = f"{self.source.folder}/{self._name(dropped)}"
+        return Fetched(target, location, checked=True)
+
+    def _wait_for_writer(self, row: VideoRow, path: Path) -> None:
+        """Look a second time at a file that was changed a moment before the first look.
+
+        Raises:
+            TransferError: somebody is still writing it, or took it away.
+        """
+        before = self._looks[row.id]
+        if not before.is_settled:
+            time.sleep(max(before.at + LOOK_AGAIN_S - time.monotonic(), 0.0))
+        try:
+            look = self._looks[row.id] = _Look.at_path(path)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+        if (look.size, look.changed_ns) != (before.size, before.changed_ns):
+            raise TransferError(
+                TRANSIENT,
+                "still_copied",
+                f"{self._name(path)} is still being written, {look.size / 1e6:,.1f} MB so far; it "
+                "is tried again by itself",
+            )
+
+    def _copy(self, dropped: Path, real: Path, target: Path) -> None:
+        """Copy a file. What hinders reading is the file's, what hinders writing is the disk's."""
+        try:
+            source = open(real, "rb")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise self._unreadable(dropped, error) from error
+        try:
+            with source, open(target, "wb") as copy:
+                shutil.copyfileobj(source, copy, COPIED_BYTES)
+        except OSError as error:
+            raise_if_disk(error)
+            raise self._unreadable(dropped, error) from error
+
+    def _unreadable(self, path: Path, error: OSError) -> TransferError:
+        said = f"{self._name(path)}: {error.strerror}"
+        if isinstance(error, FileNotFoundError):
+            return TransferError(MANUAL_MISSING, "not_dropped", f"{said}; it was taken away")
+        return TransferError(
+            NEEDS_OPERATOR, "not_readable", f"{said}; make it readable, and run again"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What was seen of a file: its size and time of change, and when that was (monotonic)."""
+
+    size: int
+    changed_ns: int
+    at: float
+    is_settled: bool
+
+    @staticmethod
+    def at_path(path: Path) -> _Look:
+        stat = path.stat()
+        # Also a time to come, of a server whose clock is ahead, says nothing.
+        is_settled = abs(time.time() - stat.st_mtime) > SETTLED_S
+        return _Look(stat.st_size, stat.st_mtime_ns, time.monotonic(), is_settled)
+
+
+def _video_files(folder: Path, log: Callable[[str], None]) -> Iterator[Path]:
+    """Files below a folder that are called like videos, also behind links to files and folders.
+
+    What lies in the folder itself comes before what links lead to. A folder that is reached on two
+    ways is walked once, so that links in a circle end.
+    """
+
+    def refused(error: OSError) -> None:
+        log(f"{error.filename}: {error.strerror}; what lies there is not seen")
+
+    walked: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        for parent, folders, names in os.walk(waiting.pop(0), onerror=refused):
+            stat = os.stat(parent)
+            if (stat.st_dev, stat.st_ino) in walked:
+                folders.clear()
+                continue
+            walked.add((stat.st_dev, stat.st_ino))
+            folders.sort()
+            waiting += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
+            for name in sorted(names):
+                if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith("."):
+                    path = Path(parent, name)
+                    if path.is_file():
+                        yield path
+                    else:  # a pipe, a link to nothing
+                        log(f"{path}: there is no file behind it; it is left alone")

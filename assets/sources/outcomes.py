@@ -43,6 +43,8 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
     "not_in_repo": FILE,
     "not_dropped": FILE,
     "ambiguous": FILE,
+    "still_copied": FILE,
+    "name_taken": (),
     "archive_damaged": FILE,
     "archive_too_large": FILE,
     "archive_bomb": FILE,

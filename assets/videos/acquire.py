@@ -23,7 +23,7 @@ from assets.deployment.settings import Settings
 from assets.fetching.disk import DiskGuard, remove_scratch, scratch
 from assets.fetching.errors import CoverageError, TransferError
 from assets.fetching.probe import ProbePool
-from assets.fetching.retry import backoff, disk_error
+from assets.fetching.retry import backoff, disk_error, item_error
 from assets.records.withdrawals import Withdrawals
 from assets.sources.base import (
     EXHAUSTED,
@@ -237,7 +237,8 @@ class _Acquisition:
             return None
         self.tries[row.id] += 1
         try:
-            fetched = self.fetcher.fetch(row, self._row_folder(row), self._count_bytes)
+            with _items_own_faults():
+                fetched = self.fetcher.fetch(row, self._row_folder(row), self._count_bytes)
         except TransferError as error:
             self._record_failure(row, error)
             return None
@@ -248,7 +249,8 @@ class _Acquisition:
         try:
             with self._stop_on_failure():
                 try:
-                    self.publisher.publish(row, fetched, self.tries[row.id])
+                    with _items_own_faults():
+                        self.publisher.publish(row, fetched, self.tries[row.id])
                 except TransferError as error:
                     self._record_failure(row, error)
                 else:
@@ -332,6 +334,17 @@ class _StoppedError(BaseException):
 
     It is no Exception, so that no downloader handles it as a failed transfer.
     """
+
+
+@contextmanager
+def _items_own_faults() -> Iterator[None]:
+    """A fault of one video's file is that video's, and no other waits for it."""
+    try:
+        yield
+    except OSError as error:
+        if (own := item_error(error)) is None:
+            raise
+        raise own from error
 
 
 def _all_ids(storage: Storage, source: str) -> set[str]:

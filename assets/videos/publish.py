@@ -12,7 +12,8 @@ from assets.annotations.catalogue import Catalogue
 from assets.fetching.errors import TransferError
 from assets.fetching.options import Download
 from assets.fetching.probe import InvalidVideo, ProbePool, VideoFacts, check_video
-from assets.sources.base import NOT_ASKED, OK, PENDING, Fetched, VideoRow
+from assets.fetching.retry import item_error
+from assets.sources.base import NOT_ASKED, OK, PENDING, Fetched, VideoRow, composed
 from training.formats import layout
 from training.formats.hashing import hash_file
 from training.formats.receipts import set_aside
@@ -50,7 +51,8 @@ class Publisher:
         """
         folder = f"{layout.VIDEOS}/{self.source}"
         files = {
-            name[len(folder) + 1 :].rsplit(".", 1)[0]: name for name in self.storage.list(folder)
+            composed(name[len(folder) + 1 :].rsplit(".", 1)[0]): name
+            for name in self.storage.list(folder)
         }
         for row in self.catalogue.rows():
             name = files.get(row.id)
@@ -66,12 +68,18 @@ class Publisher:
                     path = self.storage.local(name)
                     facts = self.prober.probe(path)
                     check_video(facts, self.limits, row.expected_duration)
+                    size, sha256 = path.stat().st_size, hash_file(path)
                 except InvalidVideo as error:
                     self._set_aside(row, name, f"{error.reason}: {error}")
                     continue
+                except OSError as error:
+                    if item_error(error) is None:
+                        raise
+                    self.log(f"{row.video}: {name} cannot be read ({error.strerror})")
+                    continue
                 self.adopted += 1
                 found = Fetched(path, row.location or "found in place")
-                self._record(row, name, path.stat().st_size, hash_file(path), facts, found, 0)
+                self._record(row, name, size, sha256, facts, found, 0)
 
     def _set_aside(self, row: VideoRow, name: str, fault: str) -> None:
         where = set_aside(self.storage, name)
