@@ -5,6 +5,9 @@ It follows one video through the pipeline, step by step, up to where its way end
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -34,6 +37,10 @@ ADVICE = {
     "no_format": "check that a JavaScript runtime is installed (Deno), and run videos again",
     "blocked": "its URL leads to a private address; list the host in the source's hosts if you "
     "trust it: the next run of videos tries again",
+    "name_taken": "give one of the two videos another id, in its rows and its file",
+    "still_copied": "wait until the file is whole: the next run of videos tries again",
+    "not_readable": "make the file readable, and run videos again",
+    "file_error": "look at the file and its disk: the next run of videos tries again",
     "ambiguous": "give the files different names: the next run of videos tries again",
     "not_in_repo": "check the source's archives and files patterns in the settings: when they or "
     "the revision change, the next run of videos tries again",
@@ -44,14 +51,15 @@ def why(storage: Storage, settings: Settings, video: str) -> list[str]:
     """What became of `video`, as lines for a person.
 
     Args:
-        video: `source/id`, the id alone, or the path of its file.
+        video: `source/id`, the id alone, or the name or path of its file, on whatever machine and
+            in whatever letters.
 
     Raises:
         NotFoundError: nothing asks for it.
     """
     if AnnotationRecord.read(storage) is None:
         return [f"{storage.root} holds no annotations yet: materialize annotations first"]
-    rows = catalogued_rows(storage, settings, video)
+    rows = catalogued_rows(storage, settings, video, alike=True)
     name = plain_name(storage, video)
     withdrawals = Withdrawals.read(storage)
     withdrawn = {
@@ -129,17 +137,21 @@ def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[st
     reasons: dict[str, int] = {}
     if storage.exists(layout.REJECTED_ANNOTATIONS):
         with pq.ParquetFile(storage.local(layout.REJECTED_ANNOTATIONS)) as file:
-            for batch in file.iter_batches(columns=["file", "row", "reason", "content"]):
+            wanted = ("file", "row", "line", "reason", "content")
+            there = [name for name in wanted if name in file.schema_arrow.names]  # since 0.2: line
+            for batch in file.iter_batches(columns=there):
                 for raw in batch.filter(pc.match_substring(batch["content"], name)).to_pylist():
                     reasons[raw["reason"]] = reasons.get(raw["reason"], 0) + 1
                     if len(lines) < 5:
-                        lines.append(f"  {raw['file']}, row {raw['row']:,}: {raw['reason']}")
+                        lines.append(
+                            f"  {raw['file']}, row {raw['row']:,}: {raw['reason']}{_line(raw)}"
+                        )
     if reasons:
         total = sum(reasons.values())
         lines.insert(
             0, f"{video}: no usable annotation; {total:,} rows that mention it were set aside"
         )
-        if "unknown_source" in reasons:
+        if {"unknown_source", "no_source"} & reasons.keys():
             lines.append(
                 f"  its source is not configured; sources are {', '.join(sorted(settings.sources))}"
             )
@@ -147,6 +159,11 @@ def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[st
     record = AnnotationRecord.read(storage)
     names = sorted(origin.name for origin in record.origins) if record else []
     raise NotFoundError(f"{video}: no annotation file asks for it ({', '.join(names)})")
+
+
+def _line(raw: Mapping[str, Any]) -> str:
+    """Where a person finds a row that was set aside, if its file has lines."""
+    return "" if raw.get("line") is None else f" (line {raw['line']:,})"
 
 
 def _later_steps(storage: Storage, settings: Settings, part: str, row: VideoRow) -> list[str]:

@@ -222,7 +222,7 @@ class Fetcher(Protocol):
 
 
 def composed(name: str) -> str:
-    """A name in the composed form of Unicode (NFC), in which ids are; macOS writes the other one."""
+    """A name in the composed form of Unicode (NFC), in which ids are; macOS has the other one."""
     return unicodedata.normalize("NFC", name)
 
 

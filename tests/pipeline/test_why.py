@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import dagster as dg
@@ -16,6 +17,7 @@ from assets.records.lineage import Lineage
 from assets.records.provenance import NotFoundError
 from assets.records.withdrawals import Withdrawal, Withdrawals
 from assets.shards.writer import write_long_video_part
+from assets.tracing.names import find_video
 from pipeline.cli import main
 from pipeline.demo.servers import MediaServer
 from pipeline.why import why
@@ -212,3 +214,44 @@ def test_a_video_can_be_looked_up_in_the_ui(command, world, tmp_path):
     link = "](/assets/videos?partition=part0%7Cweb)"
     assert link in shown["pages"].value
     assert not look_up("never-heard-of").success
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "plain.MP4",
+        "Plain.mp4",
+        "web/PLAIN",
+        "plain",
+        "plain.M2TS",
+        "C:\\films\\plain.mp4",
+        "holiday/plain.mov",
+        "/elsewhere/Plain.mp4",
+    ],
+)
+def test_a_video_is_found_by_the_name_of_its_file_as_people_have_it(asked, tmp_path):
+    settings = make_settings(tmp_path, {"web": {"kind": "url"}}, [question("plain.mp4", "web")])
+    storage = Storage(settings.root)
+    collect_annotations(storage, settings, quiet)
+    build_catalogue(storage, settings, quiet)
+    assert why(storage, settings, asked)[0] == "web/plain, part0: 1 question-answer pairs"
+
+
+def test_the_name_itself_comes_before_names_like_it(tmp_path):
+    rows = [question(name, "web") for name in ("a", "A", "x/b", "café")]
+    settings = make_settings(tmp_path, {"web": {"kind": "url"}}, rows)
+    storage = Storage(settings.root)
+    collect_annotations(storage, settings, quiet)
+    build_catalogue(storage, settings, quiet)
+
+    def found(text: str) -> list[str]:
+        lines = why(storage, settings, text)
+        return [line.partition(",")[0] for line in lines if line.startswith("web/")]
+
+    assert found("A.mp4") == ["web/A"]
+    assert found("x/B.mkv") == ["web/x/b"]
+    assert found(unicodedata.normalize("NFD", "café.mov")) == ["web/café"]
+    with pytest.raises(NotFoundError):
+        why(storage, settings, "b")
+    with pytest.raises(NotFoundError):
+        find_video(storage, settings, "X/B")  # what removes a video asks for its name
