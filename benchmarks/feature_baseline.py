@@ -172,9 +172,13 @@ def baseline(
     }
 
 
-def plain_frames(path: Path) -> Iterator[np.ndarray]:
-    """Every FPS-th picture, having decoded all of them."""
+def plain_frames(path: Path, threads: int = 0) -> Iterator[np.ndarray]:
+    """Every FPS-th picture, having decoded all of them; with as many threads as FFmpeg likes, or
+    so many.
+    """
     with av.open(str(path)) as container:
+        if threads:
+            container.streams.video[0].codec_context.thread_count = threads
         for i, frame in enumerate(container.decode(video=0)):
             if i % FPS == 0:
                 yield frame.to_ndarray(format="rgb24")

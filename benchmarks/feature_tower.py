@@ -5,18 +5,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from assets.features.workers.frame_encoder import FrameEncoder, load_encoder
 from assets.features.workers.tower import ATTENTION
 from model.config import HourLlavaConfig
+from model.vision import pool_frames
 
 
 def tower_rates(encoder: Path, config: HourLlavaConfig, batches: list[int]) -> dict[str, float]:
@@ -24,15 +26,103 @@ def tower_rates(encoder: Path, config: HourLlavaConfig, batches: list[int]) -> d
     return {f"batch {batch}": tower_rate(encoder, config, batch) for batch in batches}
 
 
-def tower_variants(encoder: Path, config: HourLlavaConfig, batch: int) -> dict[str, Any]:
-    """Other ways to run it."""
+def tower_variants(
+    encoder: Path, config: HourLlavaConfig, batch: int
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Other ways to run it: their names, and how to measure them, in frames a second mostly."""
+    rate = partial(tower_rate, encoder, config, batch)
+    yield f"tower as extraction runs it, batch {batch}", rate
+    yield "tower, MLP padded to a multiple of 128", partial(rate, mlp_multiple=128)
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9):
+        yield "tower, FP8 products", partial(rate, fp8=True)
+        yield "features' relative error", partial(feature_errors, encoder, config)
+    yield f"tower, batch {2 * batch}", partial(tower_rate, encoder, config, 2 * batch)
+    yield "tower, not compiled", partial(rate, compiled=False)
     flash = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    return {
-        "attention alone, TFLOP/s": attention_rates(config) if torch.cuda.is_available() else {},
-        "flash attention": tower_rate(encoder, config, batch, attention=flash),
-        "separate gelu": tower_rate(encoder, config, batch, fused_gelu=False),
-        "not compiled": tower_rate(encoder, config, batch, compiled=False),
-    }
+    yield "tower, flash attention", partial(rate, attention=flash)
+    yield "tower, separate gelu", partial(rate, fused_gelu=False)
+    if torch.cuda.is_available():
+        yield "attention alone, TFLOP/s", partial(attention_rates, config)
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer whose product is of 8-bit floats (e4m3), with a scale for each row of either
+    side, computed anew for activations.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, self.scale = _scaled(linear.weight.detach())
+        self.weight, self.bias = weight, linear.bias
+        self.out_features = linear.out_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat, scale = _scaled(x.flatten(0, -2))
+        y = torch._scaled_mm(
+            flat,
+            self.weight.t(),
+            scale_a=scale,
+            scale_b=self.scale.t(),
+            bias=self.bias,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+        return y.unflatten(0, x.shape[:-1])
+
+
+def _scaled(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-12) / 448
+    return (x / scale).to(torch.float8_e4m3fn), scale
+
+
+class Fp8Encoder(FrameEncoder):
+    """The tower with its products in FP8, attention's own excepted."""
+
+    def use_fp8(self) -> Fp8Encoder:
+        self.qkv = nn.ModuleList()
+        for layer, weight, bias in zip(
+            self._layers(), self.qkv_weights, self.qkv_biases, strict=True
+        ):
+            joined = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            joined.weight, joined.bias = nn.Parameter(weight), nn.Parameter(bias)
+            self.qkv.append(Fp8Linear(joined))
+            for name in ("out", "up", "down"):
+                setattr(layer, name, Fp8Linear(getattr(layer, name)))
+        return self
+
+    def forward(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
+        patches_BNp = self._patches(pixels_BSS3).to(self.patch_weight.dtype)
+        x_BNC = F.linear(patches_BNp, self.patch_weight, self.patch_bias) + self.positions
+        for layer, qkv in zip(self._layers(), self.qkv, strict=True):
+            qkv_BN3C = qkv(layer.attention_norm(x_BNC))
+            qkv_BN3HD = qkv_BN3C.unflatten(-1, (3, self.config.num_heads, -1))
+            q_BHND, k_BHND, v_BHND = qkv_BN3HD.permute(2, 0, 3, 1, 4)
+            attended_BHND = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
+            x_BNC = x_BNC + layer.out(attended_BHND.transpose(1, 2).flatten(2))
+            inner = F.gelu(layer.up(layer.mlp_norm(x_BNC)), approximate="tanh")
+            x_BNC = x_BNC + layer.down(inner)
+        return pool_frames(x_BNC.float(), self.pooled_side).to(torch.bfloat16)
+
+
+@torch.inference_mode()
+def feature_errors(encoder: Path, config: HourLlavaConfig, pictures: int = 16) -> dict[str, float]:
+    """How far features in bf16 and with FP8 products are from those in float32, relative to these
+    (root of the summed squares).
+    """
+    side, pooled = config.vision.image_size, config.memory.pooled_side
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(
+        0, 256, (pictures, side, side, 3), dtype=torch.uint8, generator=generator
+    )
+    pixels = pixels.cuda()
+    exact = FrameEncoder(load_encoder(encoder), pooled).cuda().float()(pixels).float()
+    found = {}
+    for name, module in (
+        ("bf16", FrameEncoder(load_encoder(encoder), pooled).to("cuda", torch.bfloat16)),
+        ("fp8", Fp8Encoder(load_encoder(encoder), pooled).to("cuda", torch.bfloat16).use_fp8()),
+    ):
+        found[name] = float((module(pixels).float() - exact).norm() / exact.norm())
+    return found
 
 
 @torch.inference_mode()
@@ -43,12 +133,17 @@ def tower_rate(
     attention: list[SDPBackend] = ATTENTION,
     fused_gelu: bool = True,
     compiled: bool = True,
+    mlp_multiple: int = 1,
+    fp8: bool = False,
 ) -> float:
     cuda = torch.cuda.is_available()
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
-    module: Any = FrameEncoder(load_encoder(encoder), config.memory.pooled_side, fused_gelu).to(
-        device, dtype
-    )
+    made = Fp8Encoder if fp8 else FrameEncoder
+    module: Any = made(
+        load_encoder(encoder), config.memory.pooled_side, fused_gelu, mlp_multiple
+    ).to(device, dtype)
+    if fp8:
+        module.use_fp8()
     torch.compiler.reset()
     run = torch.compile(module, fullgraph=True, dynamic=False) if cuda and compiled else module
     with sdpa_kernel(attention, set_priority=True):

@@ -1,25 +1,31 @@
 """Feature extraction against the plain way of doing it, side by side in one run.
 
-    python -m benchmarks.features --preset siglip --out results.json  # one GPU: four minutes
+    python -m benchmarks.features --preset siglip --out results.json  # one GPU: eight minutes
     python -m benchmarks.features --preset tiny                       # CPU, to see that it runs
 
 The plain way: decode every frame one after the other, resize with Pillow, run the fp32 tower with
 eager attention on one chunk of 128 frames at a time, all in one process. Videos are 640x360 H.264
 at 30 frames a second, encoder weights are random: neither changes what is computed. All rates are
 in sampled frames (one for each second of video) a second.
+
+End to end is measured three times: with the decoder as it was before packets were sorted out, with
+today's on the CPU alone, and with NVDEC beside it where PyNvVideoCodec is installed. What is left
+when `--budget` seconds are over is left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import multiprocessing
 import os
 import platform
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +35,28 @@ import torch
 
 from assets.annotations.catalogue import PresentVideo
 from assets.deployment.settings import Features
-from assets.features.decoder_pool import NVDEC, PYAV
+from assets.features.decoder_pool import NVDEC, NVDEC_PROCESSES, PYAV
 from assets.features.extract import extract
 from assets.features.options import ExtractionOptions
-from assets.features.workers.backends import open_pyav
 from assets.features.workers.nvdec import nvdec_installed, open_nvdec
-from benchmarks.feature_baseline import FPS, baseline, file_size, make_encoder, make_videos, pillow
+from benchmarks.feature_baseline import (
+    baseline,
+    file_size,
+    make_encoder,
+    make_videos,
+    pillow,
+    repeat,
+)
+from benchmarks.feature_decoding import OPTIONS, largest_difference, pictures, side_by_side
 from benchmarks.feature_tower import tower_rates, tower_variants
 from benchmarks.usage import Usage
 from model.config import PRESETS, HourLlavaConfig
 from model.media.resize import resize_frame
+from training.formats import layout
+from training.formats.feature_file import FeatureFile
 from training.formats.storage import Storage
+
+BEFORE = "benchmarks.feature_before:open_before"
 
 
 def main() -> None:
@@ -47,9 +64,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=["tiny", "siglip"], default="tiny")
-    parser.add_argument("--videos", type=int, help="how many (default 3 or 32)")
-    parser.add_argument("--minutes", type=float, help="length of each (default 0.5 or 15)")
+    parser.add_argument("--videos", type=int, help="how many (default 3 or 28)")
+    parser.add_argument("--minutes", type=float, help="length of each (default 0.5 or 8)")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2))
+    parser.add_argument(
+        "--nvdec",
+        type=int,
+        nargs="+",
+        default=[NVDEC_PROCESSES],
+        help="processes on the GPU to try",
+    )
     parser.add_argument(
         "--batches",
         type=int,
@@ -59,47 +83,78 @@ def main() -> None:
     parser.add_argument(
         "--variants", action="store_true", help="also measure other ways to run the tower"
     )
+    parser.add_argument("--budget", type=float, default=1e9, help="seconds for all of it")
     parser.add_argument("--out", type=Path, help="results as JSON")
     args = parser.parse_args()
+    started = time.monotonic()
     large = args.preset == "siglip"
     config = PRESETS["7b" if large else "tiny"]
+    side = config.vision.image_size
     results: dict[str, Any] = {"machine": machine(), "preset": args.preset}
 
-    def note(name: str, value: Any) -> None:
-        results[name] = value
-        print(f"{name}: {json.dumps(value)}", flush=True)
+    def note(name: str, work: Callable[[], Any]) -> Any:
+        """Do a piece of work and keep its result. One that fails does not cost the others'."""
+        passed = time.monotonic() - started
+        if passed > args.budget:
+            print(f"{name}: left out after {passed:.0f} s", flush=True)
+            return None
+        try:
+            results[name] = work()
+        except Exception:
+            traceback.print_exc()
+            return None
+        spent = time.monotonic() - started - passed
+        print(f"[{passed:.0f} s, took {spent:.0f}] {name}: {json.dumps(results[name])}", flush=True)
         if args.out:
             args.out.write_text(json.dumps(results, indent=1))
+        return results[name]
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         videos = make_videos(
-            root, args.videos or (16 if large else 3), args.minutes or (15 if large else 0.5)
+            root, args.videos or (28 if large else 3), args.minutes or (8 if large else 0.5)
         )
+        path = str(root / videos[0].rel)
         encoder = make_encoder(root / "encoder", config)
-        seconds = sum(video.duration for video in videos)
-        note(
-            "videos",
-            {
-                "count": len(videos),
-                "hours": seconds / 3600,
-                "bytes": sum(map(file_size(root), videos)),
-            },
-        )
-        note("baseline", baseline(root, videos, encoder, config, chunks=2 if large else 1))
         batches = args.batches or ([256, 512] if large else [16])
-        note("tower", tower_rates(encoder, config, batches))
-        ours = end_to_end(root, videos, encoder, config, [PYAV] * args.workers, batches[-1])
-        ours["ratio_to_baseline"] = ours["frames_per_second"] / results["baseline"]["end_to_end"]
-        note("end_to_end", ours)
-        note("decode", decode_rates(root, videos, args.workers, config.vision.image_size))
+        seconds = sum(video.duration for video in videos)
+        sizes = sum(map(file_size(root), videos))
+        note("videos", lambda: {"count": len(videos), "hours": seconds / 3600, "bytes": sizes})
+
+        def whole(backends: list[str]) -> dict[str, Any]:
+            return end_to_end(root, videos, encoder, config, backends, batches[-1])
+
+        note("tower", lambda: tower_rates(encoder, config, batches))
+        engines = nvdec_installed() and torch.cuda.is_available()
+        if engines:
+            note("nvdec", lambda: nvdec_rates(root, videos, side, args.nvdec))
+        note("end to end, CPU", lambda: whole([PYAV] * args.workers))
+        for count in args.nvdec if engines else ():
+            (root / "cpu").mkdir(exist_ok=True)
+            features = root / "VideoMarathon/features"
+            if not (root / "cpu/VideoMarathon").exists() and features.exists():
+                shutil.copytree(features, root / "cpu/VideoMarathon/features")
+            mixed = [f"{NVDEC}:0"] * count + [PYAV] * args.workers
+            note(f"end to end, CPU and {count} NVDEC", partial(whole, mixed))
+        if engines:
+            note(
+                "features, NVDEC and CPU against CPU",
+                lambda: feature_difference(root, videos, config.variant, root / "cpu"),
+            )
+        note("end to end, before", lambda: whole([BEFORE] * args.workers))
+        repeat(root / "unit0.mp4", root / "short.mp4", 4 if large else 1)
+        short = str(root / "short.mp4")
+        note("pictures for each CPU second", lambda: side_by_side(short, side, 2))
+        note(
+            "largest difference, ours and before",
+            lambda: largest_difference("ours", "ours, before", path, side),
+        )
+        note("plain", lambda: baseline(root, videos, encoder, config, chunks=2 if large else 1))
+        note("decode", lambda: decode_rates(root, videos, args.workers, side))
         print(table(results), flush=True)
-        if nvdec_installed() and torch.cuda.is_available():
-            note("nvdec", nvdec_rates(root, videos, config.vision.image_size))
-            mixed = [NVDEC] * 5 + [PYAV] * max(1, args.workers - 5)
-            note("end_to_end_nvdec", end_to_end(root, videos, encoder, config, mixed, batches[-1]))
         if args.variants:
-            note("tower_variants", tower_variants(encoder, config, batches[0]))
+            for name, work in tower_variants(encoder, config, batches[-1]):
+                note(name, work)
 
 
 def machine() -> dict[str, Any]:
@@ -123,31 +178,28 @@ def decode_rates(root: Path, videos: list[PresentVideo], workers: int, side: int
     paths = [str(root / video.rel) for video in videos]
     rates: dict[str, Any] = {"resize_ms": resize_ms(side), "pillow_ms": resize_ms(side, pillow)}
     with multiprocessing.get_context("spawn").Pool(workers, warm) as pool:
-        pool.map(decode, [("pyav", path, side, 5) for path in paths[:1] * workers], chunksize=1)
-        frames, busy, _ = decode(("pyav", paths[0], side, 240))
+        pool.map(decode, [("ours", path, side, 5) for path in paths[:1] * workers], chunksize=1)
+        frames, busy = decode(("ours", paths[0], side, 240))
         rates["pyav_1"] = frames / busy
-        rates["pyav_all"] = spread(pool, "pyav", paths, side)
-        if importlib.util.find_spec("decord"):
-            frames, busy, _ = decode(("decord", paths[0], side, 240))
-            rates["decord_1"] = frames / busy
-            rates["decord_all"] = spread(pool, "decord", paths, side)
+        rates["pyav_all"] = spread(pool, "ours", [paths[0]] * workers, side)
     return rates
 
 
-def nvdec_rates(root: Path, videos: list[PresentVideo], side: int) -> dict[str, Any]:
+def nvdec_rates(
+    root: Path, videos: list[PresentVideo], side: int, processes: list[int]
+) -> dict[str, Any]:
     """The GPU's decoder alone, and whether its pictures are those of the CPU."""
     path = str(root / videos[0].rel)
     rates: dict[str, Any] = {}
-    for processes in (1, 7):
-        with multiprocessing.get_context("spawn").Pool(processes, warm) as pool:
-            pool.map(decode, [("nvdec", path, side, 5)] * processes, chunksize=1)
-            rates[f"processes {processes}"] = spread(pool, "nvdec", [path] * processes, side, 360)
-    pairs = zip(
-        range(120), pictures("pyav", path, side), pictures("nvdec", path, side), strict=False
-    )
-    rates["largest_difference"] = max(
-        int(np.abs(a.astype(np.int16) - b).max()) for _, a, b in pairs
-    )
+    for count in processes:
+        with multiprocessing.get_context("spawn").Pool(count, warm) as pool:
+            pool.map(decode, [("nvdec", path, side, 5)] * count, chunksize=1)
+            rates[f"processes {count}"] = spread(pool, "nvdec", [path] * count, side, 480)
+    with open_nvdec(path, size=side, **OPTIONS) as video:
+        decoded = sum(1 for _, _ in zip(range(240), video, strict=False))
+        rates["share_of_nvdec"] = video.on_gpu / decoded
+        rates["gave_up"] = video.gave_up
+    rates["largest_difference"] = largest_difference("ours", "nvdec", path, side)
     return rates
 
 
@@ -156,47 +208,25 @@ def warm() -> None:
     torch.set_num_threads(1)
 
 
-def spread(pool: Any, backend: str, paths: list[str], side: int, frames: int = 120) -> float:
+def spread(pool: Any, way: str, paths: list[str], side: int, frames: int = 240) -> float:
     """Frames a second of all processes of a pool together."""
     started = time.perf_counter()
-    done = pool.map(decode, [(backend, path, side, frames) for path in paths], chunksize=1)
-    return sum(frames for frames, _, _ in done) / (time.perf_counter() - started)
+    done = pool.map(decode, [(way, path, side, frames) for path in paths], chunksize=1)
+    return sum(frames for frames, _ in done) / (time.perf_counter() - started)
 
 
-def decode(job: tuple[str, str, int, int]) -> tuple[int, float, int]:
-    """The first pictures of a file: how many, in how many seconds, and a checksum."""
-    backend, path, side, limit = job
+def decode(job: tuple[str, str, int, int]) -> tuple[int, float]:
+    """The first pictures of a file: how many, in how many seconds."""
+    way, path, side, limit = job
     started = time.perf_counter()
-    count = checksum = 0
-    for picture in pictures(backend, path, side):
-        count, checksum = count + 1, checksum ^ hash(picture.tobytes()[::1013])
-        if count == limit:
-            break
-    return count, time.perf_counter() - started, checksum
-
-
-def pictures(backend: str, path: str, side: int) -> Iterator[np.ndarray]:
-    """The pictures of a file as a backend gives them, one a second; decord without our code."""
-    if backend == "decord":
-        import decord
-
-        reader = decord.VideoReader(path, num_threads=1)
-        for start in range(0, len(reader), 16 * FPS):
-            batch = reader.get_batch(
-                range(start, min(len(reader), start + 16 * FPS), FPS)
-            ).asnumpy()
-            reader.seek(0)
-            yield from (resize_frame(picture, side) for picture in batch)
-        return
-    opener = {"pyav": open_pyav, "nvdec": open_nvdec}[backend]
-    with opener(path, size=side, min_frames=128, max_frames=1 << 20, max_pixels=1 << 24) as video:
-        for _, _, picture in video:
-            yield picture
+    count = sum(1 for _ in zip(range(limit), pictures(way, path, side), strict=False))
+    return count, time.perf_counter() - started
 
 
 def resize_ms(side: int, how: Callable[[np.ndarray, int], np.ndarray] = resize_frame) -> float:
     """Milliseconds of one thread to resize a picture."""
-    picture = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
+    channels = 3 if how is pillow else 4
+    picture = np.random.default_rng(0).integers(0, 256, (360, 640, channels), dtype=np.uint8)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     how(picture, side)
@@ -205,6 +235,22 @@ def resize_ms(side: int, how: Callable[[np.ndarray, int], np.ndarray] = resize_f
         how(picture, side)
     torch.set_num_threads(threads)
     return (time.perf_counter() - started) * 20
+
+
+def feature_difference(
+    root: Path, videos: list[PresentVideo], variant: str, other: Path
+) -> dict[str, float]:
+    """How far feature files are from those that were set aside: the share of numbers that differ,
+    and the root of the squared differences relative to the numbers.
+    """
+    different = total = 0
+    apart = size = 0.0
+    for video in videos[:8]:
+        rel = layout.feature_file(variant, video.video)
+        a, b = (FeatureFile(base / rel).read().float() for base in (root, other))
+        different, total = different + int((a != b).sum()), total + a.numel()
+        apart, size = apart + float((a - b).square().sum()), size + float(b.square().sum())
+    return {"different": different / total, "relative": (apart / size) ** 0.5}
 
 
 # --- All of our way ------------------------------------------------------------------------------
@@ -228,6 +274,8 @@ def end_to_end(
     storage.remove("VideoMarathon/features")
     with Usage() as usage:
         report = extract(storage, options, config.variant, videos, encoder, print, backends)
+    if not report.new_frames:
+        raise RuntimeError(f"no features: {report.quarantine[:3]}")
     return {
         "frames_per_second": report.frames_per_second,
         "frames": report.new_frames,
@@ -237,6 +285,7 @@ def end_to_end(
         "encoder_while_busy": report.facts["encoder_fps"],
         "gpu_busy": report.facts["encoder_busy"],
         "decoders_busy": report.facts["decode_busy"],
+        "nvdec_share": report.facts["nvdec_share"],
         "decode_cpu_ms": report.facts["decode_cpu_ms"],
         "buffer_filled": report.facts["buffer_filled"],
         "cpu_cores_used": usage.cores(report.seconds),
@@ -250,19 +299,26 @@ def end_to_end(
 
 
 def table(results: dict[str, Any]) -> str:
-    """The plain way beside ours, in Markdown."""
-    base, ours = results["baseline"], results["end_to_end"]
-    rows = [
-        ("decode, one process", base["decode"], results["decode"]["pyav_1"]),
-        ("preprocess, one process", base["preprocess"], 1000 / results["decode"]["resize_ms"]),
-        ("tower", base["tower"], max(results["tower"].values())),
-        ("end to end", base["end_to_end"], ours["frames_per_second"]),
-    ]
+    """The ways side by side, in Markdown; what was not measured is left out."""
+    plain = results.get("plain", {}).get("end_to_end", float("nan"))
+    tower = max(results.get("tower", {"": float("nan")}).values())
     lines = [
-        f"| {'frames a second':24} | {'plain':>8} | {'ours':>8} | ratio |",
-        "|---|---|---|---|",
+        f"tower alone {tower:.0f}, plain way end to end {plain:.1f} frames a second",
+        "| end to end | frames/s | of the tower | times plain | GPU busy | decoders busy | NVDEC | "
+        "CPU ms | cores |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [f"| {name:24} | {a:8.1f} | {b:8.1f} | {b / a:5.1f} |" for name, a, b in rows]
+    for name, of in results.items():
+        if name.startswith("end to end"):
+            rate = of["frames_per_second"]
+            lines.append(
+                f"| {name[12:]} | {rate:.0f} | {rate / tower:.0%} | {rate / plain:.1f} | "
+                f"{of['gpu_busy']:.0%} | {of['decoders_busy']:.0%} | {of['nvdec_share']:.0%} | "
+                f"{of['decode_cpu_ms']:.1f} | {of['cpu_cores_used']:.1f} |"
+            )
+    rates = results.get("pictures for each CPU second", {})
+    lines += ["| one thread | pictures for each CPU second |", "|---|---|"]
+    lines += [f"| {way} | {rate:.0f} |" for way, rate in rates.items()]
     return "\n".join(lines)
 
 

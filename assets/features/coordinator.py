@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from assets.annotations.catalogue import PresentVideo
-from assets.features.decoder_pool import SLOTS_OF_A_DECODER, DecoderPool
+from assets.features.decoder_pool import (
+    PYAV,
+    SLOTS_OF_A_DECODER,
+    DecoderPool,
+    choose_backends,
+    on_gpu,
+)
 from assets.features.encoder_pool import EncoderPool
 from assets.features.frame_strip import FrameStrip
 from assets.features.jobs import (
@@ -54,7 +60,8 @@ class Coordinator:
         options: of the extraction.
         encoder: folder of the vision encoder.
         metadata: what every feature file's header says, beside what is known of its video.
-        backends: the decoder of each decoding process, as `module:function`.
+        backends: the decoder of each decoding process, as `module:function`; None to have them
+            chosen by the options and the GPUs there are.
         log: takes lines.
         progress: told how many more pictures were decoded.
 
@@ -72,12 +79,14 @@ class Coordinator:
         options: ExtractionOptions,
         encoder: Path,
         metadata: dict[str, str],
-        backends: list[str],
+        backends: list[str] | None,
         log: Callable[[str], None],
         progress: Callable[[int], None],
     ) -> None:
         self.storage, self.variant, self.options, self.log = storage, variant, options, log
-        self.encoder_folder, self.metadata, self.backends = encoder, metadata, backends
+        self.encoder_folder, self.metadata = encoder, metadata
+        self.backends: list[str] = backends or []
+        self._gave_up: set[str] = set()  # reasons of video engines that were logged
         self.outcomes: deque[ExtractedVideo | FailedVideo] = deque()
         self.usage = ExtractionUsage()
         self.strip = FrameStrip()
@@ -123,10 +132,14 @@ class Coordinator:
         self.encoders.start()
         _, isolation = self.fork_server.receive_within()
         devices = len(self.encoders.encoders)
+        if not self.backends:
+            gpus = devices if self.encoders.facts["gpu"] else 0
+            self.backends = choose_backends(self.options.settings, gpus, self.log)
         self.facts = {**self.encoders.facts, "devices": devices, "isolation": isolation}
         self.log(
             f"encoding on {devices} x {self.facts['device']} in {self.facts['precision']}, "
-            f"decoding in {len(self.backends)} processes; {isolation}"
+            f"decoding in {len(self.backends)} processes"
+            f"{_of_them(sum(map(on_gpu, self.backends)))}; {isolation}"
         )
         side = int(self.facts["side"])
         self.buffer = FrameBuffer.create(side, self._slots(side))
@@ -238,6 +251,7 @@ class Coordinator:
                 self._begin_file(job, facts)
             case ["end", _, stats, usage]:
                 decoder.job = None
+                self._note_engine(usage)
                 self.usage.decode_cpu_s += usage["cpu_s"]
                 self.usage.decode_busy_s += usage["busy_s"]
                 self.usage.decoder_bytes = max(self.usage.decoder_bytes, usage["memory_bytes"])
@@ -248,6 +262,13 @@ class Coordinator:
             case ["fail", _, reason, detail]:
                 decoder.job = None
                 self._fail(job, reason, detail)
+
+    def _note_engine(self, usage: dict[str, Any]) -> None:
+        """Count what a GPU's video engine decoded; log once why one left a video to the CPU."""
+        self.usage.on_gpu += usage["on_gpu"]
+        if (why := usage["gave_up"]) and why not in self._gave_up:
+            self._gave_up.add(why)
+            self.log(f"NVDEC left a video to the CPU: {why}")
 
     def _begin_file(self, job: VideoJob, facts: dict[str, Any]) -> None:
         """The decoder has opened the file: choose an encoder and have it begin the feature file."""
@@ -290,6 +311,13 @@ class Coordinator:
             job.encoder.connection.send("end", job.number, header)
 
     def _fail(self, job: VideoJob, reason: str, detail: str, stderr: str = "") -> None:
+        self._drop(job)
+        if missing := self.options.expected_frames(job.video.duration) - job.frames:
+            self._progress(missing)
+        self.outcomes.append(FailedVideo(job.video, reason, detail, stderr))
+
+    def _drop(self, job: VideoJob) -> None:
+        """Give up a job and its unfinished file."""
         self.strip.remove(job.number)
         self._close(job)
         if job.encoder is not None:
@@ -297,13 +325,10 @@ class Coordinator:
             job.encoder.jobs -= 1
             job.encoder.connection.send("drop", job.number)
             self._dropped[job.number] = job
-        self.outcomes.append(FailedVideo(job.video, reason, detail, stderr))
 
     def _close(self, job: VideoJob) -> None:
         """Nothing more of this job is decoded."""
         del self._jobs[job.number]
-        if missing := self.options.expected_frames(job.video.duration) - job.frames:
-            self._progress(missing)
         if not self.storage.is_local:
             job.local.unlink(missing_ok=True)  # a copy that nobody needs again
 
@@ -319,14 +344,25 @@ class Coordinator:
                 break
             self._receive_from_decoder(decoder)
         self.decoders.remove(decoder)
+        opener = decoder.opener
         if decoder.job is not None:
             reason, detail = (
                 ("timeout", decoder.killed) if decoder.killed else describe_exit(status)
             )
-            self._fail(self._jobs[decoder.job], reason, detail, decoder.stderr_excerpt())
+            job, stderr = self._jobs[decoder.job], decoder.stderr_excerpt()
+            if on_gpu(opener):  # what the engine makes of a video says nothing about the video
+                opener = PYAV
+                self.log(
+                    f"{job.video.video}: the decoder on the GPU died ({reason}: {detail}) and is "
+                    f"replaced by one on the CPU {stderr}"
+                )
+                self._drop(job)
+                self._queue.put_back(job.video)
+            else:
+                self._fail(job, reason, detail, stderr)
         decoder.close()
         if self._queue:
-            self.decoders.fork(decoder.opener)
+            self.decoders.fork(opener)
 
     def _receive_from_encoder(self, encoder: EncoderProcess) -> None:
         match encoder.receive():
@@ -339,8 +375,14 @@ class Coordinator:
                 job = self._jobs[number]
                 encoder.jobs -= 1
                 self._close(job)
+                if missing := self.options.expected_frames(job.video.duration) - job.frames:
+                    self._progress(missing)
                 frames, duration = job.facts["frames"], job.facts["duration"]
                 extracted = ExtractedVideo(
                     job.video.video, frames, duration, job.damaged, content, size, digest
                 )
                 self._publishing[self._publisher.submit(job.publishing.close)] = extracted
+
+
+def _of_them(engines: int) -> str:
+    return f", {engines} of them on GPUs" if engines else ""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import selectors
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from assets.annotations.catalogue import PresentVideo
-from assets.deployment.settings import Limits
+from assets.deployment.settings import Features, Limits
 from assets.features.jobs import VideoJob
 from assets.features.workers.frame_buffer import FrameBuffer
+from assets.features.workers.nvdec import nvdec_installed
 from assets.features.workers.processes import DecoderProcess, ForkServer
 
 # Slots that a decoder has at most: enough for it not to wait for the coordinator's next turn.
@@ -25,7 +26,43 @@ SLOTS_OF_A_DECODER = 16
 # How a decoder decodes: `module:function`, looked up in the decoding process.
 PYAV = "assets.features.workers.backends:open_pyav"
 DECORD = "assets.features.workers.backends:open_decord"
-NVDEC = "assets.features.workers.nvdec:open_nvdec"
+NVDEC = "assets.features.workers.nvdec:open_nvdec"  # and `:number` of the GPU
+
+# Decoding processes on each GPU. One does not fill a video engine, and a GPU for computing has
+# several engines.
+NVDEC_PROCESSES = 7
+
+
+def choose_backends(settings: Features, gpus: int, log: Callable[[str], None]) -> list[str]:
+    """The backend of each decoding process. Pixels are the same whichever it is, so a video may go
+    to any of them; each takes the next video when it is done with one, so that their shares follow
+    what they achieve.
+
+    "auto" means PyAV on the CPU, which was right on every clip tried and takes the least CPU time,
+    and beside it the video engines of the GPUs, where PyNvVideoCodec is installed. There is no
+    falling back to decord, which needs PyAV's timeline and does not report damage.
+
+    Args:
+        settings: the deployment's.
+        gpus: that encode.
+        log: takes lines.
+    """
+    workers = settings.decode_workers
+    if settings.decoder == "decord":
+        return [DECORD] * workers
+    engines: list[str] = []
+    if settings.decoder in ("auto", "nvdec") and gpus and nvdec_installed():
+        engines = [f"{NVDEC}:{gpu}" for gpu in range(gpus) for _ in range(NVDEC_PROCESSES)]
+    elif settings.decoder == "nvdec":
+        why = "PyNvVideoCodec is not installed" if gpus else "there is no GPU"
+        log(f"settings say features.decoder: nvdec, but {why}; decoding with PyAV")
+    # The engines first: they get the first and so the longest videos, and are the faster ones.
+    return engines + [PYAV] * workers
+
+
+def on_gpu(backend: str) -> bool:
+    """Whether a backend decodes on a GPU."""
+    return backend.startswith(NVDEC)
 
 
 class DecoderPool:
@@ -63,7 +100,7 @@ class DecoderPool:
         """Start a decoder."""
         # CUDA reserves address space far beyond what it uses, so memory cannot be limited where the
         # GPU decodes.
-        memory = 0 if backend == NVDEC else self._limits.memory_bytes
+        memory = 0 if on_gpu(backend) else self._limits.memory_bytes
         decoder = self._fork_server.fork(backend, self._buffer, {"memory_bytes": memory})
         self.decoders[decoder.id] = decoder
         self._selector.register(decoder.connection, selectors.EVENT_READ, decoder)

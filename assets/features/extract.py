@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assets.annotations.catalogue import PresentVideo
 from assets.features.coordinator import Coordinator
-from assets.features.decoder_pool import DECORD, NVDEC, PYAV
 from assets.features.jobs import ExtractedVideo, FailedVideo
 from assets.features.options import ExtractionOptions
 from assets.features.quarantine import Quarantined, read_record, write_record
@@ -109,7 +107,7 @@ def extract(
         options,
         encoder,
         metadata,
-        list(backends or _choose_backends(options, log)),
+        None if backends is None else list(backends),
         log,
         lambda frames: progress().advance(frames),
     )
@@ -195,27 +193,6 @@ def remove_stale_files(storage: Storage, variant: str, sources: Iterable[str]) -
                         path.unlink()
             except (BlockingIOError, FileNotFoundError):  # in use, or gone meanwhile
                 continue
-
-
-def _choose_backends(options: ExtractionOptions, log: Callable[[str], None]) -> list[str]:
-    """The backend of each decoding process. Pixels are the same whichever it is, so a video may go
-    to any of them.
-
-    "auto" means PyAV: it was right on every clip tried and takes the least CPU time. There is no
-    falling back from it to decord, which needs PyAV's timeline and does not report damage.
-    """
-    workers = options.settings.decode_workers
-    if options.settings.decoder == "decord":
-        return [DECORD] * workers
-    if options.settings.decoder == "nvdec":
-        if find_spec("PyNvVideoCodec"):
-            engines = max(1, workers // 3)  # the others keep the CPU's cores busy beside it
-            return [NVDEC] * engines + [PYAV] * (workers - engines)
-        log(
-            "settings say features.decoder: nvdec, but PyNvVideoCodec is not installed; decoding "
-            "with PyAV"
-        )
-    return [PYAV] * workers
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,7 @@ class ExtractionUsage:
     Attributes:
         started, finished: time of the first fork and of the last outcome.
         frames: pictures decoded.
+        on_gpu: those of them that a GPU's video engine decoded.
         decode_cpu_s: CPU time of decoders.
         decode_busy_s: their time, less what they waited for slots.
         decoder_bytes: most memory that one of them used.
@@ -123,6 +124,7 @@ class ExtractionUsage:
     started: float = 0.0
     finished: float = 0.0
     frames: int = 0
+    on_gpu: int = 0
     decode_cpu_s: float = 0.0
     decode_busy_s: float = 0.0
     decoder_bytes: int = 0

@@ -52,6 +52,10 @@ class VideoQueue:
             return None
         return self._fetched.popleft()
 
+    def put_back(self, video: PresentVideo) -> None:
+        """Have a video taken again, whose decoder has died of something else."""
+        self._waiting.appendleft(video)
+
     def close(self) -> None:
         """Fetch nothing more."""
         self._threads.shutdown(cancel_futures=True)

@@ -2,13 +2,16 @@
 
 **Colours.** The conversion is stated in full, matrix and range, because what FFmpeg and PyAV
 assume when nothing is said has changed with their versions (before PyAV 17, BT.709 and BT.2020 were
-converted as BT.601). What the stream says is used; what says nothing is BT.601 in limited range.
-The result is at most 3 steps of 255 from the exact conversion: swscale computes in 16 bits.
+converted as BT.601, and pictures of some widths were written past their end). What the stream says
+is used; what says nothing is BT.601 in limited range. The result is at most 3 steps of 255 from the
+exact conversion: swscale computes in 16 bits.
 
 **Orientation** is the display matrix of the container, turned and mirrored.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import av
 import numpy as np
@@ -17,9 +20,6 @@ from av.video.reformatter import VideoReformatter
 # The numbers of ITU-T H.273 that FFmpeg uses for the matrix of a stream -> those of swscale.
 BT601, BT709, FCC, SMPTE240M, BT2020 = 5, 1, 4, 7, 9
 MATRICES = {1: BT709, 4: FCC, 5: BT601, 6: BT601, 7: SMPTE240M, 9: BT2020, 10: BT2020}
-# RGB has no matrix. Any number that is none of the above: PyAV before version 17 takes notice of
-# a source's matrix only where the target has another one.
-NO_MATRIX = 2
 LIMITED, FULL = 1, 2
 
 
@@ -53,15 +53,19 @@ class PictureMaker:
         """The frame as it is stored, uint8 [H, W, 4]: red, green, blue, and one value to ignore,
         with which pictures are resized three times as fast.
         """
-        stated = {}
+        # One thread: with several, those of swscale write a few bytes past the end of their last
+        # row, over what the next one has written, where the width is odd for vector instructions.
+        # Pixels then differ from run to run.
+        stated: dict[str, Any] = {"format": "rgba", "threads": 1}
         if not frame.format.is_rgb:
-            stated = {
-                "src_colorspace": colour_matrix(frame),
-                "dst_colorspace": NO_MATRIX,
+            matrix = colour_matrix(frame)
+            stated |= {
+                "src_colorspace": matrix,
+                "dst_colorspace": matrix,
                 "src_color_range": FULL if full_range(frame) else LIMITED,
                 "dst_color_range": FULL,
             }
-        return self._reformatter.reformat(frame, format="rgba", **stated).to_ndarray()
+        return self._reformatter.reformat(frame, **stated).to_ndarray()
 
 
 def upright(image_HWC: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
@@ -78,8 +82,8 @@ def upright(image_HWC: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray:
     """The upper left part of a frame's display matrix, float64 [2, 2]; unity where it has none."""
-    side = frame.side_data.get("DISPLAYMATRIX")
+    side: Any = frame.side_data.get("DISPLAYMATRIX")
     if side is None:
         return np.eye(2)
-    fixed = np.frombuffer(bytes(side), np.int32)[:9].reshape(3, 3)
+    fixed = np.frombuffer(side, np.int32)[:9].reshape(3, 3)
     return fixed[:2, :2] / 65536

@@ -19,6 +19,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
+from typing import Any
 
 import av
 import numpy as np
@@ -79,15 +80,17 @@ def decode(
     size: int,
     max_pixels: int = MAX_VIDEO_PIXELS,
     report: DecodeReport | None = None,
-    decoder: Callable[..., FrameDecoder] = FrameDecoder,
+    decoder: Callable[..., Any] = FrameDecoder,
+    pictures: Callable[[Any], np.ndarray] | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield one uint8 RGB picture [size, size, 3] for each of `indices` (not descending, repeats
     allowed), in order.
 
     Pictures are turned upright, then squashed to a square. A frame that does not decode is replaced
     by the last good one and counted in `report`, which is complete once the iterator is exhausted.
-    A few frames are held at a time. `decoder` turns packets into frames; it is FFmpeg's, unless
-    another with the interface of `FrameDecoder` is given.
+    A few frames are held at a time. `decoder` turns packets into frames and `pictures` frames into
+    pictures; they are FFmpeg's, unless others with the interfaces of `FrameDecoder` and
+    `PictureMaker` are given.
 
     Raises ValueError for indices outside the timeline, MediaError if the file gives no frame at all
     or turns out to hold larger pictures than it said.
@@ -95,7 +98,8 @@ def decode(
     wanted = checked_indices(indices, line.frames)
     report = DecodeReport() if report is None else report
     report.decoder = f"pyav {av.__version__} {'planned' if line.skippable else 'sequential'}"
-    return _decode(line, wanted, size, max_pixels, report, decoder)
+    pictures = PictureMaker(size) if pictures is None else pictures
+    return _decode(line, wanted, max_pixels, report, decoder, pictures)
 
 
 def read(
@@ -116,10 +120,10 @@ def read(
 def _decode(
     line: Timeline,
     wanted: np.ndarray,
-    size: int,
     max_pixels: int,
     report: DecodeReport,
-    decoder: Callable[..., FrameDecoder],
+    decoder: Callable[..., Any],
+    pictures: Callable[[Any], np.ndarray],
 ) -> Iterator[np.ndarray]:
     """Walk through the decoded frames and the wanted ones side by side, both ascending."""
     done = 0
@@ -129,7 +133,6 @@ def _decode(
     # A list: most frames that come out are only referred to by others, and looking one up in an
     # array takes longer than all else that is done about it.
     places = wanted.tolist()
-    pictures = PictureMaker(size)
 
     def fill(good: av.VideoFrame, count: int, until: int) -> Iterator[np.ndarray]:
         report.filled += count

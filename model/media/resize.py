@@ -17,7 +17,7 @@ from PIL import Image
 def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """An 8-bit image to `size` (width, height), exactly."""
     halfway = (
-        (image.width, size[1]) if _vertically_first(image.size, size) else (size[0], image.height)
+        (image.width, size[1]) if vertically_first(image.size, size) else (size[0], image.height)
     )
     return image.resize(halfway, Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
 
@@ -36,7 +36,7 @@ def resize_frame(frame_HWC: np.ndarray, size: int) -> np.ndarray:
     # The leading axis before the permutation, or torch does not see that colours lie innermost.
     frame_1CHW = torch.from_numpy(frame_HWC[None]).permute(0, 3, 1, 2)
     height, width = frame_HWC.shape[:2]
-    if _vertically_first((width, height), (size, size)):  # torch always goes horizontally first
+    if vertically_first((width, height), (size, size)):  # torch always goes horizontally first
         frame_1CHW = F.interpolate(frame_1CHW, (size, width), mode="bicubic", antialias=True)
     frame_1CHW = F.interpolate(frame_1CHW, (size, size), mode="bicubic", antialias=True)
     resized_SSC = frame_1CHW[0].permute(1, 2, 0).numpy()
@@ -46,7 +46,7 @@ def resize_frame(frame_HWC: np.ndarray, size: int) -> np.ndarray:
     return resized
 
 
-def _vertically_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
+def vertically_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
     """Where the height shrinks, and by a larger factor than the width. Both (width, height)."""
     (width, height), (target_width, target_height) = size, target
     return height > target_height and height * target_width > width * target_height

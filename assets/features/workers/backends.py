@@ -61,6 +61,9 @@ class OpenedVideo:
         frames: number of pictures that will come, known before the first one does.
         facts: what is known beforehand: frames, duration, codec, container, dimensions, decoder and
             why it was chosen.
+        pictures: those of `Args`.
+        on_gpu: how many pictures a GPU's video engine has given so far.
+        gave_up: why a GPU's video engine left the rest to the CPU; empty if it did not.
     """
 
     def __init__(
@@ -73,7 +76,8 @@ class OpenedVideo:
     ) -> None:
         self.frames = len(indices)
         self._timeline, self._seconds = timeline, timeline.pts[indices]
-        self._pictures, self._report = pictures, report
+        self.pictures, self._report = pictures, report
+        self.on_gpu, self.gave_up = 0, ""
         self.facts: dict[str, Any] = {
             "frames": self.frames,
             "duration": timeline.duration,
@@ -97,7 +101,7 @@ class OpenedVideo:
         return self._report.too_corrupt(self.frames)
 
     def __iter__(self) -> Iterator[tuple[int, float, np.ndarray]]:
-        for k, (seconds, picture) in enumerate(zip(self._seconds, self._pictures, strict=True)):
+        for k, (seconds, picture) in enumerate(zip(self._seconds, self.pictures, strict=True)):
             yield k, float(seconds), picture
 
 

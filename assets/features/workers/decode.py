@@ -126,6 +126,8 @@ def _decode_video(
             "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
             "busy_s": time.monotonic() - started - (slots.waited_s - waited_s),
             "memory_bytes": after.ru_maxrss * 1024,
+            "on_gpu": video.on_gpu,
+            "gave_up": video.gave_up[:MAX_DETAIL],
         }
         connection.send("end", job, video.stats, usage)
 

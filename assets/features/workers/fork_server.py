@@ -35,6 +35,7 @@ import selectors
 import signal
 import sys
 import traceback
+from functools import partial
 from typing import Any, NoReturn
 
 from assets.features.workers.connection import Connection
@@ -116,7 +117,8 @@ def run_decoder(
     Args:
         files: descriptors of its connection, of its stderr and of the frame buffer.
         parent: process id of the fork server.
-        opener: `module:function` that opens videos; see `assets.features.workers.backends`.
+        opener: `module:function` that opens videos; see `assets.features.workers.backends`. With
+            `:number` behind it, the function is given this `device`.
         side, slots: of the frame buffer.
         limits: `memory_bytes`, 0 for no limit.
     """
@@ -139,8 +141,10 @@ def run_decoder(
         resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_STDERR_BYTES, MAX_STDERR_BYTES))
         from assets.features.workers.decode import decode_videos
 
-        module, _, function = opener.partition(":")
+        module, function, *device = opener.split(":")
         open_video = getattr(importlib.import_module(module), function)
+        if device:
+            open_video = partial(open_video, device=int(device[0]))
         buffer = FrameBuffer(buffer_file, side, slots)
         decode_videos(Connection.from_descriptor(connection_file), buffer, open_video, limits)
         status = 0

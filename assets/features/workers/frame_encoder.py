@@ -27,9 +27,17 @@ class FrameEncoder(nn.Module):
         pooled_side: P = pooled_side**2.
         fused_gelu: on a GPU, let the matrix product apply GELU to what it just computed, instead of
             another pass over memory.
+        mlp_multiple: the inner width of the MLP is filled up with zeros to a multiple of this,
+            which changes no result.
     """
 
-    def __init__(self, encoder: VisionEncoder, pooled_side: int, fused_gelu: bool = True) -> None:
+    def __init__(
+        self,
+        encoder: VisionEncoder,
+        pooled_side: int,
+        fused_gelu: bool = True,
+        mlp_multiple: int = 1,
+    ) -> None:
         super().__init__()
         self.config, self.pooled_side, self.fused_gelu = encoder.config, pooled_side, fused_gelu
         self.patch_bias = encoder.patch_embedding.bias
@@ -41,6 +49,8 @@ class FrameEncoder(nn.Module):
         )
         self.layers = encoder.layers
         layers = self._layers()
+        for layer in layers:
+            _widen_mlp(layer, mlp_multiple)
         self.qkv_weights = nn.ParameterList(
             torch.cat([x.q.weight, x.k.weight, x.v.weight]) for x in layers
         )
@@ -91,6 +101,15 @@ class FrameEncoder(nn.Module):
             layer.up.bias, x_BNC.flatten(0, 1), layer.up.weight.t(), use_gelu=True
         )
         return flat.unflatten(0, x_BNC.shape[:2])
+
+
+def _widen_mlp(layer: VisionLayer, multiple: int) -> None:
+    """Add inner units that are always zero: GELU of zero is zero."""
+    more = -layer.up.out_features % multiple
+    if more:
+        layer.up.weight = nn.Parameter(F.pad(layer.up.weight, (0, 0, 0, more)))
+        layer.up.bias = nn.Parameter(F.pad(layer.up.bias, (0, more)))
+        layer.down.weight = nn.Parameter(F.pad(layer.down.weight, (0, more)))
 
 
 def load_encoder(folder: Path) -> VisionEncoder:

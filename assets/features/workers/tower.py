@@ -181,6 +181,7 @@ class VisionTower:
         return {
             "side": self.side,
             "device": torch.cuda.get_device_name(self.device) if self.cuda else "cpu",
+            "gpu": self.cuda,
             "precision": "bfloat16" if self.cuda else "float32",
             "alone": self.alone,
             "torch": torch.__version__,
