@@ -182,11 +182,12 @@ class NvdecDecoder:
         like = self._like
         converter = SurfaceConverter(self._size, colour_matrix(like), full_range(like))
         rows = like.height * 3 // 2
-        device = torch.device("cuda", self._device)
-        held_THW = torch.empty((TOGETHER, rows, like.width), dtype=torch.uint8, device=device)
+        held_THW: torch.Tensor | None = None
         ticks: list[int] = []
 
         def squares() -> Iterator[Square]:
+            if held_THW is None:
+                return
             luma_THW = held_THW[: len(ticks), : like.height]
             chroma_Thw2 = held_THW[: len(ticks), like.height :].unflatten(-1, (-1, 2))
             pictures = converter(luma_THW, chroma_Thw2).cpu().numpy()
@@ -195,23 +196,24 @@ class NvdecDecoder:
             ticks.clear()
 
         due = sorted(self._wanted)
-        with torch.inference_mode():
-            for surface in self._surfaces():
-                pts = surface.getPTS()
-                if pts not in self._wanted:
-                    continue
-                if not due or due.pop(0) != pts:
-                    self._disagree(f"NVDEC gives frame {pts} out of order")
-                nv12 = torch.from_dlpack(surface)
-                # Rows of brightness, then half as many in which both colours alternate.
-                nv12 = nv12.reshape(nv12.shape[0], -1)[:rows]
-                if nv12.shape != held_THW.shape[1:]:
-                    self._disagree(f"NVDEC gives a surface of {tuple(nv12.shape)}")
-                held_THW[len(ticks)].copy_(nv12)  # the engine will write to the surface again
-                ticks.append(pts)
-                if len(ticks) == TOGETHER:
-                    yield from squares()
-            yield from squares()
+        for surface in self._surfaces():
+            pts = surface.getPTS()
+            if pts not in self._wanted:
+                continue
+            if not due or due.pop(0) != pts:
+                self._disagree(f"NVDEC gives frame {pts} out of order")
+            nv12 = torch.from_dlpack(surface)
+            # Rows of brightness, then half as many in which both colours alternate.
+            nv12 = nv12.reshape(nv12.shape[0], -1)[:rows]
+            if nv12.shape != (rows, like.width):
+                self._disagree(f"NVDEC gives a surface of {tuple(nv12.shape)}")
+            if held_THW is None:
+                held_THW = nv12.new_empty((TOGETHER, rows, like.width))
+            held_THW[len(ticks)].copy_(nv12)  # the engine will write to the surface again
+            ticks.append(pts)
+            if len(ticks) == TOGETHER:
+                yield from squares()
+        yield from squares()
         if due:
             self._disagree(f"NVDEC does not give {len(due)} of {len(self._wanted)} wanted frames")
 

@@ -131,6 +131,7 @@ class SoftwareEngine:
 
     class PacketData:
         bsl_data = bsl = pts = 0
+        discardable = False
 
     class Surface:
         def __init__(self, frame):
@@ -153,13 +154,20 @@ class SoftwareEngine:
         def __init__(self, codec):
             # Without extradata: parameter sets must be in the packets.
             self.codec = av.CodecContext.create(codec, "r")
+            self.discarded = set()
+            self.fed = self.given = 0
 
         def Decode(self, data):
             packet = None
             if data.bsl:
                 packet = av.Packet(ctypes.string_at(data.bsl_data, data.bsl))
                 packet.pts = data.pts
-            return [SoftwareEngine.Surface(frame) for frame in self.codec.decode(packet)]
+                self.fed += 1
+                if data.discardable:
+                    self.discarded.add(data.pts)
+            frames = [f for f in self.codec.decode(packet) if f.pts not in self.discarded]
+            self.given += len(frames)
+            return [SoftwareEngine.Surface(frame) for frame in frames]
 
 
 @pytest.fixture
@@ -219,7 +227,53 @@ def test_what_nvdec_cannot_decode_goes_to_the_cpu_with_the_reason(
     found, facts, _ = frames_of(open_nvdec, tmp_path / "v.mp4")
     assert len(found) == 16
     assert facts["decoder"].startswith("pyav ")
-    assert facts["why"] == f"NVDEC is asked for but does not take it: {reason}"
+    assert facts["why"] == f"NVDEC does not take it: {reason}"
+
+
+def test_nvdec_is_given_only_what_wanted_frames_need_and_gives_only_them(
+    engine, tmp_path, monkeypatch
+):
+    made = []
+    create = sys.modules["PyNvVideoCodec"].CreateDecoder
+
+    def keep(**options):
+        made.append(create(**options))
+        return made[-1]
+
+    monkeypatch.setattr(sys.modules["PyNvVideoCodec"], "CreateDecoder", keep)
+    clips.encode(tmp_path / "v.mp4", 400, rate=20, options={"bf": "3", "g": "50"})
+    found, _, _ = frames_of(open_nvdec, tmp_path / "v.mp4")
+    assert made[0].given == len(found) == 20
+    assert made[0].fed < 300
+
+
+@pytest.mark.parametrize("trouble", ["a frame is lost", "it raises", "it cannot be made"])
+def test_what_nvdec_fails_at_is_decoded_by_the_cpu(engine, tmp_path, monkeypatch, trouble):
+    module = sys.modules["PyNvVideoCodec"]
+    decode = SoftwareEngine.Decoder.Decode
+
+    def troubled(self, data):
+        surfaces = decode(self, data)
+        if trouble == "it raises" and self.given > 9:
+            raise RuntimeError("CUDA_ERROR_UNKNOWN")
+        return surfaces[:-1] if trouble == "a frame is lost" and self.given == 12 else surfaces
+
+    def refuse(**_):
+        raise RuntimeError("no engine is free")
+
+    monkeypatch.setattr(SoftwareEngine.Decoder, "Decode", troubled)
+    if trouble == "it cannot be made":
+        monkeypatch.setattr(module, "CreateDecoder", refuse)
+    clips.encode(tmp_path / "v.mp4", 200, rate=10)
+    plain, _, _ = frames_of(open_pyav, tmp_path / "v.mp4")
+    with open_nvdec(str(tmp_path / "v.mp4"), **OPEN) as video:
+        found = list(video)
+        assert video.gave_up
+        assert video.on_gpu < 20
+        assert not any(video.stats.values())
+    assert [number for number, _, _ in found] == list(range(20))
+    for (_, _, expected), (_, _, got) in zip(plain, found, strict=True):
+        assert np.array_equal(expected, got)
 
 
 @pytest.mark.slow
