@@ -24,8 +24,8 @@ from model.config import HourLlavaConfig
 from model.conversation import Conversations, tokenize, video_prompt
 from model.images import ImageSource, load_image
 from model.inputs import SampleInputs, Visual, anyres_layout, check
-from model.media.container import MediaError
 from model.media.reader import read
+from model.media.refusals import MediaError
 from model.media.resize import resize_frame
 from model.media.sampling import stored_frame_indices, training_frame_indices
 from model.media.timeline import read_timeline

@@ -44,7 +44,7 @@ from assets.tracing.withdraw import Removal
 from assets.videos import acquire
 from model.atomic import TEMPORARY_PREFIX
 from model.config import PRESETS
-from model.media import container as media
+from model.media import refusals as media
 from tests.pages import names_in, page
 from tests.servers.clips import clip
 from training import checkpoint_folder, run_folder, run_lock

@@ -94,7 +94,7 @@ class FailedVideo(NamedTuple):
 
     Attributes:
         video: whose features were to be made.
-        reason: a key of the `REASONS` of `model.media.container` or of
+        reason: a key of the `REASONS` of `model.media.refusals` or of
             `assets.features.quarantine`.
         detail: for people.
         stderr: what its decoder wrote there, where the decoder died.

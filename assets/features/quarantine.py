@@ -10,7 +10,7 @@ from training.formats.storage import Storage
 
 SUFFIX = ".quarantine.json"
 
-# `REASONS` of model.media.container are facts about a file; these say what became of decoding it.
+# `REASONS` of model.media.refusals are facts about a file; these say what became of decoding it.
 REASONS = {
     "missing": "the catalogue lists it, but the file is not there",
     "too_long": "more frames than a feature file may hold",
@@ -31,7 +31,7 @@ class Quarantined:
 
     Attributes:
         video: `<source>/<id>`.
-        reason: a key of `REASONS` here or in `model.media.container`.
+        reason: a key of `REASONS` here or in `model.media.refusals`.
         detail: for a person.
         attempts: runs that ended this way.
         decoding: hash of the video and of the settings it was decoded under.

@@ -29,6 +29,9 @@ from assets.sources.base import (
     Fetcher,
     VideoRow,
 )
+from model.media.limits import MAX_VIDEO_PIXELS
+from model.media.reading import RULES
+from model.media.refusals import REASONS
 from training.formats.hashing import data_version
 
 Facts = Mapping[str, Callable[[VideoRow], Any]]
@@ -52,13 +55,13 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
     "no_url": (),
     "bad_url": (),
     # what a file turned out to be
-    "truncated": FILE,
-    "empty": FILE,
-    "damaged": (*FILE, "decoder"),
-    "unreadable": (*FILE, "decoder"),
+    **dict.fromkeys((*REASONS, "truncated", "damaged"), (*FILE, "decoder")),
+    "fragments_missing": (*FILE, "decoder"),
     "decoder_crash": (*FILE, "decoder"),
     "decoder_hang": (*FILE, "decoder"),
-    "duration_differs": (*FILE, "verify_tolerance_s"),
+    "oom": (*FILE, "decoder"),
+    "too_large": (*FILE, "decoder", "max_pixels"),
+    "duration_differs": (*FILE, "decoder", "verify_tolerance_s"),
     "too_long": (*FILE, "max_duration_s"),
     "not_wanted": (*FILE, "max_duration_s", "max_bytes", "tool"),
     # who asks, and from where
@@ -93,10 +96,14 @@ class Evidence:
 
     Args:
         fetcher: states the facts of its kind of source.
+        max_pixels: most width x height of a picture.
     """
 
-    def __init__(self, fetcher: Fetcher, download: Download) -> None:
-        self._facts: Facts = {**_facts_of_settings(download), **fetcher.facts()}
+    def __init__(
+        self, fetcher: Fetcher, download: Download, max_pixels: int = MAX_VIDEO_PIXELS
+    ) -> None:
+        settings = {**_facts_of_settings(download), "max_pixels": lambda row: max_pixels}
+        self._facts: Facts = {**settings, **fetcher.facts()}
         self._retry = frozenset(download.retry)
 
     def fingerprint(self, row: VideoRow, reason: str | None) -> str:
@@ -142,7 +149,7 @@ def account_facts() -> dict[str, Callable[[VideoRow], Any]]:
 def _facts_of_settings(download: Download) -> dict[str, Callable[[VideoRow], Any]]:
     return {
         "url": lambda row: row.url,
-        "decoder": lambda row: _version("av"),
+        "decoder": lambda row: f"{_version('av')}, rules {RULES}",
         "verify_tolerance_s": lambda row: download.verify_tolerance_s,
         "max_duration_s": lambda row: download.max_duration_s,
         "max_bytes": lambda row: download.max_bytes,

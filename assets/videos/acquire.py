@@ -80,7 +80,8 @@ def acquire_part(
         )
     mend_table(storage, settings, source, part, log)
     read_catalogue(storage, source, part)
-    with Catalogue(storage, source, part) as catalogue, ProbePool() as prober:
+    most = settings.features.limits.max_pixels
+    with Catalogue(storage, source, part) as catalogue, ProbePool(max_pixels=most) as prober:
         work = _Acquisition(storage, settings, catalogue, prober, log)
         work.run()
         catalogue.compact()
@@ -123,7 +124,9 @@ class _Acquisition:
             log,
         )
         self.fetcher = settings.sources[self.source].fetcher(self.context)
-        self.evidence = Evidence(self.fetcher, settings.download)
+        self.evidence = Evidence(
+            self.fetcher, settings.download, settings.features.limits.max_pixels
+        )
         self.withdrawn = Withdrawals.read(storage).videos
         self.rate_limiter = RateLimiter(self.fetcher.min_interval_s, self.limits.breaker)
         self.disk = DiskGuard(scratch(storage), self.limits.min_free_bytes)

@@ -47,7 +47,9 @@ class DueDownloads:
                 self.storage, source, part, download, self.settings.hub_endpoint, set, _say_nothing
             )
             fetcher = self.settings.sources[source].fetcher(context)
-            self._evidence[source] = Evidence(fetcher, self.settings.download)
+            self._evidence[source] = Evidence(
+                fetcher, self.settings.download, self.settings.features.limits.max_pixels
+            )
         return self._evidence[source]
 
 

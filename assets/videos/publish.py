@@ -19,8 +19,6 @@ from training.formats.hashing import hash_file
 from training.formats.receipts import set_aside
 from training.formats.storage import Storage
 
-DAMAGE = ("truncated", "damaged", "unreadable", "empty")  # another transfer may give a sound file
-
 
 class Publisher:
     """Gives verified videos of one source and part their final names, and records them.
@@ -103,7 +101,7 @@ class Publisher:
             facts = self.prober.probe(fetched.path)
             check_video(facts, self.limits, row.expected_duration or fetched.duration)
         except InvalidVideo as error:
-            hopeful = error.reason in DAMAGE and not fetched.checked
+            hopeful = error.another_download_may_help and not fetched.checked
             last = not hopeful or tries >= self.limits.attempts
             if last:
                 self._quarantine(row, fetched.path, error)
@@ -149,11 +147,11 @@ class Publisher:
             size=size,
             sha256=sha256,
             duration=round(facts.duration, 3),
-            packets=facts.packets,
+            packets=facts.frames,
             codec=facts.codec,
             width=facts.width,
             height=facts.height,
-            damaged=bool(facts.bad_places),
+            damaged=facts.damaged,
             format=fetched.format,
             tool=fetched.tool,
         )

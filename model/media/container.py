@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 
 from model.media.groups import PacketClassifier, PacketGroup, packet_groups
 from model.media.limits import MAX_VIDEO_PIXELS
+from model.media.refusals import MediaError
 
 # The demuxers that FFmpeg may use, whatever the file claims to be, and the suffix of their files.
 # None of them can be made to open another file.
@@ -49,36 +50,6 @@ OTHER_FORMATS = {
 CLOCK_BACK = Fraction(1, 2)
 # FFmpeg counts the padding of rows as well; so much at most, up to 32,768 pixels a side.
 PADDING = 64 * (1 << 15)
-
-REASONS = {
-    "not_media": "not a video container",
-    "hostile_format": "a playlist or another format that makes the reader open other files",
-    "unsupported_container": "a container that is not among those that are read",
-    "unreadable": "a container that is empty, cut off or broken",
-    "no_video_stream": "no moving picture in it",
-    "unsupported_codec": "no decoder for its video, or none that may be trusted with it",
-    "no_frames": "a video stream without frames",
-    "no_frame_decodes": "frames, but not one of them decodes",
-    "too_large": "more pixels than allowed",
-    "too_corrupt": "too many frames are missing",
-    "decoder_disagrees": "the decoder sees other frames than the file has",
-}
-
-
-class MediaError(ValueError):
-    """A file that cannot be used as a video. `reason` is one of `REASONS`, for counting; the
-    message is for people.
-    """
-
-    def __init__(self, reason: str, path: str, detail: str) -> None:
-        assert reason in REASONS, reason
-        # All three, so that it survives pickling between processes.
-        super().__init__(reason, path, detail)
-        self.reason, self.path, self.detail = reason, path, detail
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason} ({self.detail})"
-
 
 # What makes a decoder tell of damage that it otherwise mends in silence. The pictures that come out
 # are the same. HEVC: errors within a slice, and pictures that differ from their checksum where the
@@ -119,7 +90,9 @@ def open_video(
             stream = next((s for s in container.streams.video if s.index == index), None)
         if stream is None:
             kinds = sorted({stream.type for stream in container.streams})
-            raise MediaError("no_video_stream", path, f"streams: {', '.join(kinds) or 'none'}")
+            if not kinds:
+                raise MediaError("unreadable", path, "a container with nothing in it")
+            raise MediaError("no_video_stream", path, f"streams: {', '.join(kinds)}")
         codec = stream.codec_context
         if codec is None:
             raise MediaError(

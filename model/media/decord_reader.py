@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from model.media.container import MediaError
 from model.media.limits import MAX_VIDEO_PIXELS
 from model.media.reader import DecodeReport
+from model.media.refusals import MediaError
 from model.media.resize import resize_frame
 from model.media.sampling import checked_indices
 from model.media.timeline import Timeline

@@ -24,9 +24,10 @@ from typing import Any
 import av
 import numpy as np
 
-from model.media.container import FrameDecoder, MediaError, PacketReader, open_video
+from model.media.container import FrameDecoder, PacketReader, open_video
 from model.media.limits import MAX_VIDEO_PIXELS
 from model.media.pictures import PictureMaker
+from model.media.refusals import MediaError
 from model.media.sampling import checked_indices
 from model.media.timeline import Timeline
 

@@ -19,9 +19,10 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from model.media.container import FrameDecoder, MediaError, PacketReader, open_video
+from model.media.container import FrameDecoder, PacketReader, open_video
 from model.media.fragments import MissingFragments, missing_fragments
 from model.media.limits import MAX_VIDEO_PIXELS
+from model.media.refusals import MediaError
 
 PROBE = 32  # frames decoded to find out whether packets and frames correspond
 # Seconds that a picture may stay while nothing else in the file goes on; a clock that leaps further
@@ -41,8 +42,9 @@ class Timeline:
     `ticks` are the stream's own times of the same frames. `rate` is the constant frame rate, or
     None when the rate varies. `duration`, in seconds, counts the last frame's own showing.
     `skippable`: packets and frames correspond one to one, so that frames can be left out; otherwise
-    decoding looks at every frame and counts. `key_packets` are the numbers of the packets that can
-    be decoded without earlier ones, of all `packets` of the stream.
+    decoding looks at every frame and counts. `shown_packets` are the numbers of the packets
+    that are shown (an edit list may hide some), `key_packets` of those that can be decoded without
+    earlier ones.
 
     What is missing by what the file itself says: `truncated`, the container broke off, or promises
     clearly more than it holds (`promised_s` seconds); `missing_fragments`, fragments that were left
@@ -66,7 +68,7 @@ class Timeline:
     missing_fragments: int = 0
     missing_s: float = 0.0
     leapt_s: float = 0.0
-    packets: int = 0
+    shown_packets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     key_packets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
@@ -134,13 +136,13 @@ def read_timeline(path: str | os.PathLike[str], *, max_pixels: int = MAX_VIDEO_P
         packets = PacketReader(container, stream, beside)
         # Arrays, not lists: a long video has millions of packets.
         packet_ticks, lasting, timeless = array("q"), array("q"), 0
-        count, keys = 0, array("q")
-        for packet in packets:
+        shown, keys = array("q"), array("q")
+        for number, packet in enumerate(packets):
             if packet.is_keyframe:
-                keys.append(count)
-            count += 1
+                keys.append(number)
             if packet.is_discard:
                 continue
+            shown.append(number)
             if packet.pts is None:
                 timeless += 1
             else:
@@ -182,7 +184,7 @@ def read_timeline(path: str | os.PathLike[str], *, max_pixels: int = MAX_VIDEO_P
         missing_fragments=lost.fragments,
         missing_s=lost.seconds,
         leapt_s=float((ticks[-1] - ticks[0] - shown_at[-1]) * time_base),
-        packets=count,
+        shown_packets=np.array(shown, np.int64),
         key_packets=np.array(keys, np.int64),
     )
 

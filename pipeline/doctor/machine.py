@@ -85,7 +85,7 @@ def check_descriptors() -> Iterator[Finding]:
 def check_decoder_isolation() -> Iterator[Finding]:
     """Whether decoding processes, which read strangers' files, can be cut off from the network."""
     found = run_python(
-        "from assets.features.workers.fork_server import leave_network; print(leave_network())"
+        "from assets.fetching.isolation import leave_network; print(leave_network())"
     )
     if found == "decoding processes have no network":
         yield ok("decoder isolation", found)

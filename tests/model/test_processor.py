@@ -15,8 +15,8 @@ from model.config import PRESETS
 from model.conversation import tokenize, video_prompt
 from model.images import anyres, padded_square
 from model.inputs import IMAGE_TOKEN_INDEX
-from model.media.container import MediaError
 from model.media.reader import read
+from model.media.refusals import MediaError
 from model.media.sampling import training_frame_indices
 from model.media.timeline import read_timeline
 from model.processor import Processor

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from model.config import HourLlavaConfig
 from model.conversation import tokenize, video_prompt
 from model.inputs import SampleInputs
-from model.media.container import MediaError
+from model.media.refusals import MediaError
 from model.packing import plan_sample
 from model.processor import Processor
 from training.data.held_out import HELD_OUT, NOTHING_HELD_OUT, HeldOutSplit

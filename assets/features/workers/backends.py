@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from model.media import decord_reader, reader
-from model.media.container import MediaError
+from model.media.refusals import MediaError
 from model.media.sampling import feature_frame_indices
 from model.media.timeline import Timeline, read_timeline
 

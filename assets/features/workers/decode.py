@@ -26,7 +26,7 @@ import numpy as np
 from assets.features.workers.backends import Backend, TooLong
 from assets.features.workers.connection import Connection
 from assets.features.workers.frame_buffer import FrameBuffer
-from model.media.container import MediaError
+from model.media.refusals import MediaError
 
 MAX_DETAIL = 2000  # characters of an error that are kept
 

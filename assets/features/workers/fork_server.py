@@ -26,7 +26,6 @@ socket that the coordinator holds the other end of:
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import importlib
 import os
@@ -40,10 +39,9 @@ from typing import Any, NoReturn
 
 from assets.features.workers.connection import Connection
 from assets.features.workers.frame_buffer import FrameBuffer
+from assets.fetching.isolation import gain_no_privileges, leave_network, standard_library
 
-# From Linux's sched.h and prctl.h; Python 3.11 names none of them.
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 MAX_STDERR_BYTES = 1 << 20
 
@@ -126,8 +124,8 @@ def run_decoder(
     try:
         connection_file, stderr_file, buffer_file = files
         os.setpgid(0, 0)
-        _libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # dies with its parent
-        _libc().prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        standard_library().prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # dies with its parent
+        gain_no_privileges()
         if os.getppid() != parent:  # the parent died before the line above took effect
             os._exit(1)
         os.dup2(stderr_file, 2)
@@ -163,25 +161,6 @@ def _close_files(keep: set[int]) -> None:
                 os.close(int(name))
             except OSError:  # the descriptor of the listing itself
                 continue
-
-
-def leave_network() -> str:
-    """Move this process into a network namespace without interfaces, where the system allows it.
-
-    Returns:
-        A sentence that says whether it did.
-    """
-    libc = _libc()
-    # The first needs privileges; the second needs none, but some systems forbid it.
-    for flags in (CLONE_NEWNET, CLONE_NEWNET | CLONE_NEWUSER):
-        if libc.unshare(flags) == 0:
-            return "decoding processes have no network"
-    error = os.strerror(ctypes.get_errno())
-    return f"decoding processes keep the network: unshare failed ({error})"
-
-
-def _libc() -> Any:
-    return ctypes.CDLL(None, use_errno=True)
 
 
 if __name__ == "__main__":

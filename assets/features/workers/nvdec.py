@@ -34,9 +34,10 @@ from assets.features.workers.backends import (
     open_pyav,
 )
 from model.media import reader
-from model.media.container import FrameDecoder, MediaError, PacketReader, open_video
+from model.media.container import FrameDecoder, PacketReader, open_video
 from model.media.groups import PacketClassifier, packet_groups
 from model.media.pictures import colour_matrix, display_matrix, full_range
+from model.media.refusals import MediaError
 from model.media.timeline import Timeline
 
 # FFmpeg's name -> PyNvVideoCodec's name, and FFmpeg's bitstream filter that turns a container's

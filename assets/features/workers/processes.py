@@ -15,21 +15,12 @@ from typing import IO, Any
 
 from assets.features.workers.connection import Connection
 from assets.features.workers.frame_buffer import FrameBuffer
+from assets.fetching.isolation import bare_environment
 
 PROJECT = Path(__file__).parents[3]
 START_S = 300.0  # for an encoder to load, or the fork server to import torch
 EXIT_S = 5.0  # for a process to end by itself once its connection is closed
 EXCERPT_BYTES = 1500  # of the beginning and of the end of what a process wrote to stderr
-
-# What decoders may know of the environment. Everything else stays out: it may hold credentials.
-DECODER_ENVIRONMENT = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES",
-)
 
 
 @dataclass(slots=True)
@@ -156,9 +147,8 @@ class ForkServer(ChildProcess):
     """
 
     def __init__(self) -> None:
-        environment = {name: os.environ[name] for name in DECODER_ENVIRONMENT if name in os.environ}
+        environment = bare_environment()
         environment |= {"PYTHONPATH": _python_path(), "CUDA_CACHE_DISABLE": "1"}
-        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         module = "assets.features.workers.fork_server"
         super().__init__("the fork server of decoders", module, [], environment)
         self._last_id = 0

@@ -95,7 +95,7 @@ STEADY = {
     "a page that is called video/mp4": (
         Fault.answer(200, b"<html><body>Sign in</body></html>" * 40, {"Content-Type": "video/mp4"}),
         "permanent",
-        "not_a_video",
+        "not_media",
         1,
     ),
     "a playlist that points at a local file": (

@@ -8,8 +8,8 @@ import pytest
 
 from model.media import decord_reader as decord_frames
 from model.media import reader as frames
-from model.media.container import MediaError
 from model.media.reader import DecodeReport
+from model.media.refusals import MediaError
 from model.media.timeline import read_timeline
 from tests.model.media import clips, tricky
 

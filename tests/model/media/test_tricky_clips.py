@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.media.container import REASONS, MediaError, PacketReader, open_video
+from model.media.container import PacketReader, open_video
 from model.media.reader import DecodeReport, decode, read
+from model.media.refusals import REASONS, MediaError
 from model.media.sampling import feature_frame_indices
 from model.media.timeline import read_timeline
 from tests.model.media import clips, tricky
@@ -191,7 +192,7 @@ def test_a_bomb_is_refused_before_it_unfolds(tmp_path):
         read_timeline(path)
     script = (
         "import sys\n"
-        "from model.media.container import MediaError\n"
+        "from model.media.refusals import MediaError\n"
         "from model.media.timeline import read_timeline\n"
         "from tests.memory import peak_mib\n"
         "before = peak_mib()\n"
@@ -298,7 +299,7 @@ def test_mutated_files_give_frames_or_a_refusal_and_never_hang_or_crash(built, t
         "from model.media.reader import read\n"
         "from model.media.sampling import feature_frame_indices\n"
         "from model.media.timeline import read_timeline\n"
-        "from model.media.container import MediaError\n"
+        "from model.media.refusals import MediaError\n"
         "for path in sys.argv[1:]:\n"
         "    try:\n"
         "        line = read_timeline(path)\n"
