@@ -122,15 +122,15 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
     ) -> Published:
         from assets.checkpoints.bill import write_bill
         from assets.checkpoints.checks import stage_checks
+        from assets.checkpoints.coverage import stage_coverage
         from assets.checkpoints.results import below, read_results
 
         settings, storage = config.applied(deployment.settings(), stage), deployment.storage()
         variant = context.partition_key
         needed = [previous_checkpoint(variant, stage), *shard_products(stage)]
         with errors_for_people():
-            if row.reads_long_videos:
-                parts = active_parts(storage)
-                needed += [product("features", f"{part}|{variant}") for part in parts]
+            parts = active_parts(storage) if row.reads_long_videos else []
+            needed += [product("features", f"{part}|{variant}") for part in parts]
             inputs = input_versions(storage, needed)
             run, folder = stage_run(settings, storage, variant, stage, inputs)
             for path in unfinished_before(Path(run.out)):
@@ -139,6 +139,8 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
             write_bill(storage, settings, run, product(f"stage{stage}", variant), inputs)
             Torchrun(settings.training).run(context, run)
             results, checks = read_results(run), stage_checks(run)
+            shards = shard_products(stage)
+            coverage = stage_coverage(storage, variant, shards, parts, results.dropped)
         publish_results(settings, storage, folder)
         yield from publish(
             context,
@@ -148,6 +150,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
             counts=results.counts,
             files=below(folder, results.files),
             checks=checks,
+            coverage=coverage,
             folder=folder,
             config={
                 "rates": dict(run.recipe.rates),

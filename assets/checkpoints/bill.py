@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.deployment.settings import Settings
+from assets.records.coverage import Coverage
 from assets.records.lineage import Lineage
 from assets.records.provenance import Register
 from assets.records.withdrawals import Withdrawals
@@ -130,6 +131,8 @@ def bill_lines(storage: Storage, record: Lineage) -> Iterator[str]:
     since = Withdrawals.read(storage).videos
     for video in sorted((trained_videos(storage, record.folder) or set()) & since.keys()):
         yield f"! trained on {video}, which was withdrawn {since[video].at}: {since[video].reason}"
+    if share := Coverage.read(record.coverage).sentence:
+        yield f"trained on {share}"
     yield f"videos by name: {record.folder}/{VIDEOS}"
     while bill is not None:
         yield (

@@ -87,6 +87,7 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
             storage, [layout.conversations(part), layout.rejected_conversations(part)]
         ),
         checks=[verdict],
+        coverage=report.coverage,
         config={"turns_per_sample": settings.shards.turns_per_sample, "seed": settings.shards.seed},
         metadata={
             "dagster/row_count": report.counts["samples"],

@@ -18,7 +18,12 @@ import xxhash
 from training.formats.sample import LEFTOVER_MARKER, STRAY_TOKENS
 
 REJECTED_SCHEMA = pa.schema(
-    [("video", pa.string()), ("question_id", pa.string()), ("reason", pa.string())]
+    [
+        ("video", pa.string()),
+        ("question_id", pa.string()),
+        ("question_type", pa.string()),
+        ("reason", pa.string()),
+    ]
 )
 
 # Rows of other tools open or close with a placeholder; samples get theirs when they are grouped.
@@ -53,7 +58,7 @@ def clean(
 
     Args:
         table: columns `code` (place in `names`), `question_id`, `question`, `answer`, and
-            where the rows have them `sample_id` and `turn`.
+            where the rows have them `sample_id`, `turn` and `question_type`.
         durations: the videos that are there -> seconds.
         names: the part's videos.
         seed: goes into the hashes that order the rows.
@@ -86,12 +91,15 @@ def clean(
     )
     rows.order, duplicates = _without_duplicates(rows, seed)
     refused = np.flatnonzero(reason != "")
+    kinds = _optional(table, "question_type", pa.array(np.ones(len(table), bool)))
+    lost = [*refused, *np.flatnonzero(reason == "")[duplicates]]
     rejected = {
         "video": [names[code] for code in (*codes[refused], *rows.codes[duplicates])],
         "question_id": [
             *question_ids.take(refused).to_pylist(),
             *(rows.question_ids[row] for row in duplicates),
         ],
+        "question_type": [kinds[row] for row in lost],
         "reason": [*reason[refused], *["duplicate"] * len(duplicates)],
     }
     by = [("video", "ascending"), ("question_id", "ascending"), ("reason", "ascending")]

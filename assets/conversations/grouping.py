@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 
 from assets.annotations.catalogue import present_videos
 from assets.conversations.cleaning import REJECTED_SCHEMA, clean
+from assets.conversations.part_coverage import MissingVideo, PartCoverage, missing_videos
 from assets.conversations.part_rows import PartRows
 from assets.conversations.samples import SCHEMA, SampleBuilder, examples
 from assets.deployment.parts import part_name
 from assets.deployment.settings import Settings
+from assets.records.coverage import Coverage
 from training.formats import layout
 from training.formats.hashing import hash_file, stable_hash
 from training.formats.storage import Storage
@@ -40,11 +42,13 @@ class GroupingReport:
         version: content hash of the Parquet file.
         counts: `rows_in`, `rows_grouped`, `samples`, `videos`, and rows dropped by reason
             (`dropped: ...`).
+        coverage: how many of the part's rows are in its samples, and why the others are not.
         examples: a few samples, as a person would read them.
     """
 
     version: str
     counts: dict[str, int]
+    coverage: Coverage
     examples: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -71,6 +75,7 @@ def group_part(
         found.video: found.duration for found in present_videos(storage, settings, part_name(part))
     }
     shards = settings.shards
+    missing = missing_videos(storage, settings, part_name(part))
     return group_rows(
         storage,
         layout.ANNOTATIONS,
@@ -79,6 +84,7 @@ def group_part(
         seed=shards.seed,
         turns=shards.turns_per_sample,
         log=log,
+        missing=missing,
     )
 
 
@@ -91,6 +97,7 @@ def group_rows(
     seed: str,
     turns: int,
     log: Callable[[str], None],
+    missing: Mapping[str, MissingVideo] | None = None,
 ) -> GroupingReport:
     """Group the rows of a part and publish its samples, and its unused rows beside them.
 
@@ -102,6 +109,7 @@ def group_rows(
         annotations: Parquet file below the storage root with at least the columns
             `part_rows.REQUIRED`.
         durations: the videos that are there -> seconds.
+        missing: what is known of the others.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -120,6 +128,7 @@ def group_rows(
             pq.ParquetWriter(refused, REJECTED_SCHEMA, compression="zstd")
         )
         dropped: Counter[str] = Counter()
+        coverage = PartCoverage(rows, durations, missing or {})
         shown: list[dict[str, Any]] = []
         progress = Progress(log, rows.number, "rows")
         for table in rows.buckets(order):
@@ -127,6 +136,7 @@ def group_rows(
             samples = builder.samples(kept)
             writer.write_table(samples, row_group_size=ROW_GROUP)
             rejects.write_table(rejected)
+            coverage.lose(rejected)
             for found in rejected["reason"].value_counts().to_pylist():
                 dropped[f"dropped: {found['values']}"] += found["counts"]
             shown += examples(samples, EXAMPLES - len(shown))
@@ -135,4 +145,4 @@ def group_rows(
         rejects.close()
         version = hash_file(output)[:32]
     counts = {"rows_in": rows.number, **builder.counts, **dict(sorted(dropped.items()))}
-    return GroupingReport(version, counts, shown)
+    return GroupingReport(version, counts, coverage.result(), shown)

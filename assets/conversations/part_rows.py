@@ -8,6 +8,7 @@ buckets.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,7 +22,7 @@ BUCKET_ROWS = 100_000
 BATCH_ROWS = 32_768
 
 REQUIRED = ("part", "video", "question_id", "question", "answer")
-GROUPED = ("sample_id", "turn")  # columns of rows that came as samples
+OPTIONAL = ("sample_id", "turn", "question_type")
 
 
 class PartRows:
@@ -30,6 +31,8 @@ class PartRows:
     Attributes:
         number: how many rows there are.
         names: the part's videos (`source/id`), sorted; "" stands for rows without one.
+        of_video, of_kind: rows about each video, and of each kind of question ("" where none is
+            stated).
 
     Raises:
         ValueError: the file lacks a column.
@@ -43,11 +46,14 @@ class PartRows:
             )
         self._source, self._part = source, part
         self._row_groups = _row_groups(source, part)
-        self.number, names = 0, set[str]()
-        for batch in self._batches(["part", "video"]):
-            self.number += len(batch)
-            names.update(pc.unique(_videos(batch)).to_pylist())
-        self.names = sorted(names)
+        self.of_video, self.of_kind = Counter[str](), Counter[str]()
+        columns = ["part", "video", *(["question_type"] if "question_type" in present else [])]
+        for batch in self._batches(columns):
+            _count(self.of_video, _videos(batch))
+            if "question_type" in present:
+                _count(self.of_kind, pc.fill_null(batch.column("question_type"), ""))
+        self.number = self.of_video.total()
+        self.names = sorted(self.of_video)
 
     def buckets(self, order: np.ndarray) -> Iterator[pa.Table]:
         """Tables of about `BUCKET_ROWS` rows: the column `code`, which is the video's place in
@@ -58,7 +64,7 @@ class PartRows:
                 those of the next.
         """
         present = self._source.schema_arrow.names
-        columns = [name for name in (*REQUIRED, *GROUPED) if name in present]
+        columns = [name for name in (*REQUIRED, *OPTIONAL) if name in present]
         texts = [(name, _type(name)) for name in columns if name not in ("part", "video")]
         schema = pa.schema([("code", pa.int64()), *texts])
         rows = self._coded_rows(columns, schema)
@@ -101,6 +107,11 @@ def _row_groups(source: pq.ParquetFile, part: int) -> list[int]:
         if found is None or not found.has_min_max or found.min <= part <= found.max:
             groups.append(number)
     return groups
+
+
+def _count(counts: Counter[str], column: pa.Array) -> None:
+    for entry in column.value_counts().to_pylist():
+        counts[entry["values"]] += entry["counts"]
 
 
 def _deal(

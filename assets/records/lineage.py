@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from assets.records.coverage import Coverage, joined
 from assets.records.product_files import (
     LIST_SUFFIX,
     find_product_damage,
@@ -63,6 +64,7 @@ class Lineage:
             product.
         files: how many files it has; with their `bytes`, and the hash of their list (`receipt`,
             empty where no list was recorded).
+        coverage: how much of what was asked for is in it (`coverage.py`); empty where nobody asks.
     """
 
     product: str
@@ -77,6 +79,7 @@ class Lineage:
     files: int = 0
     bytes: int = 0
     receipt: str = ""
+    coverage: dict[str, Any] = field(default_factory=dict)
 
     def write(self, storage: Storage) -> None:
         """Record the product, beside itself first: a record in the register means that the product
@@ -138,6 +141,18 @@ class Lineage:
                 f"{name} has not been made under {storage.root}; materialize it first"
             )
         return Lineage(**storage.read_json(record_name(name)))
+
+
+def covered(storage: Storage, names: Iterable[str]) -> Coverage:
+    """What the products `names` have together of what was asked for."""
+    records = [Lineage.read(storage, name) for name in names]
+    total = joined(Coverage.read(record.coverage) for record in records)
+    if silent := [record.product for record in records if not record.coverage]:
+        total.notes.append(
+            f"{listed(silent, NAMED)}: made before coverage was recorded, so not counted; "
+            "materialize them again"
+        )
+    return total
 
 
 def record_name(name: str) -> str:

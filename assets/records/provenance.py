@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from assets.records.coverage import Coverage
 from assets.records.lineage import LINEAGE_NAME, Lineage, all_records, require_root
 from assets.records.sentences import listed
 from training.formats.storage import Storage
@@ -113,5 +114,7 @@ class Register:
             users = [self.records[child].inputs[name] for child in self.children.get(name, [])]
             return f"{name} @ {', '.join(sorted(set(users)))}"
         counts = ", ".join(f"{count:,} {what}" for what, count in list(record.counts.items())[:4])
+        if share := Coverage.read(record.coverage).sentence:
+            counts += f"; {share}"
         failed = f"  ! did not pass: {', '.join(record.failed)}" if record.failed else ""
         return f"{name}  {record.version[:12]}  {counts}{failed}"

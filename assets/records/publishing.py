@@ -14,6 +14,7 @@ import dagster as dg
 
 from assets.deployment.resources import Deployment
 from assets.records.code_version import code_version
+from assets.records.coverage import Coverage
 from assets.records.lineage import Lineage, mend, product
 from assets.records.openlineage import tell
 from assets.records.rendering import product_links, table
@@ -124,6 +125,7 @@ def publish(
     checks: Sequence[Verdict] = (),
     folder: str = "",
     config: Mapping[str, Any] | None = None,
+    coverage: Coverage | None = None,
     metadata: Mapping[str, Any] | None = None,
     opening: Mapping[str, Any] | None = None,
 ) -> Published:
@@ -138,6 +140,7 @@ def publish(
         checks: what its checks found.
         folder: where the product lies below the storage root, when it is one folder.
         config: the settings that shaped it.
+        coverage: how much of what was asked for is in it.
         metadata: what else is worth a look; what is empty is not shown.
         opening: what the page opens with, in this order.
 
@@ -165,6 +168,7 @@ def publish(
         code_version=code_version(),
         run_id=context.run_id,
         failed=stopping,
+        coverage=coverage.record() if coverage else {},
     )
     storage = deployment.storage()
     if files is not None:
@@ -172,7 +176,11 @@ def publish(
     record.write(storage)
     described = {
         **{name: value for name, value in (opening or {}).items() if not _is_empty(value)},
-        **_described(record, metadata or {}, storage.path(folder) if folder else None),
+        **_described(
+            record,
+            {**_coverage(record, coverage), **(metadata or {})},
+            storage.path(folder) if folder else None,
+        ),
     }
     results = [_check_result(verdict) for verdict in checks]
     if stopping:
@@ -210,6 +218,19 @@ def _described(record: Lineage, metadata: Mapping[str, Any], place: str | None) 
                 for name in ("inputs", "config", "version", "code_version")
             }
         ),
+    }
+
+
+def _coverage(record: Lineage, coverage: Coverage | None) -> dict[str, Any]:
+    """How much of what was asked for is in a product, as its page shows it."""
+    if coverage is None:
+        return {}
+    return {
+        "trained on" if record.asset.startswith("stage") else "made of": coverage.sentence,
+        "of each source": table(coverage.by_source()),
+        "not in it": table(coverage.by_reason()),
+        "of each kind of question": table(coverage.by_kind()),
+        "not counted": coverage.notes,
     }
 
 

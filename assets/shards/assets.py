@@ -28,12 +28,13 @@ from assets.records.publishing import (
     up_to_date_spec,
 )
 from assets.records.rendering import picture, samples, table
-from assets.records.withdrawals import active_parts, require_active
+from assets.records.withdrawals import active_parts, catalogued_parts, require_active
 from training.formats import layout
 from training.formats.kinds import KINDS, LLAVA_KINDS, LONG_VIDEO_KIND, MIXED_KINDS
 from training.formats.storage import Storage
 
 if TYPE_CHECKING:
+    from assets.records.coverage import Coverage
     from assets.shards.part import ShardReport
 
 GROUP = "shards"
@@ -56,6 +57,7 @@ def shard_result(
     kind: str,
     inputs: dict[str, str],
     report: "ShardReport",
+    coverage: "Coverage",
 ) -> Published:
     """What a shard asset tells about the part it wrote."""
     from assets.shards.checks import whole
@@ -73,6 +75,7 @@ def shard_result(
         counts=report.counts,
         files=part_files(storage, kind, part_index(context.partition_key)),
         checks=[verdict],
+        coverage=coverage,
         folder=folder,
         config={**report.config, **config.chosen()},
         metadata={
@@ -134,6 +137,7 @@ MosaicML Streaming shards; the same inputs give the same bytes.""",
     def shards(
         context: dg.AssetExecutionContext, deployment: Deployment, config: ShardsLaunch
     ) -> Published:
+        from assets.shards.coverage import collection_coverage
         from assets.shards.writer import write_kind_part
 
         settings = config.applied(deployment.settings())
@@ -146,7 +150,8 @@ MosaicML Streaming shards; the same inputs give the same bytes.""",
                 part_index(context.partition_key),
                 context.log.info,
             )
-        yield from shard_result(context, deployment, config, kind, inputs, report)
+        coverage = collection_coverage(kind, report)
+        yield from shard_result(context, deployment, config, kind, inputs, report, coverage)
 
     return shards
 
@@ -177,16 +182,19 @@ about once.""",
 def videomarathon_video(
     context: dg.AssetExecutionContext, deployment: Deployment, config: ShardsLaunch
 ) -> Published:
+    from assets.shards.coverage import long_video_coverage
     from assets.shards.writer import write_long_video_part
 
     settings, part = config.applied(deployment.settings()), context.partition_key
     with errors_for_people():
         require_active(deployment.storage(), part)
-        inputs = input_versions(deployment.storage(), [product("conversations", part)])
+        samples = product("conversations", part)
+        inputs = input_versions(deployment.storage(), [samples])
         report = write_long_video_part(
             deployment.storage(), settings, part_index(part), context.log.info
         )
-    yield from shard_result(context, deployment, config, LONG_VIDEO_KIND, inputs, report)
+        coverage = long_video_coverage(deployment.storage(), samples, report)
+    yield from shard_result(context, deployment, config, LONG_VIDEO_KIND, inputs, report, coverage)
 
 
 @dg.asset(
@@ -222,6 +230,7 @@ stream 1.""",
 )
 def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.shards.checks import labels, one_place
+    from assets.shards.coverage import mixture_coverage
     from assets.shards.mixture_views import write_mixture
 
     storage = deployment.storage()
@@ -242,6 +251,8 @@ def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> P
         )
         report = write_mixture(storage, [part_index(part) for part in parts])
         checks = [one_place(storage, parts), labels(storage, deployment.settings())]
+        given_up = sorted(set(catalogued_parts(storage)) - set(parts))
+        coverage = mixture_coverage(storage, deployment.settings(), inputs, given_up)
     yield from publish(
         context,
         deployment,
@@ -250,6 +261,7 @@ def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> P
         counts=report.counts,
         files=describe_folder(storage, layout.STAGE3_MIXTURE),
         checks=checks,
+        coverage=coverage,
         folder=layout.STAGE3_MIXTURE,
         metadata={"dagster/row_count": report.counts["samples"], "streams": table(report.table)},
     )

@@ -33,11 +33,13 @@ EXPECTED_DROPS = frozenset({NOT_AN_IMAGE_ROW})  # left out by design: they never
 
 
 class Dropped(ValueError):
-    """A row that does not become a sample; `reason` is one of a few fixed phrases."""
+    """A row that does not become a sample; `reason` is one of a few fixed phrases, `rows` how many
+    question-answer pairs are lost with it.
+    """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", rows: int = 1) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason, self.rows = reason, rows
 
 
 def row_key(row: dict[str, Any] | None, ordinal: int) -> str:

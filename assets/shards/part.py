@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,6 +48,7 @@ class ShardReport:
         hours: of distinct videos whose duration is known.
         tokens: text tokens, estimated.
         drops: dropped rows by reason.
+        lost: question-answer pairs of the dropped rows: source -> reason -> pairs.
         named: some of the dropped rows, a line each.
         missing: annotation files of the mixture that are not there.
         examples: a few samples for a table.
@@ -61,6 +62,7 @@ class ShardReport:
     hours: float
     tokens: int
     drops: dict[str, int]
+    lost: dict[str, dict[str, int]] = field(default_factory=dict)
     named: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)
@@ -80,8 +82,11 @@ def part_report(results: Sequence[TaskResult], config: dict[str, Any]) -> ShardR
     """
     shards = [shard for result in results for shard in result.shards]
     drops, changed, durations = Counter[str](), Counter[str](), dict[str, float]()
+    lost: dict[str, Counter[str]] = defaultdict(Counter)
     for result in results:
         drops.update(result.drops)
+        for source, reasons in result.lost.items():
+            lost[source].update(reasons)
         changed.update(result.changed)
         durations.update(result.durations)
     counts = {
@@ -100,6 +105,7 @@ def part_report(results: Sequence[TaskResult], config: dict[str, Any]) -> ShardR
         hours=round(sum(durations.values()) / 3600, 3),
         tokens=sum(result.text_bytes for result in results) // BYTES_PER_TOKEN,
         drops=dict(sorted(drops.items())),
+        lost={source: dict(sorted(reasons.items())) for source, reasons in sorted(lost.items())},
         named=[line for result in results for line in result.named][:20],
         examples=[row for result in results for row in result.examples][:5],
     )

@@ -97,6 +97,8 @@ class TaskResult:
         shards: entries for `index.json`; none when every row was dropped.
         rows: rows read.
         drops: rows dropped, by reason; `named` holds some of them, one line each.
+        lost: question-answer pairs that are lost with them: source of the video -> reason -> pairs.
+            Of the LLaVA collections the source is "".
         changed: texts of kept rows that something was left out of, by what it was.
         text_bytes: bytes of text of all samples.
         durations: video -> seconds, of the samples' videos.
@@ -107,6 +109,7 @@ class TaskResult:
     shards: list[dict[str, Any]] = field(default_factory=list)
     rows: int = 0
     drops: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, dict[str, int]] = field(default_factory=dict)
     named: list[str] = field(default_factory=list)
     changed: dict[str, int] = field(default_factory=dict)
     text_bytes: int = 0
@@ -138,6 +141,9 @@ def run_task(task: ShardTask) -> TaskResult:
                 )
             if not isinstance(sample, Sample):
                 drops[sample.reason] += 1
+                source = name.partition("/")[0] if isinstance(task.rows, ConversationRows) else ""
+                of_source = result.lost.setdefault(source, {})
+                of_source[sample.reason] = of_source.get(sample.reason, 0) + _pairs(sample)
                 if len(result.named) < NAMED_DROPS and sample.reason not in EXPECTED_DROPS:
                     result.named.append(f"{name}: {sample}")
                 continue
@@ -158,6 +164,11 @@ def run_task(task: ShardTask) -> TaskResult:
     with writing_file(task.record, durable=False) as temporary:
         temporary.write_text(json.dumps(asdict(result)))
     return result
+
+
+def _pairs(lost: Dropped | RefusedImage) -> int:
+    """Question-answer pairs that are lost with a row."""
+    return lost.rows if isinstance(lost, Dropped) else 1
 
 
 def _samples(
@@ -235,7 +246,8 @@ def _long_samples(
                     duration=row["duration"],
                 )
                 broken = broken_rule(sample) or text_fault(sample)
+                pairs = max(len(sample.conversations) // 2, 1)
                 yield (
                     row["id"],
-                    Dropped("row breaks the sample schema", broken) if broken else sample,
+                    Dropped("row breaks the sample schema", broken, pairs) if broken else sample,
                 )
