@@ -277,11 +277,11 @@ class FrameDecoder:
         else:
             classify = PacketClassifier(self._codec)
             for group in packet_groups(self._packets, classify):
-                yield from self._decode_group(group, self._skip_unless, classify.knows_references)
+                yield from self._decode_group(group, self._skip_unless, classify.decoder_skips)
         yield from self._decode(None)  # what the decoder still holds back for reordering
 
     def _decode_group(
-        self, group: PacketGroup, wanted: set[int], knows_references: bool
+        self, group: PacketGroup, wanted: set[int], decoder_skips: bool
     ) -> Iterator[av.VideoFrame]:
         last = group.last_needed(wanted)
         awaited = {packet.pts for packet in group.packets} & wanted
@@ -292,7 +292,7 @@ class FrameDecoder:
                 return
             if packet.pts not in wanted and kind.unreferenced and not kind.parameters:
                 continue
-            if not knows_references:
+            if decoder_skips:
                 self._codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             for frame in self._decode(packet):
                 awaited.discard(frame.pts)

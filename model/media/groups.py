@@ -42,13 +42,16 @@ UNKNOWN = PacketKind()
 
 
 class PacketClassifier:
-    """Tells the `PacketKind` of the packets of one stream. `knows_references`: whether
-    `unreferenced` is ever told for this codec.
+    """Tells the `PacketKind` of the packets of one stream.
+
+    `decoder_skips`: whether it is left to the decoder to skip frames that nothing refers to, because
+    `unreferenced` is never told for this codec. Not with dav1d, which is told once, when it is
+    opened, what it may skip.
     """
 
     def __init__(self, codec: VideoCodecContext) -> None:
         extradata = bytes(codec.extradata or b"")
-        self.knows_references = codec.name in ("h264", "hevc")
+        self.decoder_skips = codec.name not in ("h264", "hevc", "libdav1d")
         self._classify: Callable[[bytes], PacketKind] = {
             "h264": self._h264,
             "hevc": self._hevc,
@@ -71,7 +74,11 @@ class PacketClassifier:
                 self._hevc(extradata)
 
     def __call__(self, packet: av.Packet) -> PacketKind:
-        return self._classify(bytes(packet))
+        return self.of_bytes(bytes(packet))
+
+    def of_bytes(self, data: bytes) -> PacketKind:
+        """The same, of a packet's bytes."""
+        return self._classify(data)
 
     def _units(self, data: bytes) -> list[tuple[int, int]]:
         """Start and end of each NAL unit; none where the structure is broken."""
