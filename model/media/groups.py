@@ -44,7 +44,7 @@ UNKNOWN = PacketKind()
 class PacketClassifier:
     """Tells the `PacketKind` of the packets of one stream.
 
-    `decoder_skips`: whether it is left to the decoder to skip frames that nothing refers to, because
+    `decoder_skips`: whether it is left to the decoder to skip frames that nothing refers to, since
     `unreferenced` is never told for this codec. Not with dav1d, which is told once, when it is
     opened, what it may skip.
     """
