@@ -2,24 +2,31 @@
 name their run.
 """
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from assets.deployment.settings import Settings, load_settings
+from assets.records.coverage import Coverage
+from assets.records.lineage import Lineage
+from assets.shards.mds import read_column
 from pipeline import __version__
 from pipeline.cli import main
 from tests.pages import REPOSITORY, Block, Page, names_in, page, pages
 from tests.servers.clips import clip
+from training.formats import layout
+from training.formats.kinds import LONG_VIDEO_KIND
+from training.formats.storage import Storage
 
 PAGES = pages()
 ROOMS = ("pipeline", "assets", "training", "model", "benchmarks", "tests", "docs")
@@ -338,6 +345,7 @@ import dagster as dg
 from assets.conversations.assets import conversations
 from assets.deployment.resources import Deployment
 from assets.annotations.assets import annotations, catalogue
+from assets.shards.assets import videomarathon_video
 from assets.videos.assets import videos
 from pipeline.definitions import definitions
 
@@ -350,21 +358,42 @@ with dg.DagsterInstance.ephemeral() as instance:
         key = dg.MultiPartitionKey({"part": part, "source": source})
         assert dg.materialize([videos], partition_key=key, **given).success
     assert dg.materialize([conversations], partition_key=part, **given).success
+    assert dg.materialize([videomarathon_video], partition_key=part, **given).success
 """
 
+# Files as cameras, phones and people name them -> how a row of the questions names each of them.
+OWN_FILES = {
+    "Holiday 2024 (1).MP4": "Holiday 2024 (1).mp4",
+    "C0001.MTS": "C0001",
+    "my talk - final.v2.mov": "C:\\Users\\Ann\\Videos\\my talk - final.v2.mov",
+    unicodedata.normalize("NFD", "Über uns.m4v"): "Über uns.m4v",
+    "phone/VID_20240131.3gp": "VID_20240131.3gp",
+    "interview.mpeg": "lectures/interview.mpeg",
+}
 
-def test_the_readmes_settings_take_a_video_of_ones_own_to_its_samples(tmp_path: Path):
-    """Its example, with its folders moved below a temporary one, one part, and a question about one
-    lecture.
+
+def test_the_readmes_settings_take_ones_own_videos_to_the_samples_of_training(tmp_path: Path):
+    """Its example, with its folders moved below a temporary one: six files in a folder, and a table
+    of questions as a spreadsheet program saves it.
     """
     (example,) = page("README.md").section("Your own videos").blocks("yaml")
     assert "root: /data/hourllava " in example.text
-    (tmp_path / "my.yaml").write_text(example.text.replace("/data/", f"{tmp_path}/") + "parts: 1\n")
-    (tmp_path / "lectures").mkdir()
-    (tmp_path / "lectures/first.mp4").write_bytes(clip())
-    (tmp_path / "questions.csv").write_text(
-        "video,question,answer,data_source\nfirst,Who?,Nobody.,lectures\n"
+    (tmp_path / "my.yaml").write_text(example.text.replace("/data/", f"{tmp_path}/"))
+    for number, name in enumerate(OWN_FILES):
+        file = tmp_path / "lectures" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if name == "interview.mpeg":
+            raw = tmp_path / "raw.mpeg"
+            raw.write_bytes(clip(number))
+            file.symlink_to("../raw.mpeg")
+        else:
+            file.write_bytes(clip(number))
+    rows = "".join(
+        f'{video};"Who, and ""why""?";B;lectures;nobody|somebody;0:08;seen\r\n'
+        for video in OWN_FILES.values()
     )
+    head = "Video; Question;Answer ;data_source;Options;Duration;Remarks\r\n"
+    (tmp_path / "questions.csv").write_bytes((head + rows).encode("cp1252"))
     environment = {
         **os.environ,
         "PYTHONPATH": str(REPOSITORY),
@@ -375,11 +404,19 @@ def test_the_readmes_settings_take_a_video_of_ones_own_to_its_samples(tmp_path: 
         command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    (sample,) = pq.read_table(
-        tmp_path / "hourllava/VideoMarathon/conversations/part0.parquet"
-    ).to_pylist()
-    assert sample["video"] == "lectures/first"
-    assert sample["duration"] == pytest.approx(8, abs=0.2)
+    storage = Storage(str(tmp_path / "hourllava"))
+    folder = layout.shards(LONG_VIDEO_KIND, "part0")
+    trained_on = sorted(read_column(storage, folder, "video"))
+    stems = (unicodedata.normalize("NFC", Path(name).stem) for name in OWN_FILES)
+    assert trained_on == sorted(f"lectures/{stem}" for stem in stems)
+    talk = json.loads(next(read_column(storage, folder, "conversations")))
+    assert [turn["value"] for turn in talk] == [
+        '<image>\nWho, and "why"?\nA. nobody\nB. somebody',
+        "B",
+    ]
+    record = Lineage.read(storage, f"{LONG_VIDEO_KIND}[part0]")
+    said = Coverage.read(record.coverage).sentence
+    assert said == "100 % of rows (6 of 6), 100 % of hours, 6 of 6 videos"
 
 
 @pytest.mark.parametrize("name", ["docs/performance.md", "docs/results.md"])
