@@ -54,6 +54,7 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("damaged", pa.bool_()),
+        ("unmeasured", pa.bool_()),
         ("format", pa.string()),
         ("tool", pa.string()),
         ("updated_at", pa.float64()),

@@ -16,6 +16,12 @@ class Download(Section):
     min_interval_s: float = Field(
         default=5.0, ge=0, description="least time between two requests to one host"
     )
+    connections: int = Field(
+        default=4,
+        ge=1,
+        le=16,
+        description="to one host for one large file, where the server allows ranges",
+    )
     attempts: int = Field(
         default=5, ge=1, description="tries of one video before it is given up as exhausted"
     )
@@ -38,7 +44,8 @@ class Download(Section):
     breaker: int = Field(
         default=10,
         ge=1,
-        description="refusals in a row (bot checks, blocks) after which a host rests",
+        description="failures in a row, whatever their wording, after which a run asks a host for "
+        "nothing more; from half as many on it rests longer each time",
     )
     retry: list[str] = Field(
         default=[], description="permanent reasons to try again, e.g. geo after a proxy was set"

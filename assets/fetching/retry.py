@@ -13,6 +13,19 @@ from assets.fetching.errors import DiskFullError, TransferError
 from training.formats.hashing import stable_hash
 
 LONGEST_WAIT_S = 3600.0
+# What an HTTP status means for one file, where it means more than "asked wrongly" (other 4xx, for
+# good) or "the server failed" (5xx, in passing).
+STATUSES = {
+    401: ("needs_operator", "login_required"),
+    403: ("transient", "forbidden"),
+    407: ("needs_operator", "proxy_login"),
+    408: ("transient", "connection"),
+    416: ("transient", "range_refused"),
+    421: ("transient", "connection"),
+    423: ("transient", "server_error"),
+    425: ("transient", "server_error"),
+    429: ("transient", "rate_limited"),
+}
 
 T = TypeVar("T")
 
@@ -68,6 +81,20 @@ def retry_after(value: str | None) -> float | None:
     except (TypeError, ValueError):
         return None
     return max((when.astimezone(UTC) - datetime.now(UTC)).total_seconds(), 0.0)
+
+
+def refused_with(status: int, message: str, asked: str | None = None) -> TransferError:
+    """What an HTTP status of 400 or more means for the file that was asked for.
+
+    Args:
+        asked: the answer's Retry-After header.
+    """
+    wait = retry_after(asked)
+    if status in STATUSES:
+        return TransferError(*STATUSES[status], message, wait)
+    if 400 <= status < 500:
+        return TransferError("permanent", f"http_{status}", message)
+    return TransferError("transient", "server_error", message, wait)
 
 
 def disk_error(error: OSError) -> DiskFullError | None:

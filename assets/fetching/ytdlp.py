@@ -7,11 +7,9 @@ server's file is still the same one.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,11 @@ from yt_dlp.utils import match_filter_func
 from yt_dlp.version import __version__ as YTDLP_VERSION
 
 from assets.fetching.address_guard import BlockedError, Guard, guard_manager
+from assets.fetching.direct import Downloaded
 from assets.fetching.errors import MissingToolError, TransferError
 from assets.fetching.options import COOKIES_VARIABLE, Download
+from assets.fetching.resumed_media import ResumedMedia
 from assets.fetching.ytdlp_errors import classify
-from model.atomic import writing_file
 
 COOKIES = "cookies.txt"
 # About 360p in H.264, without sound if there is one; else any size, else any codec. That is enough
@@ -41,16 +40,6 @@ FORMAT = (
 FORMAT_ORDER = ["res:360", "vcodec:h264", "ext:mp4", "proto:https"]
 BLOCK_BYTES = 1 << 16  # written at a time, which a kill may cost; yt-dlp's own is up to 4 MiB
 JS_RUNTIMES: dict[str, dict[str, str]] = {"deno": {}, "node": {}, "bun": {}, "quickjs": {}}
-
-
-@dataclass(frozen=True, slots=True)
-class Downloaded:
-    """What yt-dlp downloaded; `duration` is what the site states, in seconds."""
-
-    path: Path
-    duration: float | None
-    format: str
-    tool: str = f"yt-dlp {YTDLP_VERSION}"
 
 
 def download(
@@ -74,8 +63,11 @@ def download(
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        kind = guarded_downloader(guard, _PartialFiles(folder))
-        with kind(_options(folder, extractors, limits, watch)) as downloader:
+        media = ResumedMedia(folder)
+        kind = guarded_downloader(guard, media)
+        options = _options(folder, extractors, limits, watch)
+        options["progress_hooks"].append(media.bytes_came)
+        with kind(options) as downloader:
             info = downloader.extract_info(url, download=True)
     # Extractors raise anything. What is not about this video passes through `classify`.
     except Exception as error:
@@ -99,7 +91,13 @@ def download(
     described = "+".join(
         filter(None, (chosen.get("format_id"), chosen.get("vcodec"), chosen.get("resolution")))
     )
-    return Downloaded(Path(path), float(duration) if duration else None, described or "unknown")
+    return Downloaded(
+        Path(path),
+        float(duration) if duration else None,
+        described or "unknown",
+        f"yt-dlp {YTDLP_VERSION}",
+        media.length_stated,
+    )
 
 
 def preflight(log: Callable[[str], None]) -> None:
@@ -135,7 +133,7 @@ def preflight(log: Callable[[str], None]) -> None:
         )
 
 
-def guarded_downloader(guard: Guard, partial: _PartialFiles) -> type[yt_dlp.YoutubeDL]:
+def guarded_downloader(guard: Guard, media: ResumedMedia) -> type[yt_dlp.YoutubeDL]:
     """A class of YoutubeDL whose every connection (page, redirect, media) is checked by `guard`. It
     speaks http(s) only.
     """
@@ -146,14 +144,13 @@ def guarded_downloader(guard: Guard, partial: _PartialFiles) -> type[yt_dlp.Yout
             guard_manager(self.poolmanager, guard)
 
         def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            send = super().send
             try:
                 guard.check_url(request.url)
-                response = super().send(request, *args, **options)
-            except BlockedError as error:
+                return media.send(request, lambda: send(request, *args, **options))
+            except (BlockedError, TransferError) as error:
                 # yt-dlp passes its own errors on; any other one it would hide.
                 raise RequestError(str(error), cause=error) from error
-            partial.response_came(request.url, response)
-            return response
 
     class GuardedRH(RequestsRH):
         def _create_instance(self, cookiejar: Any, legacy_ssl_support: Any = None) -> Any:
@@ -182,33 +179,6 @@ class _SilentLog:
         pass
 
     info = warning = error = debug
-
-
-class _PartialFiles:
-    """Removes a partial file when the server's file is another one by now.
-
-    yt-dlp asks for the rest of a partial file without asking whether the file is still the same.
-    Before that, it has asked for the file itself. When that answer has another ETag than the one
-    that the partial file began with, or none, the partial file is removed.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.record = folder, folder / "validators.json"
-        self.known: dict[str, str] = (
-            json.loads(self.record.read_text()) if self.record.exists() else {}
-        )
-
-    def response_came(self, url: str, response: Any) -> None:
-        if response.status_code != 200:
-            return
-        validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        if validator and self.known.get(url) == validator:
-            return
-        for part in self.folder.glob("*.part*"):
-            part.unlink()
-        self.known[url] = validator
-        with writing_file(self.record, durable=False) as temporary:
-            temporary.write_text(json.dumps(self.known))
 
 
 def _options(
@@ -241,6 +211,7 @@ def _options(
         "noresizebuffer": True,
         "retries": 3,
         "fragment_retries": 5,
+        "skip_unavailable_fragments": False,  # a video with holes is no video
         "retry_sleep_functions": {
             "http": lambda n: min(2**n, 30),
             "fragment": lambda n: min(2**n, 30),

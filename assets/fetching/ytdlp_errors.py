@@ -15,7 +15,7 @@ from yt_dlp.utils import GeoRestrictedError, UnsupportedError
 
 from assets.fetching.address_guard import BlockedError
 from assets.fetching.errors import OperatorError, TransferError
-from assets.fetching.retry import raise_if_disk, retry_after
+from assets.fetching.retry import raise_if_disk, refused_with
 
 # (status, reason, regular expressions); the first that is found counts.
 TEXTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -24,10 +24,33 @@ TEXTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "bot_check",
         ("confirm you.re not a bot", "captcha", "ip is likely being blocked", "unusual traffic"),
     ),
+    # Of one video, and for good. They stand here because their sentences hold the words of others.
+    (
+        "permanent",
+        "playback_disabled",
+        (
+            "playback on other (websites|apps) has been disabled",
+            "playback .{0,40}disabled by (its|the|the video) owner",
+            "embedding (is |has been )?disabled",
+        ),
+    ),
+    ("permanent", "payment", (r"premium[- ]?(members|only|subscribers?)", "premium (user|account)s?")),
+    ("permanent", "live", ("live (event|stream) (has|was) ended", "livestream (has )?ended")),
     (
         "transient",
         "rate_limited",
         ("try again later", "rate.?limit", "too many requests", r"\b429\b"),
+    ),
+    (
+        "needs_operator",
+        "login_required",
+        (
+            "please (sign|log) ?in(?! to confirm your age)",
+            "sign in to (view|watch|continue)",
+            "login.?required",
+            "requires? (a )?log-?in",
+            "only available for registered users",
+        ),
     ),
     ("needs_operator", "cookies_invalid", ("cookies are no longer valid", "account cookies")),
     ("permanent", "private", ("private video", "is private")),
@@ -91,10 +114,17 @@ TEXTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "permanent",
         "unavailable",
-        ("video unavailable", "video is not available", "isn.t available"),
+        (
+            "video unavailable",
+            "video is not available",
+            "isn.t available",
+            "content is not available",
+        ),
     ),
     ("transient", "range_refused", (r"\b416\b",)),
     ("transient", "forbidden", (r"\b403\b",)),
+    ("permanent", "http_400", ("http error 400",)),
+    ("permanent", "http_405", ("http error 405",)),
     (
         "transient",
         "connection",
@@ -118,18 +148,6 @@ TEXTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 PATTERNS = [
     (status, reason, re.compile("|".join(texts), re.IGNORECASE)) for status, reason, texts in TEXTS
 ]
-HTTP_STATUSES = {
-    401: ("needs_operator", "login_required"),
-    403: ("transient", "forbidden"),
-    404: ("permanent", "http_404"),
-    408: ("transient", "connection"),
-    410: ("permanent", "http_410"),
-    416: ("transient", "range_refused"),
-    429: ("transient", "rate_limited"),
-    451: ("permanent", "http_451"),
-}
-
-
 def classify(error: BaseException) -> TransferError:
     """The failure as ours.
 
@@ -151,14 +169,10 @@ def classify(error: BaseException) -> TransferError:
             raise_if_disk(one)
     for one in chain:
         if isinstance(one, HTTPError):
-            status, reason = HTTP_STATUSES.get(one.status, ("transient", "server_error"))
-            wait = (
-                retry_after(one.response.headers.get("Retry-After"))
-                if one.response is not None
-                else None
-            )
-            if status == "permanent" or reason != "forbidden":
-                return TransferError(status, reason, message, wait)
+            headers = one.response.headers if one.response is not None else {}
+            failure = refused_with(one.status, message, headers.get("Retry-After"))
+            if failure.reason != "forbidden":  # its text may know more
+                return failure
     for status, reason, pattern in PATTERNS:
         if pattern.search(message):
             return TransferError(status, reason, message)

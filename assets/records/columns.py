@@ -39,6 +39,7 @@ CATALOGUE = {
     "width": "pixels",
     "height": "pixels",
     "damaged": "true: one of the places looked at gave no picture",
+    "unmeasured": "true: nobody states how long it is, so that it may have been cut",
     "format": "what the downloader chose",
     "tool": "the downloader and its version",
     "updated_at": "seconds since 1970",

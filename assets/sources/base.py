@@ -113,6 +113,8 @@ class VideoRow:
         location: where it was found: a URL, `repo@commit:member`, a dropped file.
         path: below the root; size in bytes; duration in seconds.
         damaged: one of the places looked at gave no picture; the rest did.
+        unmeasured: neither the server nor the file nor the annotations say how long it is, so that
+            it may have been cut.
         format, tool: what a downloader chose, and its version.
         decided_by: fingerprint of what decided the outcome (`outcomes.py`).
     """
@@ -138,6 +140,7 @@ class VideoRow:
     width: int | None = None
     height: int | None = None
     damaged: bool | None = None
+    unmeasured: bool | None = None
     format: str | None = None
     tool: str | None = None
     updated_at: float | None = None
@@ -163,6 +166,7 @@ class Fetched:
             so that a fault in them is the source's own.
         sha256: where it is known already.
         duration: seconds as the source states them.
+        length_stated: whether whoever gave the file said where it ends.
     """
 
     path: Path
@@ -172,6 +176,7 @@ class Fetched:
     duration: float | None = None
     format: str | None = None
     tool: str | None = None
+    length_stated: bool = True
 
 
 class Fetcher(Protocol):

@@ -18,6 +18,7 @@ from assets.sources.findings import OK, Finding
 
 if TYPE_CHECKING:
     from assets.fetching.address_guard import Guard
+    from assets.fetching.direct import Downloaded
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 YOUTUBE_HOSTS = (
@@ -26,6 +27,7 @@ YOUTUBE_HOSTS = (
     "m.youtube.com",
     "music.youtube.com",
     "youtube-nocookie.com",
+    "www.youtube-nocookie.com",
 )
 
 
@@ -57,7 +59,19 @@ def fetch_by_ytdlp(
     from assets.fetching.ytdlp import download
 
     got = download(url, folder, extractors=extractors, guard=guard, limits=limits, watch=watch)
-    return Fetched(got.path, url, duration=got.duration, format=got.format, tool=got.tool)
+    return fetched(got, url)
+
+
+def fetched(got: Downloaded, url: str) -> Fetched:
+    """A downloaded file, to be examined."""
+    return Fetched(
+        got.path,
+        url,
+        duration=got.duration,
+        format=got.format,
+        tool=got.tool,
+        length_stated=got.length_stated,
+    )
 
 
 def url_facts(source: ListedSource) -> dict[str, Callable[[VideoRow], Any]]:
@@ -130,11 +144,11 @@ def youtube_id(url: str | None) -> str | None:
         return None
     steps = [step for step in parts.path.split("/") if step]
     found = None
-    if parts.hostname == "youtu.be" and steps:
+    if parts.hostname in ("youtu.be", "www.youtu.be") and steps:
         found = steps[0]
     elif parts.hostname in YOUTUBE_HOSTS:
-        if steps[:1] == ["watch"]:
+        if steps == ["watch"] or steps == ["watch_popup"]:
             found = parse_qs(parts.query).get("v", [""])[0]
-        elif len(steps) == 2 and steps[0] in ("embed", "shorts", "v", "live"):
+        elif len(steps) >= 2 and steps[0] in ("embed", "shorts", "v", "e", "live", "watch"):
             found = steps[1]
     return found if found and YOUTUBE_ID.fullmatch(found) else None

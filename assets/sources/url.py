@@ -1,4 +1,4 @@
-"""Videos behind any http(s) URL, through yt-dlp."""
+"""Videos behind any http(s) URL: files as they are, and what pages show through yt-dlp."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from pydantic import Field
 
 from assets.fetching.options import Download
 from assets.sources.base import PERMANENT, FetchContext, Fetched, Fetcher, Outcome, VideoRow
-from assets.sources.listed import ListedSource, fetch_by_ytdlp, url_facts, with_listed_urls
+from assets.sources.listed import (
+    ListedSource,
+    fetch_by_ytdlp,
+    fetched,
+    url_facts,
+    with_listed_urls,
+)
 from assets.sources.outcomes import account_facts
 
 
 class UrlSource(ListedSource):
-    """Videos named by any http(s) URL; fetched by yt-dlp's generic extractor."""
+    """Videos named by any http(s) URL: a file, or a page or playlist for yt-dlp's generic extractor."""
 
     kind: Literal["url"]
     hosts: list[str] = Field(
@@ -28,8 +34,8 @@ class UrlSource(ListedSource):
 
 
 class UrlFetcher(Fetcher):
-    """Any http(s) URL through yt-dlp's generic extractor: a media file, a playlist of segments, a
-    page with a video.
+    """Any http(s) URL. A media file is streamed; a playlist of segments and a page with a video go
+    through yt-dlp's generic extractor.
     """
 
     def __init__(self, source: UrlSource, limits: Download, log: Callable[[str], None]) -> None:
@@ -57,5 +63,11 @@ class UrlFetcher(Fetcher):
 
     def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
         assert row.url is not None, "prepare leaves out rows without a URL"
+        from assets.fetching.direct import download_file
+
+        limits = self.limits
+        got = download_file(row.url, folder, guard=self.guard, limits=limits, watch=watch)
+        if got is not None:
+            return fetched(got, row.url)
         extractors = ("generic", "html5")
         return fetch_by_ytdlp(row.url, folder, extractors, self.guard, self.limits, watch)

@@ -13,6 +13,7 @@ from assets.fetching.errors import TransferError
 from assets.fetching.options import Download
 from assets.fetching.probe import InvalidVideo, ProbePool, VideoFacts, check_video
 from assets.fetching.retry import item_error
+from assets.fetching.stated_length import states_its_length
 from assets.sources.base import NOT_ASKED, OK, PENDING, Fetched, VideoRow, composed
 from training.formats import layout
 from training.formats.hashing import hash_file
@@ -101,7 +102,8 @@ class Publisher:
             facts = self.prober.probe(fetched.path)
             check_video(facts, self.limits, row.expected_duration or fetched.duration)
         except InvalidVideo as error:
-            hopeful = error.another_download_may_help and not fetched.checked
+            cut = error.reason == "duration_differs" and not fetched.length_stated
+            hopeful = (error.another_download_may_help and not fetched.checked) or cut
             last = not hopeful or tries >= self.limits.attempts
             if last:
                 self._quarantine(row, fetched.path, error)
@@ -110,6 +112,12 @@ class Publisher:
                 "transient" if hopeful else "permanent", error.reason, str(error)
             ) from error
         sha256, size = fetched.sha256 or hash_file(fetched.path), fetched.path.stat().st_size
+        unmeasured = not (
+            fetched.length_stated
+            or fetched.duration
+            or row.expected_duration
+            or states_its_length(fetched.path, facts.suffix)
+        )
         name = f"{layout.VIDEOS}/{self.source}/{row.id}{facts.suffix}"
         self.storage.remove_unfinished(name)  # a part is one process's at a time
         if row.status == OK and row.path and self.storage.exists(row.path):
@@ -119,7 +127,7 @@ class Publisher:
             )
         with self.storage.writing(name) as temporary:
             shutil.move(fetched.path, temporary)
-        self._record(row, name, size, sha256, facts, fetched, tries)
+        self._record(row, name, size, sha256, facts, fetched, tries, unmeasured)
         with self._lock:
             self.fetched += 1
             self.fetched_bytes += size
@@ -134,6 +142,7 @@ class Publisher:
         facts: VideoFacts,
         fetched: Fetched,
         tries: int,
+        unmeasured: bool = False,
     ) -> None:
         self.catalogue.update(
             row.id,
@@ -152,6 +161,7 @@ class Publisher:
             width=facts.width,
             height=facts.height,
             damaged=facts.damaged,
+            unmeasured=unmeasured,
             format=fetched.format,
             tool=fetched.tool,
         )

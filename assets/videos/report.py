@@ -78,7 +78,7 @@ def summarize(
 ) -> AcquireReport:
     """The report of a run over `catalogue`, in one walk over its rows."""
     groups: dict[tuple[str, str], list[int]] = {}
-    hours, size, lost = 0.0, 0, 0
+    hours, size, lost, unmeasured = 0.0, 0, 0, 0
     hashes: list[tuple[str, str | None]] = []
     for row in catalogue.rows():
         entry = groups.setdefault((row.status, row.reason or ""), [0, 0])
@@ -87,9 +87,16 @@ def summarize(
         if row.status == OK:
             hours += (row.duration or 0.0) / 3600
             size += row.size or 0
+            unmeasured += bool(row.unmeasured)
             hashes.append((row.video, row.sha256))
         elif row.status != NOT_ASKED:
             lost += row.questions
+    if unmeasured:
+        notes = [
+            *notes,
+            f"{unmeasured:,} videos may have been cut: neither the server nor the file nor the "
+            "annotations say how long they are (column unmeasured of the catalogue)",
+        ]
     left = sum(videos for (status, _), (videos, _) in groups.items() if status == NOT_ASKED)
     expected = len(catalogue) - left
     counts: Counter[str] = Counter(expected=expected, fetched=fetched, adopted=adopted)

@@ -41,6 +41,13 @@ ID = "a-b_c123456"
         f"youtu.be/{ID}",
         f"https://www.youtube.com/shorts/{ID}",
         f"https://www.youtube.com/embed/{ID}?start=3",
+        f"https://www.youtube-nocookie.com/embed/{ID}",
+        f"https://youtube-nocookie.com/embed/{ID}?rel=0",
+        f"https://music.youtube.com/watch?v={ID}&list=RD1",
+        f"https://www.youtube.com/live/{ID}?feature=share",
+        f"https://www.youtube.com/v/{ID}/",
+        f"https://m.youtube.com/shorts/{ID}/",
+        f"https://WWW.YouTube.com/watch/{ID}",
     ],
 )
 def test_an_id_is_found_in_every_form_of_url(url):
@@ -104,6 +111,28 @@ SAID = {
     ),
     "Unable to download API page: The read operation timed out": ("transient", "connection"),
     "<urlopen error [Errno -3] Temporary failure in name resolution>": ("transient", "connection"),
+    "This live event has ended.": ("permanent", "live"),
+    "This live stream has ended. Please sign in to watch the recording": ("permanent", "live"),
+    "Video unavailable. Playback on other websites has been disabled by the video owner": (
+        "permanent",
+        "playback_disabled",
+    ),
+    "Playback on other apps has been disabled by its owner. Watch on YouTube": (
+        "permanent",
+        "playback_disabled",
+    ),
+    "This video is only available to Music Premium members": ("permanent", "payment"),
+    "This is a Premium-only video. Please sign in": ("permanent", "payment"),
+    "The current session has been rate-limited by YouTube for up to an hour. It is recommended to "
+    "use `-t sleep`": ("transient", "rate_limited"),
+    "Please sign in": ("needs_operator", "login_required"),
+    "This video requires login. Use --cookies": ("needs_operator", "login_required"),
+    "The following content is not available on this app.. Watch on the latest version of YouTube.": (
+        "permanent",
+        "unavailable",
+    ),
+    "HTTP Error 400: Bad Request": ("permanent", "http_400"),
+    "HTTP Error 405: Method Not Allowed": ("permanent", "http_405"),
     "something that nobody has seen before": ("transient", "unknown"),
 }
 
@@ -121,6 +150,10 @@ def http_error(status: int, headers: dict[str, str] | None = None) -> HTTPError:
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
+        (400, ("permanent", "http_400")),
+        (402, ("permanent", "http_402")),
+        (405, ("permanent", "http_405")),
+        (407, ("needs_operator", "proxy_login")),
         (404, ("permanent", "http_404")),
         (410, ("permanent", "http_410")),
         (451, ("permanent", "http_451")),
