@@ -267,8 +267,8 @@ class _Transfer:
                 part.cancel(block)
 
     def _receive_block(self, part: PartialFile, url: str, block: int) -> None:
-        """Fetch a block by a range. It is claimed only when the server has agreed, so that the first
-        connection takes it along where the server does not.
+        """Fetch a block by a range. It is claimed only when the server has agreed, so that the
+        first connection takes it along where the server does not.
         """
         start, end = part.next_byte(block), block * BLOCK_BYTES + part.length(block) - 1
         headers = {"Range": f"bytes={start}-{end}", "If-Range": part.validator or ""}
@@ -314,7 +314,9 @@ class _Transfer:
 
     def _downloaded(self, kind: str, length_stated: bool = True) -> Downloaded:
         tool = f"requests {requests.__version__}"
-        return Downloaded(self.target, None, kind.partition(";")[0] or "unknown", tool, length_stated)
+        return Downloaded(
+            self.target, None, kind.partition(";")[0] or "unknown", tool, length_stated
+        )
 
     def _check_size(self, size: int) -> None:
         if size > self.limits.max_bytes:
@@ -361,7 +363,9 @@ class _Body:
 
 def _continues(response: requests.Response, part: PartialFile, start: int) -> bool:
     """Whether an answer holds the bytes from `start` on of the file that `part` is of."""
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "").strip())
+    match = re.fullmatch(
+        r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "").strip()
+    )
     return (
         response.status_code == 206
         and match is not None

@@ -72,10 +72,14 @@ class DiskGuard:
 def remove_scratch(folder: Path) -> None:
     """Remove a scratch folder and the empty ones above it, up to the scratch root."""
     shutil.rmtree(folder, ignore_errors=True)
-    parent = folder.parent
-    while INCOMING in parent.parts:
+    remove_empty(folder.parent)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a scratch folder if it is empty, and the empty ones above it."""
+    while INCOMING in folder.parts:
         try:
-            os.rmdir(parent)
+            os.rmdir(folder)
         except OSError:  # something else is still being worked on
             return
-        parent = parent.parent
+        folder = folder.parent

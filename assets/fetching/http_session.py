@@ -84,7 +84,6 @@ class GuardedSession:
             raise TransferError("transient", "connection", f"{shown(url)}: {error}") from error
         raise TransferError("permanent", "redirects", f"{shown(url)}: redirected without an end")
 
-
     def _ask(self, url: str, headers: Mapping[str, str]) -> requests.Response:
         """One GET. Not `requests`' own: that reads the body of a redirect, whatever its size."""
         session, credentials = self._session, get_auth_from_url(url)
@@ -96,7 +95,7 @@ class GuardedSession:
                 auth=credentials if any(credentials) else _no_credentials,
             )
         )
-        options = session.merge_environment_settings(request.url, {}, True, None, None)
+        options = session.merge_environment_settings(request.url or "", {}, True, None, None)
         adapter = session.get_adapter(request.url or "")
         response = adapter.send(request, timeout=self.timeout_s, **options)
         extract_cookies_to_jar(session.cookies, request, response.raw)

@@ -1,4 +1,4 @@
-"""A file that is being fetched: which of its bytes are there, and which file of the server they are.
+"""A file that is being fetched: which bytes of it are there, and of which file of the server.
 
 The record outlives a kill. It is believed only while the machine has not been started anew: after a
 loss of power the record may be on the disk and the bytes it speaks of may not.
@@ -73,7 +73,11 @@ class PartialFile:
         size = self.path.stat().st_size
         ends = [n * BLOCK_BYTES + count for n, count in enumerate(self.done) if count]
         fits = all(count <= self.length(n) for n, count in enumerate(self.done))
-        return fits and len(self.done) == -(-self.total // BLOCK_BYTES) and max(ends, default=0) <= size
+        return (
+            fits
+            and len(self.done) == -(-self.total // BLOCK_BYTES)
+            and max(ends, default=0) <= size
+        )
 
     def __enter__(self) -> Self:
         self._bytes = os.open(self.path, os.O_WRONLY)
@@ -116,7 +120,11 @@ class PartialFile:
         taken, not there or elsewhere by now.
         """
         with self._lock:
-            if block >= len(self.done) or not self._is_free(block) or start != self.next_byte(block):
+            if (
+                block >= len(self.done)
+                or not self._is_free(block)
+                or start != self.next_byte(block)
+            ):
                 return False
             self._claimed.add(block)
             return True

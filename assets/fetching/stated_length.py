@@ -12,8 +12,8 @@ MATROSKA_DURATION = b"\x44\x89"
 def states_its_length(path: Path, suffix: str) -> bool:
     """Whether the container states the duration of the whole.
 
-    Transport and program streams do not. A fragmented MP4 does not either: what decoders give as its
-    duration is that of the fragments that are there.
+    Transport and program streams do not. A fragmented MP4 does not either: what decoders give as
+    its duration is that of the fragments that are there.
 
     Args:
         suffix: of the kind of container, by content.

@@ -210,7 +210,7 @@ def _options(
         "buffersize": BLOCK_BYTES,
         "noresizebuffer": True,
         "retries": 3,
-        "fragment_retries": 5,
+        "fragment_retries": 3,
         "skip_unavailable_fragments": False,  # a video with holes is no video
         "retry_sleep_functions": {
             "http": lambda n: min(2**n, 30),

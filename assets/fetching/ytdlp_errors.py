@@ -34,7 +34,11 @@ TEXTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "embedding (is |has been )?disabled",
         ),
     ),
-    ("permanent", "payment", (r"premium[- ]?(members|only|subscribers?)", "premium (user|account)s?")),
+    (
+        "permanent",
+        "payment",
+        (r"premium[- ]?(members|only|subscribers?)", "premium (user|account)s?"),
+    ),
     ("permanent", "live", ("live (event|stream) (has|was) ended", "livestream (has )?ended")),
     (
         "transient",
@@ -148,6 +152,8 @@ TEXTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 PATTERNS = [
     (status, reason, re.compile("|".join(texts), re.IGNORECASE)) for status, reason, texts in TEXTS
 ]
+
+
 def classify(error: BaseException) -> TransferError:
     """The failure as ours.
 

@@ -93,9 +93,33 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
     "http_410": (),
     "http_451": ("proxy",),
 }
+# Reasons that say something about us, or that may: a host that is tired of us words it as it likes.
+# They are counted by host. Those of `RESTING` say that fewer requests are wanted.
+REFUSALS = frozenset(
+    {
+        "bot_check",
+        "connection",
+        "cookies_invalid",
+        "forbidden",
+        "login_page",
+        "login_required",
+        "no_format",
+        "rate_limited",
+        "server_error",
+        "unavailable",
+        "unknown",
+    }
+)
+RESTING = frozenset({"bot_check", "rate_limited"})
+GONE = frozenset({"http_404", "http_410", "http_451"})
 _ASKED_TO_RETRY = "+retry"
 
 PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy")
+
+
+def is_refusal(reason: str) -> bool:
+    """Whether a failure may be about us and not about the video."""
+    return reason in REFUSALS or (reason.startswith("http_4") and reason not in GONE)
 
 
 class Evidence:

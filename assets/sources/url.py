@@ -22,7 +22,7 @@ from assets.sources.outcomes import account_facts
 
 
 class UrlSource(ListedSource):
-    """Videos named by any http(s) URL: a file, or a page or playlist for yt-dlp's generic extractor."""
+    """Videos named by any http(s) URL: files, and pages and playlists for yt-dlp."""
 
     kind: Literal["url"]
     hosts: list[str] = Field(

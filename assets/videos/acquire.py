@@ -7,9 +7,10 @@ that was not written yet.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from assets.annotations.build import mend_table
 from assets.annotations.catalogue import Catalogue, read_catalogue, snapshot_name
 from assets.deployment.parts import part_name
 from assets.deployment.settings import Settings
-from assets.fetching.disk import DiskGuard, remove_scratch, scratch
+from assets.fetching.disk import DiskGuard, remove_empty, remove_scratch, scratch
 from assets.fetching.errors import CoverageError, TransferError
 from assets.fetching.probe import ProbePool
 from assets.fetching.retry import backoff, disk_error, item_error
@@ -29,6 +30,7 @@ from assets.sources.base import (
     EXHAUSTED,
     MANUAL_MISSING,
     NEEDS_OPERATOR,
+    NOT_ASKED,
     OK,
     PENDING,
     PERMANENT,
@@ -37,7 +39,7 @@ from assets.sources.base import (
     Fetched,
     VideoRow,
 )
-from assets.sources.outcomes import Evidence
+from assets.sources.outcomes import RESTING, Evidence, is_refusal
 from assets.videos.pacing import RateLimiter, RetryQueue
 from assets.videos.publish import Publisher
 from assets.videos.report import (
@@ -54,8 +56,6 @@ from training.progress import Progress
 
 # Statuses of rows that every run tries to fetch.
 TRIED_AGAIN = (PENDING, TRANSIENT, EXHAUSTED, NEEDS_OPERATOR, MANUAL_MISSING)
-# Reasons after which a host is left alone for a while: they are about us, not about one video.
-PAUSING = ("rate_limited", "bot_check")
 
 
 def acquire_part(
@@ -128,7 +128,11 @@ class _Acquisition:
             self.fetcher, settings.download, settings.features.limits.max_pixels
         )
         self.withdrawn = Withdrawals.read(storage).videos
-        self.rate_limiter = RateLimiter(self.fetcher.min_interval_s, self.limits.breaker)
+        self.rate_limiter = RateLimiter(
+            self.fetcher.min_interval_s, self.limits.cooldown_s, self.limits.breaker
+        )
+        # Host -> videos that it said are gone for good, in words that it may have for all of them.
+        self.doubted: dict[str, list[str]] = defaultdict(list)
         self.disk = DiskGuard(scratch(storage), self.limits.min_free_bytes)
         self.tries: Counter[str] = Counter()
         self.publisher = Publisher(storage, catalogue, prober, self.limits, log)
@@ -161,7 +165,10 @@ class _Acquisition:
         todo = [row for row in todo if row.id not in outcomes]
         if todo:
             self.disk.check()
-        self._fetch_all(todo)
+        try:
+            self._fetch_all(todo)
+        finally:
+            self._remove_leftovers()
         if self.problem is not None:
             raise self.problem
         missing = [row.id for row in self.catalogue.rows([MANUAL_MISSING])]
@@ -195,7 +202,16 @@ class _Acquisition:
             fetched_bytes=self.publisher.fetched_bytes,
             seconds=time.monotonic() - self.started,
             notes=self.notes,
+            refusals=self.rate_limiter.refusals(),
         )
+
+    def _remove_leftovers(self) -> None:
+        """Folders of videos that are finished, which an earlier run did not come to remove."""
+        folder = scratch(self.storage, self.source)
+        finished = self.catalogue.rows([OK, PERMANENT, NOT_ASKED])
+        for name in {_folder_name(row) for row in finished} & set(os.listdir(folder)):
+            remove_scratch(folder / name)
+        remove_empty(folder)
 
     def _is_due(self, row: VideoRow) -> bool:
         if row.video in self.withdrawn:
@@ -235,7 +251,13 @@ class _Acquisition:
         the run ends.
         """
         host = self.fetcher.host(row)
-        self.rate_limiter.wait(host, self.queue.stopped)
+        if self.rate_limiter.is_given_up(host):
+            self._advance()  # it stays as it is, for the next run
+            return None
+        if rest := self.rate_limiter.rest_left(host):
+            self.queue.put_later(row, rest)
+            return None
+        asked_at = self.rate_limiter.wait(host, self.queue.stopped)
         if self.queue.stopped.is_set():
             return None
         self.tries[row.id] += 1
@@ -243,9 +265,13 @@ class _Acquisition:
             with _items_own_faults():
                 fetched = self.fetcher.fetch(row, self._row_folder(row), self._count_bytes)
         except TransferError as error:
+            if is_refusal(error.reason):
+                error = self._count_refusal(row, host, error, asked_at)
+            else:
+                self._count_answer(host)
             self._record_failure(row, error)
             return None
-        self.rate_limiter.record_answer(host)
+        self._count_answer(host)
         return fetched
 
     def _verify_and_publish(self, row: VideoRow, fetched: Fetched) -> None:
@@ -279,7 +305,7 @@ class _Acquisition:
             self.queue.stop()
 
     def _row_folder(self, row: VideoRow) -> Path:
-        return scratch(self.storage, self.source, f"{stable_hash(row.id):016x}")
+        return scratch(self.storage, self.source, _folder_name(row))
 
     def _advance(self) -> None:
         with self._lock:
@@ -287,12 +313,8 @@ class _Acquisition:
 
     def _record_failure(self, row: VideoRow, error: TransferError) -> None:
         """Record a failed try, and put the row back when another one may help."""
-        status, tries, host = error.status, self.tries[row.id], self.fetcher.host(row)
+        status, tries = error.status, self.tries[row.id]
         delay = backoff(self.limits.backoff_s, tries, row.video, error.retry_after)
-        if error.reason in PAUSING:
-            self._pause_host(host, error)
-        else:
-            self.rate_limiter.record_answer(host)
         if status == TRANSIENT and tries >= self.limits.attempts:
             status = EXHAUSTED
         if row.status == OK:
@@ -307,29 +329,62 @@ class _Acquisition:
                 next_try_at=round(time.time() + delay, 3) if status == TRANSIENT else None,
                 decided_by=self.evidence.fingerprint(row, error.reason),
             )
-        if status == TRANSIENT:
+        if status == TRANSIENT and not self.rate_limiter.is_given_up(self.fetcher.host(row)):
             self.queue.put_later(row, delay)
-        else:
-            self._advance()
+            return
+        if status == PERMANENT:
+            remove_scratch(self._row_folder(row))
+        self._advance()
 
-    def _pause_host(self, host: str, error: TransferError) -> None:
-        """Leave a host alone for a while; stop the run when it has refused too often in a row."""
-        pause = max(error.retry_after or 0.0, self.limits.cooldown_s)
-        self.rate_limiter.pause(host, pause)
-        self.log(f"{host}: {error.reason}; nobody asks it for {pause:.0f} s")
-        if error.reason == "bot_check" and self.rate_limiter.record_refusal(host):
-            self.notes.append(
-                f"{host} refused {self.limits.breaker} times in a row ({error}). The rest was "
-                "not tried: set YTDLP_COOKIES or HTTPS_PROXY, raise download.min_interval_s, "
-                "or wait, and run again"
+    def _count_answer(self, host: str) -> None:
+        """The host is not refusing us: what it said of single videos is true."""
+        self.rate_limiter.record_answer(host)
+        with self._lock:
+            self.doubted[host].clear()
+
+    def _count_refusal(
+        self, row: VideoRow, host: str, error: TransferError, asked_at: float
+    ) -> TransferError:
+        """Count a refusal, and tell what follows from it. What a host says of all videos is true of
+        none: then the failure is one that may pass, and so are those before it.
+        """
+        found = self.rate_limiter.record_refusal(
+            host, asked_at, rest=error.reason in RESTING, asked_s=error.retry_after
+        )
+        if found.rest_s:
+            self.log(
+                f"{host}: {error.reason}, {found.in_a_row} refusals in a row; nobody asks it for "
+                f"{found.rest_s:.0f} s ({error})"
             )
-            self.queue.stop()
+        if found.last:
+            self.notes.append(
+                f"{host} refused {found.in_a_row} times in a row ({error.reason}: {error}). The "
+                "rest was not tried: set YTDLP_COOKIES or HTTPS_PROXY, raise "
+                "download.min_interval_s, or wait, and run again"
+            )
+            self.queue.drop(lambda waiting: self.fetcher.host(waiting) == host)
+        if error.status != PERMANENT:
+            return error
+        with self._lock:
+            self.doubted[host].append(row.id)
+            doubted = list(self.doubted[host]) if found.general else []
+        if not found.general:
+            return error
+        for identifier in doubted[:-1]:
+            self.catalogue.update(identifier, status=TRANSIENT)
+        with self._lock:
+            self.doubted[host].clear()
+        return TransferError(TRANSIENT, error.reason, str(error), error.retry_after)
 
     def _count_bytes(self, count: int) -> None:
         """Called while bytes arrive: ends the transfer when the run ends or the disk is full."""
         if self.queue.stopped.is_set():
             raise _StoppedError
         self.disk.watch(count)
+
+
+def _folder_name(row: VideoRow) -> str:
+    return f"{stable_hash(row.id):016x}"
 
 
 class _StoppedError(BaseException):

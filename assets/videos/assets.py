@@ -111,5 +111,6 @@ def videos_metadata(report: "AcquireReport") -> dict[str, Any]:
         "question-answer pairs lost": report.lost_rows,
         "duplicates": report.duplicates or None,
         "throughput": table(report.throughput),
+        "refusals": table(report.refusals) if report.refusals else None,
         "notes": report.notes,
     }

@@ -32,6 +32,8 @@ class AcquireReport:
         lost_rows: question-answer pairs whose video is missing.
         duplicates: videos with the same content as another one; reported, never removed.
         notes: what a person may want to do.
+        refusals: one row for each host that refused in this run: how often, how long it rested,
+            and whether it was asked for nothing more.
     """
 
     source: str
@@ -48,6 +50,7 @@ class AcquireReport:
     fetched_bytes: int
     bytes_per_s: float
     notes: list[str] = field(default_factory=list)
+    refusals: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def missing(self) -> list[dict[str, Any]]:
@@ -75,6 +78,7 @@ def summarize(
     fetched_bytes: int,
     seconds: float,
     notes: list[str],
+    refusals: list[dict[str, Any]],
 ) -> AcquireReport:
     """The report of a run over `catalogue`, in one walk over its rows."""
     groups: dict[tuple[str, str], list[int]] = {}
@@ -126,6 +130,7 @@ def summarize(
         fetched_bytes=fetched_bytes,
         bytes_per_s=fetched_bytes / seconds if seconds else 0.0,
         notes=notes,
+        refusals=refusals,
     )
 
 

@@ -1,5 +1,5 @@
-"""Files behind URLs: whole or not there, each byte sent once where the server allows it, and secrets
-for their own host alone.
+"""Files behind URLs: whole or not there, each byte sent once where the server allows it, and
+secrets for their own host alone.
 """
 
 from __future__ import annotations

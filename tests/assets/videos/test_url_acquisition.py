@@ -5,8 +5,10 @@ is fetched twice.
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
+import av
 import pytest
 
 from assets.annotations.catalogue import present_videos
@@ -187,9 +189,7 @@ def test_a_passing_fault_is_survived(name, world, media):
 
 @pytest.mark.slow
 def test_an_interrupted_transfer_goes_on_where_it_stopped(world, media):
-    media.faults = in_turn(
-        {r"GET /v0\.mp4": [Fault.truncate(200_000), Fault.answer(503)]}
-    )
+    media.faults = in_turn({r"GET /v0\.mp4": [Fault.truncate(200_000), Fault.answer(503)]})
     storage, settings = world("v0", download={"attempts": 1})
     acquire(storage, settings, "web")
     acquire(storage, settings, "web")
@@ -205,9 +205,7 @@ def test_an_interrupted_transfer_goes_on_where_it_stopped(world, media):
 def test_a_part_is_not_continued_with_another_file(world, media, tmp_path):
     """The server's file is exchanged for one of the same name and about the same size while a part
     of the old one lies there; joining the two would give a file that is neither."""
-    media.faults = in_turn(
-        {r"GET /v0\.mp4": [Fault.truncate(200_000), Fault.answer(503)]}
-    )
+    media.faults = in_turn({r"GET /v0\.mp4": [Fault.truncate(200_000), Fault.answer(503)]})
     storage, settings = world("v0", download={"attempts": 1})
     acquire(storage, settings, "web")
     assert [part.stat().st_size for part in Path(storage.root).rglob("direct.part")] == [200_000]
@@ -428,3 +426,73 @@ def test_a_list_of_urls_stands_beside_a_question_file(tmp_path, media):
     report = acquire(storage, settings, "mine")
     assert report.counts["ok"] == 2
     assert row(storage, "mine", "v2").reason == "no_url"
+
+
+def fragmented(seed: int) -> bytes:
+    """An MP4 as live recorders write it: its header says nothing of the whole."""
+    raw = io.BytesIO()
+    with (
+        av.open(io.BytesIO(clip(seed))) as source,
+        av.open(raw, "w", "mp4", options={"movflags": "frag_keyframe+empty_moov"}) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    return raw.getvalue()
+
+
+def cut(data: bytes, name: str) -> bytes:
+    """Half of it, at the border of a packet where the container has such."""
+    half = len(data) // 2
+    return data[: half - half % 188] if name == "transport stream" else data[:half]
+
+
+STREAMED = {
+    "transport stream": lambda: clip(0, suffix=".ts"),
+    "fragmented MP4": lambda: fragmented(0),
+}
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_a_cut_file_of_which_nobody_states_a_length_is_marked(name, world, media):
+    body = cut(STREAMED[name](), name)
+    answer = Fault.answer(200, body, {"Content-Type": "video/mp4", "Content-Length": None})
+    media.faults = lambda request: answer
+    storage, settings = world("v0")
+    report = acquire(storage, settings, "web")
+    found = row(storage, "web", "v0")
+    assert (found.status, found.unmeasured) == ("ok", True)
+    assert any("1 videos may have been cut" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_a_cut_file_is_refused_where_the_annotations_state_its_duration(name, tmp_path, media):
+    body = cut(STREAMED[name](), name)
+    answer = Fault.answer(200, body, {"Content-Type": "video/mp4", "Content-Length": None})
+    media.faults = lambda request: answer
+    settings = make_settings(
+        tmp_path / "deployment",
+        {"web": {"kind": "url", "hosts": [f"127.0.0.1:{media.port}"]}},
+        [question("v0", "web", f"{media.url}/v0.mp4", duration=8)],
+    )
+    storage = catalogued(settings)
+    acquire(storage, settings, "web")
+    found = row(storage, "web", "v0")
+    assert (found.status, found.reason, found.attempts) == ("exhausted", "duration_differs", 3)
+
+
+@pytest.mark.parametrize("name", [*STREAMED, "plain MP4", "WebM"])
+def test_a_whole_file_is_not_marked_where_its_length_is_stated(name, world, media):
+    """By the server; or, of the last two, by the file itself."""
+    stated = name in STREAMED
+    body = STREAMED[name]() if stated else clip(0)
+    if name == "WebM":
+        body = clip(5, suffix=".webm", codec="libvpx")
+    headers = {"Content-Type": "video/mp4"} | ({} if stated else {"Content-Length": None})
+    media.faults = lambda request: Fault.answer(200, body, headers)
+    storage, settings = world("v0")
+    acquire(storage, settings, "web")
+    found = row(storage, "web", "v0")
+    assert (found.status, found.unmeasured) == ("ok", False)

@@ -127,7 +127,7 @@ SAID = {
     "use `-t sleep`": ("transient", "rate_limited"),
     "Please sign in": ("needs_operator", "login_required"),
     "This video requires login. Use --cookies": ("needs_operator", "login_required"),
-    "The following content is not available on this app.. Watch on the latest version of YouTube.": (
+    "The following content is not available on this app.. Watch on the latest version": (
         "permanent",
         "unavailable",
     ),
