@@ -139,6 +139,7 @@ def test_compaction_keeps_every_field(tmp_path: Path) -> None:
         640,
         360,
         False,
+        True,
         "134",
         "yt-dlp",
         1.5,
