@@ -12,10 +12,11 @@ import numpy as np
 
 from assets.annotations.catalogue import PresentVideo
 from assets.deployment.settings import Settings
-from assets.features.extract import common_metadata, is_current
+from assets.features.extract import common_metadata, why_outdated
 from assets.features.options import ExtractionOptions
 from assets.features.quarantine import read_record
 from assets.records.verdict import Verdict
+from model.media.sampling import feature_frame_count
 from training.formats import layout
 from training.formats.feature_file import HEADER_ROOM, FeatureHeader, read_header
 from training.formats.hashing import stable_hash
@@ -24,7 +25,7 @@ from training.formats.storage import Storage
 COMPLETE, NONE_QUARANTINED = "complete", "none_quarantined"
 SAMPLED_FILES = 64  # files of which some frames are read; the headers of all are
 SAMPLED_FRAMES = 8  # frames that are read of each
-TOLERANCE = 0.02  # of a video's frames: containers and frame rates are not exact to the second
+TOLERANCE = 0.02  # of a video's seconds, for telling that the catalogue has another length
 MAX_NAMED = 10  # videos that a verdict names
 
 EXPONENT_BITS = 0x7F80  # of a bfloat16; all of them are set where it is infinite or not a number
@@ -40,8 +41,9 @@ def complete(
     """Whether every video has a whole feature file, made from its file by this encoder, or a record
     why not.
 
-    Frames must fit the duration. Of a bounded number of files, always the same, some frames are
-    read: no number in them may be infinite, and not all may be alike.
+    Frames must be as many as the rule makes of the video's pictures and seconds. Of a bounded
+    number of files, always the same, some frames are read: no number in them may be infinite, and
+    not all may be alike.
 
     Args:
         storage: where features are.
@@ -77,6 +79,7 @@ def complete(
             {"reason": reason, "videos": count} for reason, count in reasons.most_common()
         ],
         "files of which frames were read": len(sampled),
+        "of another length than the catalogue says": sum(one.remeasured for one in findings),
     }
     return [
         _judge_files(settings, len(present), faults, reasons.total(), facts),
@@ -90,10 +93,13 @@ class FileFinding(NamedTuple):
     Attributes:
         fault: what is wrong with the file, for people.
         quarantined: the reason in the record that stands in its place.
+        remeasured: its timeline is of another length than the catalogue says, which an earlier
+            release may have measured by another clock. It is told, and stops nothing.
     """
 
     fault: str = ""
     quarantined: str = ""
+    remeasured: bool = False
 
 
 def _judge_files(
@@ -146,17 +152,21 @@ def _inspect(
             header = read_header(file, storage.size(path), path)
     except ValueError as error:
         return FileFinding(fault=str(error))
-    if not is_current(header, video, metadata):
-        fault = "was made from another video, by another encoder or in another way"
-        return FileFinding(fault=fault)
-    # A video of still pictures may have fewer of them than seconds.
-    expected = min(options.expected_frames(video.duration), video.packets or header.frames)
-    if abs(header.frames - expected) > max(2, TOLERANCE * expected):
+    if why := why_outdated(header, video, metadata):
+        return FileFinding(fault=f"was {why}")
+    # By the timeline that the extraction read from the same bytes, and not by what the catalogue
+    # says: an earlier release may have measured that by another clock.
+    pictures = int(header.metadata.get("pictures", header.frames))
+    expected = feature_frame_count(pictures, header.duration, min_frames=options.min_frames)
+    if header.frames != expected:
         return FileFinding(
-            fault=f"{header.frames:,} frames, but {video.duration:.1f} s of video make about "
-            f"{expected:,}"
+            fault=f"{header.frames:,} frames, but {pictures:,} pictures in {header.duration:.1f} s "
+            f"make {expected:,}"
         )
-    return FileFinding(fault=_wrong_numbers(storage, path, header) if read_frames else "")
+    return FileFinding(
+        fault=_wrong_numbers(storage, path, header) if read_frames else "",
+        remeasured=abs(header.duration - video.duration) > max(1.0, TOLERANCE * header.duration),
+    )
 
 
 def _wrong_numbers(storage: Storage, path: str, header: FeatureHeader) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from assets.features.report import FeatureReport, report_extraction
 from assets.records.product_files import KnownFiles, set_files_aside
 from model.atomic import TEMPORARY_PREFIX
 from model.config import PRESETS
+from model.media.reading import reading
 from training.formats import layout
 from training.formats.feature_file import SUFFIX, FeatureHeader, hash_both, read_header
 from training.formats.hashing import hash_file, hash_value
@@ -94,6 +96,8 @@ def extract(
         f"quarantined, {len(waiting):,} to do ({sum(v.duration for v, _ in waiting) / 3600:.1f} "
         "hours)"
     )
+    for why, count in sorted(Counter(look.outdated).items()):
+        log(f"{count:,} feature files are made again: {why}")
     attempts = {video.video: record.attempts for video, record in waiting if record is not None}
     expected = sum(options.expected_frames(video.duration) for video, _ in waiting)
 
@@ -144,6 +148,7 @@ def common_metadata(options: ExtractionOptions, encoder: Path) -> dict[str, str]
     return {
         "encoder": hash_encoder(encoder),
         "config": options.config_hash(),
+        "reading": reading(),
         "pooled_side": str(options.pooled_side),
     }
 
@@ -163,8 +168,9 @@ def hash_encoder(folder: Path) -> str:
     return hash_value([[file.name, hash_file(file)] for file in files])
 
 
-def is_current(header: FeatureHeader, video: PresentVideo, metadata: dict[str, str]) -> bool:
-    """Whether a feature file was made from this video's file, by this encoder in this way.
+def why_outdated(header: FeatureHeader, video: PresentVideo, metadata: dict[str, str]) -> str:
+    """Why a feature file is not one of this video's file, made by this encoder in this way; empty
+    where it is.
 
     Args:
         header: of the feature file.
@@ -172,9 +178,15 @@ def is_current(header: FeatureHeader, video: PresentVideo, metadata: dict[str, s
         metadata: as `common_metadata` gives it.
     """
     facts = header.metadata
-    return facts.get("source_sha256") == video.sha256 and all(
-        facts.get(name) == metadata[name] for name in ("encoder", "config")
-    )
+    if facts.get("source_sha256") != video.sha256:
+        return "made from another file of the video"
+    if facts.get("encoder") != metadata["encoder"]:
+        return "made by another encoder"
+    if facts.get("config") != metadata["config"]:
+        return "made with other settings of frames, size or pooling"
+    if (before := facts.get("reading", "rules 1")) != metadata["reading"]:
+        return f"read in another way ({before}; now {metadata['reading']})"
+    return ""
 
 
 def remove_stale_files(storage: Storage, variant: str, sources: Iterable[str]) -> None:
@@ -205,6 +217,7 @@ class _Look:
     metadata: dict[str, str]
     known: KnownFiles
     log: Callable[[str], None]
+    outdated: list[str] = field(default_factory=list)  # why files are there and cannot be used
 
     def sort_out(
         self, videos: list[PresentVideo]
@@ -238,7 +251,10 @@ class _Look:
     def _existing(self, video: PresentVideo) -> ExtractedVideo | None:
         """What is there of a video's features, where they are right and whole."""
         header = _read_header(self.storage, self.variant, video.video)
-        if header is None or not is_current(header, video, self.metadata):
+        if header is None:
+            return None
+        if why := why_outdated(header, video, self.metadata):
+            self.outdated.append(why)
             return None
         if header.damaged and self.options.settings.damaged == "skip":
             return None

@@ -8,6 +8,7 @@ from typing import Any
 
 from assets.deployment.settings import Features
 from model.config import PRESETS
+from model.media.reading import RULES
 from training.formats.feature_file import FORMAT
 from training.formats.hashing import hash_value
 
@@ -78,6 +79,7 @@ class ExtractionOptions:
                 "limits": limits,
                 "decoder": self.settings.decoder,
                 "av": version("av"),
+                "rules": RULES,
                 "source": source_sha256,
             }
         )

@@ -33,7 +33,7 @@ CATALOGUE = {
     "path": "below the storage root",
     "size": "bytes",
     "sha256": "of the file",
-    "duration": "seconds of picture, by its packets",
+    "duration": "seconds of picture, by its timeline",
     "packets": "pictures in the file",
     "codec": "of the picture",
     "width": "pixels",

@@ -16,6 +16,16 @@ def linspace_indices(frames: int, count: int) -> np.ndarray:
     return np.linspace(0, frames - 1, count, dtype=np.int64)
 
 
+def feature_frame_count(frames: int, duration: float, *, min_frames: int = 128) -> int:
+    """How many frames a feature file holds of a video of `frames` pictures in `duration` seconds.
+
+    One a second, at least `min_frames`, and never more than there are pictures: a video of less
+    than a picture a second has each of them once, and no picture stands for another. Everybody who
+    expects a number of frames asks here.
+    """
+    return min(frames, max(int(duration), min_frames))
+
+
 def feature_frame_indices(line: Timeline, *, min_frames: int = 128) -> np.ndarray:
     """The frames that a feature file holds: about one a second, at least `min_frames` where the
     video has them.
@@ -24,7 +34,7 @@ def feature_frame_indices(line: Timeline, *, min_frames: int = 128) -> np.ndarra
     the video, so that a frame shown for long is taken more than once. Always at least one frame.
     int64 [n], not descending.
     """
-    return _spread(line, min(line.frames, max(int(line.duration), min_frames)))
+    return _spread(line, feature_frame_count(line.frames, line.duration, min_frames=min_frames))
 
 
 def training_frame_indices(line: Timeline, *, min_frames: int = 128) -> np.ndarray:

@@ -81,6 +81,7 @@ class OpenedVideo:
         self.facts: dict[str, Any] = {
             "frames": self.frames,
             "duration": timeline.duration,
+            "pictures": timeline.frames,
             "codec": timeline.codec,
             "container": timeline.container,
             "width": timeline.width,
@@ -93,7 +94,7 @@ class OpenedVideo:
     def stats(self) -> dict[str, float]:
         """Counts by name; every one that is not zero is damage. Complete after the last picture."""
         counts = {name: value for name, value in asdict(self._report).items() if name != "decoder"}
-        return {**counts, "truncated": int(self._timeline.truncated)}
+        return {**counts, **self._timeline.losses}
 
     @property
     def too_corrupt(self) -> bool:

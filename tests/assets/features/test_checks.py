@@ -1,5 +1,6 @@
 """Whether each video of a part has the features that training will ask for."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from assets.features.checks import complete
 from assets.features.extract import hash_encoder
 from assets.features.options import ExtractionOptions
 from assets.features.quarantine import Quarantined, forget_records, read_record, write_record
-from tests.assets.features.conftest import TINY
+from model.media.reading import reading
+from tests.assets.features.conftest import TINY, feature_file, present_video, video_path
+from tests.model.media import tricky
 from training.formats import layout
-from training.formats.feature_file import write_features
+from training.formats.feature_file import FeatureFile, write_features
 from training.formats.storage import Storage
 
 TOKENS, WIDTH = TINY.memory.pooled_side**2, TINY.vision.hidden_size
@@ -56,6 +59,8 @@ def make(settings, storage, encoder):
         config = ExtractionOptions.of(settings.features, "tiny").config_hash()
         metadata = {
             "duration": str(of.duration),
+            "reading": reading(),
+            "pictures": str(of.packets),
             "source_sha256": of.sha256,
             "encoder": hash_encoder(encoder),
         }
@@ -104,7 +109,7 @@ def test_frames_that_do_not_fit_the_duration_stop_training(storage, settings, en
     make(video("a"), frames=20)
     verdict = found(storage, settings, encoder, video("a"))
     assert verdict.blocks
-    assert "20 frames, but 40.0 s of video make about 40" in verdict.message
+    assert "20 frames, but 400 pictures in 40.0 s make 40" in verdict.message
 
 
 def test_a_video_with_fewer_pictures_than_seconds_has_a_frame_for_each(
@@ -113,6 +118,45 @@ def test_a_video_with_fewer_pictures_than_seconds_has_a_frame_for_each(
     slides = video("slides", seconds=600.0, packets=12)
     make(slides, frames=12)
     assert found(storage, settings, encoder, slides).passed
+
+
+@pytest.mark.slow
+def test_cut_joined_and_still_files_pass_whatever_an_earlier_release_recorded(
+    run, storage, settings, encoder, tmp_path
+):
+    """Their raw clocks say 3 s, 1,201 s or 40 s; what counts is what is shown."""
+    names = [
+        "edit_list.mp4",
+        "edit_list_ends_early.mp4",
+        "joined_clock_starts_over.ts",
+        "joined_clock_leaps_ahead.ts",
+        "still_of_15_minutes.mp4",
+        "slow_0.4_fps.mp4",
+        "vfr_vp9.webm",
+        "one_picture_without_a_time_stamp.ts",
+        "sound_is_longer.mkv",
+    ]
+    videos, expected = [], {}
+    for number, clip in enumerate(clip for clip in tricky.CLIPS if clip.name in names):
+        path = video_path(tmp_path, f"panda/{number}", Path(clip.name).suffix)
+        clip.build(path)
+        videos.append(dataclasses.replace(present_video(tmp_path, path, 1201.0), packets=5))
+        seconds = len(clip.times) / clip.rate if clip.rate else clip.times[-1]
+        expected[f"panda/{number}"] = min(len(clip.times), max(int(seconds), 16))
+    assert len(expected) == len(names)
+    run(tmp_path, videos)
+    verdict = complete(storage, settings, "tiny", videos, encoder)[0]
+    assert verdict.passed, verdict.message
+    assert verdict.facts["of another length than the catalogue says"] == len(names)
+    frames = {v.video: FeatureFile(feature_file(tmp_path, v.video)).frames for v in videos}
+    assert frames == expected
+
+
+def test_features_of_another_reading_are_named_with_both_readings(storage, settings, encoder, make):
+    make(video("a"), reading="rules 1")
+    verdict = found(storage, settings, encoder, video("a"))
+    assert verdict.blocks
+    assert f"read in another way (rules 1; now {reading()})" in verdict.message
 
 
 def test_numbers_that_are_not_finite_or_all_alike_stop_training(storage, settings, encoder, make):
