@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from assets.deployment.settings import Limits
+from assets.features import decoder_pool
 from assets.features import extract as extraction
 from tests.assets.features.conftest import (
     copy_videos,
@@ -125,6 +126,24 @@ def test_passing_failures_are_tried_again_but_not_for_ever(faulty, run, tmp_path
     healed = run(other, videos, limits=Limits(stall_s=3))  # other limits: another chance
     assert healed.counts["done"] == 1
     assert not (other / "VideoMarathon/features/tiny/panda/exit.quarantine.json").exists()
+
+
+@pytest.mark.slow
+def test_a_decoder_on_the_gpu_that_dies_is_replaced_and_its_video_decoded_by_the_cpu(
+    run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(decoder_pool, "NVDEC", FAULTY)
+    for name in ("exit", "segfault", "hang", "good"):
+        clips.encode(video_path(tmp_path, f"panda/{name}"), 200, rate=10)
+    report = run(tmp_path, videos_of(tmp_path), backends=[FAULTY] * 3, limits=Limits(stall_s=4))
+    assert report.counts["done"] == 4
+    assert report.counts["quarantined"] == 0
+    for name in ("exit", "segfault", "hang", "good"):
+        assert FeatureFile(feature_file(tmp_path, f"panda/{name}")).frames == 20
+    assert leftovers(tmp_path) == []
+    log = capsys.readouterr().out
+    assert log.count("died (") == 3
+    assert "panda/exit: the decoder on the GPU died (crash: the decoding process ended" in log
 
 
 CHILD = """
