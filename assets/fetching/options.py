@@ -57,7 +57,8 @@ class Download(Section):
         default=0.5,
         ge=0,
         le=1,
-        description="least share of expected videos present, rounded down to whole videos",
+        description="least share of expected videos present; below 1, a single missing one is "
+        "no fault of a small set",
     )
     verify_tolerance_s: float = Field(
         default=2.0, description="difference allowed between real and stated duration"

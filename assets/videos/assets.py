@@ -44,8 +44,8 @@ if TYPE_CHECKING:
         check_spec(
             "coverage",
             "videos",
-            "At least the share of the expected videos that the settings ask for "
-            "(`coverage_threshold`), rounded down to whole videos, is there.",
+            "At least the share of the expected videos that the settings ask for is there "
+            "(`coverage_threshold`), or all but one of them.",
             source_and_part,
         ),
         check_spec(

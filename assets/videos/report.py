@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -174,10 +173,11 @@ def coverage_threshold(settings: Settings, source: str) -> float:
 
 
 def is_enough(report: AcquireReport, threshold: float) -> bool:
-    """Whether so many of the expected videos are there as a threshold asks for, in whole videos:
-    of one video no half can be there, and a part must not stand still for it.
+    """Whether the share that a threshold asks for is there, or all but one video: a single one that
+    is missing says nothing of a source, however few videos it has. Who asks for all gets all.
     """
-    return report.counts[OK] >= math.floor(threshold * report.counts["expected"] + 1e-9)
+    missing = report.counts["expected"] - report.counts[OK]
+    return report.coverage >= threshold or (missing <= 1 and threshold < 1)
 
 
 def too_few(report: AcquireReport, threshold: float) -> str:

@@ -44,17 +44,23 @@ def test_too_few_videos_stop_what_follows_and_say_why(settings):
         (0, 1, 0.9, True),
         (0, 1, 1.0, False),
         (0, 2, 0.5, False),
-        (1, 2, 0.5, True),
+        (1, 2, 0.5, False),
+        (1, 1, 0.9, True),
+        (2, 1, 0.9, True),
         (0, 3, 0.5, False),
         (1, 4, 0.5, False),
         (6, 5, 0.5, True),
         (8, 2, 0.9, False),
-        (9, 2, 0.9, True),
+        (9, 2, 0.9, False),
+        (9, 1, 0.95, True),
+        (99, 1, 1.0, False),
         (48, 52, 0.5, False),
         (7, 3, 0.7, True),
     ],
 )
-def test_the_share_is_counted_in_whole_videos(settings, there, missing, asked_for, enough):
+def test_a_single_missing_video_says_nothing_of_a_source(
+    settings, there, missing, asked_for, enough
+):
     download = settings.download.model_copy(update={"coverage_threshold": asked_for})
     settings = settings.model_copy(update={"download": download})
     verdict, _ = coverage(report(ok=there, permanent=missing), settings)
