@@ -148,13 +148,13 @@ class RowParser:
         named = values.get("video")
         source, identifier = self.videos.find(named, values.get("source"))
         video = f"{source}/{identifier}"
-        kind, url = text_of(values.get("question_type")), text_of(values.get("url"))
+        kind, url = self._optional(values, "question_type"), self._optional(values, "url")
         if url is None and str(named).strip().startswith(("https://", "http://")):
             url = str(named).strip()
         duration = seconds_of(values.get("duration"))
         if duration is None and "duration" in values:
             self.unread["duration"] += 1
-        row_id = text_of(values.get("id"))
+        row_id = self._optional(values, "id")
 
         def pair(
             name: str, question: str, answer: str, sample: str | None, turn: int | None
@@ -185,6 +185,14 @@ class RowParser:
         question = with_options(question, values.get("options"))
         name = row_id or _digest(video, question, answer)
         return [pair(name, question, answer, None, None)]
+
+    def _optional(self, values: Mapping[str, Any], field: str) -> str | None:
+        """The text of a field that a row can do without; one that is no text is left out."""
+        try:
+            return text_of(values.get(field))
+        except RejectedRow:
+            self.unread[field] += 1
+            return None
 
     def _fields(self, row: dict[str, Any], where: str) -> dict[str, Any]:
         names = tuple(row)

@@ -328,7 +328,20 @@ def test_two_addresses_that_end_alike_are_never_one_video() -> None:
         assert parser.parse(flat(video=watch), "f")[0].id == "dQw4w9WgXcQ"
 
 
-@pytest.mark.parametrize("field", ["question", "answer", "id", "url", "question_type"])
+@pytest.mark.parametrize("field", ["id", "url", "question_type"])
+@pytest.mark.parametrize("value", [{"en": "Q?"}, 10**5000, ["x"]], ids=["object", "number", "list"])
+def test_a_value_that_is_no_text_is_left_out_and_counted_where_a_row_can_do_without(
+    field: str, value: Any
+) -> None:
+    parser = RowParser(SOURCES)
+    (question,) = parser.parse(flat(**{field: value}), "f")
+    assert {"id": question.row_id, "url": question.url, "question_type": question.question_type}[
+        field
+    ] is None
+    assert parser.unread == {field: 1}
+
+
+@pytest.mark.parametrize("field", ["question", "answer"])
 @pytest.mark.parametrize("value", [{"en": "Q?"}, 10**5000], ids=["object", "number"])
 def test_a_value_that_is_no_text_sets_the_row_aside(field: str, value: Any) -> None:
     with pytest.raises(RejectedRow, match="not_a_text"):

@@ -13,7 +13,9 @@ from assets.checkpoints.base import prepare_base
 from assets.checkpoints.runs import previous_checkpoint, publish_results, restore_results, stage_run
 from assets.deployment.launchpad import StageLaunch
 from assets.deployment.settings import load_settings
+from assets.records.coverage import Coverage
 from assets.records.lineage import Lineage
+from assets.shards.coverage import collection_coverage
 from assets.shards.writer import write_kind_part
 from pipeline.verify import WHOLE, verify_product
 from tests.assets.shards.roots import MIXTURE, make_root, quiet
@@ -51,7 +53,9 @@ class World:
         for part in range(10):
             kind = "llava_ov_si_onlyimg"
             report = write_kind_part(self.storage, self.settings, kind, part, quiet)
-            Lineage(f"{kind}[part{part}]", report.version).write(self.storage)
+            share = collection_coverage(kind, report).record()
+            made = Lineage(f"{kind}[part{part}]", report.version, coverage=share)
+            made.write(self.storage)
         base = prepare_base(self.storage, self.settings, "tiny", quiet)
         Lineage("base_model[tiny]", base.version, base.folder).write(self.storage)
 
@@ -106,6 +110,11 @@ def test_overrides_that_change_no_step_lead_to_the_same_folder(world):
 @pytest.mark.timeout(600)
 def test_a_stage_goes_on_under_harmless_overrides_and_mends_a_damaged_export(world):
     world.train()
+    trained_on = Coverage.read(world.record().coverage)
+    assert trained_on.sentence == "100 % of rows (16 of 16)"
+    assert trained_on.by_kind() == [
+        {"kind": "llava_ov_si_onlyimg", "rows": 16, "asked for": 16, "share": "100 %"}
+    ]
     record, out, weights = world.record(), world.out, world.out / "export/model.safetensors"
     assert verify_product(world.storage, record).verdict == WHOLE
     whole = weights.read_bytes()

@@ -1,4 +1,4 @@
-"""A landing whose only video cannot be had makes a part without samples, and nothing stands still."""
+"""A landing whose only video cannot be had makes a part without samples; nothing stands still."""
 
 from __future__ import annotations
 
