@@ -15,12 +15,12 @@ import orjson
 
 from assets.collections.collection import Collection, CollectionReport
 from assets.deployment.settings import Settings
+from assets.fetching.archive_members import stage_archive
 from assets.fetching.disk import remove_scratch
 from assets.fetching.errors import TransferError
 from assets.fetching.hub import Hub, HubFile
 from assets.fetching.probe import InvalidVideo, ProbePool, check_video
 from assets.fetching.table_files import read_rows
-from assets.fetching.tar_members import stage_tar
 from training.formats import layout
 from training.formats.hashing import hash_file_xxh64
 from training.formats.receipts import FileEntry, describe_files
@@ -162,7 +162,7 @@ class _FolderVideos:
         for archive in archives if self.by_name else ():
             stage = collection.scratch / archive.checksum
             try:
-                members = stage_tar(
+                members = stage_archive(
                     collection.repo,
                     archive,
                     stage,

@@ -7,37 +7,30 @@ an error.
 
 from __future__ import annotations
 
-import gzip
-import io
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
+from assets.fetching.compression import (
+    DAMAGED,
+    RATIO_FREE_BYTES,
+    ArchiveError,
+    Counted,
+    Readable,
+    unpacked_tar,
+)
 from assets.fetching.retry import raise_if_disk
 from model.atomic import writing_file
 
 CHUNK_BYTES = 1 << 20
 SYMLINK, FILE_KIND = 0o120000, 0o170000
-RATIO_FREE_BYTES = 64 << 20  # below this any ratio is harmless
+READABLE_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+AES = 99
+ZIP_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 EXTENDED_HEADER_BYTES = 1 << 20  # tarfile reads such headers into memory, whatever size they state
-
-
-class Readable(Protocol):
-    """Anything that gives bytes from front to back."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
-class ArchiveError(Exception):
-    """The archive is damaged or hostile; `reason` is one word."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +65,11 @@ def safe_name(name: str) -> str:
 def stream_tar(
     raw: Readable,
     *,
-    compressed: bool,
     choose: Callable[[str, int], Path | None],
     limits: ArchiveLimits | None = None,
 ) -> list[str]:
-    """Read a tar or tar.gz once from front to back and write the chosen members; returns the names
-    of all members.
+    """Read a tar once from front to back and write the chosen members; returns the names of all
+    members. Whether and how it is compressed is told by its bytes, whatever it is called.
 
     Args:
         raw: the archive's bytes.
@@ -85,11 +77,12 @@ def stream_tar(
             Written under a temporary name and renamed when complete.
 
     Raises:
-        ArchiveError: cut off, damaged, or beyond the limits.
+        ZipFoundError: it is a zip.
+        ArchiveError: something else that is no tar, cut off, damaged, or beyond the limits.
     """
     limits = limits or ArchiveLimits()
-    counted = _Counted(raw)
-    body: Any = _Inflated(counted, limits.ratio) if compressed else counted
+    counted = Counted(raw)
+    body: Any = unpacked_tar(counted, limits.ratio)
     names: list[str] = []
     total = 0
     try:
@@ -120,7 +113,9 @@ def stream_tar(
             pass
         while counted.read(CHUNK_BYTES):
             pass
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (tarfile.TarError, *DAMAGED) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of our own disk
         raise ArchiveError("archive_damaged", f"after {counted.count:,} bytes: {error}") from error
     return names
 
@@ -145,10 +140,28 @@ def zip_members(
     return [
         member
         for member in members
-        if not member.is_dir()
-        and (member.external_attr >> 16) & FILE_KIND != SYMLINK
-        and not member.flag_bits & 0x1
+        if not member.is_dir() and (member.external_attr >> 16) & FILE_KIND != SYMLINK
     ]
+
+
+def refuse_unreadable(member: zipfile.ZipInfo) -> None:
+    """Refuse a member of a zip that cannot be read, by its true name.
+
+    Raises:
+        ArchiveError: it is encrypted, or compressed in a way that Python does not know.
+    """
+    if member.flag_bits & 0x1 or member.compress_type == AES:
+        raise ArchiveError(
+            "encrypted_archive",
+            f"{member.filename}: is encrypted; unpack it with its password, and use the files",
+        )
+    if member.compress_type not in READABLE_METHODS:
+        name = ZIP_METHODS.get(member.compress_type, f"method {member.compress_type}")
+        raise ArchiveError(
+            "unsupported_archive",
+            f"{member.filename}: is compressed with {name}; unpack it, and pack it again with "
+            "Deflate or without compression",
+        )
 
 
 def extract_zip_member(
@@ -163,6 +176,7 @@ def extract_zip_member(
         ArchiveError: damaged, larger than it states, or beyond the limits.
     """
     limits = limits or ArchiveLimits()
+    refuse_unreadable(member)
     if member.file_size > limits.member_bytes:
         raise ArchiveError("archive_too_large", f"{member.filename}: {member.file_size:,} bytes")
     if (
@@ -176,7 +190,9 @@ def extract_zip_member(
     try:
         with archive.open(member) as source:
             write_member(source, target, member.file_size)
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+    except (zipfile.BadZipFile, *DAMAGED) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of our own disk
         raise ArchiveError("archive_damaged", f"{member.filename}: {error}") from error
 
 
@@ -217,46 +233,3 @@ class _CheckedInfo(tarfile.TarInfo):
         if info.type in cls.EXTENDED and info.size > EXTENDED_HEADER_BYTES:
             raise ArchiveError("archive_bomb", f"a header of {info.size:,} bytes")
         return info
-
-
-class _Counted:
-    def __init__(self, raw: Readable) -> None:
-        self.raw, self.count = raw, 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.raw.read(size)
-        self.count += len(data)
-        return data
-
-
-class _Inflated:
-    """Decompressed bytes. GzipFile notices an early end and a wrong checksum; tarfile's own gzip
-    mode does not.
-    """
-
-    def __init__(self, counted: _Counted, ratio: int) -> None:
-        self.counted, self.ratio, self.out = counted, ratio, 0
-        self.file = gzip.GzipFile(fileobj=io.BufferedReader(_Raw(counted), CHUNK_BYTES), mode="rb")
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
-        self.out += len(data)
-        if self.out > RATIO_FREE_BYTES and self.out > self.ratio * max(self.counted.count, 1):
-            raise ArchiveError(
-                "archive_bomb", f"{self.counted.count:,} bytes became more than {self.out:,}"
-            )
-        return data
-
-
-class _Raw(io.RawIOBase):
-    def __init__(self, counted: _Counted) -> None:
-        super().__init__()
-        self.counted = counted
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.counted.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)

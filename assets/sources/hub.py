@@ -16,13 +16,15 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from assets.fetching.archives import ArchiveError, extract_zip_member, zip_members
+from assets.fetching.archives import extract_zip_member, zip_members
+from assets.fetching.compression import ArchiveError
 from assets.fetching.disk import DiskGuard, scratch
 from assets.fetching.errors import OperatorError, TransferError
 from assets.sources.base import (
@@ -44,7 +46,6 @@ from training.formats.storage import Storage
 if TYPE_CHECKING:
     from assets.fetching.hub import HubFile, HubRepo
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -98,12 +99,13 @@ class HubFetcher(Fetcher):
         self.disk = DiskGuard(scratch(context.storage), context.download.min_free_bytes)
         self._local = threading.local()
         self._checksums: dict[str, dict[str, str]] = {}
+        self._incomplete: list[tuple[str, ArchiveError]] = []
 
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
         if not rows:
             return {}
         loose, zips, tars = self._listing
-        if not (loose or zips or tars):
+        if not (loose or zips or tars or self._incomplete):
             raise OperatorError(
                 f"{self.source.repo}@{self.repo.commit}: no video and no archive matches "
                 f"{', '.join([*self.source.files, *self.source.archives]) or '(nothing)'} "
@@ -111,7 +113,9 @@ class HubFetcher(Fetcher):
             )
         found: dict[str, list[Place]] = defaultdict(list)
         self._match(rows, {file.path: Place(file) for file in loose}, found)
-        problems = self._search_zips(zips, rows, found) + self._search_tars(tars, rows, found)
+        problems = [Outcome(PERMANENT, error.reason, str(error)) for _, error in self._incomplete]
+        problems += self._search_zips(zips, tars, rows, found)
+        problems += self._search_tars(tars, rows, found)
         for problem in problems:
             self.log(f"{self.source.repo}: archive left out, {problem.reason}: {problem.message}")
         return self._outcomes(rows, found, problems)
@@ -120,7 +124,7 @@ class HubFetcher(Fetcher):
         return str(self.hub.api.endpoint)
 
     def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
-        from assets.fetching.tar_members import forget_staged
+        from assets.fetching.archive_members import forget_staged
 
         place = self.places[row.id]
         target = folder / "file"
@@ -181,11 +185,17 @@ class HubFetcher(Fetcher):
     @cached_property
     def _listing(self) -> tuple[list[HubFile], list[HubFile], list[HubFile]]:
         """The repository's loose videos, zips and tars."""
-        listed = self.repo.files([*self.source.files, *self.source.archives])
+        from assets.fetching.split_files import is_archive, joined
+
+        whole, self._incomplete = joined(self.repo.files())
+        patterns = [*self.source.files, *self.source.archives]
+        listed = [file for file in whole if _is_named(file, patterns)]
+        archives = [file for file in listed if is_archive(file.name)]
+        zips = [file for file in archives if file.name.lower().endswith(".zip")]
         return (
             [file for file in listed if file.name.lower().endswith(VIDEO_SUFFIXES)],
-            [file for file in listed if file.name.lower().endswith(".zip")],
-            [file for file in listed if file.name.lower().endswith(TAR_SUFFIXES)],
+            zips,
+            [file for file in archives if file not in zips],
         )
 
     def facts(self) -> Mapping[str, Callable[[VideoRow], Any]]:
@@ -250,23 +260,30 @@ class HubFetcher(Fetcher):
     def _earlier(self, commit: str) -> dict[str, str]:
         """Path -> checksum of the repository's files at an earlier commit."""
         if commit not in self._checksums:
-            repo = self.hub.repo_at(self.source.repo, commit)
-            files = repo.files([*self.source.files, *self.source.archives])
+            from assets.fetching.split_files import joined
+
+            files, _ = joined(self.hub.repo_at(self.source.repo, commit).files())
             self._checksums[commit] = {file.path: file.checksum for file in files}
         return self._checksums[commit]
 
     def _search_zips(
-        self, zips: list[HubFile], rows: list[VideoRow], found: dict[str, list[Place]]
+        self,
+        zips: list[HubFile],
+        tars: list[HubFile],
+        rows: list[VideoRow],
+        found: dict[str, list[Place]],
     ) -> list[Outcome]:
-        """Look for the rows in all zips; returns an outcome for each zip that was left out."""
+        """Look for the rows in all zips; returns an outcome for each zip that was left out. What
+        has no directory at its end is no zip, whatever its name says: it is added to `tars`.
+        """
         problems = []
         for file in zips:
             try:
                 members = zip_members(self._zip(file))
             except ArchiveError as error:
                 problems.append(Outcome(PERMANENT, error.reason, f"{file.path}: {error}"))
-            except zipfile.BadZipFile as error:
-                problems.append(Outcome(PERMANENT, "archive_damaged", f"{file.path}: {error}"))
+            except zipfile.BadZipFile:
+                tars.append(file)
             except TransferError as error:
                 problems.append(Outcome(error.status, error.reason, f"{file.path}: {error}"))
             else:
@@ -330,16 +347,18 @@ class HubFetcher(Fetcher):
 
     def _zip(self, file: HubFile) -> zipfile.ZipFile:
         """A zip opened over ranges, one for each thread."""
-        opened = getattr(self._local, "zips", None)
-        if opened is None:
-            opened = self._local.zips = {}
-        if file.path not in opened:
-            opened[file.path] = zipfile.ZipFile(io.BufferedReader(self.repo.open(file), 1 << 20))
-        return opened[file.path]
+        from assets.fetching.split_files import opened
+
+        zips = getattr(self._local, "zips", None)
+        if zips is None:
+            zips = self._local.zips = {}
+        if file.path not in zips:
+            zips[file.path] = zipfile.ZipFile(io.BufferedReader(opened(self.repo, file), 1 << 20))
+        return zips[file.path]  # type: ignore[no-any-return]
 
     def _stage(self, file: HubFile) -> dict[str, Path]:
         """Stage those members of a tar that any part of the source wants."""
-        from assets.fetching.tar_members import stage_tar
+        from assets.fetching.archive_members import stage_archive
 
         wanted = self.all_ids()
 
@@ -351,7 +370,13 @@ class HubFetcher(Fetcher):
             )
 
         folder = scratch(self.storage, "staged", self.name, file.checksum)
-        return stage_tar(self.repo, file, folder, is_wanted, self.disk, self.log)
+        return stage_archive(self.repo, file, folder, is_wanted, self.disk, self.log)
+
+
+def _is_named(file: HubFile, patterns: list[str]) -> bool:
+    """Whether a pattern of the settings is meant for a file: by its path, or by that of a part."""
+    paths = [file.path, *(part.path for part in getattr(file, "parts", ()))]
+    return any(fnmatchcase(path, pattern) for path in paths for pattern in patterns)
 
 
 def _crc(storage: Storage, name: str) -> int:

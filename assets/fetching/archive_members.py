@@ -1,29 +1,40 @@
-"""Wanted members of a tar archive on the hub, staged on our disk in one pass over the archive.
+"""Wanted members of an archive on the hub, staged on our disk.
 
-They are used only when the hash of the whole archive was right.
+A tar is read in one pass, and its members are used only when the hash of the whole was right. Of a
+zip only the wanted members are read; each has a checksum of its own.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from assets.fetching.archives import ArchiveError, stream_tar
+from assets.fetching.archives import (
+    extract_zip_member,
+    safe_name,
+    stream_tar,
+    zip_members,
+)
+from assets.fetching.compression import ArchiveError, ZipFoundError
 from assets.fetching.disk import DiskGuard
 from assets.fetching.errors import TransferError
 from assets.fetching.hub import HubFile, HubRepo, RetryingFile
+from assets.fetching.split_files import opened
 from model.atomic import writing_file
 from training.progress import Progress
 
 RECORD = "members.json"  # beside what was set aside; written last
 # Reasons for which the whole archive is read again. Broken connections are not among them: the
 # stream retries those itself.
+REFUSED = ("not_an_archive", "unsupported_archive")  # told by the first bytes
 READ_AGAIN = ("hash_mismatch", "archive_damaged")
 
 
-def stage_tar(
+def stage_archive(
     repo: HubRepo,
     file: HubFile,
     folder: Path,
@@ -31,7 +42,8 @@ def stage_tar(
     disk: DiskGuard,
     log: Callable[[str], None],
 ) -> dict[str, Path]:
-    """Stream an archive through once and write the wanted members to our disk.
+    """Read an archive, whole or in parts, and write the wanted members to our disk. What it is is
+    told by its bytes.
 
     An archive that was staged before is not read again, also when its files have been moved away
     since. What an interrupted pass left is not used: nothing says whether its bytes were right.
@@ -73,7 +85,7 @@ def stage_tar(
 
 
 def forget_staged(folder: Path) -> None:
-    """Let the next `stage_tar` into `folder` read the archive again."""
+    """Let the next `stage_archive` into `folder` read the archive again."""
     (folder / RECORD).unlink(missing_ok=True)
 
 
@@ -97,8 +109,24 @@ def _read_once(
         chosen[name] = f"{len(chosen):06d}{PurePosixPath(name).suffix.lower()}"
         return folder / chosen[name]
 
-    stream_verified(repo, file, choose)
+    try:
+        stream_verified(repo, file, choose)
+    except ZipFoundError:
+        _read_zip(repo, file, choose)
     return chosen
+
+
+def _read_zip(repo: HubRepo, file: HubFile, choose: Callable[[str, int], Path | None]) -> None:
+    try:
+        with zipfile.ZipFile(io.BufferedReader(opened(repo, file), 1 << 20)) as archive:
+            for member in zip_members(archive):
+                target = choose(safe_name(member.filename), member.file_size)
+                if target is not None:
+                    extract_zip_member(archive, member, target)
+    except zipfile.BadZipFile as error:
+        raise TransferError("permanent", "archive_damaged", f"{file.path}: {error}") from error
+    except ArchiveError as error:
+        raise TransferError("permanent", error.reason, f"{file.path}: {error}") from error
 
 
 def stream_verified(
@@ -107,15 +135,18 @@ def stream_verified(
     """Stream a tar archive of a repository; its hash is compared with the hub's at the end.
 
     Raises:
-        TransferError: as `stage_tar`.
+        ZipFoundError: it is no tar but a zip.
+        TransferError: as `stage_archive`.
     """
-    with repo.open(file) as raw:
+    with opened(repo, file) as raw:
         hashed = _Hashed(raw, file)
         try:
-            names = stream_tar(
-                hashed, compressed=not file.name.lower().endswith(".tar"), choose=choose
-            )
+            names = stream_tar(hashed, choose=choose)
+        except ZipFoundError:
+            raise
         except ArchiveError as error:
+            if error.reason in REFUSED:
+                raise TransferError("permanent", error.reason, f"{file.path} {error}") from error
             broken_off = error.reason == "archive_damaged" and not hashed.is_what_the_hub_holds()
             status = "transient" if broken_off else "permanent"
             raise TransferError(status, error.reason, f"{file.path}: {error}") from error
