@@ -57,7 +57,8 @@ class SampleInputs:
 
     A sample holds either no visual, one of kind frames, features or anyres, or any number of
     images. `labels` are those of the ids (not shifted); placeholders carry IGNORE_INDEX. `seed`
-    decides random forgetting and nothing else.
+    decides random forgetting and nothing else. `damage` says for people what is wrong with its
+    video; empty where nothing shows.
     """
 
     id: str
@@ -65,6 +66,7 @@ class SampleInputs:
     labels: Tensor  # [L] int64
     visuals: list[Visual] = field(default_factory=list)
     seed: int | None = None
+    damage: str = ""
 
 
 def check(sample: SampleInputs, config: HourLlavaConfig) -> None:

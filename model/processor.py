@@ -24,8 +24,8 @@ from model.config import HourLlavaConfig
 from model.conversation import Conversations, tokenize, video_prompt
 from model.images import ImageSource, load_image
 from model.inputs import SampleInputs, Visual, anyres_layout, check
+from model.media.damage import damage_counts, describe_damage, refuse_too_corrupt
 from model.media.reader import read
-from model.media.refusals import MediaError
 from model.media.resize import resize_frame
 from model.media.sampling import stored_frame_indices, training_frame_indices
 from model.media.timeline import read_timeline
@@ -125,8 +125,9 @@ class Processor:
         """A video file (its frames are chosen here), frames uint8 [T, H, W, 3] of a video of
         `duration` seconds (all are used), or stored features (one frame a second is used).
         """
+        damage = ""
         if isinstance(video, str | os.PathLike):
-            visual, seconds = self._decoded(video)
+            visual, seconds, damage = self._decoded(video)
         elif isinstance(video, np.ndarray | Tensor):
             visual, seconds = self._given(video, duration)
         else:
@@ -137,19 +138,19 @@ class Processor:
         shown = visual.features if visual.kind == "features" else visual.pixels
         assert shown is not None
         prompted = video_prompt(conversations, duration=seconds, frames=len(shown))
-        return self._finish(prompted, [visual], **named)
+        sample = self._finish(prompted, [visual], **named)
+        sample.damage = damage
+        return sample
 
-    def _decoded(self, path: str | os.PathLike[str]) -> tuple[Visual, float]:
+    def _decoded(self, path: str | os.PathLike[str]) -> tuple[Visual, float, str]:
+        """The frames of a file, its seconds, and what is wrong with it."""
         line = read_timeline(path)
         chosen = training_frame_indices(line, min_frames=self.config.memory.min_frames)
         decoded = read(line, chosen, size=self.config.vision.image_size)
-        if decoded.report.too_corrupt(len(chosen)):
-            raise MediaError(
-                "too_corrupt",
-                line.path,
-                f"{decoded.report.filled} of {len(chosen)} frames are missing",
-            )
-        return Visual("frames", pixels=_channels_first(decoded.frames_THWC)), line.duration
+        refuse_too_corrupt(line, decoded.report, len(chosen))
+        damage = describe_damage(damage_counts(line, decoded.report))
+        visual = Visual("frames", pixels=_channels_first(decoded.frames_THWC))
+        return visual, line.duration, damage
 
     def _given(
         self, frames_THWC: np.ndarray | Tensor, duration: float | None

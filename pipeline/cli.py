@@ -204,6 +204,8 @@ def _ask(chosen: argparse.Namespace) -> int:
         video = session.video(path, own_encoder=not chosen.any_encoder)
     seconds = time.perf_counter() - started
     log(f"video of {video.duration:.0f} s, {video.frames} frames, remembered in {seconds:.2f} s")
+    if video.damage:
+        log(f"the video is damaged ({video.damage}): what is said about it may be wrong")
     status = 0
     for question in _questions(chosen):
         try:

@@ -33,6 +33,7 @@ class Answer:
             `grading.py`.
         scores: log-probability of each choice; empty for open questions.
         problem: why the question could not be asked; it then counts neither way.
+        damage: what is wrong with the video; empty where nothing shows.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Answer:
     choices: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
     problem: str = ""
+    damage: str = ""
 
 
 SCHEMA = pa.schema(
@@ -65,6 +67,7 @@ SCHEMA = pa.schema(
         ("choices", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float64())),
         ("problem", pa.string()),
+        ("damage", pa.string()),
     ]
 )
 

@@ -35,7 +35,7 @@ class Comparison:
         folder: where the answers and the summary lie below the storage root.
         files: these, relative to the root.
         origins: the questions file and its hash.
-        counts: questions, asked, not askable.
+        counts: questions, asked, not askable, about damaged videos.
         table: accuracies, a row for each checkpoint and kind of question.
         example: one question with the last checkpoint's own words, as Markdown.
         accuracy: share that the last checkpoint answered right.
@@ -155,6 +155,7 @@ def _summarise(
             "questions": len(questions),
             "asked": len(last.asked),
             "not askable": len(questions) - len(last.asked),
+            "about damaged videos": sum(bool(answer.damage) for answer in last.asked),
         },
         table=rows,
         example=example_question(last.asked),

@@ -11,12 +11,12 @@ from assets.evaluation.grading import is_right, same_answer
 from assets.evaluation.questions import EvaluationQuestion
 from assets.evaluation.report import EvaluationReport
 from assets.inference.checkpoint import checkpoint_hash
-from assets.inference.session import Prompt, Session
+from assets.inference.session import Prompt, RememberedVideo, Session
 from model.conversation import IMAGE
 from training.formats.hashing import data_version
 from training.progress import Progress
 
-METHOD = 2  # raise when the way of scoring changes: earlier answers are then not continued
+METHOD = 3  # raise when the way of scoring changes: earlier answers are then not continued
 BATCH = 8
 # Tokens that are generated, by the form of the question.
 LONGEST_ANSWER = {"options": 32, "candidates": 16, "open": 64}
@@ -96,10 +96,10 @@ def ask_together(
     """
     prompts: dict[str, Prompt] = {}
     answers: dict[str, Answer] = {}
-    durations: dict[str, float | None] = {}
+    videos: dict[str, RememberedVideo | None] = {}
     for question in questions:
         try:
-            prompts[question.id], durations[question.id] = question_prompt(
+            prompts[question.id], videos[question.id] = question_prompt(
                 session, question, media, visuals
             )
         except (ValueError, OSError) as error:
@@ -122,15 +122,15 @@ def ask_together(
                 prompt=session.prompt_text(prompts[question.id]),
                 generated=session.text(ids).strip() if question in writing else "",
                 scores=scores if question.choices else [],
-                duration=durations[question.id],
+                video=videos[question.id],
             )
     return [answers[question.id] for question in questions]
 
 
 def question_prompt(
     session: Session, question: EvaluationQuestion, media: Path, visuals: bool = True
-) -> tuple[Prompt, float | None]:
-    """The question as a prompt, and the duration of its video as it was found, in seconds.
+) -> tuple[Prompt, RememberedVideo | None]:
+    """The question as a prompt, and its video.
 
     Raises:
         ValueError: the medium cannot be used.
@@ -142,7 +142,7 @@ def question_prompt(
     if question.media == "image":
         return session.prompt(text, images=[path], grey=not visuals, id=question.id), None
     video = session.video(path, grey=not visuals)
-    return session.prompt(text, video=video, id=question.id), video.duration
+    return session.prompt(text, video=video, id=question.id), video
 
 
 def _graded(
@@ -151,8 +151,9 @@ def _graded(
     prompt: str,
     generated: str,
     scores: Sequence[float],
-    duration: float | None,
+    video: RememberedVideo | None,
 ) -> Answer:
+    duration = None if video is None else video.duration
     if scores:
         chosen = question.choices[max(range(len(scores)), key=scores.__getitem__)]
         correct = chosen == question.answer
@@ -171,6 +172,7 @@ def _graded(
         written_correct=is_right(question, generated),
         choices=question.choices,
         scores=tuple(scores),
+        damage="" if video is None else video.damage,
     )
 
 

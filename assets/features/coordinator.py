@@ -33,7 +33,6 @@ from assets.features.jobs import (
     ExtractionUsage,
     FailedVideo,
     VideoJob,
-    describe_damage,
 )
 from assets.features.options import ExtractionOptions
 from assets.features.video_queue import VideoQueue
@@ -44,6 +43,7 @@ from assets.features.workers.processes import (
     ForkServer,
     describe_exit,
 )
+from model.media.damage import describe_damage
 from training.formats import layout
 from training.formats.storage import Storage
 

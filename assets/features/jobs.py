@@ -131,8 +131,3 @@ class ExtractionUsage:
     buffer_used: int = 0
     buffer_samples: int = 0
     encoders: list[dict[str, float]] = field(default_factory=list)
-
-
-def describe_damage(stats: dict[str, float]) -> str:
-    """What went wrong while decoding, for people."""
-    return ", ".join(f"{name} {count:g}" for name, count in stats.items() if count)

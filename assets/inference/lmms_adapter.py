@@ -17,6 +17,7 @@ from typing import Any
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
+from assets.inference.checkpoint import log_to_terminal
 from assets.inference.session import Prompt, Session
 from model.conversation import IMAGE
 
@@ -140,7 +141,10 @@ class HourLlavaLmms(lmms):
         if context.count(IMAGE) != wanted:
             context = f"{IMAGE}\n" * wanted + context.replace(IMAGE, "").strip()
         if is_video:
-            return self.session.prompt(context, video=self.session.video(Path(visuals[0])))
+            video = self.session.video(Path(visuals[0]))
+            if video.damage:
+                log_to_terminal(f"{visuals[0]} is damaged ({video.damage})")
+            return self.session.prompt(context, video=video)
         return self.session.prompt(context, images=visuals)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -47,10 +47,11 @@ class RememberedVideo(VideoFeatures):
     Attributes:
         features_TPC: the frames that the model sees, one a second, on the host.
         duration: seconds.
+        damage: what is wrong with the video, for people; empty where nothing shows.
         memory_ND: what the model keeps of them, on its device.
     """
 
-    memory_ND: Tensor
+    memory_ND: Tensor = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class Session:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
         self._last = None  # its memory makes room
-        stored = encode_video(self.model.model, path)
+        stored: VideoFeatures | FeatureFile = encode_video(self.model.model, path)
         if isinstance(stored, FeatureFile):
             check_variant(stored, self.processor.config)
             if own_encoder:
@@ -130,7 +131,7 @@ class Session:
         shown_TPC = stored.read(stored_frame_indices(stored.frames, stored.duration))
         with torch.inference_mode():
             memory_ND = self.model.model.remember(Visual("features", features=shown_TPC))
-        video = RememberedVideo(shown_TPC, stored.duration, memory_ND)
+        video = RememberedVideo(shown_TPC, stored.duration, stored.damage, memory_ND=memory_ND)
         self._last = key, video
         return video
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from assets.inference.checkpoint import encoder_hash
 from model.config import HourLlavaConfig
 from model.hour_llava import HourLlava
-from model.media.reader import decode
+from model.media.damage import damage_counts, describe_damage, refuse_too_corrupt
+from model.media.reader import DecodeReport, decode
 from model.media.sampling import feature_frame_indices
 from model.media.timeline import read_timeline
-from model.processor import StoredFeatures
 from training.formats.feature_file import SUFFIX, FeatureFile
 
 CHUNK_FRAMES = 64  # frames that are decoded and encoded together
@@ -32,10 +32,12 @@ class VideoFeatures:
     Attributes:
         features_TPC: what stands before the projector: T frames of P tokens of width C.
         duration: seconds.
+        damage: what is wrong with the video, for people; empty where nothing shows.
     """
 
     features_TPC: Tensor
     duration: float
+    damage: str = ""
 
     @property
     def frames(self) -> int:
@@ -46,7 +48,7 @@ class VideoFeatures:
         return self.features_TPC[torch.as_tensor(indices)]
 
 
-def encode_video(model: HourLlava, path: Path) -> StoredFeatures:
+def encode_video(model: HourLlava, path: Path) -> VideoFeatures | FeatureFile:
     """Features of a video file, made as `assets/features` makes them, or an opened feature file.
 
     The video is decoded and encoded in chunks: an hour of it takes the memory of its features and
@@ -54,7 +56,8 @@ def encode_video(model: HourLlava, path: Path) -> StoredFeatures:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file cannot be decoded, or is not a feature file.
+        ValueError: the file cannot be decoded, too much of it is missing for features to be made
+            of it, or it is not a feature file.
     """
     import numpy as np
 
@@ -62,20 +65,23 @@ def encode_video(model: HourLlava, path: Path) -> StoredFeatures:
         return FeatureFile(path)
     line = read_timeline(path)
     chosen = feature_frame_indices(line, min_frames=model.config.memory.min_frames)
-    frames = decode(line, chosen, size=model.config.vision.image_size)
+    report = DecodeReport()
+    frames = decode(line, chosen, size=model.config.vision.image_size, report=report)
     parts = []
     while chunk := list(islice(frames, CHUNK_FRAMES)):
         pixels_T3SS = torch.from_numpy(np.stack(chunk)).permute(0, 3, 1, 2)
         parts.append(model.encode_frames(pixels_T3SS).to(torch.bfloat16).cpu())
-    return VideoFeatures(torch.cat(parts), line.duration)
+    refuse_too_corrupt(line, report, len(chosen))
+    damage = describe_damage(damage_counts(line, report))
+    return VideoFeatures(torch.cat(parts), line.duration, damage)
 
 
-def grey_video(model: HourLlava, like: StoredFeatures) -> VideoFeatures:
+def grey_video(model: HourLlava, like: VideoFeatures | FeatureFile) -> VideoFeatures:
     """A video of the same length as `like` in which there is nothing to see."""
     size = model.config.vision.image_size
     pixels_13SS = torch.full((1, 3, size, size), GREY, dtype=torch.uint8)
     frame_1PC = model.encode_frames(pixels_13SS).to(torch.bfloat16).cpu()
-    return VideoFeatures(frame_1PC.expand(like.frames, -1, -1), like.duration)
+    return VideoFeatures(frame_1PC.expand(like.frames, -1, -1), like.duration, like.damage)
 
 
 def check_variant(file: FeatureFile, config: HourLlavaConfig) -> None:

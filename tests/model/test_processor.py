@@ -20,7 +20,7 @@ from model.media.refusals import MediaError
 from model.media.sampling import training_frame_indices
 from model.media.timeline import read_timeline
 from model.processor import Processor
-from tests.model.media import clips
+from tests.model.media import clips, tricky
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORD = json.loads((GOLDEN / "tokenize" / "tokenize.json").read_text())
@@ -209,3 +209,15 @@ def test_an_unusable_video_is_a_media_error_with_its_reason(processor, tmp_path)
     with pytest.raises(MediaError, match=r"page\.mp4: not_media") as caught:
         processor.video(page, QUESTION)
     assert caught.value.reason == "not_media"
+
+
+def test_a_damaged_short_video_is_used_and_told(processor, tmp_path, clip):
+    hurt = processor.video(tricky.by_name("flipped_bits.mp4", tmp_path), QUESTION)
+    assert "the decoder mended" in hurt.damage
+    assert processor.video(clip, QUESTION).damage == ""
+
+
+def test_a_short_video_is_refused_by_the_rule_of_features(processor, tmp_path):
+    with pytest.raises(MediaError) as refused:
+        processor.video(tricky.by_name("zeroed_stretch.mp4", tmp_path), QUESTION)
+    assert refused.value.reason == "too_corrupt"

@@ -145,6 +145,7 @@ class ShardLoader:
         self._first_epoch = order.rows(0)
         self.steps_per_epoch = len(self._first_epoch)
         self._drops: Counter[str] = Counter()
+        self.damaged = 0  # samples so far whose videos are damaged
         self._surprises = 0  # drops that were not known before training
         self._surprises_before = 0.0  # this rank's share of those before the position
         self._iterating = False
@@ -287,9 +288,19 @@ class ShardLoader:
                 batch.dropped.append((item.name, item.reason))
                 self._count(item)
             else:
+                if item.damage:
+                    self._note_damage(item)
                 batch.samples.append(item)
                 batch.sample_ids.append(item.id)
         return batch
+
+    def _note_damage(self, sample: SampleInputs) -> None:
+        """Count a sample whose video is damaged; the first ones are named."""
+        self.damaged += 1
+        if self.damaged <= NAMED_DROPS:
+            log.warning("the video of sample %s is damaged: %s", sample.id, sample.damage)
+        elif self.damaged & (self.damaged - 1) == 0:  # powers of two: fewer and fewer lines
+            log.warning("%d samples so far showed damaged videos", self.damaged)
 
     def _count(self, dropped: DroppedRow) -> None:
         """Count a dropped row. One that was not known before is named while there are few, and

@@ -236,8 +236,10 @@ class SampleDataset(Dataset):
                 path = self._video_path(sample.video)
                 inputs = self.processor.video(path, sample.conversations, id=sample.id, seed=seed)
                 return PreparedSample(inputs)
-            recorder = _FrameRecorder(self._FeatureFile(sample.video))
+            file = self._FeatureFile(sample.video)
+            recorder = _FrameRecorder(file)
             inputs = self.processor.video(recorder, sample.conversations, id=sample.id, seed=seed)
+            inputs.damage = file.damage
             return PreparedSample(inputs, FrameChoice(sample.video, recorder.indices))
         except MediaError as error:
             if machine_fault(error) is None:

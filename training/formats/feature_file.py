@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import xxhash
 
+from model.media.damage import WORDS, describe_damage
+
 if TYPE_CHECKING:
     import torch
 
@@ -68,6 +70,13 @@ class FeatureHeader:
         none is missing.
         """
         return self.metadata.get("damaged", "0") != "0"
+
+    @property
+    def damage(self) -> str:
+        """What the decoder met and what is missing, for people; empty where nothing shows."""
+        if not self.damaged:
+            return ""
+        return describe_damage({name: float(self.metadata.get(name, 0)) for name in WORDS})
 
     @property
     def content(self) -> str:
@@ -285,6 +294,11 @@ class FeatureFile:
     def duration(self) -> float:
         """Seconds of the video."""
         return self.header.duration
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with the video, for people; empty where nothing shows."""
+        return self.header.damage
 
     def read(self, indices: Sequence[int] | np.ndarray | None = None) -> torch.Tensor:
         """Frames by index, in the order given and repeated where repeated; all of them by default.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
 from itertools import chain
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ import av
 import numpy as np
 
 from model.media import decord_reader, reader
+from model.media.damage import damage_counts
 from model.media.refusals import MediaError
 from model.media.sampling import feature_frame_indices
 from model.media.timeline import Timeline, read_timeline
@@ -93,8 +93,7 @@ class OpenedVideo:
     @property
     def stats(self) -> dict[str, float]:
         """Counts by name; every one that is not zero is damage. Complete after the last picture."""
-        counts = {name: value for name, value in asdict(self._report).items() if name != "decoder"}
-        return {**counts, **self._timeline.losses}
+        return damage_counts(self._timeline, self._report)
 
     @property
     def too_corrupt(self) -> bool:

@@ -26,6 +26,7 @@ from assets.evaluation.report import (
 )
 from assets.evaluation.score import ask_together, question_prompt, score_checkpoint
 from assets.inference.session import Session
+from tests.model.media import tricky
 
 
 def silent(_: str) -> None:
@@ -315,3 +316,18 @@ def test_what_a_model_or_a_question_says_is_shown_and_never_obeyed():
     outside_of_code = "\n".join(line for line in shown.splitlines() if line[:4] != "    ")
     for active in ("![x]", "](http", "<img", "**b**", "[l]("):
         assert active not in outside_of_code
+
+
+def test_answers_about_damaged_videos_say_so_and_those_too_damaged_are_not_asked(session, tmp_path):
+    names = ["flipped_bits.mp4", "zeroed_stretch.mp4", "h264.mp4"]
+    questions = [
+        EvaluationQuestion(
+            tricky.by_name(name, tmp_path).name, "video", name, "What?", "a", ("a", "b")
+        )
+        for name in names
+    ]
+    hurt, useless, sound = ask_together(session, questions, tmp_path, write=False)
+    assert "the decoder mended" in hurt.damage
+    assert hurt.problem == ""
+    assert "too_corrupt" in useless.problem
+    assert (sound.damage, sound.problem) == ("", "")

@@ -14,6 +14,7 @@ from assets.inference.checkpoint import encoder_hash, find_checkpoint
 from model.config import PRESETS
 from model.weights.convert import publish
 from pipeline.cli import main
+from tests.model.media import tricky
 from tests.servers.faulty import Fault, FaultyMediaServer, in_turn
 from training.formats.feature_file import write_features
 
@@ -209,3 +210,13 @@ def test_a_folder_that_is_no_checkpoint_is_named_before_anything_is_fetched(
     assert status == 2
     assert "neither an export of ours nor a released Hour-LLaVA checkpoint" in told
     assert len(server.log) == before
+
+
+def test_damage_is_told_before_the_answer_and_too_much_of_it_is_no_video(ask, tmp_path):
+    hurt = tricky.by_name("flipped_bits.mp4", tmp_path)
+    status, answer, told = ask(hurt, QUESTION, "--longest", "4")
+    assert (status, bool(answer)) == (0, True)
+    assert "the video is damaged (" in told
+    status, answer, told = ask(tricky.by_name("zeroed_stretch.mp4", tmp_path), QUESTION)
+    assert (status, answer) == (2, "")
+    assert "too_corrupt" in told

@@ -4,6 +4,8 @@ read once, and each question stands for itself.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,9 @@ from assets.inference import session as session_module
 from assets.inference.session import UNFINISHED, Session
 from assets.inference.videos import encode_video
 from model.conversation import IMAGE
+from model.media.refusals import MediaError
+from tests.model.media import tricky
+from training.formats.feature_file import write_features
 
 QUESTION = "What colour is the square?"
 
@@ -124,3 +129,39 @@ def test_bad_input_is_named(session, video, export, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no usable GPU"):
             Session(export, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("flipped_bits.mp4", "packets that do not decode|pictures that the decoder mended"),
+        ("cut_off.webm", "ends before its header says"),
+        ("fragments_left_out.mp4", "3 fragments were left out"),
+        ("clock_leaps_by_hours.mkv", "leaps by 7200 s"),
+    ],
+)
+def test_a_damaged_video_is_shown_and_what_is_wrong_is_told(name, told, session, tmp_path):
+    video = session.video(tricky.by_name(name, tmp_path))
+    assert re.search(told, video.damage)
+    assert session.video(tricky.by_name(name, tmp_path), grey=True).damage == video.damage
+
+
+def test_a_sound_video_has_nothing_told_of_it(video):
+    assert video.damage == ""
+
+
+def test_what_features_are_not_made_of_is_not_asked_about_either(session, tmp_path):
+    with pytest.raises(MediaError, match="pictures that are missing") as refused:
+        session.video(tricky.by_name("zeroed_stretch.mp4", tmp_path))
+    assert refused.value.reason == "too_corrupt"
+
+
+def test_features_of_a_damaged_video_say_so(session, tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_features(
+        path,
+        torch.randn(18, 16, 64),
+        np.arange(18.0),
+        {"duration": "18.0", "damaged": "1", "bad_packets": "4", "concealed": "0"},
+    )
+    assert session.video(path).damage == "4 packets that do not decode"

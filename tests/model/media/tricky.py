@@ -804,6 +804,11 @@ def with_sound(video: Path, path: Path, seconds: float, codec: str = "aac") -> P
     return path
 
 
+def by_name(name: str, folder: Path) -> Path:
+    """One of the clips above, made in a folder."""
+    return next(clip for clip in CLIPS if clip.name == name).build(folder / name)
+
+
 def remux(source: Path, path: Path, **options: str) -> Path:
     """The same packets in another container, or in another layout of the same one."""
     with av.open(str(source)) as given, av.open(str(path), "w", options=options) as out:
