@@ -11,6 +11,7 @@ huggingface_hub, requests) inside the functions that need it.
 from __future__ import annotations
 
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,20 +232,30 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def match_stems(rows: Iterable[VideoRow], paths: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Row id -> paths of the files that may be its video.
+class VideoFiles:
+    """Files that are called like videos, by the ids of the videos that they may be.
 
-    A file may be when its path without the suffix is the id, or ends with a slash and the id.
+    Names are compared in the composed form of Unicode.
 
     Args:
-        paths: last step of the path without suffix -> paths.
+        paths: of files of any sort, with `/` between their steps.
     """
-    found = {}
-    for row in rows:
-        last = row.id.rsplit("/", 1)[-1]
-        found[row.id] = [
-            path
-            for path in paths.get(last, [])
-            if (stem := path.rsplit(".", 1)[0]) == row.id or stem.endswith(f"/{row.id}")
-        ]
-    return found
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths: dict[str, list[str]] = defaultdict(list)  # last step without suffix -> paths
+        for path in paths:
+            name = path.rsplit("/", 1)[-1]
+            if name.lower().endswith(VIDEO_SUFFIXES):
+                self._paths[composed(name).rsplit(".", 1)[0]].append(path)
+
+    def that_may_be(self, identifier: str) -> list[str]:
+        """Paths of the files that may be a video: the path without its suffix is the id, or ends
+        with a slash and the id.
+        """
+        wanted = composed(identifier)
+        found = []
+        for path in self._paths.get(wanted.rsplit("/", 1)[-1], []):
+            stem = composed(path).rsplit(".", 1)[0]
+            if stem == wanted or stem.endswith(f"/{wanted}"):
+                found.append(path)
+        return found

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +27,8 @@ from assets.sources.base import (
     Fetcher,
     Outcome,
     Source,
+    VideoFiles,
     VideoRow,
-    composed,
-    match_stems,
 )
 from assets.sources.findings import NOTE, OK, Finding
 from training.formats import layout
@@ -112,34 +110,20 @@ class DropFetcher(Fetcher):
         return {"place": self._files}
 
     @cached_property
-    def _dropped(self) -> dict[str, list[str]]:
-        """Stem of a name -> paths below the folder, both in the composed form of Unicode."""
-        stems: dict[str, list[str]] = defaultdict(list)
-        for path in self._real:
-            stems[path.rsplit("/", 1)[-1].rsplit(".", 1)[0]].append(path)
-        return stems
-
-    @cached_property
-    def _real(self) -> dict[str, list[Path]]:
-        """Path below the folder, in the composed form -> the files that are called so: macOS writes
-        names in the other form, and a disk may have both.
-        """
-        real: dict[str, list[Path]] = defaultdict(list)
+    def _dropped(self) -> VideoFiles:
+        """The files below the folder, by their paths there."""
         folder = self.source.folder
-        for path in _video_files(folder, self.log):
-            real[composed(path.relative_to(folder).as_posix())].append(path)
-        return real
+        paths = _video_files(folder, self.log)
+        return VideoFiles(path.relative_to(folder).as_posix() for path in paths)
 
     def _candidates(self, row: VideoRow) -> list[Path]:
         """The files that may be a video."""
-        wanted = replace(row, id=composed(row.id))
-        paths = match_stems([wanted], self._dropped)[wanted.id]
         found: dict[Any, Path] = {}
-        for path in sorted(paths):
-            for real in self._real[path]:
-                with suppress(OSError):  # taken away at this moment
-                    stat = real.stat()
-                    found.setdefault((stat.st_dev, stat.st_ino), real)  # a link to it is no other
+        for name in sorted(self._dropped.that_may_be(row.id)):
+            path = self.source.folder / name
+            with suppress(OSError):  # taken away at this moment
+                stat = path.stat()
+                found.setdefault((stat.st_dev, stat.st_ino), path)  # a link to it is no other
         return list(found.values())
 
     def _files(self, row: VideoRow) -> list[list[Any]]:

@@ -36,8 +36,8 @@ from assets.sources.base import (
     Fetcher,
     Outcome,
     Source,
+    VideoFiles,
     VideoRow,
-    match_stems,
 )
 from assets.sources.findings import OK, Finding
 from training.formats import layout
@@ -311,14 +311,10 @@ class HubFetcher(Fetcher):
     def _match(
         self, rows: list[VideoRow], places: dict[str, Place], found: dict[str, list[Place]]
     ) -> None:
-        stems: dict[str, list[str]] = defaultdict(list)
-        for path in places:
-            name = PurePosixPath(path).name
-            if name.lower().endswith(VIDEO_SUFFIXES):
-                stems[name.rsplit(".", 1)[0]].append(path)
-        for identifier, paths in match_stems(rows, stems).items():
-            if paths:
-                found[identifier] += [places[path] for path in paths]
+        files = VideoFiles(places)
+        for row in rows:
+            if paths := files.that_may_be(row.id):
+                found[row.id] += [places[path] for path in paths]
 
     def _outcomes(
         self, rows: list[VideoRow], found: dict[str, list[Place]], problems: list[Outcome]
