@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from assets.features.workers.frame_encoder import FrameEncoder, load_encoder
-from assets.features.workers.tower import ATTENTION
+from assets.features.workers.tower import ATTENTION, MLP_MULTIPLE
 from model.config import HourLlavaConfig
 from model.vision import pool_frames
 
@@ -32,12 +32,12 @@ def tower_variants(
     """Other ways to run it: their names, and how to measure them, in frames a second mostly."""
     rate = partial(tower_rate, encoder, config, batch)
     yield f"tower as extraction runs it, batch {batch}", rate
-    yield "tower, MLP padded to a multiple of 128", partial(rate, mlp_multiple=128)
+    yield "tower, MLP not padded", partial(rate, mlp_multiple=1)
+    yield "tower, compiled", partial(rate, how="compiled")
     if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9):
-        yield "tower, FP8 products", partial(rate, fp8=True)
+        yield "tower, FP8 products, compiled", partial(rate, how="compiled", fp8=True)
         yield "features' relative error", partial(feature_errors, encoder, config)
     yield f"tower, batch {2 * batch}", partial(tower_rate, encoder, config, 2 * batch)
-    yield "tower, not compiled", partial(rate, compiled=False)
     flash = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     yield "tower, flash attention", partial(rate, attention=flash)
     yield "tower, separate gelu", partial(rate, fused_gelu=False)
@@ -132,8 +132,8 @@ def tower_rate(
     batch: int,
     attention: list[SDPBackend] = ATTENTION,
     fused_gelu: bool = True,
-    compiled: bool = True,
-    mlp_multiple: int = 1,
+    how: Literal["graph", "compiled"] = "graph",
+    mlp_multiple: int = MLP_MULTIPLE,
     fp8: bool = False,
 ) -> float:
     cuda = torch.cuda.is_available()
@@ -144,31 +144,38 @@ def tower_rate(
     ).to(device, dtype)
     if fp8:
         module.use_fp8()
-    torch.compiler.reset()
-    run = torch.compile(module, fullgraph=True, dynamic=False) if cuda and compiled else module
+    side = config.vision.image_size
+    pixels = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=device)
+    run: Callable[[], Any] = partial(module, pixels)
     with sdpa_kernel(attention, set_priority=True):
-        frames_per_second = rate(run, batch, config.vision.image_size, device)
+        if cuda and how == "compiled":
+            torch.compiler.reset()
+            run = partial(torch.compile(module, fullgraph=True, dynamic=False), pixels)
+        elif cuda:
+            run()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                module(pixels)
+            run = graph.replay
+        frames_per_second = batch * rate(run, device)
     del module, run
     if cuda:
         torch.cuda.empty_cache()
     return frames_per_second
 
 
-def rate(
-    run: Callable[[torch.Tensor], Any], batch: int, side: int, device: str, seconds: float = 4.0
-) -> float:
-    """Frames a second, over some seconds at working temperature."""
-    pixels = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=device)
+def rate(run: Callable[[], Any], device: str, seconds: float = 4.0) -> float:
+    """Times a second, over some seconds at working temperature."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for _ in range(3):
-        run(pixels)
+        run()
     wait()
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
-        run(pixels)
+        run()
         wait()
         count += 1
-    return batch * count / (time.perf_counter() - started)
+    return count / (time.perf_counter() - started)
 
 
 def attention_rates(config: HourLlavaConfig) -> dict[str, float]:

@@ -56,6 +56,7 @@ from training.formats import layout
 from training.formats.feature_file import FeatureFile
 from training.formats.storage import Storage
 
+PARTS = ["tower", "nvdec", "cpu", "mixed", "before", "decoders", "plain"]
 BEFORE = "benchmarks.feature_before:open_before"
 
 
@@ -66,7 +67,14 @@ def main() -> None:
     parser.add_argument("--preset", choices=["tiny", "siglip"], default="tiny")
     parser.add_argument("--videos", type=int, help="how many (default 3 or 28)")
     parser.add_argument("--minutes", type=float, help="length of each (default 0.5 or 8)")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2))
+    parser.add_argument(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[max(1, (os.cpu_count() or 1) - 2)],
+        help="decoding processes on the CPU to try",
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument(
         "--nvdec",
         type=int,
@@ -114,7 +122,6 @@ def main() -> None:
         videos = make_videos(
             root, args.videos or (28 if large else 3), args.minutes or (8 if large else 0.5)
         )
-        path = str(root / videos[0].rel)
         encoder = make_encoder(root / "encoder", config)
         batches = args.batches or ([256, 512] if large else [16])
         seconds = sum(video.duration for video in videos)
@@ -124,33 +131,39 @@ def main() -> None:
         def whole(backends: list[str]) -> dict[str, Any]:
             return end_to_end(root, videos, encoder, config, backends, batches[-1])
 
-        note("tower", lambda: tower_rates(encoder, config, batches))
         engines = nvdec_installed() and torch.cuda.is_available()
-        if engines:
+        features, kept = root / "VideoMarathon/features", root / "cpu/VideoMarathon/features"
+        if "tower" in args.parts:
+            note("tower", lambda: tower_rates(encoder, config, batches))
+        if "nvdec" in args.parts and engines:
             note("nvdec", lambda: nvdec_rates(root, videos, side, args.nvdec))
-        note("end to end, CPU", lambda: whole([PYAV] * args.workers))
-        for count in args.nvdec if engines else ():
-            (root / "cpu").mkdir(exist_ok=True)
-            features = root / "VideoMarathon/features"
-            if not (root / "cpu/VideoMarathon").exists() and features.exists():
-                shutil.copytree(features, root / "cpu/VideoMarathon/features")
-            mixed = [f"{NVDEC}:0"] * count + [PYAV] * args.workers
-            note(f"end to end, CPU and {count} NVDEC", partial(whole, mixed))
-        if engines:
+        for workers in args.workers:
+            if "cpu" in args.parts:
+                note(f"end to end, {workers} on the CPU", partial(whole, [PYAV] * workers))
+                if not kept.exists() and features.exists():
+                    shutil.copytree(features, kept)
+            for count in args.nvdec if engines and "mixed" in args.parts else ():
+                mixed = [f"{NVDEC}:0"] * count + [PYAV] * workers
+                note(f"end to end, {workers} on the CPU and {count} NVDEC", partial(whole, mixed))
+        if engines and kept.exists() and "mixed" in args.parts:
             note(
                 "features, NVDEC and CPU against CPU",
                 lambda: feature_difference(root, videos, config.variant, root / "cpu"),
             )
-        note("end to end, before", lambda: whole([BEFORE] * args.workers))
-        repeat(root / "unit0.mp4", root / "short.mp4", 4 if large else 1)
-        short = str(root / "short.mp4")
-        note("pictures for each CPU second", lambda: side_by_side(short, side, 2))
-        note(
-            "largest difference, ours and before",
-            lambda: largest_difference("ours", "ours, before", path, side),
-        )
-        note("plain", lambda: baseline(root, videos, encoder, config, chunks=2 if large else 1))
-        note("decode", lambda: decode_rates(root, videos, args.workers, side))
+        if "before" in args.parts:
+            note("end to end, before", lambda: whole([BEFORE] * args.workers[0]))
+        if "decoders" in args.parts:
+            short = str(root / "short.mp4")
+            repeat(root / "unit0.mp4", Path(short), 4 if large else 1)
+            note("pictures for each CPU second", lambda: side_by_side(short, side, 2))
+            note(
+                "largest difference, ours and before",
+                lambda: largest_difference("ours", "ours, before", short, side),
+            )
+            note("decode", lambda: decode_rates(root, videos, args.workers[0], side))
+        if "plain" in args.parts:
+            chunks = 2 if large else 1
+            note("plain", lambda: baseline(root, videos, encoder, config, chunks))
         print(table(results), flush=True)
         if args.variants:
             for name, work in tower_variants(encoder, config, batches[-1]):
@@ -278,6 +291,7 @@ def end_to_end(
         raise RuntimeError(f"no features: {report.quarantine[:3]}")
     return {
         "frames_per_second": report.frames_per_second,
+        "settled": report.facts["settled_fps"],
         "frames": report.new_frames,
         "seconds": report.seconds,
         "start_up_s": report.facts["start_up_s"],
@@ -304,16 +318,17 @@ def table(results: dict[str, Any]) -> str:
     tower = max(results.get("tower", {"": float("nan")}).values())
     lines = [
         f"tower alone {tower:.0f}, plain way end to end {plain:.1f} frames a second",
-        "| end to end | frames/s | of the tower | times plain | GPU busy | decoders busy | NVDEC | "
-        "CPU ms | cores |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| end to end | frames/s | settled | of the tower | times plain | GPU busy | while busy | "
+        "decoders busy | NVDEC | CPU ms | cores |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, of in results.items():
         if name.startswith("end to end"):
             rate = of["frames_per_second"]
             lines.append(
-                f"| {name[12:]} | {rate:.0f} | {rate / tower:.0%} | {rate / plain:.1f} | "
-                f"{of['gpu_busy']:.0%} | {of['decoders_busy']:.0%} | {of['nvdec_share']:.0%} | "
+                f"| {name[12:]} | {rate:.0f} | {of['settled']:.0f} | {of['settled'] / tower:.0%} | "
+                f"{rate / plain:.1f} | {of['gpu_busy']:.0%} | {of['encoder_while_busy']:.0f} | "
+                f"{of['decoders_busy']:.0%} | {of['nvdec_share']:.0%} | "
                 f"{of['decode_cpu_ms']:.1f} | {of['cpu_cores_used']:.1f} |"
             )
     rates = results.get("pictures for each CPU second", {})

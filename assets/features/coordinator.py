@@ -48,6 +48,7 @@ from training.formats import layout
 from training.formats.storage import Storage
 
 TURN_S = 0.2  # the longest wait for a message, so that hung decoders are noticed
+LOOK_S = 1.0  # between notes of how far it is
 REPORT_S = 60.0  # between lines in the log
 
 
@@ -222,7 +223,10 @@ class Coordinator:
         """Note how full the frame buffer is. Log it now and then: it tells which side is slower."""
         self.usage.buffer_used += self.encoders.pending
         self.usage.buffer_samples += 1
-        if (now := time.monotonic()) - self._reported > REPORT_S:
+        now = time.monotonic()
+        if not self.usage.progress or now - self.usage.progress[-1][0] > LOOK_S:
+            self.usage.progress.append((now, self.usage.frames))
+        if now - self._reported > REPORT_S:
             self._reported = now
             share = self.encoders.pending / self.buffer.slots
             slower = "encoding is the slower side" if share > 0.5 else "decoding is the slower side"

@@ -137,15 +137,23 @@ class DecoderPool:
         self._send(decoder, "job", job.number, str(job.local), options, cpu_s)
 
     def give_slots(self) -> None:
-        """Give free slots to those that work, first to those that have fewest."""
+        """Give free slots to those that work, first to those that have fewest.
+
+        Decoders on a GPU take turns there with the encoder, which slows it down. So while others
+        decode, they get slots only when less than half of the buffer is filled: they make up what
+        the CPU cannot give.
+        """
         active = [
             decoder
             for decoder in self.decoders.values()
             if decoder.job is not None and not decoder.killed
         ]
         now = time.monotonic()
-        for decoder in sorted(active, key=lambda decoder: len(decoder.slots)):
-            missing = SLOTS_OF_A_DECODER - len(decoder.slots)
+        mixed = len({on_gpu(decoder.opener) for decoder in active}) > 1
+        half = self._buffer.slots // 2
+        for decoder in sorted(active, key=lambda d: (on_gpu(d.opener), len(d.slots))):
+            held_back = mixed and on_gpu(decoder.opener) and len(self.free_slots) <= half
+            missing = 0 if held_back else SLOTS_OF_A_DECODER - len(decoder.slots)
             # Several at a time, to send fewer messages; fewer where the buffer is small.
             worthwhile = min(SLOTS_OF_A_DECODER // 2, self._buffer.slots // len(active))
             if self.free_slots and missing >= worthwhile:

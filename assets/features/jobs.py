@@ -118,6 +118,7 @@ class ExtractionUsage:
         decode_busy_s: their time, less what they waited for slots.
         decoder_bytes: most memory that one of them used.
         buffer_used: pictures waiting for encoders, summed over `buffer_samples` looks.
+        progress: seconds and pictures decoded until then, at each look.
         encoders: what each encoder counted.
     """
 
@@ -130,4 +131,18 @@ class ExtractionUsage:
     decoder_bytes: int = 0
     buffer_used: int = 0
     buffer_samples: int = 0
+    progress: list[tuple[float, int]] = field(default_factory=list)
     encoders: list[dict[str, float]] = field(default_factory=list)
+
+    def settled_fps(self) -> float:
+        """Pictures a second between the first and the last tenth of them, without the start, and
+        without the end, when some decoders have nothing left to do; 0 if that was too short to say.
+        """
+        middle = [
+            (seconds, pictures)
+            for seconds, pictures in self.progress
+            if self.frames <= 10 * pictures <= 9 * self.frames
+        ]
+        if len(middle) < 2 or middle[-1][0] <= middle[0][0]:
+            return 0.0
+        return (middle[-1][1] - middle[0][1]) / (middle[-1][0] - middle[0][0])

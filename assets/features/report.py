@@ -135,6 +135,7 @@ def _measure(coordinator: Coordinator, seconds: float) -> dict[str, float]:
         "wall_s": wall,
         "start_up_s": seconds - wall,
         "end_to_end_fps": encoded / wall,
+        "settled_fps": usage.settled_fps(),
         "encoder_fps": encoded / busy if busy else 0.0,
         "encoder_busy": busy / wall / max(1, len(usage.encoders)),
         "decode_busy": usage.decode_busy_s / wall / decoders,

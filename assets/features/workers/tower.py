@@ -1,8 +1,9 @@
 """The vision tower of an encoding process: uint8 pictures in, pooled bfloat16 rows out, in batches
 of one fixed size.
 
-On a GPU the encoder is compiled and computes in bfloat16, with pooling in float32; two batches are
-in flight. On a CPU it computes in float32 on one thread.
+On a GPU the encoder computes in bfloat16, with pooling in float32; two batches are in flight. Each
+is one CUDA graph, so that a busy host cannot hold up the GPU in the middle of a batch; compiling it
+as well gains nothing (see docs/performance.md). On a CPU it computes in float32 on one thread.
 
 Which other pictures share a batch does not change a picture's row; every start checks that. So a
 file's bytes depend neither on the number of decoders nor on what was decoded at the same time.
@@ -30,6 +31,7 @@ ATTENTION = [  # best first
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+MLP_MULTIPLE = 128  # of the MLP's inner width on a GPU: 0.9 % faster than SigLIP's 4304 there
 BATCHES = 3  # one being filled, one being computed, one whose rows are being written
 
 
@@ -40,11 +42,15 @@ class FrameBatch:
     Attributes:
         pixels_BSS3: pictures on the device, uint8.
         rows_BPC: what was computed, on the host, bfloat16.
+        graph, computed_BPC: on a GPU, the computation as a CUDA graph, and where it leaves its rows
+            there, until another batch is computed.
         started, done: on a GPU, events around the last computation.
     """
 
     pixels_BSS3: Tensor
     rows_BPC: Tensor
+    graph: Any = None
+    computed_BPC: Tensor | None = None
     started: Any = None
     done: Any = None
 
@@ -74,30 +80,35 @@ class VisionTower:
         self.cuda = self.device.type == "cuda"
         self.side, self.width = encoder.config.image_size, encoder.config.hidden_size
         self.tokens = pooled_side**2
-        self._encoder: Any = FrameEncoder(encoder, pooled_side)
         if self.cuda:
             torch.cuda.set_device(self.device)
             self._copy_stream = torch.cuda.Stream(self.device)
-            self._encoder = torch.compile(
-                self._encoder.to(self.device, torch.bfloat16), fullgraph=True, dynamic=False
-            )
+            self._encoder: Any = FrameEncoder(encoder, pooled_side, mlp_multiple=MLP_MULTIPLE)
+            self._encoder = self._encoder.to(self.device, torch.bfloat16)
         else:
             torch.set_num_threads(1)
-            self._encoder = self._encoder.float()
+            self._encoder = FrameEncoder(encoder, pooled_side).float()
+        self.alone = not self._rows_are_independent()
         self.free: queue.Queue[FrameBatch] = queue.Queue()
+        self._memory: Any = None  # which all graphs share: they run one after the other
         for _ in range(BATCHES):
             self.free.put(self._new_batch())
-        self.alone = not self._rows_are_independent()
         self.batches = self.frames = 0
         self.busy_s = 0.0
 
     def _new_batch(self) -> FrameBatch:
         pictures = (self.batch_size, self.side, self.side, 3)
         rows = (self.batch_size, self.tokens, self.width)
-        return FrameBatch(
+        batch = FrameBatch(
             torch.zeros(pictures, dtype=torch.uint8, device=self.device),
             torch.zeros(rows, dtype=torch.bfloat16, pin_memory=self.cuda),
         )
+        if self.cuda:
+            batch.graph = torch.cuda.CUDAGraph()
+            with torch.inference_mode(), torch.cuda.graph(batch.graph, pool=self._memory):
+                batch.computed_BPC = self._forward(batch.pixels_BSS3)
+            self._memory = batch.graph.pool()
+        return batch
 
     def register(self, buffer: FrameBuffer) -> None:
         """Make the frame buffer's memory known to the GPU, so that copies out of it run beside
@@ -158,7 +169,9 @@ class VisionTower:
         stream.wait_event(self._copy_stream.record_event())
         batch.started, batch.done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         batch.started.record(stream)
-        batch.rows_BPC.copy_(self._forward(batch.pixels_BSS3), non_blocking=True)
+        batch.graph.replay()
+        assert batch.computed_BPC is not None
+        batch.rows_BPC.copy_(batch.computed_BPC, non_blocking=True)
         batch.done.record(stream)
 
     def result(self, batch: FrameBatch) -> np.ndarray:
