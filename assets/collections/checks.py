@@ -18,8 +18,8 @@ def all_there(report: CollectionReport) -> Verdict:
         return Verdict(ALL_THERE, found, blocking=False)
     named = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
     message = (
-        f"{found}; the hub has nothing for {named}. Training does without them, or change "
-        "collections.mixtures"
+        f"{found}; the hub has nothing for {named}. Training does without them; if that is meant, "
+        "name them in collections.skip, else change collections.mixtures"
     )
     facts = {"missing": len(missing)}
     return Verdict(ALL_THERE, message, passed=False, blocking=False, facts=facts)

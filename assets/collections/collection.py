@@ -53,6 +53,7 @@ class Collection:
         wanted: the annotation files that the mixture names, sorted.
         scratch: folder for unfinished work; it survives a kill.
         damaged: files that were set aside before, relative to the root.
+        lacks: annotation file -> what the hub does not have for it, where that is not the file.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class Collection:
         self.damaged = damaged
         self.storage, self.settings, self.repo = storage, settings, repo
         self.name, self.log = name, log
-        entries = read_mixture(settings.collections.mixtures)
+        entries = read_mixture(settings.collections.mixtures, settings.collections.skip)
         self.wanted = sorted({entry.annotation for entry in entries if entry.collection == name})
         self.scratch = scratch(storage, name)
+        self.lacks: dict[str, str] = {}  # annotation file -> what the hub has not, if not the file
         self.disk = DiskGuard(self.scratch, settings.download.min_free_bytes)
         path = layout.collected(name)
         self._record: dict[str, Any] = storage.read_json(path) if storage.exists(path) else {}
@@ -84,13 +86,15 @@ class Collection:
         """
         missing = [name for name, files in inputs.items() if not files]
         if missing:
-            share = f"{len(missing)} of {len(inputs)} annotation files: {', '.join(missing)}"
+            named = (f"{n} ({self.lacks[n]})" if n in self.lacks else n for n in missing)
+            share = f"{len(missing)} of {len(inputs)} annotation files: {', '.join(named)}"
             text = f"{self.repo} has nothing for {share}"
             if self.settings.collections.require_all:
                 raise AnnotationError(
-                    f"{text}; change collections.mixtures, or unset collections.require_all"
+                    f"{text}; nothing was fetched. Name them in collections.skip, change "
+                    "collections.mixtures, or unset collections.require_all"
                 )
-            self.log(text)
+            self.log(f"{text}; they are left out (collections.skip says that this is meant)")
         self._record = {name: entry for name, entry in self._record.items() if inputs.get(name)}
         return {
             name: files
@@ -152,7 +156,7 @@ class Collection:
         for name, files in inputs.items():
             found = self._record.get(name, {}).get("counts", {})
             counts.update(found)
-            state = "ready" if files else "not in the repository"
+            state = "ready" if files else self.lacks.get(name, "not in the repository")
             table.append({"annotation": name, "state": state, **found})
         counts["annotation files"] = sum(bool(files) for files in inputs.values())
         counts["missing"] = sum(not files for files in inputs.values())

@@ -20,14 +20,12 @@ from assets.fetching.disk import remove_scratch
 from assets.fetching.errors import TransferError
 from assets.fetching.hub import Hub, HubFile
 from assets.fetching.probe import InvalidVideo, ProbePool, check_video
+from assets.fetching.split_files import is_archive, joined
 from assets.fetching.table_files import read_rows
 from training.formats import layout
 from training.formats.hashing import hash_file_xxh64
 from training.formats.receipts import FileEntry, describe_files
 from training.formats.storage import Storage
-
-ANNOTATION_SUFFIXES = (".json", ".jsonl")
-ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 
 def collect_llava_video(
@@ -46,16 +44,22 @@ def collect_llava_video(
     chosen = settings.collections
     hub = Hub(settings.hub_endpoint, settings.download, log)
     repo = hub.repo(chosen.video_repo, chosen.video_revision)
-    listed = repo.files([f"*{suffix}" for suffix in (*ANNOTATION_SUFFIXES, *ARCHIVE_SUFFIXES)])
+    listed, incomplete = joined(repo.files())
+    for _, problem in incomplete:
+        log(f"{repo}: archive left out, {problem.reason}: {problem}")
     collection = Collection(storage, settings, repo, layout.LLAVA_VIDEO, log, damaged)
     archives: dict[str, list[HubFile]] = defaultdict(list)
     for file in listed:
-        if not file.path.endswith(ANNOTATION_SUFFIXES):
+        if is_archive(file.name):
             archives[_folder(file)].append(file)
     inputs: dict[str, list[HubFile]] = {}
     for name in collection.wanted:
         source = _annotation_source(name, listed)
         inputs[name] = [source, *archives[_folder(source)]] if source else []
+        if source and not archives[_folder(source)]:
+            # Its rows would all be dropped, and with them every part of the kind would fail.
+            collection.lacks[name] = f"no videos beside {source.path}"
+            inputs[name] = []
     todo = collection.unfinished(inputs)
     local: dict[str, Path] = {}
     wanted: dict[str, set[str]] = defaultdict(set)

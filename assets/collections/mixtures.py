@@ -5,6 +5,7 @@ replace.
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -43,13 +44,16 @@ class MixtureEntry:
         return int(total * self.fraction)
 
 
-def read_mixture(path: Path | None = None) -> list[MixtureEntry]:
+def read_mixture(path: Path | None = None, skip: Sequence[str] = ()) -> list[MixtureEntry]:
     """The table of `path` (a CSV of `COLUMNS`), or the built-in one.
 
+    Args:
+        skip: annotation files to leave out.
+
     Raises:
-        ValueError: a column is missing, or a row names an unknown kind or collection, a path that
-            leaves its folder, a fraction outside (0, 1], or a file twice; the message names file
-            and line.
+        ValueError: `skip` names a file that the table has not; a column is missing; a row names an
+            unknown kind or collection, a path that leaves its folder, a fraction outside (0, 1], or
+            a file twice; the message names file and line.
     """
     path = path or BUILT_IN
     entries: list[MixtureEntry] = []
@@ -72,7 +76,11 @@ def read_mixture(path: Path | None = None) -> list[MixtureEntry]:
                 "one share"
             )
         seen.add((entry.kind, entry.name))
-    return entries
+    if unknown := set(skip) - {entry.annotation for entry in entries}:
+        raise ValueError(
+            f"collections.skip names {', '.join(sorted(unknown))}, which {path} does not"
+        )
+    return [entry for entry in entries if entry.annotation not in skip]
 
 
 def _entry(row: dict[str, str]) -> MixtureEntry:

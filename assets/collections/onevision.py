@@ -12,14 +12,21 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import orjson
 
 from assets.collections.collection import Collection, CollectionReport
-from assets.collections.onevision_rows import ImageFolder, parquet_rows, plain_rows
+from assets.collections.onevision_rows import (
+    ImageFolder,
+    PackedImages,
+    parquet_rows,
+    plain_rows,
+)
 from assets.deployment.settings import Settings
+from assets.fetching.archive_members import stage_archive
 from assets.fetching.hub import Hub, HubFile
+from assets.fetching.split_files import is_archive, joined
 from training.formats import layout
 from training.formats.hashing import hash_file_xxh64
 from training.formats.receipts import FileEntry
@@ -45,15 +52,18 @@ def collect_onevision(
     chosen = settings.collections
     hub = Hub(settings.hub_endpoint, settings.download, log)
     repo = hub.repo(chosen.onevision_repo, chosen.onevision_revision)
-    listed = repo.files()
+    listed, incomplete = joined(repo.files())
+    for _, problem in incomplete:
+        log(f"{repo}: archive left out, {problem.reason}: {problem}")
     collection = Collection(storage, settings, repo, layout.LLAVA_ONEVISION, log, damaged)
     configs = read_configs()
     inputs = {name: _inputs(name, configs.get(name), listed) for name in collection.wanted}
     todo = collection.unfinished(inputs)
     pieces = [
-        _Piece(name, index, file)
+        _Piece(name, index, file, tuple(files[1:]) if is_archive(files[-1].name) else ())
         for name, files in todo.items()
         for index, file in enumerate(files)
+        if not is_archive(file.name)
     ]
     progress = Progress(log, len(pieces), f"files of {collection.name}")
 
@@ -93,7 +103,30 @@ def _inputs(name: str, config: str | None, listed: list[HubFile]) -> list[HubFil
             return found
     plain = [file for file in listed if file.path == name]
     plain = plain or [file for file in listed if file.path.endswith(f"/{name}")]
-    return plain if len(plain) == 1 else []
+    plain = plain or _raw_annotations(name, config, listed)
+    if len(plain) != 1:
+        return []
+    folder = str(PurePosixPath(plain[0].path).parent)
+    beside = (file for file in listed if str(PurePosixPath(file.path).parent) == folder)
+    archives = [file for file in beside if is_archive(file.name)]
+    if folder == ".":  # those of all sets lie there
+        archives = [file for file in archives if file.name.startswith(_set_name(name))]
+    return [*plain, *archives]
+
+
+def _raw_annotations(name: str, config: str | None, listed: list[HubFile]) -> list[HubFile]:
+    """The annotation file of a configuration that is no Parquet: by its name without the additions
+    that differ between the mixture and the hub, or the only one of the configuration's folder.
+    """
+    files = [file for file in listed if file.path.endswith((".json", ".jsonl"))]
+    same = [file for file in files if _set_name(file.name) == _set_name(name)]
+    folders = {config, _set_name(name), name.rsplit(".", 1)[0]}
+    return same or [file for file in files if str(PurePosixPath(file.path).parent) in folders]
+
+
+def _set_name(name: str) -> str:
+    """`ureader_kg` of `ureader_kg_sft.json` and of `ureader_kg_processed.json`."""
+    return re.sub(r"(_(sft|processed|raw|annotations?|qa_processed))*\.jsonl?$", "", name)
 
 
 def read_configs() -> dict[str, str]:
@@ -104,11 +137,14 @@ def read_configs() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One of the hub's files, and its place in the annotation file that it becomes part of."""
+    """One of the hub's files, its place in the annotation file that it becomes part of, and the
+    archives of its images.
+    """
 
     annotation: str
     index: int
     file: HubFile
+    archives: tuple[HubFile, ...] = ()
 
     @property
     def images(self) -> str:
@@ -143,7 +179,8 @@ def _convert(collection: Collection, listed: list[HubFile], piece: _Piece) -> Co
             if file.path.endswith(".parquet"):
                 rows = parquet_rows(local, file.path, images)
             else:
-                rows = plain_rows(collection.repo, listed, file, local, images)
+                packed = _packed_images(collection, piece, listed, local)
+                rows = plain_rows(collection.repo, listed, file, local, images, packed)
             for row in rows:
                 counts["rows"] += 1
                 lines.write(orjson.dumps(row) + b"\n")
@@ -151,6 +188,23 @@ def _convert(collection: Collection, listed: list[HubFile], piece: _Piece) -> Co
         record.write_text(json.dumps(counts))
         local.unlink()
     return Counter(json.loads(record.read_text()))
+
+
+def _packed_images(
+    collection: Collection, piece: _Piece, listed: list[HubFile], local: Path
+) -> PackedImages:
+    """The images of a plain annotation file that lie in archives beside it, staged on our disk.
+
+    Raises:
+        TransferError: an archive cannot be read.
+    """
+    packed = PackedImages(local, piece.file, listed)
+    for archive in piece.archives:
+        folder = collection.scratch / _folder_name(piece.annotation) / archive.checksum
+        packed.members |= stage_archive(
+            collection.repo, archive, folder, packed.is_wanted, collection.disk, collection.log
+        )
+    return packed
 
 
 def _list_images(folder: Path, images_name: str, fragment: Path) -> None:

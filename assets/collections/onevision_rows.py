@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import shutil
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -88,10 +89,62 @@ def _write_image(images: ImageFolder, row_number: int, place: str, image: dict[s
     return images.stored(name)
 
 
+class PackedImages:
+    """The images that the rows of an annotation file name and the repository holds in archives.
+
+    Attributes:
+        members: name in an archive -> file on our disk.
+    """
+
+    def __init__(self, path: Path, file: HubFile, listed: list[HubFile]) -> None:
+        """`path`: where `file`, the annotation file, lies on this machine."""
+        self.members: dict[str, Path] = {}
+        known, base = {entry.path for entry in listed}, PurePosixPath(file.path).parent
+        self._wanted: dict[str, list[str]] = defaultdict(list)  # last step -> images
+        for row in read_rows(path, file.path):
+            value = row.value.get("image") if isinstance(row.value, dict) else None
+            for image in value if isinstance(value, list) else [value]:
+                if isinstance(image, str) and not known & set(_places(image, base)):
+                    self._wanted[PurePosixPath(image).name].append(image)
+
+    def is_wanted(self, member: str) -> bool:
+        """Whether a member of an archive may be the image of a row."""
+        namesakes = self._wanted.get(PurePosixPath(member).name, ())
+        return any(_ends_alike(member, image) for image in namesakes)
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = defaultdict(list)
+        for member in self.members:
+            names[PurePosixPath(member).name].append(member)
+        return names
+
+    def find(self, image: str) -> Path | None:
+        """The file of an image, where one member alone can be it."""
+        namesakes = self._by_name.get(PurePosixPath(image).name, [])
+        found = [member for member in namesakes if f"/{member}".endswith(f"/{image}")]
+        found = found or [member for member in namesakes if f"/{image}".endswith(f"/{member}")]
+        return self.members[found[0]] if len(found) == 1 else None
+
+
+def _ends_alike(member: str, image: str) -> bool:
+    return f"/{member}".endswith(f"/{image}") or f"/{image}".endswith(f"/{member}")
+
+
+def _places(image: str, base: PurePosixPath) -> tuple[str, ...]:
+    """Where in the repository an image may lie."""
+    return (str(base / image), image, f"images/{image}")
+
+
 def plain_rows(
-    repo: HubRepo, listed: list[HubFile], file: HubFile, path: Path, images: ImageFolder
+    repo: HubRepo,
+    listed: list[HubFile],
+    file: HubFile,
+    path: Path,
+    images: ImageFolder,
+    packed: PackedImages,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of an annotation file whose images are files of the repository.
+    """Rows of an annotation file whose images are files of the repository, or lie in archives.
 
     Args:
         listed: all files of the repository.
@@ -102,8 +155,14 @@ def plain_rows(
     fetched: dict[str, str] = {}
 
     def fetch(_: str, image: Any) -> str:
-        places = (str(base / str(image)), str(image), f"images/{image}")
+        places = _places(str(image), base)
         found = next((by_path[place] for place in places if place in by_path), None)
+        if found is None and (member := packed.find(str(image))) is not None:
+            if str(member) not in fetched:
+                name = f"{len(fetched):06d}{member.suffix}"
+                shutil.move(member, images.path / name)
+                fetched[str(member)] = images.stored(name)
+            return fetched[str(member)]
         if found is None:
             return images.missing(str(image), "images not in the repository")
         if found.path not in fetched:

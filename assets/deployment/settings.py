@@ -69,6 +69,10 @@ class Collections(Section):
         default=None, description="of the collection, for the checkpoints' bills of materials"
     )
     video_licence: str | None = Field(default=None, description="the same, of the other one")
+    skip: list[str] = Field(
+        default=[],
+        description="annotation files of the mixture to do without, such as those without media",
+    )
     require_all: bool = Field(
         default=False, description="a missing annotation file is an error, not a line in a table"
     )

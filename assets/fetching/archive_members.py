@@ -30,8 +30,7 @@ from training.progress import Progress
 RECORD = "members.json"  # beside what was set aside; written last
 # Reasons for which the whole archive is read again. Broken connections are not among them: the
 # stream retries those itself.
-REFUSED = ("not_an_archive", "unsupported_archive")  # told by the first bytes
-READ_AGAIN = ("hash_mismatch", "archive_damaged")
+READ_AGAIN = ("hash_mismatch", "archive_damaged", "not_an_archive")
 
 
 def stage_archive(
@@ -145,9 +144,7 @@ def stream_verified(
         except ZipFoundError:
             raise
         except ArchiveError as error:
-            if error.reason in REFUSED:
-                raise TransferError("permanent", error.reason, f"{file.path} {error}") from error
-            broken_off = error.reason == "archive_damaged" and not hashed.is_what_the_hub_holds()
+            broken_off = error.reason in READ_AGAIN and not hashed.is_what_the_hub_holds()
             status = "transient" if broken_off else "permanent"
             raise TransferError(status, error.reason, f"{file.path}: {error}") from error
         sound = hashed.is_what_the_hub_holds()

@@ -58,7 +58,8 @@ def write_kind_part(
             `require_all` asks for them, or more rows are unusable than `max_drop_share` allows.
     """
     collections, shards = settings.collections, settings.shards
-    entries = [entry for entry in read_mixture(collections.mixtures) if entry.kind == kind]
+    mixture = read_mixture(collections.mixtures, collections.skip)
+    entries = [entry for entry in mixture if entry.kind == kind]
     with worker_pool(shards.workers) as pool:
         plan = plan_part(storage, entries, part, LLAVA_PARTS, shards.seed, pool)
         if plan.missing:

@@ -24,7 +24,7 @@ from assets.records.lineage import Lineage, mend
 from assets.records.product_files import KnownFiles
 from tests.servers.clips import clip
 from tests.servers.faulty import Fault, FaultyHubServer, in_turn
-from tests.servers.hostile import tar_gz
+from tests.servers.hostile import tar_gz, zipped
 from tests.servers.world import files_below, make_settings, quiet
 from training.formats.storage import Storage
 
@@ -307,7 +307,7 @@ def test_an_archive_with_another_hash_gives_nothing_and_a_good_one_beside_it_doe
     report = collect_llava_video(storage, settings, quiet)
     assert storage.list("LLaVA-Video-178K/videos") == ["LLaVA-Video-178K/videos/0_30_s/src/v2.mp4"]
     assert {name for name in report.counts if name.startswith("left out")} == {
-        "left out: archive_damaged",
+        "left out: hash_mismatch",  # zeros are an empty tar
         "left out: truncated",
     }
     hub.faults = None
@@ -389,3 +389,81 @@ def test_a_damaged_short_video_is_set_aside_and_unpacked_again(
     assert (after.version, after.receipt) == (before.version, before.receipt)
     assert [storage.read_bytes(name) for name in videos] == expected
     assert after.damage(storage, full=True) == []
+
+
+RAW_CONFIGURATIONS = {
+    "a tar.gz beside it": (
+        "ureader_kg/ureader_kg_processed.json",
+        lambda members: {"ureader_kg/ureader_kg_images.tar.gz": tar_gz(members)},
+    ),
+    "a zip, and another name": (
+        "ureader_kg/train.json",
+        lambda members: {"ureader_kg/images.zip": zipped(members)},
+    ),
+    "a tar.gz in parts, in the root": (
+        "ureader_kg_sft.json",
+        lambda members: {
+            "ureader_kg.tar.gz.part-aa": tar_gz(members)[:100],
+            "ureader_kg.tar.gz.part-ab": tar_gz(members)[100:],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RAW_CONFIGURATIONS)
+def test_a_raw_configuration_brings_its_images_out_of_its_archives(
+    name: str, world: World, hub: FaultyHubServer
+) -> None:
+    annotations, packed = RAW_CONFIGURATIONS[name]
+    rows = [
+        {"id": 1, "image": "DUE/DocVQA/a.png", "conversations": TALK},
+        {"id": 2, "image": "DUE/other/a.png", "conversations": TALK},
+        {"id": 3, "image": "DUE/DocVQA/a.png", "conversations": TALK},
+        {"id": 4, "image": "DUE/gone.png", "conversations": TALK},
+    ]
+    members = {
+        "images/DUE/DocVQA/a.png": PNG + b"1",
+        "images/DUE/other/a.png": PNG + b"2",
+        "images/DUE/unused.png": PNG,
+    }
+    hub.publish("some/one", {annotations: json.dumps(rows).encode(), **packed(members)})
+    storage, settings = world(SI.format("ureader_kg_sft.json"))
+    report = collect_onevision(storage, settings, quiet)
+    found = annotation(storage, "LLaVA-OneVision", "ureader_kg_sft.json")
+    read = [storage.path(f"LLaVA-OneVision/images/{row['image']}") for row in found]
+    assert [Path(path).read_bytes()[-1:] for path in read[:3]] == [b"1", b"2", b"1"]
+    assert read[0] == read[2]
+    assert (report.counts["images"], report.counts["images not in the repository"]) == (2, 1)
+    assert report.table[0]["state"] == "ready"
+
+
+def test_annotations_without_videos_are_told_before_anything_is_fetched(
+    world: World, hub: FaultyHubServer
+) -> None:
+    rows = json.dumps([{"id": "0", "video": "x/1", "conversations": TALK}]).encode()
+    files = {**video_files(), "hound/sharegpt_qa_processed.json": rows}
+    hub.publish("some/videos", files)
+    mixture = (VIDEO.format("cap.json"), VIDEO.format("sharegpt_qa.json"))
+
+    storage, settings = world(*mixture, require_all=True)
+    with pytest.raises(AnnotationError, match=r"sharegpt_qa\.json \(no videos beside hound/.*skip"):
+        collect_llava_video(storage, settings, quiet)
+    assert not any("resolve" in exchange.request.path for exchange in hub.log)
+
+    storage, settings = world(*mixture)
+    report = collect_llava_video(storage, settings, quiet)
+    assert [row["state"] for row in report.table] == [
+        "ready",
+        "no videos beside hound/sharegpt_qa_processed.json",
+    ]
+    assert storage.list("LLaVA-Video-178K/annotations") == ["LLaVA-Video-178K/annotations/cap.json"]
+
+    storage, settings = world(*mixture, require_all=True, skip=["sharegpt_qa.json"])
+    report = collect_llava_video(storage, settings, quiet)
+    assert [row["annotation"] for row in report.table] == ["cap.json"]
+
+
+def test_what_is_skipped_must_be_of_the_mixture(world: World) -> None:
+    _, settings = world(VIDEO.format("cap.json"), skip=["cap_typo.json"])
+    with pytest.raises(ValueError, match=r"collections\.skip names cap_typo\.json"):
+        read_mixture(settings.collections.mixtures, settings.collections.skip)
