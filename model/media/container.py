@@ -48,6 +48,10 @@ OTHER_FORMATS = {
 }
 # Seconds that decoding times may fall back: more than any reordering asks for.
 CLOCK_BACK = Fraction(1, 2)
+# Seconds that they may leap ahead in a recording that was not joined.
+CLOCK_AHEAD = Fraction(10)
+# Packets before a joint of which one may seem torn, because it was the last to be completed.
+JOINT_PACKETS = 4
 # FFmpeg counts the padding of rows as well; so much at most, up to 32,768 pixels a side.
 PADDING = 64 * (1 << 15)
 
@@ -198,6 +202,8 @@ class PacketReader:
 
     Attributes:
         broken: the container could not be read to its end, or ends within a packet.
+        torn: packets of which the container says that a part is missing, but not the last ones of
+            recordings that were joined.
         others: seconds at which the streams of `beside` have packets, about one a second.
         others_end: seconds at which the last of these packets ends.
     """
@@ -208,7 +214,7 @@ class PacketReader:
         stream: VideoStream,
         beside: Sequence[Stream] = (),
     ) -> None:
-        self.broken = False
+        self.broken, self.torn = False, 0
         self.others, self.others_end = array("d"), 0.0
         self._container, self._stream, self._beside = container, stream, beside
 
@@ -216,6 +222,8 @@ class PacketReader:
         shift, newest, step = 0, None, 1
         assert self._stream.time_base is not None  # every stream of a file has one
         back = CLOCK_BACK / self._stream.time_base
+        ahead = CLOCK_AHEAD / self._stream.time_base
+        number = torn_at = -JOINT_PACKETS
         packets = self._container.demux([self._stream, *self._beside])
         while True:
             try:
@@ -232,13 +240,21 @@ class PacketReader:
                 self._note(packet)
                 continue
             self.broken = packet.is_corrupt  # the last one: cut off within it
+            joint = False
             if packet.dts is not None:
                 if newest is not None and packet.dts + shift < newest - back:
-                    shift = newest + step - packet.dts
+                    shift, joint = newest + step - packet.dts, True
+                elif newest is not None and packet.dts + shift > newest + ahead:
+                    joint = True
                 newest, step = packet.dts + shift, max(1, packet.duration or step)
                 if shift:
                     packet.dts += shift
                     packet.pts = None if packet.pts is None else packet.pts + shift
+            number += 1
+            if joint and torn_at > number - JOINT_PACKETS:
+                self.torn -= 1
+            if packet.is_corrupt:
+                self.torn, torn_at = self.torn + 1, number
             yield packet
 
     def _note(self, packet: av.Packet) -> None:

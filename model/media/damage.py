@@ -23,6 +23,7 @@ WORDS = {
     "truncated": "it ends before its header says",
     "missing_fragments": "{:g} fragments were left out",
     "missing_s": "{:.1f} s are missing",
+    "torn": "{:g} packets of which a part is missing",
     "leapt_s": "its clock leaps by {:.0f} s",
 }
 

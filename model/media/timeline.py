@@ -49,7 +49,7 @@ class Timeline:
     What is missing by what the file itself says: `truncated`, the container broke off, or promises
     clearly more than it holds (`promised_s` seconds); `missing_fragments`, fragments that were left
     out, `missing_s` seconds of them; `leapt_s`, seconds by which the clock leapt, which are not in
-    the timeline.
+    the timeline; `torn`, packets of which a part is missing.
     """
 
     path: str
@@ -68,6 +68,7 @@ class Timeline:
     missing_fragments: int = 0
     missing_s: float = 0.0
     leapt_s: float = 0.0
+    torn: int = 0
     shown_packets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     key_packets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -101,6 +102,7 @@ class Timeline:
             "missing_fragments": self.missing_fragments,
             "missing_s": round(self.missing_s, 3),
             "leapt_s": round(self.leapt_s, 3),
+            "torn": self.torn,
         }
 
     def nearest(self, seconds: np.ndarray) -> np.ndarray:
@@ -179,7 +181,10 @@ def read_timeline(path: str | os.PathLike[str], *, max_pixels: int = MAX_VIDEO_P
         width=width,
         height=height,
         skippable=skippable,
-        truncated=packets.broken or promised > held + max(1.0, held / 20),
+        torn=packets.torn,
+        truncated=packets.broken
+        or (format_name == "mpegts" and _ends_within_a_packet(name))
+        or promised > held + max(1.0, held / 20),
         promised_s=promised,
         missing_fragments=lost.fragments,
         missing_s=lost.seconds,
@@ -187,6 +192,17 @@ def read_timeline(path: str | os.PathLike[str], *, max_pixels: int = MAX_VIDEO_P
         shown_packets=np.array(shown, np.int64),
         key_packets=np.array(keys, np.int64),
     )
+
+
+def _ends_within_a_packet(path: str) -> bool:
+    """Whether a transport stream, whose packets are all of one size, ends with a part of one."""
+    with open(path, "rb") as file:
+        head, size = file.read(1024), file.seek(0, os.SEEK_END)
+    for length, before in ((188, 0), (192, 4)):
+        for first in range(before, length + before):
+            if head[first : first + 4 * length + 1 : length] == b"GGGGG":
+                return (size - first + before) % length != 0
+    return False
 
 
 def _promised(container: InputContainer, stream: VideoStream) -> tuple[bool, float]:

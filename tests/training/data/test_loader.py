@@ -24,6 +24,7 @@ from streaming.base.batching import generate_work
 from streaming.base.world import World
 
 from assets.deployment.parts import part_of
+from tests.model.media import tricky
 from tests.training.shard_runs import FRAMES, ShardCorpus, WithoutImages, features_of, make_corpus
 from training.data.loader import ShardLoader, build_loader, look_at_data
 from training.data.order import EpochOrder
@@ -434,6 +435,16 @@ def test_short_videos_that_are_missing_or_broken_are_told_apart(corpus):
     loader = build_loader(run, corpus.processor, 0, 1)
     list(loader)
     assert loader.report() == {"video missing": 3, "video not media": 3}
+
+
+def test_short_videos_that_are_damaged_are_trained_on_counted_and_named(corpus, caplog):
+    videos = corpus.root / "LLaVA-Video-178K/videos/a"
+    tricky.by_name("flipped_bits.mp4", videos).rename(videos / "3.mp4")
+    run = corpus.short_run(parts=(part_of("video a/3.mp4", 10),), global_batch=1)
+    loader = build_loader(run, corpus.processor, 0, 1)
+    list(loader)
+    assert (loader.damaged, loader.report()) == (3, {})
+    assert "is damaged: 9 pictures that the decoder mended" in caplog.text
 
 
 def test_samples_that_are_too_long_are_counted_and_never_cut(pristine):
