@@ -5,9 +5,11 @@ hashed and published.
     [--mebibytes-per-s 20] [--rounds 3]
 
 A server in a process of its own serves video files by range. In turn, the same files are fetched by
-plain GETs with a range, written to the same disk by the same number of threads, and by
-`acquire_part` through a URL source (yt-dlp) and through a hub source (huggingface_hub). The
-rounds interleave, so that a busy machine is unfair to nobody; the medians count.
+plain GETs with a range, written to the same disk by the same number of threads; by aria2c (a Debian
+package) with as many files and connections at a time; by the downloader of direct links alone; and
+by `acquire_part` through a URL source and through a hub source (huggingface_hub). The rounds
+interleave, so that a busy machine is unfair to nobody; the medians count. Server and client share
+the machine's cores: where no connection is limited, both measure each other.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +36,10 @@ import requests
 from assets.annotations.build import build_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.deployment.settings import Settings
+from assets.fetching.address_guard import Guard
+from assets.fetching.direct import download_file
+from assets.fetching.options import Download
+from assets.fetching.partial_file import BLOCK_BYTES
 from assets.videos.acquire import acquire_part
 from pipeline.demo.local_server import Request
 from tests.servers.faulty import Fault, FaultyHubServer, FaultyMediaServer
@@ -68,6 +76,9 @@ def main() -> None:
                 "plain range GETs": lambda out: plain(
                     media_url, sorted(sizes), chosen.workers, out
                 ),
+                "direct links alone": lambda out: direct(
+                    media_url, sorted(sizes), chosen.workers, out
+                ),
                 "acquire_part, url": lambda out: acquire(
                     url_source(media_url), sorted(sizes), chosen.workers, out
                 ),
@@ -75,22 +86,36 @@ def main() -> None:
                     hub_source(hub_url), sorted(sizes), chosen.workers, out
                 ),
             }
+            if shutil.which("aria2c"):
+                ways["aria2c"] = lambda out: aria2c(media_url, sorted(sizes), chosen.workers, out)
+            else:
+                print("aria2c: left out, it is not installed (apt-get install aria2)")
             seconds: dict[str, list[float]] = {way: [] for way in ways}
+            cpu: dict[str, list[float]] = {way: [] for way in ways}
             for number in range(chosen.rounds + 1):
                 for way, run in ways.items():
                     out = folder / "out"
+                    before = cpu_seconds()
                     took = run(out)
                     if number:  # the first round warms caches and imports
                         seconds[way].append(took)
+                        cpu[way].append(cpu_seconds() - before)
                     shutil.rmtree(out)
     total = sum(sizes.values()) / 2**20
     base = statistics.median(seconds["plain range GETs"])
     for way, times in seconds.items():
         median = statistics.median(times)
         print(
-            f"{way:20} {median:7.2f} s {total / median:8.1f} MiB/s {base / median:7.0%}   all: "
-            f"{times}"
+            f"{way:20} {median:7.2f} s {total / median:8.1f} MiB/s {base / median:7.0%} "
+            f"{statistics.median(cpu[way]):7.2f} s of CPU   all: "
+            f"{', '.join(f'{time:.2f}' for time in times)}"
         )
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def plain(url: str, names: list[str], workers: int, out: Path) -> float:
@@ -109,6 +134,47 @@ def plain(url: str, names: list[str], workers: int, out: Path) -> float:
     start = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(fetch, names))
+    return time.perf_counter() - start
+
+
+def direct(url: str, names: list[str], workers: int, out: Path) -> float:
+    """Each file by the downloader of direct links; seconds."""
+    out.mkdir()
+    limits = Download()
+    guard = Guard([url.removeprefix("http://")])
+
+    def fetch(name: str) -> None:
+        download_file(
+            f"{url}/{name}", out / name, guard=guard, limits=limits, watch=lambda count: None
+        )
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(fetch, names))
+    return time.perf_counter() - start
+
+
+def aria2c(url: str, names: list[str], workers: int, out: Path) -> float:
+    """All files by one aria2c with as many files and connections at a time; seconds."""
+    out.mkdir()
+    (out / "list.txt").write_text("".join(f"{url}/{name}\n" for name in names))
+    connections = Download().connections
+    start = time.perf_counter()
+    subprocess.run(
+        [
+            "aria2c",
+            "--quiet",
+            "--no-conf",
+            f"--input-file={out / 'list.txt'}",
+            f"--dir={out}",
+            f"--max-concurrent-downloads={workers}",
+            f"--split={connections}",
+            f"--max-connection-per-server={connections}",
+            f"--min-split-size={BLOCK_BYTES}",
+            "--file-allocation=none",
+        ],
+        check=True,
+    )
     return time.perf_counter() - start
 
 

@@ -89,6 +89,7 @@ class FetchContext:
         download: how to fetch.
         hub_endpoint: a mirror of the Hugging Face hub, None for the hub itself.
         all_ids: gives the ids of the source's videos in all parts; it reads all of its catalogue.
+        missing_ids: as `all_ids`, of the videos that are asked for and not there.
         log: takes lines for a person.
     """
 
@@ -98,6 +99,7 @@ class FetchContext:
     download: Download
     hub_endpoint: str | None
     all_ids: Callable[[], set[str]]
+    missing_ids: Callable[[], set[str]]
     log: Callable[[str], None]
 
 

@@ -31,27 +31,12 @@ from assets.sources.base import (
     VideoRow,
 )
 from assets.sources.findings import NOTE, OK, Finding
+from assets.sources.instructions import EGO4D, OTHERS, listed_for_ego4d
 from training.formats import layout
 
 SETTLED_S = 10.0  # a file that was changed so long ago is not being copied any more
 LOOK_AGAIN_S = 0.5  # between two looks at one that was changed later
 COPIED_BYTES = 1 << 22
-
-# {folder} and {list} are filled in. The licence is granted per person; no credential of it ever
-# passes through us.
-INSTRUCTIONS = {
-    "ego4d": (
-        "Ego4D needs a licence of your own (https://ego4ddataset.com, granted within about two "
-        "days). Then:\n"
-        "  pip install ego4d && aws configure --profile ego4d\n"
-        "  ego4d --output_directory {folder} --datasets full_scale --video_uid_file {list} "
-        "--aws_profile_name ego4d -y\n"
-        "Run this asset again afterwards; it adopts what is there."
-    )
-}
-DEFAULT_INSTRUCTIONS = (
-    "Put the files listed in {list} into {folder} as <id>.mp4, and run this asset again."
-)
 
 
 class DropSource(Source):
@@ -67,11 +52,16 @@ class DropSource(Source):
         return DropFetcher(self, context.log)
 
     def notes(self, context: FetchContext, missing: list[str]) -> list[str]:
-        """How to obtain what is missing; the list of it is written below the root."""
-        name = layout.catalogue(context.source, f"{context.part}.missing.txt")
-        lines = "".join(f"{identifier}\n" for identifier in missing)
-        context.storage.write_bytes(name, lines.encode())
-        text = self.instructions or INSTRUCTIONS.get(context.source, DEFAULT_INSTRUCTIONS)
+        """How to obtain what is missing. One list of it, of all parts, is written below the root:
+        what a person fetches for one part, they fetch for all.
+        """
+        name = layout.catalogue(context.source, "missing.txt")
+        ids, text, more = sorted({*missing, *context.missing_ids()}), OTHERS, ""
+        if context.source == "ego4d":
+            text = EGO4D
+            ids, more = listed_for_ego4d(ids, self.folder)
+        context.storage.write_bytes(name, "".join(f"{one}\n" for one in ids).encode())
+        text = (self.instructions or text) + more
         return [
             text.replace("{folder}", str(self.folder)).replace("{list}", context.storage.path(name))
         ]

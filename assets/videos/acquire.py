@@ -120,7 +120,8 @@ class _Acquisition:
             self.part,
             settings.download,
             settings.hub_endpoint,
-            lambda: _all_ids(storage, self.source),
+            lambda: _ids(storage, self.source),
+            lambda: _ids(storage, self.source, but=(OK, NOT_ASKED)),
             log,
         )
         self.fetcher = settings.sources[self.source].fetcher(self.context)
@@ -405,11 +406,13 @@ def _items_own_faults() -> Iterator[None]:
         raise own from error
 
 
-def _all_ids(storage: Storage, source: str) -> set[str]:
-    """Ids of a source in all parts."""
+def _ids(storage: Storage, source: str, but: tuple[str, ...] = ()) -> set[str]:
+    """Ids of a source in all parts, but those of some statuses."""
     found: set[str] = set()
     index = 0
     while storage.exists(snapshot_name(source, part_name(index))):
-        found |= set(read_catalogue(storage, source, part_name(index))["id"].to_pylist())
+        table = read_catalogue(storage, source, part_name(index))
+        rows = zip(table["id"].to_pylist(), table["status"].to_pylist(), strict=True)
+        found |= {identifier for identifier, status in rows if status not in but}
         index += 1
     return found

@@ -44,7 +44,14 @@ class DueDownloads:
             # A hub that does not answer must not hold up who asks: one try.
             download = self.settings.download.model_copy(update={"attempts": 1})
             context = FetchContext(
-                self.storage, source, part, download, self.settings.hub_endpoint, set, _say_nothing
+                self.storage,
+                source,
+                part,
+                download,
+                self.settings.hub_endpoint,
+                set,
+                set,
+                _say_nothing,
             )
             fetcher = self.settings.sources[source].fetcher(context)
             self._evidence[source] = Evidence(

@@ -85,7 +85,7 @@ class Nights:
     def evidence(self, source: str) -> Evidence:
         download = self.settings.download.model_copy(update={"attempts": 1})
         context = FetchContext(
-            self.storage, source, "part0", download, self.settings.hub_endpoint, set, print
+            self.storage, source, "part0", download, self.settings.hub_endpoint, set, set, print
         )
         return Evidence(self.settings.sources[source].fetcher(context), download)
 

@@ -4,6 +4,7 @@ that gets it.
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_the_command_and_the_list_of_what_is_missing_are_given(tmp_path, drop):
     storage, settings = deployment(tmp_path)
     report = acquire(storage, settings, "ego4d")
     (note,) = report.notes
-    listing = storage.path("VideoMarathon/catalogue/ego4d/part0.missing.txt")
+    listing = storage.path("VideoMarathon/catalogue/ego4d/missing.txt")
     command = (
         f"ego4d --output_directory {tmp_path / 'drop'} --datasets full_scale "
         f"--video_uid_file {listing}"
@@ -73,7 +74,7 @@ def test_a_source_of_ones_own_has_its_own_words(tmp_path, drop):
         tmp_path, "mine", ["a"], instructions="Ask Ann for {list}; put it into {folder}."
     )
     (note,) = acquire(storage, settings, "mine").notes
-    listing = storage.path("VideoMarathon/catalogue/mine/part0.missing.txt")
+    listing = storage.path("VideoMarathon/catalogue/mine/missing.txt")
     assert note == f"Ask Ann for {listing}; put it into {tmp_path / 'drop'}."
 
 
@@ -343,3 +344,36 @@ def test_a_dropped_file_that_its_owner_changes_is_found_and_adopted_as_it_is_now
     acquire(storage, settings, "ego4d")
     assert row(storage, "ego4d", UIDS[0]).size == len(clip(2))
     assert published(storage).read_bytes() == path.read_bytes() == clip(2)
+
+
+def test_one_list_of_missing_videos_serves_all_parts(tmp_path, drop):
+    uids = [f"{n:08x}-0000-4000-8000-{n:012x}" for n in range(12)]
+    sources = {"ego4d": {"kind": "drop", "folder": str(tmp_path / "drop")}}
+    rows = [question(uid, "ego4d") for uid in uids]
+    settings = make_settings(tmp_path / "deployment", sources, rows, parts=3)
+    storage = catalogued(settings)
+    (drop / f"{uids[0]}.mp4").write_bytes(clip(1))
+    listing = Path(storage.path("VideoMarathon/catalogue/ego4d/missing.txt"))
+    for part in ("part0", "part1", "part2"):
+        (note,) = acquire(storage, settings, "ego4d", part).notes
+        assert str(listing) in note
+        assert set(listing.read_text().split()) >= set(uids[1:]), "also of parts not yet run"
+    assert listing.read_text().split() == uids[1:]
+    assert not list(listing.parent.glob("part*.txt"))
+
+
+def test_uids_that_ego4d_does_not_know_are_left_out_of_the_list(tmp_path, drop):
+    """The official client ends at the first of them."""
+    uids = [f"{n:08x}-0000-4000-8000-{n:012x}" for n in range(4)]
+    storage, settings = deployment(tmp_path, wanted=[*uids, "no-uid-at-all"])
+    listing = Path(storage.path("VideoMarathon/catalogue/ego4d/missing.txt"))
+    (note,) = acquire(storage, settings, "ego4d").notes
+    assert listing.read_text().split() == uids
+    assert "1 (no-uid-at-all)" in note
+    assert "ends at the first uid that it does not know" in note
+    known = {"videos": [{"video_uid": uid} for uid in uids[:3]]}
+    (tmp_path / "drop" / "v2" / "ego4d.json").write_text(json.dumps(known))
+    (note,) = acquire(storage, settings, "ego4d").notes
+    assert listing.read_text().split() == uids[:3]
+    assert f"2 ({uids[3]}, no-uid-at-all)" in note
+    assert "ends at the first" not in note
