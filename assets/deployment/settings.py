@@ -140,7 +140,10 @@ class Features(Section):
     batch_size: int = Field(
         default=64, ge=1, description="frames in one forward pass of the encoder"
     )
-    decoder: Literal["auto", "pyav", "decord", "nvdec"] = "auto"
+    decoder: Literal["auto", "pyav", "decord", "nvdec"] = Field(
+        default="auto",
+        description="auto: PyAV, and NVDEC beside it where PyNvVideoCodec and a GPU are there",
+    )
     encoder: str | None = Field(
         default=None, description="SigLIP checkpoint to use instead of the stage-2 export"
     )
