@@ -4,11 +4,13 @@ reason.
 
 import pickle
 import random
+import re
 import socket
 import subprocess
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -375,3 +377,48 @@ def test_frames_of_a_rate_that_varies_are_spread_over_time_not_over_frames(built
     assert len(set(chosen.tolist())) < len(chosen)
     assert line.rate is None
     assert Fraction(line.fps).limit_denominator(10) < 1
+
+
+# --- The page for people ---
+
+PAGE = Path(__file__).parents[3] / "docs/videos.md"
+
+
+def drawn(clip: tricky.Clip) -> str:
+    if clip.reason:
+        return f"refused: `{clip.reason}`"
+    seconds = len(clip.times) / float(clip.rate) if clip.rate else None
+    told = (clip.truncated, clip.missing, clip.leapt)
+    return in_words(len(clip.times), seconds, clip.times[-1], *told)
+
+
+def found(clip: tricky.Clip, path: Path) -> str:
+    try:
+        line = read_timeline(path)
+    except MediaError as error:
+        return f"refused: `{error.reason}`"
+    told = (line.truncated, line.missing_fragments, line.leapt_s)
+    return in_words(line.frames, line.duration if line.rate else None, float(line.pts[-1]), *told)
+
+
+def in_words(
+    pictures: int, seconds: float | None, last: float, truncated: bool, missing: int, leapt: float
+) -> str:
+    shown = f"last at {last:.2f} s" if seconds is None else f"{seconds:.2f} s"
+    told = [
+        *["truncated"] * truncated,
+        *[f"{missing} fragments missing"] * bool(missing),
+        *[f"clock leaps {leapt:.5g} s"] * bool(leapt),
+    ]
+    return "; ".join(filter(None, [f"{pictures} pictures, {shown}", ", ".join(told)])).replace(
+        ".00 s", " s"
+    )
+
+
+def test_the_page_about_videos_says_what_is_read(built):
+    rows = re.findall(r"^\| `(\S+)` \| (.+?) \| (.+?) \|$", PAGE.read_text(), re.M)
+    clips_by_name = {clip.name: clip for clip in tricky.CLIPS}
+    assert len(rows) > 30
+    for name, expected, got in rows:
+        clip = clips_by_name[name]
+        assert (expected, got) == (drawn(clip), found(clip, built(clip))), name
