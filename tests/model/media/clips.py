@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 GRID = 4  # a picture is a 4 x 4 board of dark and light cells: 16 bits
 
@@ -58,6 +59,7 @@ def encode(
         if title:
             out.metadata["title"] = title
         stream = out.add_stream(codec, rate=rate, options=options or {})
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         if time_base is not None:
             stream.codec_context.time_base = time_base

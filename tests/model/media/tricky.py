@@ -13,9 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
 from PIL import Image
 
 from tests.model.media.clips import encode
@@ -23,6 +25,9 @@ from tests.model.media.clips import encode
 X264 = {"bf": "3", "g": "60", "preset": "veryfast"}
 QUIET_X265 = {"x265-params": "log-level=none:bframes=3"}
 FAST_VP9 = {"deadline": "realtime", "cpu-used": "8"}
+
+Build = Callable[[Path], Path]  # writes a clip to the path
+Register = Callable[[Build], Build]
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,12 @@ class Clip:
 
     `damaged`: the pictures may not be what they were, and the reader must say so. `apart` is the
     number of pictures that may differ from their number. `truncated`: the reader must say that
-    something is missing. `stream`: which of the video streams it
-    is. `missing`: fragments that it must say are missing. `leapt`: seconds of
-    leaps of the clock that it must tell of.
+    something is missing. `stream`: which of the video streams it is. `missing`: fragments that it
+    must say are missing. `leapt`: seconds of leaps of the clock that it must tell of.
     """
 
     name: str
-    build: Callable[[Path], Path]
+    build: Build
     numbers: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     rate: Fraction | None = None
@@ -54,24 +58,26 @@ class Clip:
 CLIPS: list[Clip] = []
 
 
-def steady(name: str, frames: int, rate: Fraction | int = 30, first: int = 0, **expected):
+def steady(
+    name: str, frames: int, rate: Fraction | int = 30, first: int = 0, **expected: Any
+) -> Register:
     """A clip of a constant rate, whose pictures count up from `first`."""
     numbers = list(range(first, first + frames))
     times = [float(index / Fraction(rate)) for index in range(frames)]
     return _clip(name, numbers=numbers, times=times, rate=Fraction(rate), **expected)
 
 
-def uneven(name: str, ticks: list[int], time_base: Fraction, **expected):
+def uneven(name: str, ticks: list[int], time_base: Fraction, **expected: Any) -> Register:
     times = [float((tick - ticks[0]) * time_base) for tick in ticks]
     return _clip(name, numbers=list(range(len(ticks))), times=times, **expected)
 
 
-def refused(name: str, reason: str):
+def refused(name: str, reason: str) -> Register:
     return _clip(name, reason=reason)
 
 
-def _clip(name: str, **expected):
-    def register(build: Callable[[Path], Path]) -> Callable[[Path], Path]:
+def _clip(name: str, **expected: Any) -> Register:
+    def register(build: Build) -> Build:
         CLIPS.append(Clip(name, build, **expected))
         return build
 
@@ -528,7 +534,7 @@ def cut_off(path: Path) -> Path:
         movflags="faststart",
     )
     with av.open(str(path)) as whole:
-        ends = [packet.pos + packet.size for packet in whole.demux(video=0) if packet.size]
+        ends = [(packet.pos or 0) + packet.size for packet in whole.demux(video=0) if packet.size]
     path.write_bytes(path.read_bytes()[: ends[44] - 8])
     return path
 
@@ -560,7 +566,7 @@ def middle(path: Path) -> Path:
     )
     data = path.read_bytes()
     with av.open(str(path)) as whole:
-        start = [packet.pos for packet in whole.demux(video=0) if packet.size][10]
+        start = [packet.pos or 0 for packet in whole.demux(video=0) if packet.size][10]
     path.write_bytes(data[start // 188 * 188 + 100 :])
     return path
 
@@ -787,19 +793,23 @@ def with_sound(video: Path, path: Path, seconds: float, codec: str = "aac") -> P
     with av.open(str(video)) as given, av.open(str(path), "w") as out:
         picture = out.add_stream_from_template(given.streams.video[0])
         sound = out.add_stream(codec, rate=rate)
-        sound.layout, tones = "mono", []
+        assert isinstance(sound, AudioStream)
+        sound.layout = "mono"
+        tones: list[av.Packet] = []
         for start in range(0, round(seconds * rate), 960):
-            wave = np.zeros((1, 960), np.float32 if codec == "aac" else np.int16)
-            frame = av.AudioFrame.from_ndarray(
-                wave, format="fltp" if codec == "aac" else "s16", layout="mono"
-            )
+            if codec == "aac":
+                silence = np.zeros((1, 960), np.float32)
+                frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            else:
+                silence = np.zeros((1, 960), np.int16)
+                frame = av.AudioFrame.from_ndarray(silence, format="s16", layout="mono")
             frame.rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
             tones += sound.encode(frame)
         tones += sound.encode(None)
         pictures = [packet for packet in given.demux(video=0) if packet.dts is not None]
         for packet in pictures:
             packet.stream = picture
-        for packet in sorted([*pictures, *tones], key=lambda p: p.dts * p.time_base):
+        for packet in sorted([*pictures, *tones], key=lambda p: (p.dts or 0) * p.time_base):
             out.mux(packet)
     return path
 
