@@ -69,4 +69,5 @@ ANSWERS = {
     "choices": "what could be chosen",
     "scores": "log-probability of each choice",
     "problem": "why the question could not be asked; it then counts neither way",
+    "damage": "what is wrong with the video; empty where nothing shows",
 }

@@ -51,7 +51,7 @@ TERMINATE = """mutation Stop($id: String!) {
 }"""
 
 
-def until(what, described, seconds=90.0):
+def until(what, described, seconds=300.0):
     """The first true answer of ``what``."""
     deadline = time.monotonic() + seconds
     while not (answer := what()):

@@ -47,16 +47,18 @@ def test_assets_materialize_over_graphql_and_a_bad_file_is_told_to_its_owner(tmp
     deployment = write_deployment(tmp_path, [{**ROW, "question": "What colour?", "answer": "Red."}])
     shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
     with dagster(deployment, tmp_path / "dagster.log", home=tmp_path) as client:
+        rows = (tmp_path / "rows.jsonl").read_text()
+        (tmp_path / "rows.jsonl").write_text('{"colour": "red"}\n')
+        run = client.launch("01_collect_sources", ["annotations"])
+        assert finish(client, run) == "FAILURE"
+        assert "colour" in client.failure(run)
+
+        (tmp_path / "rows.jsonl").write_text(rows)
         run = client.launch("01_collect_sources", ["annotations", "catalogue"])
         assert finish(client, run) == "SUCCESS", client.failure(run)
         assert client.states("catalogue", [{}]) == ["FRESH"]
         lineage = json.loads((tmp_path / "root/lineage/catalogue/all.json").read_text())
         assert set(lineage["inputs"]) == {"annotations"}
-
-        (tmp_path / "rows.jsonl").write_text('{"colour": "red"}\n')
-        run = client.launch("01_collect_sources", ["annotations"])
-        assert finish(client, run) == "FAILURE"
-        assert "colour" in client.failure(run)
 
 
 START_SENSOR = """
@@ -115,7 +117,7 @@ def test_automation_makes_each_part_once_also_of_a_landing_before_its_first_tick
     (tmp_path / "landing").mkdir()
     with deployment.open("a") as settings:
         settings.write("landing: landing\nhub_endpoint: http://127.0.0.1:9\n")
-        settings.write("automation: {data: false}\n")
+        settings.write("automation: {data: false}\ndownload: {coverage_threshold: 1.0}\n")
     shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
     with dagster(deployment, tmp_path / "dagster.log", home=tmp_path) as client:
         run = client.launch("01_collect_sources", ["annotations", "catalogue"])
