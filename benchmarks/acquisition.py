@@ -131,10 +131,7 @@ def plain(url: str, names: list[str], workers: int, out: Path) -> float:
         ):
             shutil.copyfileobj(response.raw, file, 1 << 20)
 
-    start = time.perf_counter()
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(fetch, names))
-    return time.perf_counter() - start
+    return in_threads(workers, fetch, names)
 
 
 def direct(url: str, names: list[str], workers: int, out: Path) -> float:
@@ -148,6 +145,11 @@ def direct(url: str, names: list[str], workers: int, out: Path) -> float:
             f"{url}/{name}", out / name, guard=guard, limits=limits, watch=lambda count: None
         )
 
+    return in_threads(workers, fetch, names)
+
+
+def in_threads(workers: int, fetch: Callable[[str], None], names: list[str]) -> float:
+    """Seconds that it takes to fetch all files with so many threads."""
     start = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(fetch, names))

@@ -5,7 +5,6 @@ secrets for their own host alone.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from assets.fetching.direct import download_file
 from assets.fetching.errors import TransferError
 from assets.fetching.options import Download
 from assets.fetching.partial_file import strong_validator
+from tests.assets.fetching.killed import killed_after
 from tests.servers.faulty import Fault, FaultyMediaServer, in_turn
 
 SIZE = 1_000_003
@@ -122,22 +122,7 @@ class Killed(BaseException):
 
 def interrupted(media: FaultyMediaServer, folder: Path, after: int = 400_000, **more) -> int:
     """Fetch a part in a process that kills itself; returns the bytes that the part has."""
-    child = os.fork()
-    if child == 0:
-        came = 0
-
-        def watch(count: int) -> None:
-            nonlocal came
-            came += count
-            if came >= after:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            fetch(f"{media.url}/v.mp4", folder, watch=watch, **more)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    killed_after(after, lambda watch: fetch(f"{media.url}/v.mp4", folder, watch=watch, **more))
     part = partial_file.PartialFile.left(folder)
     return sum(part.done) if part else 0
 

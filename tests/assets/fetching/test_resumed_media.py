@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from assets.fetching import ytdlp
 from assets.fetching.address_guard import Guard
 from assets.fetching.errors import TransferError
 from assets.fetching.options import Download
+from tests.assets.fetching.killed import killed_after
 from tests.servers.faulty import Fault, FaultyMediaServer, in_turn
 
 ID = "a-b_c123456"
@@ -76,22 +76,7 @@ def fetch(
 
 def killed(media: FaultyMediaServer, url: str, folder: Path, after: int) -> None:
     """Fetch in a process that kills itself once so many bytes came."""
-    child = os.fork()
-    if child == 0:
-        came = 0
-
-        def watch(count: int) -> None:
-            nonlocal came
-            came += count
-            if came >= after:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            fetch(media, url, folder, watch)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    killed_after(after, lambda watch: fetch(media, url, folder, watch))
 
 
 def sent(media: FaultyMediaServer, path: str) -> list[int]:
