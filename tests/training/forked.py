@@ -146,9 +146,8 @@ def life(folder: Path) -> dict[str, Any]:
 
         seen[name] = [status_of(fork(work)), newest(run)]
 
-    def no_more_memory() -> None:
-        while newest(run) < 2:  # it is written beside the steps, and needs memory for that
-            time.sleep(0.01)
+    def no_more_memory(trainer: loop.Trainer) -> None:
+        trainer.checkpoints.commit_written(wait=True)  # the writer needs memory too
         limit(resource.RLIMIT_AS, 0)
 
     attempt("out of memory", run, lambda: at_step(4, no_more_memory))
@@ -156,9 +155,10 @@ def life(folder: Path) -> dict[str, Any]:
     attempt(
         "smaller packs, pre-empted",
         run,
-        lambda: at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        lambda: at_step(6, lambda _: os.kill(os.getpid(), signal.SIGTERM)),
     )
-    attempt("disk full", run, lambda: at_step(7, lambda: limit(resource.RLIMIT_FSIZE, 4096)))
+    # before the step whose checkpoint is due, so that none of it is written yet
+    attempt("disk full", run, lambda: at_step(6, lambda _: limit(resource.RLIMIT_FSIZE, 4096)))
     moved = folder / "elsewhere"
     shutil.copytree(tiny_base(), moved / "start")
     shutil.copy(folder / "index.json", moved / "index.json")
@@ -188,7 +188,7 @@ def two(folder: Path) -> dict[str, Any]:
     reading, writing = os.pipe()
 
     def first_run() -> None:
-        at_step(3, lambda: (os.write(writing, b"."), os.kill(os.getpid(), signal.SIGSTOP)))
+        at_step(3, lambda _: (os.write(writing, b"."), os.kill(os.getpid(), signal.SIGSTOP)))
         train_in_process(run)
 
     first = fork(first_run)
@@ -209,13 +209,13 @@ def two(folder: Path) -> dict[str, Any]:
     }
 
 
-def at_step(number: int, act: Callable[[], Any]) -> None:
+def at_step(number: int, act: Callable[[loop.Trainer], Any]) -> None:
     """Act when a step of that number begins."""
     plain = loop.Trainer.step
 
     def step(trainer: loop.Trainer, groups: Any) -> None:
         if trainer.state.step + 1 == number:
-            act()
+            act(trainer)
         plain(trainer, groups)
 
     loop.Trainer.step = step  # type: ignore[method-assign]
