@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -81,6 +82,12 @@ class HourLlavaHFConfig(PretrainedConfig):
         return cls(hour_llava=config.to_dict(), architectures=["HourLlavaForCausalLM"], **kwargs)
 
 
+# Target to source, as version 5 wants it; version 4 knows only the targets. In force if the
+# configuration ties.
+_TIED = {"model.llm.lm_head.weight": "model.llm.model.embed_tokens.weight"}
+_VERSION_4 = transformers.__version__.startswith("4.")
+
+
 class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # transformers' own bases disagree
     """`.model` is the `HourLlava` that training uses; tensors are named after it, with the prefix
     "model.".
@@ -88,9 +95,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
 
     config_class = HourLlavaHFConfig
     base_model_prefix = "model"
-    # Target to source, as version 5 wants it; version 4 reads only the targets. In force if the
-    # configuration ties.
-    _tied_weights_keys: Any = {"model.llm.lm_head.weight": "model.llm.model.embed_tokens.weight"}  # noqa: RUF012
+    _tied_weights_keys: Any = list(_TIED) if _VERSION_4 else _TIED
     _no_split_modules: Any = ["Qwen2DecoderLayer", "MemAugBlock", "VisionLayer"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True

@@ -9,6 +9,7 @@ In reading order:
     state          what a run counts
     data/          shards -> micro-batches -> packs on the device
     optimizer      which parameters are tuned, at which rate
+    adapters       low-rank adapters of some modules, by peft
     parallel       ranks, and the model laid over them
     lockstep       ranks with different samples run the same parts of the model
     flops          what a sample costs

@@ -14,8 +14,10 @@ from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
 from model.vision import VisionEncoder
 from model.weights.tensors import checkpoint_files, stored_tensors
 from model.weights.vision_encoder import save_vision_encoder
+from training.adapters import ADAPTER_FOLDER, merged, write_adapter
 from training.formats.storage import Storage
 from training.parallel import Ranks
+from training.run_config import RunConfig
 from training.run_folder import EXPORT_NAME
 
 # What the tokenizer and generation need; weights and configuration are written anew.
@@ -48,19 +50,19 @@ def companions_of(start: Path) -> dict[str, bytes]:
 
 
 def publish_export(
-    out: Path, wrapper: HourLlavaForCausalLM, ranks: Ranks, companions: Mapping[str, bytes]
+    run: RunConfig, wrapper: HourLlavaForCausalLM, ranks: Ranks, companions: Mapping[str, bytes]
 ) -> str:
-    """Write `out/export` from the sharded model; every rank takes part, rank 0 writes, and the
-    others wait as long as it takes.
+    """Write `export` from the sharded model into the run's folder; every rank takes part, rank 0
+    writes, and the others wait as long as it takes.
 
     Weights are bfloat16 where the run computed in it, float32 otherwise. The folder appears by one
-    rename.
+    rename. Adapters are merged into the weights, and kept in `export/adapter`.
 
     Args:
         companions: files that come along, by name; those of rank 0 are written.
 
     Returns:
-        The folder's name below `out`.
+        The folder's name below the run's.
     """
     dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
     state = _whole_state(wrapper, ranks, dtype)
@@ -68,9 +70,12 @@ def publish_export(
     def write() -> None:
         if not ranks.first:
             return
-        with Storage(str(out)).writing_folder(EXPORT_NAME) as folder:
+        with Storage(run.out).writing_folder(EXPORT_NAME) as folder:
             wrapper.config.dtype = dtype
-            wrapper.save_pretrained(folder, state_dict=state, safe_serialization=True)
+            plain = state if run.lora is None else merged(state, run.lora)
+            wrapper.save_pretrained(folder, state_dict=plain, safe_serialization=True)
+            if run.lora is not None:
+                write_adapter(folder / ADAPTER_FOLDER, state, run.lora, run.modules)
             for name, content in companions.items():
                 (folder / name).write_bytes(content)
 

@@ -18,6 +18,7 @@ from model.config import VARIANTS
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
 from model.processor import Processor
 from model.weights.tensors import StoredTensor, checkpoint_files, stored_tensors
+from training.adapters import insert_adapters, is_adapter, plain_name
 from training.run_config import RunConfig
 
 
@@ -36,6 +37,8 @@ def model_and_processor(run: RunConfig) -> tuple[HourLlavaForCausalLM, Processor
             f"start: {start} holds variant {config.variant!r}, but the run is of variant "
             f"{run.variant!r}"
         )
+    if run.lora is not None:
+        insert_adapters(wrapper.model, run.lora)
     tokenizer = AutoTokenizer.from_pretrained(start)
     config = replace(config, max_length=min(config.max_length, run.recipe.max_length))
     cuda = torch.cuda.is_available() if run.device == "auto" else run.device == "cuda"
@@ -65,13 +68,17 @@ def empty_model(start: Path) -> HourLlavaForCausalLM:
 @torch.no_grad()
 def load_weights(wrapper: HourLlavaForCausalLM, start: Path) -> None:
     """Fill parameters and stored buffers from the folder's safetensors files, whatever the stored
-    type.
+    type. Adapters are in none of them and stay as they are.
 
     Raises:
         ValueError: missing, unknown or differently shaped tensors; it names the file and some of
             them.
     """
-    targets: dict[str, Tensor] = wrapper.state_dict(keep_vars=True)
+    targets: dict[str, Tensor] = {
+        plain_name(name): tensor
+        for name, tensor in wrapper.state_dict(keep_vars=True).items()
+        if not is_adapter(name)
+    }
     aliases: dict[int, set[str]] = {}
     for name, target in targets.items():
         aliases.setdefault(id(target), set()).add(name)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from model.processor import Processor
+from training.adapters import fill_adapters
 from training.checkpoint import Checkpoints
 from training.data.micro_batch import MicroBatchLoader
 from training.data.prefetch import DevicePrefetcher, PackGroup, Prefetcher
@@ -101,7 +102,7 @@ def train(
             trainer.run()
         finally:
             trainer.close()
-        name = publish_export(out, trainer.wrapper, ranks, trainer.companions)
+        name = publish_export(run, trainer.wrapper, ranks, trainer.companions)
         result = ranks.together(
             lambda: (
                 folder.write_result(trainer.state, identity, name, ranks.world)
@@ -188,12 +189,13 @@ class Trainer:
         )
         _seed(run, ranks)
         self.model.config = self.model_config
-        select(self.model, run.modules)
+        select(self.model, run.modules, run.adapted)
         compiled = ranks.device.type == "cuda" if run.compile is None else run.compile
         self.recomputation = prepare(
             self.model, ranks, compiled=compiled, checkpointing=checkpointing
         )
         load_weights(self.wrapper, Path(run.start))
+        fill_adapters(self.model, run.seed)
         self.model.train()
         self.optimizer = build_optimizer(self.model, self.recipe)
         self.parameters = [

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from training.adapters import is_adapter
 from training.recipes import MODULES, Recipe
 
 
@@ -26,11 +27,16 @@ def module_of(name: str) -> str:
     raise ValueError(f"parameter {name!r} belongs to none of the modules {', '.join(MODULES)}")
 
 
-def select(model: nn.Module, tuned: Iterable[str]) -> None:
-    """Let the parameters of the `tuned` modules require gradients, and no others."""
+def select(model: nn.Module, tuned: Iterable[str], adapted: Collection[str] = ()) -> None:
+    """Let the parameters of the `tuned` modules require gradients, and no others.
+
+    Args:
+        adapted: modules of which only the adapters do.
+    """
     chosen = set(tuned)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(module_of(name) in chosen)
+        module = module_of(name)
+        parameter.requires_grad_(module in chosen and (module not in adapted or is_adapter(name)))
 
 
 def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, object]]:
@@ -63,7 +69,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     checkpoint can be read in.
     """
     groups = parameter_groups(model, recipe.rates)
-    fused = next(model.parameters()).device.type == "cuda"
+    fused = all(group["params"][0].device.type == "cuda" for group in groups)  # type: ignore[index]
     optimizer = torch.optim.AdamW(
         groups,
         betas=recipe.betas,

@@ -191,15 +191,19 @@ def prepare(
         _narrow_frozen(model)
     mesh = init_device_mesh(ranks.device.type, (ranks.world,), mesh_dim_names=("shards",))
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
-    # A frozen vision encoder is small and not every pass uses it, so each rank holds all of it.
-    whole = [model.vision] if not _trained(model.vision) else []
+    ignored = _whole_on_each_rank(model, ranks.world)
     for unit in units(model):
-        if unit not in whole:
+        if not ignored.issuperset(unit.parameters()):
             # One rank has nothing to gain from giving gathered parameters back. The vision encoder
             # stays gathered for a pass, however many batches of frames a rank encodes in it.
             reshard = ranks.world > 1 and unit is not model.vision
-            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    ignored = {parameter for unit in whole for parameter in unit.parameters()}
+            fully_shard(
+                unit,
+                mesh=mesh,
+                mp_policy=policy,
+                reshard_after_forward=reshard,
+                ignored_params=ignored,
+            )
     fully_shard(
         model, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=ignored
     )
@@ -309,21 +313,20 @@ def _compiled(module: nn.Module, varying: int) -> Callable[..., Any]:
     return run
 
 
-def _trained(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
+def _whole_on_each_rank(model: HourLlava, world: int) -> set[nn.Parameter]:
+    """Frozen parameters that are not sharded: all of them on a single rank, which would only copy
+    them, and else those of the vision encoder, which is small and not used by every pass.
+    """
+    if world > 1 and any(parameter.requires_grad for parameter in model.vision.parameters()):
+        return set()
+    held = model if world == 1 else model.vision
+    return {parameter for parameter in held.parameters() if not parameter.requires_grad}
 
 
 def _narrow_frozen(model: HourLlava) -> None:
-    """Keep frozen units in bfloat16, in which they compute: float32 copies of them would change
-    nothing.
-
-    A unit has one type, so the shared rest is narrowed only when all of it is frozen.
+    """Keep frozen parameters in bfloat16, in which they compute: float32 copies of them would
+    change nothing.
     """
-    inside = {id(parameter) for unit in units(model) for parameter in unit.parameters()}
-    rest = nn.ParameterList(
-        parameter for parameter in model.parameters() if id(parameter) not in inside
-    )
-    for unit in [*units(model), rest]:
-        if not _trained(unit):
-            for parameter in unit.parameters():
-                parameter.data = parameter.data.to(torch.bfloat16)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)

@@ -11,12 +11,45 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass as checked_dataclass
+
 from model.config import VARIANTS
 from training.formats.kinds import Group, kinds_of
 
 # Every parameter of the model belongs to exactly one of these. `llm` includes embeddings, head and
 # image_newline.
 MODULES = ("vision", "projector", "memaug", "llm")
+
+
+@checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=True))
+class Lora:
+    """Some of the tuned modules get low-rank adapters beside their linear layers, and keep their
+    own weights. The other tuned modules are trained whole. Needs peft, the extra `lora`.
+
+    Attributes:
+        rank: of each adapter.
+        alpha: an adapter counts by alpha / rank.
+        rate: peak learning rate of the adapters.
+        modules: those with adapters. Embeddings, norms and `image_newline` of the language model
+            stay as they are.
+    """
+
+    rank: PositiveInt = 64
+    alpha: PositiveFloat = 128.0
+    rate: PositiveFloat = 1e-4
+    modules: tuple[str, ...] = Field(default=("llm",), min_length=1)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.modules) - set(MODULES)):
+            raise ValueError(
+                f"adapters go into some of {', '.join(MODULES)}; found {', '.join(unknown)}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """What an adapter's product is multiplied by."""
+        return self.alpha / self.rank
 
 
 @dataclass(frozen=True, slots=True)

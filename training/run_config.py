@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from model.atomic import writing_file
 from model.configuration import parse
-from training.recipes import MODULES, Recipe, recipe
+from training.recipes import MODULES, Lora, Recipe, recipe
 
 Loss = Literal["tokens", "micro_batch"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -68,6 +68,8 @@ class RunConfig:
 
         global_batch, micro_batch, max_length, epochs, rates, warmup, clip, save_every, betas,
             weight_decay: instead of the recipe's.
+        lora: low-rank adapters for the language model, or for other tuned modules; see
+            `training.recipes.Lora`. None: every tuned module is trained whole.
         held_out_share: share of the videos, and of the samples without one, that are never trained
             on; their loss is measured while the run goes on. 0: none.
         held_out_every, held_out_samples: after how many steps it is measured, and on how many
@@ -132,6 +134,7 @@ class RunConfig:
     save_every: PositiveInt | None = None
     betas: tuple[float, float] | None = None
     weight_decay: float | None = Field(default=None, ge=0)
+    lora: Lora | None = None
     stream_batch: PositiveInt | None = None
     held_out_share: float = Field(default=0.0, ge=0, lt=1)
     held_out_every: PositiveInt = 200
@@ -188,12 +191,25 @@ class RunConfig:
         chosen = replace(recipe(self.variant, self.stage), **changes)
         if self.reference_effective:
             chosen = replace(chosen, rates=dict.fromkeys(chosen.rates, chosen.reference_rate))
+        if self.lora is not None:
+            if frozen := sorted(set(self.lora.modules) - set(chosen.rates)):
+                raise ValueError(
+                    f"lora.modules names {', '.join(frozen)}, and this run tunes "
+                    f"{', '.join(chosen.rates)} only; name it in rates, too"
+                )
+            adapted = dict.fromkeys(self.lora.modules, self.lora.rate)
+            chosen = replace(chosen, rates={**chosen.rates, **adapted})
         return chosen
 
     @property
     def modules(self) -> tuple[str, ...]:
         """The tuned modules, in the model's order."""
         return tuple(name for name in MODULES if name in self.recipe.rates)
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The tuned modules that are trained through adapters alone."""
+        return self.lora.modules if self.lora is not None else ()
 
     def batches(self, world_size: int) -> tuple[int, int]:
         """(samples of one rank in a micro-batch, micro-batches of one rank in an optimizer step) on

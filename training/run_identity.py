@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ Identity = dict[str, Any]  # parts by name, plain JSON values
 # Fields of a run, and of its recipe after the run's deviations, that change its steps.
 COUNTED = (
     "variant", "stage", "seed", "max_steps", "loss", "canonical_nodes", "shuffle_block",
-    "held_out_share", "stream_batch",
+    "held_out_share", "stream_batch", "lora",
 )  # fmt: skip
 COUNTED_OF_RECIPE = (
     "rates", "global_batch", "max_length", "epochs", "warmup", "clip", "betas", "weight_decay",
@@ -50,6 +50,7 @@ NEUTRAL: Mapping[str, Any] = {
     "features": None,
     "held_out_share": 0.0,
     "stream_batch": None,
+    "lora": None,
 }
 
 
@@ -68,12 +69,16 @@ def identity_of(run: RunConfig, start_version: str) -> Identity:
         parts |= {"micro_batch": run.recipe.micro_batch, "micro_tokens": run.micro_tokens}
     parts |= {"start": start_version, **_start_parts(Path(run.start))}
     parts |= {"features": run.features_version, "shards": _shards(run)}
-    plain = json.loads(json.dumps(parts, default=dict))
+    plain = json.loads(json.dumps(parts, default=_plain))
     return {
         name: value
         for name, value in sorted(plain.items())
         if name not in NEUTRAL or value != NEUTRAL[name]
     }
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else dict(value)
 
 
 def short_name(identity: Identity) -> str:

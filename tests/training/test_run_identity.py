@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from model.config import PRESETS
+from training.recipes import Lora
 from training.run_config import RunConfig, StreamConfig, parse_run
 from training.run_identity import (
     differences,
@@ -52,6 +53,7 @@ COUNT = {
     "epochs": 3, "rates": {"memaug": 1e-3}, "warmup": 0.5, "clip": 2.0, "betas": (0.8, 0.9),
     "weight_decay": 0.1, "max_steps": 5, "loss": "micro_batch", "canonical_nodes": 2,
     "shuffle_block": 64, "features_version": "f", "held_out_share": 0.1, "stream_batch": 4,
+    "lora": Lora(),
 }  # fmt: skip
 DO_NOT_COUNT = {
     "out": "/elsewhere", "start_version": VERSION, "features_root": "/elsewhere",
