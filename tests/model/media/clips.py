@@ -61,6 +61,7 @@ def encode(
         stream = out.add_stream(codec, rate=rate, options=options or {})
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        stream.codec_context.thread_count = 1  # threads of tiny pictures mostly wait for each other
         if time_base is not None:
             stream.codec_context.time_base = time_base
         for name, value in codec_settings.items():
