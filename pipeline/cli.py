@@ -11,12 +11,11 @@ import contextlib
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import __version__
+from pipeline import __version__, ask, serve
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -62,11 +61,17 @@ def _parser() -> argparse.ArgumentParser:
     why.add_argument("video", help=VIDEO_HELP)
     _add_config_option(why)
 
-    _add_ask_options(
+    ask.add_options(
         commands.add_parser(
             "ask", help="ask a checkpoint about a video (questions line by line if none is given)"
         )
     )
+
+    serving = commands.add_parser(
+        "serve", help="a page to ask checkpoints about videos, and an OpenAI-compatible endpoint"
+    )
+    serve.add_options(serving)
+    _add_config_option(serving)
 
     lineage = commands.add_parser(
         "lineage", help="what a shard or checkpoint was made from, what a video went into"
@@ -116,37 +121,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_ask_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "video", help="a video file, a feature file of the checkpoint's variant, or a URL"
-    )
-    parser.add_argument("question", nargs="?")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a stage's export, or a released checkpoint"
-    )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument(
-        "--longest", type=int, default=512, metavar="TOKENS", help="where an answer is cut off"
-    )
-    parser.add_argument(
-        "--any-encoder",
-        action="store_true",
-        help="take features that another vision encoder made than this one",
-    )
-    parser.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="HOST[:PORT]",
-        help="fetch from it though it is private",
-    )
-    parser.add_argument(
-        "--accept-youtube-terms",
-        action="store_true",
-        help="you have read them and decide that you may download",
-    )
-
-
 def _add_config_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
@@ -187,48 +161,6 @@ def _why(chosen: argparse.Namespace) -> int:
     for line in why(Storage(settings.root), settings, chosen.video):
         print(line)
     return 0
-
-
-def _ask(chosen: argparse.Namespace) -> int:
-    from assets.inference.checkpoint import find_checkpoint, log_to_terminal
-    from assets.inference.fetch import local_video
-
-    log = log_to_terminal
-    # The checkpoint first: nobody waits for a download that then is of no use.
-    checkpoint = find_checkpoint(chosen.checkpoint, log)
-    terms = chosen.accept_youtube_terms
-    with local_video(chosen.video, log, hosts=chosen.allow_host, accept_terms=terms) as path:
-        from assets.inference.session import Session  # imports torch: not before it is needed
-
-        session, started = Session(checkpoint, chosen.device), time.perf_counter()
-        video = session.video(path, own_encoder=not chosen.any_encoder)
-    seconds = time.perf_counter() - started
-    log(f"video of {video.duration:.0f} s, {video.frames} frames, remembered in {seconds:.2f} s")
-    if video.damage:
-        log(f"the video is damaged ({video.damage}): what is said about it may be wrong")
-    status = 0
-    for question in _questions(chosen):
-        try:
-            answer = session.ask(question, video, chosen.longest)
-            for piece in answer:
-                print(piece, end="", flush=True)
-        except ValueError as error:  # the next question can still be answered about this video
-            log(f"hourllava ask: {error}")
-            status = 2
-            continue
-        print(flush=True)
-        log(
-            f"first token {answer.first_token:.2f} s, {answer.tokens} tokens in "
-            f"{answer.seconds:.2f} s"
-        )
-    return status
-
-
-def _questions(chosen: argparse.Namespace) -> Iterable[str]:
-    """The question of the command line, else those of the standard input, one a line."""
-    if chosen.question is not None:
-        return [chosen.question]
-    return filter(None, map(str.strip, sys.stdin))
 
 
 def _lineage(chosen: argparse.Namespace) -> int:
@@ -340,13 +272,14 @@ def _deployment(chosen: argparse.Namespace) -> Iterator[tuple[DagsterInstance, S
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "ask": _ask,
+    "ask": ask.ask,
     "bill": _bill,
     "demo": _demo,
     "doctor": _doctor,
     "give-up": _give_up,
     "lineage": _lineage,
     "recover": _recover,
+    "serve": serve.serve,
     "take-back": _take_back,
     "why": _why,
     "withdraw": _withdraw,

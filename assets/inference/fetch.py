@@ -44,12 +44,11 @@ def local_video(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the URL may not or cannot be fetched, or what it gave is no sound video; it
-            names the URL and why.
+        ValueError: a folder; or the URL may not or cannot be fetched, or what it gave is no sound
+            video; it names the URL and why.
     """
     if "://" not in video:
-        if not Path(video).is_file():
-            raise FileNotFoundError(f"{video}: no such file")
+        check_named(video)
         yield Path(video)
         return
     limits = limits or Download()
@@ -63,6 +62,15 @@ def local_video(
         except InvalidVideo as error:
             raise ValueError(f"{video}: no usable video ({error.reason}): {error}") from error
         yield path
+
+
+def check_named(video: str) -> None:
+    """Raise FileNotFoundError where `video` is neither a URL nor there, ValueError for a folder."""
+    if "://" in video or Path(video).is_file():
+        return
+    if Path(video).is_dir():
+        raise ValueError(f"{video}: a folder; give one video file of it")
+    raise FileNotFoundError(f"{video}: no such file")
 
 
 def _fetch(

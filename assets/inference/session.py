@@ -10,16 +10,19 @@ media into prompts, and answers: greedily, hence always the same.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from assets.inference.checkpoint import find_checkpoint, load_checkpoint, log_to_terminal
 from assets.inference.likelihood import CachedPrompts
+from assets.inference.subtitles import Cue, with_subtitles
 from assets.inference.videos import (
     GREY,
     VideoFeatures,
@@ -28,16 +31,20 @@ from assets.inference.videos import (
     encode_video,
     grey_video,
 )
-from model.conversation import IMAGE
+from model.conversation import IMAGE, Conversations
 from model.generate import greedy_tokens
 from model.hour_llava import LLMInput
 from model.images import ImageSource
 from model.inputs import IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from model.media.sampling import stored_frame_indices
+from model.memory import video_token_counts
+from model.memory_attention import memory_attention
 from training.formats.feature_file import FeatureFile
 
 # What a character decodes to while some of its bytes are still to come.
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+# What the tokenizer reads as a sign of its own, and what stands for a picture.
+_CONTROL = re.compile(r"<(\|[A-Za-z0-9_]+\||image)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +74,18 @@ class Prompt:
     memory_ND: Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One turn of a conversation: its text, and the number of images that came with it."""
+
+    text: str
+    images: int = 0
+
+
 class Session:
     """One loaded checkpoint.
 
-    Each prompt stands for itself: what was asked before is no part of it.
+    Each prompt stands for itself: what was asked before is part of it only where it is given.
 
     Args:
         checkpoint: an export folder, the folder of a stage's run, or a released checkpoint.
@@ -128,12 +143,16 @@ class Session:
                 check_encoder(stored, self.export)
         if grey:
             stored = grey_video(self.model.model, stored)
+        video = self.remember(stored)
+        self._last = key, video
+        return video
+
+    def remember(self, stored: VideoFeatures | FeatureFile) -> RememberedVideo:
+        """Lay out the memory of a video that this checkpoint's vision encoder has seen."""
         shown_TPC = stored.read(stored_frame_indices(stored.frames, stored.duration))
         with torch.inference_mode():
             memory_ND = self.model.model.remember(Visual("features", features=shown_TPC))
-        video = RememberedVideo(shown_TPC, stored.duration, stored.damage, memory_ND=memory_ND)
-        self._last = key, video
-        return video
+        return RememberedVideo(shown_TPC, stored.duration, stored.damage, memory_ND=memory_ND)
 
     def prompt(
         self,
@@ -141,6 +160,7 @@ class Session:
         *,
         video: RememberedVideo | None = None,
         images: Sequence[ImageSource] = (),
+        earlier: Conversations = (),
         grey: bool = False,
         id: str = "",
     ) -> Prompt:
@@ -148,6 +168,7 @@ class Session:
 
         Args:
             text: the human turn, with one `<image>` for the video or for each image.
+            earlier: turns before it; where there are any, their first holds the video's `<image>`.
             grey: show grey images of the same number and size.
             id: names the prompt in errors.
 
@@ -157,7 +178,7 @@ class Session:
         """
         turn = {"from": "human", "value": text}
         inputs = self.processor.sample(
-            [turn], video=video, images=images, id=id, add_generation_prompt=True
+            [*earlier, turn], video=video, images=images, id=id, add_generation_prompt=True
         )
         if video is not None:
             return Prompt(inputs, video.memory_ND)
@@ -183,17 +204,73 @@ class Session:
 
     # -- from prompts to answers ------------------------------------------------------------------
 
-    def ask(self, question: str, video: RememberedVideo, longest: int = 512) -> StreamedAnswer:
+    def ask(
+        self,
+        question: str,
+        video: RememberedVideo,
+        longest: int = 512,
+        *,
+        subtitles: Sequence[Cue] = (),
+        earlier: Sequence[tuple[str, str]] = (),
+    ) -> StreamedAnswer:
         """The answer to a question about a video, while it is written.
 
         Args:
             longest: where the answer is cut off, in tokens.
+            subtitles: of the video; they stand above the first question, see
+                `assets/inference/subtitles.py`.
+            earlier: questions and answers that this one follows.
 
         Raises:
             ValueError: an empty question. One that is too long is told when the first piece is
                 asked for.
         """
-        return StreamedAnswer(self, question, video, longest)
+        started = time.perf_counter()
+        texts = [text for turn in earlier for text in turn]
+        said = [Said(text) for text in (*texts, question)]
+        prompt = self.conversation(said, video=video, subtitles=subtitles)
+        return StreamedAnswer(self, prompt, longest, started)
+
+    def conversation(
+        self,
+        said: Sequence[Said],
+        *,
+        video: RememberedVideo | None = None,
+        images: Sequence[ImageSource] = (),
+        subtitles: Sequence[Cue] = (),
+    ) -> Prompt:
+        """A prompt of what a person and the model said in turn, the person first and last. Nothing
+        in these texts is more than text.
+
+        Raises:
+            ValueError: the last question is empty, or the visuals do not fit.
+        """
+        if not said[-1].text.strip():
+            raise ValueError("the question is empty")
+        texts = [harmless(turn.text) for turn in said]
+        if video is not None:
+            texts[0] = f"{IMAGE}\n{self.subtitled(texts[0], video, subtitles)}"
+        texts = [IMAGE * turn.images + text for turn, text in zip(said, texts, strict=True)]
+        senders = ("human", "gpt")
+        turns = [{"from": senders[n % 2], "value": text} for n, text in enumerate(texts)]
+        return self.prompt(texts[-1], video=video, images=images, earlier=turns[:-1], id="question")
+
+    def answer(self, prompt: Prompt, longest: int = 512) -> StreamedAnswer:
+        """The answer to any prompt, while it is written; at most `longest` tokens."""
+        return StreamedAnswer(self, prompt, longest, time.perf_counter())
+
+    def subtitled(self, question: str, video: RememberedVideo, cues: Sequence[Cue]) -> str:
+        """A question below its video's subtitles, which take at most half of the room that the
+        video leaves.
+        """
+        config = self.processor.config
+        _, visual = video_token_counts(video.frames, config)
+        room = (config.max_length - visual) // 2
+        return with_subtitles(question, cues, lambda text: len(self.ids(text)), room)
+
+    def attention(self, prompt: Prompt, **options: Any) -> Tensor:
+        """Where MemAug looks for a prompt about a video, see `model/memory_attention.py`: [T]."""
+        return memory_attention(self.model.model, prompt.inputs, prompt.memory_ND, **options)
 
     def tokens(self, prompt: Prompt, longest: int) -> Iterator[int]:
         """The tokens of one answer as they come, at most `longest`, without the end token.
@@ -201,13 +278,30 @@ class Session:
         Raises:
             ValueError: the prompt is too long.
         """
+        yield from self.continued(self.llm_input(prompt), longest)
+
+    def continued(self, llm_input: LLMInput, longest: int) -> Iterator[int]:
+        """The same of a prompt that MemAug has augmented."""
         if longest < 1:
             return
-        embeds_SD = self._llm_input([prompt]).embeds_SD
-        for token in greedy_tokens(self.model.model.llm, embeds_SD, longest, frozenset({self.end})):
+        embeds_SD, ends = llm_input.embeds_SD, frozenset({self.end})
+        for token in greedy_tokens(self.model.model.llm, embeds_SD, longest, ends):
             if token == self.end:
                 return
             yield token
+
+    def llm_input(self, *prompts: Prompt) -> LLMInput:
+        """Prompts as the language model takes them, with what MemAug found for each.
+
+        Raises:
+            ValueError: a prompt is too long.
+        """
+        inputs = [prompt.inputs for prompt in prompts]
+        memories = [prompt.memory_ND for prompt in prompts if prompt.memory_ND is not None]
+        with torch.inference_mode():
+            # One memory is not copied: an hour's takes gigabytes.
+            memory_ND = torch.cat(memories) if len(memories) > 1 else next(iter(memories), None)
+            return self.model.model.prepare(inputs, forgetting="uniform", memory_ND=memory_ND)
 
     def generate(self, prompts: Sequence[Prompt], longest: int) -> list[list[int]]:
         """The tokens of each prompt's answer, at most `longest`, without the end token.
@@ -227,7 +321,7 @@ class Session:
         Raises:
             ValueError: a prompt is too long.
         """
-        llm_input = self._llm_input(prompts)
+        llm_input = self.llm_input(*prompts)
         return CachedPrompts(
             self.model.model.llm, llm_input.embeds_SD, llm_input.plan.lengths, self.end
         )
@@ -240,14 +334,12 @@ class Session:
         """The tokens of an answer, without the end token."""
         return self.processor.tokenizer(answer, add_special_tokens=False).input_ids
 
-    def _llm_input(self, prompts: Sequence[Prompt]) -> LLMInput:
-        """The prompts as the language model takes them, with what MemAug found for each."""
-        inputs = [prompt.inputs for prompt in prompts]
-        memories = [prompt.memory_ND for prompt in prompts if prompt.memory_ND is not None]
-        with torch.inference_mode():
-            # One memory is not copied: an hour's takes gigabytes.
-            memory_ND = torch.cat(memories) if len(memories) > 1 else next(iter(memories), None)
-            return self.model.model.prepare(inputs, forgetting="uniform", memory_ND=memory_ND)
+
+def harmless(text: str) -> str:
+    """A text from outside, so that it neither opens a turn nor stands for a picture: the signs
+    around such a name become others that look the same.
+    """
+    return _CONTROL.sub("\u2039\\1\u203a", text)
 
 
 class StreamedAnswer:
@@ -255,26 +347,24 @@ class StreamedAnswer:
     once.
 
     Attributes:
-        tokens: so far.
+        prompt: what is answered.
+        prompt_tokens: of the language model, text and visual tokens.
+        tokens: of the answer, so far.
+        cut_off: whether it ended because it was as long as it may be.
         first_token: seconds from the question to its first token: MemAug looks the memory up for
             this question, and the language model reads the prompt.
         seconds: from the question to the end of the answer.
     """
 
-    def __init__(
-        self, session: Session, question: str, video: RememberedVideo, longest: int
-    ) -> None:
-        if not question.strip():
-            raise ValueError("the question is empty")
-        self.tokens, self.first_token, self.seconds = 0, 0.0, 0.0
-        self._started = time.perf_counter()
-        self._session, self._longest = session, longest
-        self._prompt = session.prompt(f"{IMAGE}\n{question}", video=video, id="question")
+    def __init__(self, session: Session, prompt: Prompt, longest: int, started: float) -> None:
+        self.prompt, self.prompt_tokens, self.tokens = prompt, 0, 0
+        self.cut_off, self.first_token, self.seconds = False, 0.0, 0.0
+        self._session, self._longest, self._started = session, longest, started
 
     def __iter__(self) -> Iterator[str]:
         written: list[int] = []
         told = ""
-        for token in self._session.tokens(self._prompt, self._longest):
+        for token in self._tokens():
             if not written:
                 self.first_token = time.perf_counter() - self._started
             written.append(token)
@@ -286,6 +376,12 @@ class StreamedAnswer:
         rest = self._session.text(written)[len(told) :]
         if rest:  # the answer stopped in the middle of a character
             yield rest
+        self.cut_off = self.tokens >= self._longest
         self.seconds = time.perf_counter() - self._started
         if not written:  # the first token ended the answer
             self.first_token = self.seconds
+
+    def _tokens(self) -> Iterator[int]:
+        llm_input = self._session.llm_input(self.prompt)
+        self.prompt_tokens = llm_input.plan.lengths[0]
+        return self._session.continued(llm_input, self._longest)

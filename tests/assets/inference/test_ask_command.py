@@ -220,3 +220,56 @@ def test_damage_is_told_before_the_answer_and_too_much_of_it_is_no_video(ask, tm
     status, answer, told = ask(tricky.by_name("zeroed_stretch.mp4", tmp_path), QUESTION)
     assert (status, answer) == (2, "")
     assert "too_corrupt" in told
+
+
+def test_what_is_told_at_once_costs_no_checkpoint(ask, media, tmp_path, capfd):
+    gone = tmp_path / "gone"
+    for video, question, message in (
+        (media / "short.mp4", "  ", "the question is empty"),
+        (media, QUESTION, "a folder; give one video file of it"),
+    ):
+        status, answer, told = ask(video, question, checkpoint=gone)
+        assert (status, answer) == (2, "")
+        assert message in told
+        assert len(told.splitlines()) == 1
+    with pytest.raises(SystemExit) as refused:
+        ask(media / "short.mp4", QUESTION, "--longest", "0")
+    assert refused.value.code == 2
+    assert "0 is not at least 1" in capfd.readouterr().err
+
+
+def test_an_empty_answer_is_told(ask, media, monkeypatch):
+    monkeypatch.setattr("assets.inference.session.Session.continued", lambda *_: iter(()))
+    status, answer, told = ask(media / "short.mp4", QUESTION)
+    assert (status, answer) == (0, "\n")
+    assert "the answer is empty" in told
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [(KeyboardInterrupt, 130, "stopped"), (BrokenPipeError, 141, "nobody reads the answer")],
+)
+def test_ctrl_c_and_a_closed_pipe_end_it_in_one_line(
+    ask, media, monkeypatch, error, status, message
+):
+    monkeypatch.setattr("assets.inference.fetch.check_named", lambda *_: _raise(error))
+    monkeypatch.setattr("os.dup2", lambda *_: None)  # the test's own output stays
+    found, answer, told = ask(media / "short.mp4", QUESTION)
+    assert (found, answer) == (status, "")
+    assert told.strip() == f"hourllava ask: {message}" + (" any more" if "reads" in message else "")
+
+
+def test_subtitles_are_part_of_the_question(ask, media, tmp_path):
+    said = tmp_path / "short.srt"
+    said.write_text("00:00:01,000 --> 00:00:02,000\nThe square is red\n")
+    alone = ask(media / "short.mp4", QUESTION, "--longest", "8")
+    with_them = ask(media / "short.mp4", QUESTION, "--longest", "8", "--subtitles", str(said))
+    assert with_them[0] == 0
+    assert with_them[1] != alone[1]
+    status, _, told = ask(media / "short.mp4", QUESTION, "--subtitles", str(tmp_path / "gone.srt"))
+    assert status == 2
+    assert "gone.srt: no such file" in told
+
+
+def _raise(error):
+    raise error

@@ -1,0 +1,1 @@
+"""`hourllava serve`: a page to ask checkpoints about videos, and an endpoint for other tools."""

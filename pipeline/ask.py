@@ -1,0 +1,141 @@
+"""`hourllava ask`: one checkpoint, one video, one question or many."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from assets.inference.session import RememberedVideo, Session
+    from assets.inference.subtitles import Cue
+
+# Exit codes besides 0: what a person has to mend, and the two that a shell gives to what Ctrl+C and
+# a closed pipe end.
+FAILED, INTERRUPTED, CLOSED = 2, 130, 141
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What `hourllava ask` takes."""
+    parser.add_argument(
+        "video", help="a video file, a feature file of the checkpoint's variant, or a URL"
+    )
+    parser.add_argument("question", nargs="?")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a stage's export, or a released checkpoint"
+    )
+    parser.add_argument(
+        "--subtitles", type=Path, help="the video's .srt or .vtt file, put above the question"
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--longest",
+        type=at_least_one,
+        default=512,
+        metavar="TOKENS",
+        help="where an answer is cut off",
+    )
+    parser.add_argument(
+        "--any-encoder",
+        action="store_true",
+        help="take features that another vision encoder made than this one",
+    )
+    add_fetching_options(parser)
+
+
+def add_fetching_options(parser: argparse.ArgumentParser) -> None:
+    """What decides whether a URL is fetched."""
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="fetch from it though it is private",
+    )
+    parser.add_argument(
+        "--accept-youtube-terms",
+        action="store_true",
+        help="you have read them and decide that you may download",
+    )
+
+
+def at_least_one(text: str) -> int:
+    """An argument that is a number of things."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def ask(chosen: argparse.Namespace) -> int:
+    """Run the command; returns its exit code. Ctrl+C and a closed pipe end it in one line."""
+    try:
+        return _ask(chosen)
+    except KeyboardInterrupt:
+        print("\nhourllava ask: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What is still unwritten would be tried again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("hourllava ask: nobody reads the answer any more", file=sys.stderr)
+        return CLOSED
+
+
+def _ask(chosen: argparse.Namespace) -> int:
+    from assets.inference.checkpoint import find_checkpoint, log_to_terminal
+    from assets.inference.fetch import check_named, local_video
+    from assets.inference.subtitles import read_subtitles
+
+    log = log_to_terminal
+    if chosen.question is not None and not chosen.question.strip():
+        raise ValueError("the question is empty")
+    # What can be told at once comes first: nobody waits for a download that then is of no use.
+    check_named(chosen.video)
+    subtitles = read_subtitles(chosen.subtitles) if chosen.subtitles else []
+    checkpoint = find_checkpoint(chosen.checkpoint, log)
+    terms = chosen.accept_youtube_terms
+    with local_video(chosen.video, log, hosts=chosen.allow_host, accept_terms=terms) as path:
+        from assets.inference.session import Session  # imports torch: not before it is needed
+
+        session, started = Session(checkpoint, chosen.device), time.perf_counter()
+        video = session.video(path, own_encoder=not chosen.any_encoder)
+    seconds = time.perf_counter() - started
+    log(f"video of {video.duration:.0f} s, {video.frames} frames, remembered in {seconds:.2f} s")
+    if video.damage:
+        log(f"the video is damaged ({video.damage}): what is said about it may be wrong")
+    status = 0
+    for question in _questions(chosen):
+        try:
+            _answer(session, question, video, subtitles, chosen.longest, log)
+        except ValueError as error:  # the next question can still be answered about this video
+            log(f"hourllava ask: {error}")
+            status = FAILED
+    return status
+
+
+def _answer(
+    session: Session,
+    question: str,
+    video: RememberedVideo,
+    subtitles: list[Cue],
+    longest: int,
+    log: Callable[[str], None],
+) -> None:
+    answer = session.ask(question, video, longest, subtitles=subtitles)
+    for piece in answer:
+        print(piece, end="", flush=True)
+    print(flush=True)
+    if not answer.tokens:
+        log("the answer is empty: the model ended it with its first token")
+    log(f"first token {answer.first_token:.2f} s, {answer.tokens} tokens in {answer.seconds:.2f} s")
+
+
+def _questions(chosen: argparse.Namespace) -> Iterable[str]:
+    """The question of the command line, else those of the standard input, one a line."""
+    if chosen.question is not None:
+        return [chosen.question]
+    return filter(None, map(str.strip, sys.stdin))
