@@ -185,7 +185,8 @@ class LongVideoBenchmark:
         from training.reporting import open_reporter
 
         inputs = dict.fromkeys(
-            (previous_checkpoint(VARIANT, stage), *shard_products(stage)), "benchmark"
+            (previous_checkpoint(self.settings, VARIANT, stage), *shard_products(stage)),
+            "benchmark",
         )
         run, folder = stage_run(self.settings, self.storage, VARIANT, stage, inputs)
         run = replace(run, start_version=None)  # nothing was recorded of it

@@ -74,6 +74,7 @@ def settings_of(folder: Path, device: str) -> Any:
         Settings,
         Shards,
     )
+    from assets.deployment.variants import Variant
     from assets.sources.drop import DropSource
 
     known: Literal["auto", "cpu", "cuda"] = (
@@ -82,7 +83,7 @@ def settings_of(folder: Path, device: str) -> Any:
     return Settings(
         root=str(folder / "root"),
         parts=1,
-        variants=["tiny"],
+        variants={"tiny": Variant(preset="tiny")},
         annotations=Annotations(paths=[str(folder / "rows.jsonl")]),
         sources={SOURCE: DropSource(kind="drop", folder=folder / "drop")},
         download=Download(min_free_bytes=0),

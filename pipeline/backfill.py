@@ -46,7 +46,7 @@ class VariantConfig(dg.Config):
     """What the job is asked for."""
 
     variant: str = Field(
-        default=VARIANTS[0], description=f"the model size, one of: {', '.join(VARIANTS)}"
+        default=VARIANTS[0], description=f"a variant of the settings, one of: {', '.join(VARIANTS)}"
     )
 
 

@@ -7,13 +7,17 @@ spans them by starting a backfill.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from assets.deployment.graph import COLLECTIONS, LLAVA_READ
+from assets.deployment.partitions import stage_partitions, variant_partitions
 from pipeline.executors import single_process_executor
 from pipeline.integrity import check_integrity, without_intact
 from training.formats import layout
-from training.formats.kinds import LLAVA_KINDS, LONG_VIDEO_KIND
+from training.formats.kinds import LONG_VIDEO_KIND
 
 _SINGLE_PROCESS = single_process_executor()
 
@@ -21,7 +25,7 @@ _SINGLE_PROCESS = single_process_executor()
 def _job(
     name: str,
     step: str,
-    assets: list[str],
+    assets: Sequence[str],
     description: str,
     executor: dg.ExecutorDefinition | None = None,
 ) -> UnresolvedAssetJobDefinition:
@@ -45,22 +49,70 @@ ACQUIRE_VIDEOS = _job(
     _SINGLE_PROCESS,
 )
 
+
+def _shard_llava() -> Iterator[UnresolvedAssetJobDefinition]:
+    if LLAVA_READ:
+        yield _job(
+            "03_shard_llava",
+            "shards",
+            LLAVA_READ,
+            "Write one part of the kinds of LLaVA shards that are trained on. All ten parts: "
+            "backfill it.",
+            _SINGLE_PROCESS,
+        )
+
+
+def _early_stages() -> Iterator[UnresolvedAssetJobDefinition]:
+    """Jobs up to the vision encoder. The assets of one have the same variants: where some start
+    later than others, a stage and what every variant has are made by different jobs.
+    """
+    partitions = {
+        "base_model": variant_partitions,
+        **{f"stage{stage}": of_stage for stage, of_stage in stage_partitions.items()},
+        "vision_encoder": variant_partitions,
+    }
+
+    def alike(assets: Sequence[str], to: str) -> list[str]:
+        return [name for name in assets if partitions.get(name) == partitions[to]]
+
+    late = any(partitions.get(name) != variant_partitions for name in ("stage1", "stage2"))
+    if late:
+        yield _job(
+            "06_prepare_start",
+            "training",
+            ["base_model", "vision_encoder"],
+            "Get the checkpoint that one variant starts from, and its vision encoder. Where the "
+            "variant trains stage 2, the encoder comes after that.",
+        )
+    if 1 in stage_partitions:
+        yield _job(
+            "06_train_stage1",
+            "training",
+            alike(["base_model", "stage1"], "stage1"),
+            "Get the starting point of one variant and train stage 1 on single images. Stopped or "
+            "killed, it goes on from its newest checkpoint when it is run again.",
+        )
+    if 2 in stage_partitions:
+        yield _job(
+            "07_train_to_stage2",
+            "training",
+            alike(["base_model", "stage1", "stage2", "vision_encoder"], "stage2"),
+            "Train stages 1 and 2 of one variant and export its vision encoder. Needs the LLaVA "
+            "shards.",
+        )
+
+
 JOBS: list[UnresolvedAssetJobDefinition | dg.JobDefinition] = [
     _job(
         "01_collect_sources",
         "data",
-        ["annotations", "catalogue", "llava_onevision", "llava_video"],
-        "Where to begin: read the annotations, list the videos they need, and fetch the two "
-        "LLaVA collections. The catalogue registers the parts that the other jobs are run for.",
+        ["annotations", "catalogue", *COLLECTIONS],
+        "Where to begin: read the annotations, list the videos they need, and fetch the "
+        "LLaVA collections that are trained on. The catalogue registers the parts that the other "
+        "jobs are run for.",
     ),
     ACQUIRE_VIDEOS,
-    _job(
-        "03_shard_llava",
-        "shards",
-        list(LLAVA_KINDS),
-        "Write one part of the five kinds of LLaVA shards. All ten parts: backfill it.",
-        _SINGLE_PROCESS,
-    ),
+    *_shard_llava(),
     _job(
         "05_shard_long_videos",
         "shards",
@@ -77,20 +129,7 @@ JOBS: list[UnresolvedAssetJobDefinition | dg.JobDefinition] = [
         "and other tools.",
         _SINGLE_PROCESS,
     ),
-    _job(
-        "06_train_stage1",
-        "training",
-        ["base_model", "stage1"],
-        "Get the starting point of one variant and train stage 1 on single images. Stopped or "
-        "killed, it goes on from its newest checkpoint when it is run again.",
-    ),
-    _job(
-        "07_train_to_stage2",
-        "training",
-        ["base_model", "stage1", "stage2", "vision_encoder"],
-        "Train stages 1 and 2 of one variant and export its vision encoder. Needs the LLaVA "
-        "shards.",
-    ),
+    *_early_stages(),
     _job(
         "08_extract_features",
         "features",

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from assets.automation.rules import DATA, FOLLOW_CONTENT, LOOKED_AT, RETRY_NETWORK, WATCHED
+from assets.deployment.graph import COLLECTIONS
 from assets.deployment.partitions import part_partitions
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions
@@ -25,8 +26,9 @@ from training.formats.receipts import describe_files
 
 GROUP = "sources"
 
-landing, hub_annotations, hub_llava_onevision, hub_llava_video = (
-    dg.AssetSpec(
+
+def _watched(name: str, kind: str, description: str) -> dg.AssetSpec:
+    return dg.AssetSpec(
         name,
         group_name=GROUP,
         kinds={kind},
@@ -35,34 +37,35 @@ landing, hub_annotations, hub_llava_onevision, hub_llava_video = (
         description=description,
         freshness_policy=LOOKED_AT,
     )
-    for name, kind, description in (
-        (
-            "landing",
-            "file",
-            "The landing folder (`landing` in the settings): question-answer files that people "
-            "put there. They become a new part. The sensor `watch_outside_data` records a "
-            "version when something lands.",
-        ),
-        (
-            "hub_annotations",
-            "huggingface",
-            "The hub's question-answer rows (`annotations.repo`); its version is the commit that "
-            "the revision is now.",
-        ),
-        (
-            "hub_llava_onevision",
-            "huggingface",
-            "LLaVA-OneVision on the hub (`collections.onevision_repo`); its version is the "
-            "commit of the revision.",
-        ),
-        (
-            "hub_llava_video",
-            "huggingface",
-            "LLaVA-Video-178K on the hub (`collections.video_repo`); its version is the commit "
-            "of the revision.",
-        ),
-    )
+
+
+landing = _watched(
+    "landing",
+    "file",
+    "The landing folder (`landing` in the settings): question-answer files that people put there. "
+    "They become a new part. The sensor `watch_outside_data` records a version when something "
+    "lands.",
 )
+hub_annotations = _watched(
+    "hub_annotations",
+    "huggingface",
+    "The hub's question-answer rows (`annotations.repo`); its version is the commit that the "
+    "revision is now.",
+)
+# Asset that holds a collection -> what is watched of it.
+hub_collections = {
+    collection: _watched(
+        f"hub_{collection}",
+        "huggingface",
+        f"{name} on the hub (`collections.{setting}`); its version is the commit of the revision.",
+    )
+    for collection, name, setting in (
+        ("llava_onevision", "LLaVA-OneVision", "onevision_repo"),
+        ("llava_video", "LLaVA-Video-178K", "video_repo"),
+    )
+    if collection in COLLECTIONS
+}
+hub_specs = list(hub_collections.values())
 
 
 @dg.asset(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from assets.annotations.landing import landing_fingerprint
+from assets.deployment.graph import COLLECTIONS
 from assets.deployment.settings import Settings
 
 LANDING, HUB_ANNOTATIONS = "landing", "hub_annotations"
@@ -21,7 +22,7 @@ HUB_REPOS: dict[str, Callable[[Settings], tuple[str | None, str]]] = {
         settings.collections.video_revision,
     ),
 }
-WATCHED = (LANDING, *HUB_REPOS)
+WATCHED = (LANDING, HUB_ANNOTATIONS, *(f"hub_{collection}" for collection in COLLECTIONS))
 NOTHING_THERE = "nothing there"
 
 

@@ -17,6 +17,7 @@ from dagster import AutomationContext, AutomationResult
 
 from assets.automation.register import read_register
 from assets.automation.runs import tries_of
+from assets.automation.settings import deciding_settings
 from assets.automation.state import NOT_REACHABLE, PART, Node, State
 from assets.deployment.partitions import STATIC_KEYS, dimension_names
 from assets.deployment.settings import load_settings
@@ -43,12 +44,32 @@ def state_of(instance: dg.DagsterInstance, graph: Any, storage: Storage) -> Stat
             dimensions=dimension_names(asset.partitions_def),
             made=asset.is_materializable,
             fills=_fills(asset.automation_condition),
+            keys=_own_keys(asset.partitions_def),
+            reads=_reads(asset),
         )
     watched = [name for name, node in nodes.items() if not node.made and not node.dimensions]
     outside = {name: version for name in watched if (version := _last_seen(instance, name))}
-    return State(
-        nodes, read_register(storage), {**STATIC_KEYS, PART: active_parts(storage)}, outside
-    )
+    keys = {**STATIC_KEYS, PART: active_parts(storage)}
+    return State(nodes, read_register(storage), keys, outside, deciding_settings(load_settings()))
+
+
+def _own_keys(partitions: dg.PartitionsDefinition | None) -> tuple[str, ...] | None:
+    """The keys of a set that the settings make; None of one that follows the data, or of two."""
+    static = isinstance(partitions, dg.StaticPartitionsDefinition)
+    return tuple(partitions.get_partition_keys()) if static and partitions else None
+
+
+def _reads(asset: Any) -> dict[str, dict[str, tuple[str, ...]]]:
+    """What `Node.reads` says, of the mappings of an asset that are written out."""
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for parent, mapping in asset.partition_mappings.items():
+        if isinstance(mapping, dg.StaticPartitionMapping):
+            read: dict[str, tuple[str, ...]] = {}
+            for above, below in mapping.downstream_partition_keys_by_upstream_partition_key.items():
+                for key in [below] if isinstance(below, str) else below:
+                    read[key] = (*read.get(key, ()), above)
+            found[parent.to_user_string()] = read
+    return found
 
 
 def _fills(condition: dg.AutomationCondition | None) -> bool:

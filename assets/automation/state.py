@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product as combinations
+from typing import Any
 
 from assets.records.lineage import Lineage, product, split_product
 from assets.records.sentences import listed
@@ -34,12 +35,17 @@ class Node:
         dimensions: of its partitions, in the order of its keys (`part`, `variant`).
         made: whether a step makes it; otherwise it is looked at from outside.
         fills: whether automation makes it where it was never made.
+        keys: its partition keys, where they are fewer than those of its only dimension.
+        reads: parent -> own partition key -> the parent's keys that it is made from, where that is
+            written out.
     """
 
     parents: tuple[str, ...] = ()
     dimensions: tuple[str, ...] = ()
     made: bool = True
     fills: bool = False
+    keys: tuple[str, ...] | None = None
+    reads: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,17 +58,21 @@ class State:
         keys: dimension -> its partition keys today; of `part`, only parts that are worked on.
         outside: name -> version of what is watched and has no record; without those that were never
             reached.
+        settings: product -> what its record's `config` would say today, of what decides the
+            product; nothing is as good as not said.
     """
 
     graph: Mapping[str, Node]
     records: Mapping[str, Lineage]
     keys: Mapping[str, Sequence[str]]
     outside: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def products(self, asset: str) -> Iterator[str]:
         """The products of an asset that there are to be today."""
-        dimensions = self.graph[asset].dimensions
-        for keys in combinations(*(self.keys[dimension] for dimension in dimensions)):
+        node = self.graph[asset]
+        choices = [self.keys[d] if node.keys is None else node.keys for d in node.dimensions]
+        for keys in combinations(*choices):
             yield product(asset, "|".join(keys) or None)
 
     def is_missing(self, name: str) -> bool:
@@ -95,7 +105,17 @@ class State:
             and (self.graph[split_product(other)[0]].made or self.version(other) is not None)
         ]
         gone = [other for other in record.inputs if self._left(name, other, wanted)]
-        reasons = (("changed", changed), ("new", new), ("no longer there", gone))
+        reset = [
+            f"{key} (made with {record.config.get(key)}, now {value})"
+            for key, value in self.settings.get(name, {}).items()
+            if (value or None) != (record.config.get(key) or None)
+        ]
+        reasons = (
+            ("changed", changed),
+            ("new", new),
+            ("no longer there", gone),
+            ("set otherwise", reset),
+        )
         return [f"{what}: {listed(names, SHOWN)}" for what, names in reasons if names]
 
     def holds(self, name: str) -> list[str]:
@@ -134,11 +154,16 @@ class State:
         at = dict(zip(node.dimensions, (partition or "").split("|"), strict=False))
         found: list[str] = []
         for parent in node.parents:
+            written = node.reads.get(parent)
             # A step may leave out an input by its settings: an encoder of the user's own in place
             # of the trained one. Of such an asset it has read nothing.
-            if read is not None and parent not in read and self.graph[parent].made:
+            sure = written is not None and record is None
+            if not sure and read is not None and parent not in read and self.graph[parent].made:
                 continue
-            found += self._partitions_of(parent, at, record)
+            if written is None:
+                found += self._partitions_of(parent, at, record)
+            else:
+                found += [product(parent, key) for key in written.get(partition or "", ())]
         return found
 
     def _partitions_of(
@@ -157,11 +182,11 @@ class State:
 
     def _left(self, name: str, other: str, wanted: Sequence[str]) -> bool:
         """Whether `other`, which a product was made from, is nothing to make it from any more."""
-        parent = split_product(other)[0]
+        parent, node = split_product(other)[0], self.graph[split_product(name)[0]]
         return (
             other not in wanted
-            and parent in self.graph[split_product(name)[0]].parents
-            and PART in self.graph[parent].dimensions
+            and parent in node.parents
+            and (PART in self.graph[parent].dimensions or parent in node.reads)
         )
 
     @cached_property

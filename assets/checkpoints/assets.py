@@ -2,6 +2,7 @@
 with.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ import dagster as dg
 from assets.automation.rules import BY_HAND, NIGHTLY_IF_NEW_DATA, RETRY_NETWORK, TRAINING
 from assets.checkpoints.launcher import Torchrun
 from assets.checkpoints.runs import (
-    previous_asset,
     previous_checkpoint,
     publish_results,
     restore_results,
@@ -18,14 +18,17 @@ from assets.checkpoints.runs import (
     stage_run,
     unfinished_before,
 )
+from assets.deployment.graph import TRAINED_STAGES
 from assets.deployment.launchpad import StageLaunch
 from assets.deployment.partitions import (
     all_partitions,
-    same_partition,
     same_variant,
+    stage_partitions,
     variant_partitions,
+    variants_where,
 )
 from assets.deployment.resources import Deployment
+from assets.deployment.variants import Variant, encoder_from, previous
 from assets.records.lineage import Lineage, input_versions, product
 from assets.records.product_files import describe_folder
 from assets.records.publishing import (
@@ -64,11 +67,13 @@ ADOPT = (
     pool="download",
     retry_policy=RETRY_NETWORK,
     code_version=CODE_VERSION,
-    description="""Where stage 1 starts: LLaVA-OneVision single-image weights with a newly
-initialised MemAug.
+    description="""Where a variant's training starts, as the settings say (`variants`):
+LLaVA-OneVision single-image weights with a newly initialised MemAug, a released Hour-LLaVA
+checkpoint, or one's own export.
 
-For `3b` and `7b` the published weights are fetched from the hub and converted; `tiny` is built by
-the project from a seed, for demonstrations and tests.""",
+What a hub repository or a folder holds is recognised by its configuration and tensors, and
+converted where it needs to be. The preset `tiny` is built by the project from a seed, for
+demonstrations and tests.""",
 )
 def base_model(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.checkpoints.base import prepare_base
@@ -86,19 +91,38 @@ def base_model(context: dg.AssetExecutionContext, deployment: Deployment) -> Pub
         counts={"tensors": report.tensors, "parameters": report.parameters},
         files=describe_folder(deployment.storage(), report.folder),
         folder=report.folder,
-        metadata={"parameters": report.parameters, "origins": report.origins},
+        config={"start": deployment.settings().variants[context.partition_key].facts},
+        metadata={
+            "what it is": report.kind,
+            "parameters": report.parameters,
+            "origins": report.origins,
+        },
     )
 
 
+def variant_deps(
+    assets: Sequence[str], reads: Callable[[str], Callable[[Variant], bool]]
+) -> list[dg.AssetDep]:
+    """Assets by variant that others are made from: each for those variants that read it."""
+    mappings = {asset: variants_where(reads(asset)) for asset in assets}
+    return [
+        dg.AssetDep(asset, partition_mapping=mapping)
+        for asset, mapping in mappings.items()
+        if mapping is not None
+    ]
+
+
 def make_stage(stage: int) -> dg.AssetsDefinition:
-    """The asset of one training stage, a partition for each variant."""
-    row = STAGES[stage]
-    previous = previous_asset(stage)
+    """The asset of one training stage, a partition for each variant that trains it."""
+    row, partitions = STAGES[stage], stage_partitions[stage]
+
+    def starts_from(asset: str) -> Callable[[Variant], bool]:
+        return lambda variant: stage in variant.stages and previous(variant, stage) == asset
 
     @dg.asset(
         name=f"stage{stage}",
-        deps=[dg.AssetDep(previous, partition_mapping=same_partition), *shard_deps(stage)],
-        partitions_def=variant_partitions,
+        deps=[*variant_deps(("base_model", f"stage{stage - 1}"), starts_from), *shard_deps(stage)],
+        partitions_def=partitions,
         group_name=GROUP,
         kinds={"pytorch"},
         owners=OWNERS,
@@ -107,7 +131,7 @@ def make_stage(stage: int) -> dg.AssetsDefinition:
         tags=TRAINING if row.reads_long_videos else BY_HAND,
         automation_condition=NIGHTLY_IF_NEW_DATA if row.reads_long_videos else None,
         code_version=CODE_VERSION,
-        check_specs=stage_check_specs(f"stage{stage}"),
+        check_specs=stage_check_specs(f"stage{stage}", partitions),
         description=f"""{row.title}
 
 Runs under torchrun as its own processes and reports loss and rate while it runs. A run that is
@@ -127,7 +151,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
 
         settings, storage = config.applied(deployment.settings(), stage), deployment.storage()
         variant = context.partition_key
-        needed = [previous_checkpoint(variant, stage), *shard_products(stage)]
+        needed = [previous_checkpoint(settings, variant, stage), *shard_products(stage)]
         with errors_for_people():
             parts = active_parts(storage) if row.reads_long_videos else []
             needed += [product("features", f"{part}|{variant}") for part in parts]
@@ -165,7 +189,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
     return train
 
 
-def stage_check_specs(asset: str) -> list[dg.AssetCheckSpec]:
+def stage_check_specs(asset: str, partitions: dg.PartitionsDefinition) -> list[dg.AssetCheckSpec]:
     """The checks of a stage; `assets/checkpoints/checks.py` makes them."""
     return [
         up_to_date_spec(asset),
@@ -174,13 +198,13 @@ def stage_check_specs(asset: str) -> list[dg.AssetCheckSpec]:
             asset,
             "The loss of every stream is finite and has not risen, by the means of its first "
             "and last tenth.",
-            variant_partitions,
+            partitions,
         ),
         check_spec(
             "loss_falls",
             asset,
             "The loss of every stream falls, and few steps were skipped. It only warns.",
-            variant_partitions,
+            partitions,
             blocking=False,
         ),
         check_spec(
@@ -188,7 +212,7 @@ def stage_check_specs(asset: str) -> list[dg.AssetCheckSpec]:
             asset,
             "The exported checkpoint loads with `from_pretrained`, whole and finite, in a "
             "process of its own.",
-            variant_partitions,
+            partitions,
         ),
     ]
 
@@ -260,11 +284,13 @@ def shard_deps(stage: int) -> list[dg.AssetDep]:
     ]
 
 
-stages = [make_stage(stage) for stage in STAGES]
+stages = [make_stage(stage) for stage in TRAINED_STAGES]
 
 
 @dg.asset(
-    deps=[dg.AssetDep("stage2", partition_mapping=same_partition)],
+    deps=variant_deps(
+        ("base_model", "stage2"), lambda asset: lambda variant: encoder_from(variant) == asset
+    ),
     partitions_def=variant_partitions,
     group_name=GROUP,
     kinds={"safetensors"},
@@ -273,14 +299,14 @@ stages = [make_stage(stage) for stage in STAGES]
     pool="cpu",
     code_version=CODE_VERSION,
     check_specs=[up_to_date_spec("vision_encoder")],
-    description="The vision encoder that stage 2 tuned, as a SigLIP checkpoint of its own; "
-    "features are made with it.",
+    description="The vision encoder that stage 2 tuned, or that of a later start, as a SigLIP "
+    "checkpoint of its own; features are made with it.",
 )
 def vision_encoder(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.checkpoints.results import publish_vision_encoder
 
     storage, variant = deployment.storage(), context.partition_key
-    source = product("stage2", variant)
+    source = product(encoder_from(deployment.settings().variants[variant]), variant)
     with errors_for_people():
         mend_product(context, deployment)
         inputs = input_versions(storage, [source])

@@ -1,5 +1,5 @@
-"""Where stage 1 starts: published LLaVA-OneVision weights, converted, or the project's own tiny
-model.
+"""Where a variant's training starts: a checkpoint from the hub or a folder, written as one of ours,
+or the project's own tiny model.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from pathlib import Path
 
 from assets.checkpoints.results import read_weights
 from assets.deployment.settings import Settings
-from assets.fetching.hub import Hub
+from assets.deployment.variants import Start
+from assets.fetching.hub import Hub, HubRepo
 from assets.records.lineage import origin_name
-from model.config import PRESETS, VARIANTS
+from model.config import VARIANTS
 from training.formats import layout
 from training.formats.storage import Storage
 
@@ -22,10 +23,13 @@ FILES = ("*.safetensors", "*.json", "merges.txt")
 
 @dataclass(frozen=True, slots=True)
 class BaseReport:
-    """The starting point of a variant; `origins` names each source and its revision."""
+    """The starting point of a variant; `kind` says what it is, `origins` names each source and its
+    revision.
+    """
 
     version: str
     folder: str
+    kind: str
     origins: dict[str, str]
     tensors: int
     parameters: int
@@ -40,56 +44,59 @@ def prepare_base(
         ValueError: the weights do not fit the variant; the tensors are named.
         OperatorError: the hub does not have them, or asks for a token.
     """
-    published = VARIANTS[variant].start
-    if published is None:
+    chosen = settings.variants[variant]
+    published = VARIANTS[chosen.preset].start
+    if chosen.start is None and published is None:
         from model.weights.tiny import build_tiny
 
-        return _publish(storage, variant, {"model/weights/tiny.py": "tiny"}, build_tiny)
+        def build(export: Path) -> str:
+            build_tiny(export)
+            return "built from a seed"
 
-    from model.weights.convert import convert_onevision
+        return _publish(storage, variant, {"model/weights/tiny.py": "tiny"}, build)
 
-    chosen = settings.base_models.get(variant, published)
-    if Path(chosen).is_dir():
-        source, origins = (
-            Path(chosen),
-            {origin_name(storage, Path(chosen)): read_weights(Path(chosen)).version},
-        )
-    else:
-        source, origins = _download(settings, chosen, log)
-    report = _publish(
-        storage,
-        variant,
-        origins,
-        lambda export: convert_onevision(source, export, PRESETS[variant], seed=variant),
-    )
-    if not Path(chosen).is_dir():
-        shutil.rmtree(source)
+    from model.weights.starts import write_start
+
+    start = chosen.start or Start(repo=published, stage=0)
+
+    def write(export: Path) -> str:
+        return write_start(source, export, chosen.preset, start.finished, seed=variant)
+
+    if start.folder is not None:
+        source = start.folder
+        name = origin_name(storage, source)
+        return _publish(storage, variant, {name: read_weights(source).version}, write)
+    source, origins = _download(settings, start, log)
+    report = _publish(storage, variant, origins, write)
+    shutil.rmtree(source)
     return report
 
 
 def _publish(
-    storage: Storage, variant: str, origins: dict[str, str], make: Callable[[Path], None]
+    storage: Storage, variant: str, origins: dict[str, str], make: Callable[[Path], str]
 ) -> BaseReport:
     folder = layout.base_checkpoint(variant)
     with storage.writing_folder(folder) as temporary:
-        make(temporary / "export")
+        kind = make(temporary / "export")
         weights = read_weights(temporary / "export")
-    return BaseReport(weights.version, folder, origins, weights.tensors, weights.parameters)
+    return BaseReport(weights.version, folder, kind, origins, weights.tensors, weights.parameters)
 
 
 def _download(
-    settings: Settings, chosen: str, log: Callable[[str], None]
+    settings: Settings, start: Start, log: Callable[[str], None]
 ) -> tuple[Path, dict[str, str]]:
-    """Fetch a model repository, `namespace/name` or `namespace/name@revision`, verified and
-    resumable.
-    """
-    name, _, revision = chosen.partition("@")
-    repo = Hub(settings.hub_endpoint, settings.download, log).repo(
-        name, revision or "main", kind="model"
-    )
-    target = settings.training.scratch / "downloads" / f"{name.replace('/', '--')}@{repo.commit}"
+    """Fetch a model repository, verified and resumable."""
+    hub = Hub(settings.hub_endpoint, settings.download, log)
+    repo = hub.repo(str(start.repo), start.revision, kind="model")
+    folder = f"{repo.repo.replace('/', '--')}@{repo.commit}"
+    target = settings.training.scratch / "downloads" / folder
+    fetch_model(repo, target, log)
+    return target, {repo.repo: repo.commit}
+
+
+def fetch_model(repo: HubRepo, target: Path, log: Callable[[str], None]) -> None:
+    """Fetch the files of a model repository into a folder, going on where it was interrupted."""
     files = repo.files(FILES)
     for number, file in enumerate(files, 1):
-        log(f"{name}: {file.path}, {file.size / 1e9:.2f} GB, file {number} of {len(files)}")
+        log(f"{repo.repo}: {file.path}, {file.size / 1e9:.2f} GB, {number} of {len(files)} files")
         repo.download(file, target / file.path)
-    return target, {name: repo.commit}

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from assets.deployment.settings import Settings
+from assets.deployment.variants import previous
 from assets.records.lineage import Lineage, product
+from assets.shards.mixture_views import mixed_streams
 from model.atomic import TEMPORARY_PREFIX, writing_file
 from training.checkpoint_folder import committed
 from training.formats import layout
@@ -24,14 +26,9 @@ from training.run_identity import identity_of, short_name
 from training.run_lock import HOLDER_NAME, LOCK_NAME
 
 
-def previous_asset(stage: int) -> str:
-    """The asset that a stage starts from."""
-    return "base_model" if stage == 1 else f"stage{stage - 1}"
-
-
-def previous_checkpoint(variant: str, stage: int) -> str:
+def previous_checkpoint(settings: Settings, variant: str, stage: int) -> str:
     """The product that a stage of a variant starts from."""
-    return product(previous_asset(stage), variant)
+    return product(previous(settings.variants[variant], stage), variant)
 
 
 def shard_products(stage: int) -> list[str]:
@@ -60,22 +57,26 @@ def stage_run(
     """
     row = STAGES[stage]
     overrides = settings.training.overrides.get(f"stage{stage}", {})
-    start = Lineage.read(storage, previous_checkpoint(variant, stage)).folder
-    indexes: list[tuple[str, ...]]
+    indexes: dict[str, tuple[str, ...]]
+    before = previous_checkpoint(settings, variant, stage)
+    start = Lineage.read(storage, before).folder
     if row.reads_long_videos:
-        indexes = [(f"{layout.MIXTURE}/{number}/index.json",) for number in range(len(row.streams))]
+        names = mixed_streams(settings.training.long_videos_only)
+        views = [(f"{layout.MIXTURE}/{number}/index.json",) for number in range(len(names))]
+        indexes = dict(zip(names, views, strict=True))
     else:
-        indexes = [_indexes(stream) for stream in stage_inputs(stage, long_parts=())]
+        parts = [_indexes(stream) for stream in stage_inputs(stage, long_parts=())]
+        indexes = dict(zip(row.streams, parts, strict=True))
     streams = [
         {"name": name, "root": storage.path(layout.SHARDS), "indexes": of_stream}
-        for name, of_stream in zip(row.streams, indexes, strict=True)
+        for name, of_stream in indexes.items()
     ]
     run = parse_run(
         {
-            "variant": variant,
+            "variant": settings.variants[variant].preset,
             "stage": stage,
             "start": str(storage.local_folder(f"{start}/export")),
-            "start_version": inputs[previous_checkpoint(variant, stage)],
+            "start_version": inputs[before],
             "out": "",
             "streams": streams,
             "features_root": storage.path(layout.features(variant)),

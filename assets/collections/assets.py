@@ -4,11 +4,12 @@ from collections.abc import Callable, Container
 
 import dagster as dg
 
-from assets.annotations.assets import GROUP, hub_llava_onevision, hub_llava_video
+from assets.annotations.assets import GROUP, hub_collections
 from assets.automation.rules import DATA, FOLLOW_CONTENT, RETRY_NETWORK
 from assets.collections.collection import CollectionReport
 from assets.collections.llava_video import collect_llava_video
 from assets.collections.onevision import collect_onevision
+from assets.deployment.graph import COLLECTIONS
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
 from assets.records.product_files import KnownFiles
@@ -23,6 +24,7 @@ from assets.records.publishing import (
     up_to_date_spec,
 )
 from assets.records.rendering import table
+from training.formats import layout
 from training.formats.storage import Storage
 
 # The last argument: files that were set aside because they were damaged.
@@ -82,28 +84,24 @@ def make_collection(
     return collection
 
 
-llava_onevision = make_collection(
-    "llava_onevision",
-    "LLaVA-OneVision",
-    hub_llava_onevision,
-    "jpeg",
-    collect_onevision,
-    """LLaVA-OneVision: single images, several images and text, as annotation files beside image
-files.
+_ONEVISION = """LLaVA-OneVision: single images, several images and text, as annotation files beside
+image files.
 
 Only the annotation files that the mixture names (`assets/collections/mixtures.csv`, or the
 settings' own) are fetched, with their images. Images keep the bytes that the hub serves. What the
-hub does not have is listed.""",
-)
-llava_video = make_collection(
-    "llava_video",
-    "LLaVA-Video-178K",
-    hub_llava_video,
-    "mp4",
-    collect_llava_video,
-    """LLaVA-Video-178K: annotation files, and short videos, unpacked from their archives as they
-stream in.
+hub does not have is listed."""
+_VIDEO = """LLaVA-Video-178K: annotation files, and short videos, unpacked from their archives as
+they stream in.
 
 Only folders that the mixture names are fetched. Archives are never kept; what they hold is
-checked on the way.""",
-)
+checked on the way."""
+
+# What a deployment does not train on is not in its graph.
+collections = [
+    make_collection(name, folder, hub_collections[name], kind, collect, description)
+    for name, folder, kind, collect, description in (
+        ("llava_onevision", layout.LLAVA_ONEVISION, "jpeg", collect_onevision, _ONEVISION),
+        ("llava_video", layout.LLAVA_VIDEO, "mp4", collect_llava_video, _VIDEO),
+    )
+    if name in COLLECTIONS
+]

@@ -4,27 +4,31 @@
   than 100, because above that Dagster no longer records a combined data version for an
   unpartitioned asset downstream.
 - **LLaVA part**: the other two collections, always ten, because the stages' mixtures name them.
-- **variant**: a model size, of those that the deployment's settings list.
+- **variant**: a model that the deployment's settings name. Each stage has those that train it.
 - **source**: where a long video comes from, as the deployment's settings list them.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import dagster as dg
 
+from assets.deployment.graph import SETTINGS, TRAINED_STAGES, VARIANTS
 from assets.deployment.parts import LLAVA_PARTS, part_name
-from assets.deployment.settings import load_settings
-
-_SETTINGS = load_settings()
+from assets.deployment.variants import Variant, trained
 
 part_partitions = dg.DynamicPartitionsDefinition(name="part")
 llava_part_partitions = dg.StaticPartitionsDefinition(
     [part_name(index) for index in range(LLAVA_PARTS)]
 )
-variant_partitions = dg.StaticPartitionsDefinition(list(_SETTINGS.variants))
-source_partitions = dg.StaticPartitionsDefinition(sorted(_SETTINGS.sources))
+variant_partitions = dg.StaticPartitionsDefinition(list(VARIANTS))
+# Stage -> the variants that train it.
+stage_partitions = {
+    stage: dg.StaticPartitionsDefinition(trained(VARIANTS, stage)) for stage in TRAINED_STAGES
+}
+source_partitions = dg.StaticPartitionsDefinition(sorted(SETTINGS.sources))
 
 source_and_part = dg.MultiPartitionsDefinition(
     {"source": source_partitions, "part": part_partitions}
@@ -36,13 +40,15 @@ variant_and_part = dg.MultiPartitionsDefinition(
 _DIMENSIONS = (
     ("part", part_partitions),
     ("LLaVA part", llava_part_partitions),
+    *(("variant", of_stage) for of_stage in stage_partitions.values()),
     ("variant", variant_partitions),
-    ("source", source_partitions),
 )
 
+# Of a dimension with several sets, the last one holds all keys. No asset has partitions by source
+# alone: a source and a variant may have the same name.
 STATIC_KEYS = {
     name: known.get_partition_keys()
-    for name, known in _DIMENSIONS
+    for name, known in (*_DIMENSIONS, ("source", source_partitions))
     if isinstance(known, dg.StaticPartitionsDefinition)
 }
 
@@ -65,6 +71,14 @@ same_part_any_source = dg.MultiPartitionMapping(
 )
 
 
+def variants_where(applies: Callable[[Variant], bool]) -> dg.StaticPartitionMapping | None:
+    """The same variant, for those variants alone that something applies to; None where it applies
+    to none.
+    """
+    names = {name: name for name, variant in VARIANTS.items() if applies(variant)}
+    return dg.StaticPartitionMapping(names) if names else None
+
+
 def dimensions(context: dg.AssetExecutionContext) -> dict[str, str]:
     """Keys of a run's multi-dimensional partition, by dimension."""
     partitions = context.assets_def.partitions_def
@@ -82,11 +96,11 @@ def key_dimensions(partitions: dg.PartitionsDefinition | None, key: str) -> dict
     """
     if isinstance(partitions, dg.MultiPartitionsDefinition):
         return dict(partitions.get_partition_key_from_str(key).keys_by_dimension)
-    return {name: key for name, known in _DIMENSIONS if known == partitions}
+    return dict.fromkeys(dimension_names(partitions), key)
 
 
 def dimension_names(partitions: dg.PartitionsDefinition | None) -> tuple[str, ...]:
     """The dimensions of partitions, in the order in which their keys name them."""
     if isinstance(partitions, dg.MultiPartitionsDefinition):
         return tuple(sorted(partitions.partition_dimension_names))
-    return tuple(name for name, known in _DIMENSIONS if known == partitions)
+    return tuple(dict.fromkeys(name for name, known in _DIMENSIONS if known == partitions))

@@ -10,22 +10,17 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from assets.deployment.variants import Variant, llava_kinds, named, refuse_names
 from assets.fetching.options import Download
 from assets.sources.kinds import VideoSource
-from model.config import VARIANTS
 from model.configuration import Section, parse
 from model.media.limits import MAX_VIDEO_PIXELS
-
-if TYPE_CHECKING:
-    VariantName = str
-else:  # a type checker cannot read names out of a table
-    VariantName = Literal[tuple(VARIANTS)]
 
 SOURCE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 CONFIG_VARIABLE = "HOURLLAVA_CONFIG"
@@ -178,6 +173,11 @@ class Training(Section):
         description="folder of running stages when root is remote; when nodes > 1, one that all "
         "of them see",
     )
+    long_videos_only: bool = Field(
+        default=False,
+        description="stage 3 reads long videos alone, for example one's own, and none of the LLaVA "
+        "collections",
+    )
     overrides: dict[str, dict[str, Any]] = Field(
         default={},
         description="by stage (stage1, stage2, stage3): fields of training.run_config.RunConfig",
@@ -296,11 +296,10 @@ class Settings(Section):
         description="what the videos of the first landing are dealt to; default: one for each "
         "hundred of them, at most ten. Later changes have no effect: a video keeps its part",
     )
-    variants: list[VariantName] = Field(default=["3b", "7b"])
-    base_models: dict[str, str] = Field(
-        default={},
-        description="where stage 1 starts instead: namespace/name[@revision] on the hub, or a "
-        "local folder",
+    variants: dict[str, Variant] = Field(
+        default=["3b", "7b"],
+        validate_default=True,
+        description="name -> preset and start; a list of presets is the full recipe of each",
     )
     hub_endpoint: str | None = Field(
         default=None, description="a mirror of the Hugging Face hub; default: the hub"
@@ -319,6 +318,22 @@ class Settings(Section):
     automation: Automation = Automation()
     notices: Notices = Notices()
     integrity: Integrity = Integrity()
+
+    @property
+    def llava_kinds(self) -> tuple[str, ...]:
+        """The kinds of shards of the LLaVA collections that anything is trained on."""
+        return llava_kinds(self.variants, self.training.long_videos_only)
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return named(value)
+
+    @field_validator("variants")
+    @classmethod
+    def _usable_names(cls, value: dict[str, Variant]) -> dict[str, Variant]:
+        refuse_names(value)
+        return value
 
     @field_validator("sources")
     @classmethod

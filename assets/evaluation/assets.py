@@ -3,9 +3,12 @@
 import dagster as dg
 
 from assets.automation.rules import FILL_AND_FOLLOW, TRAINING
+from assets.checkpoints.assets import variant_deps
+from assets.deployment.graph import TRAINED_STAGES
 from assets.deployment.launchpad import EvaluationLaunch
 from assets.deployment.partitions import same_partition, variant_partitions
 from assets.deployment.resources import Deployment
+from assets.deployment.variants import checkpoints_of
 from assets.records.lineage import input_versions, product
 from assets.records.product_files import KnownFiles
 from assets.records.publishing import (
@@ -24,8 +27,11 @@ from assets.records.rendering import table
 
 @dg.asset(
     deps=[
-        dg.AssetDep(stage, partition_mapping=same_partition)
-        for stage in ("base_model", "stage1", "stage2", "stage3")
+        dg.AssetDep("base_model", partition_mapping=same_partition),
+        *variant_deps(
+            [f"stage{stage}" for stage in TRAINED_STAGES],
+            lambda asset: lambda variant: asset in checkpoints_of(variant),
+        ),
     ],
     partitions_def=variant_partitions,
     group_name="evaluation",
@@ -57,18 +63,20 @@ def evaluation(
 ) -> Published:
     from assets.evaluation.answers import SCHEMA
     from assets.evaluation.checks import above_blind
-    from assets.evaluation.compare import CHECKPOINTS, LAST, compare_checkpoints
+    from assets.evaluation.compare import LAST, compare_checkpoints
     from assets.evaluation.report import checkpoint_columns, score_columns
     from assets.records.columns import ANSWERS
 
     settings, storage = config.applied(deployment.settings()), deployment.storage()
     variant, limit = context.partition_key, settings.evaluation.limit
+    checkpoints = checkpoints_of(settings.variants[variant])
     with errors_for_people():
         mend_product(context, deployment)
-        inputs = input_versions(storage, [product(name, variant) for name in CHECKPOINTS])
+        inputs = input_versions(storage, [product(name, variant) for name in checkpoints])
         found = compare_checkpoints(
             storage,
             variant,
+            checkpoints,
             settings.evaluation.questions,
             context.log.info,
             limit=limit,
@@ -93,7 +101,7 @@ def evaluation(
             "what was different then": table(found.difference),
         },
         metadata={
-            "every checkpoint": table(checkpoint_columns(found.table, CHECKPOINTS)),
+            "every checkpoint": table(checkpoint_columns(found.table, checkpoints)),
             "one question": dg.MetadataValue.md(found.example),
             # Not as a column schema: the UI would put that above the scores.
             "columns of the answers": table(

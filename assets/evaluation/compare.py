@@ -22,8 +22,7 @@ from training.formats import layout
 from training.formats.hashing import data_version, hash_file
 from training.formats.storage import Storage
 
-CHECKPOINTS = ("base_model", "stage1", "stage2", "stage3")
-LAST = CHECKPOINTS[-1]
+LAST = "stage3"  # every variant ends with it
 
 
 @dataclass(slots=True)
@@ -63,6 +62,7 @@ class Comparison:
 def compare_checkpoints(
     storage: Storage,
     variant: str,
+    checkpoints: Sequence[str],
     questions_file: Path | None,
     log: Callable[[str], None],
     *,
@@ -70,13 +70,14 @@ def compare_checkpoints(
     device: str = "auto",
     scratch: Path,
 ) -> Comparison:
-    """Ask all checkpoints of a variant the held-out questions, and the last one also with nothing
+    """Ask checkpoints of a variant the held-out questions, and the last one also with nothing
     to see.
 
     Answers go to `evaluation/<variant>/<checkpoint>[_blind].parquet`, accuracies to `summary.json`
     beside them.
 
     Args:
+        checkpoints: the assets that hold them, `LAST` at the end.
         questions_file: the setting `evaluation.questions`; its media lie beside it.
         limit: ask only the first so many.
         device: `auto`, `cpu` or `cuda`.
@@ -93,9 +94,9 @@ def compare_checkpoints(
     questions = read_questions(questions_file)[:limit]
     folder = layout.evaluation(variant)
     local = Path(storage.path(folder)) if storage.is_local else scratch / folder
-    records = {name: Lineage.read(storage, product(name, variant)) for name in CHECKPOINTS}
+    records = {name: Lineage.read(storage, product(name, variant)) for name in checkpoints}
     reports, files = [], []
-    for name, visuals in [*((name, True) for name in CHECKPOINTS), (LAST, False)]:
+    for name, visuals in [*((name, True) for name in checkpoints), (LAST, False)]:
         # A remote export is fetched when its turn comes.
         export = storage.local_folder(f"{records[name].folder}/export")
         file = f"{name}{'' if visuals else '_blind'}.parquet"

@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     description="""SigLIP features of every long video of one part, one safetensors file a video, at
     one frame a second.
 
-The encoder is the one tuned in stage 2 of the same variant, unless the settings name another. Files
+The encoder is that of the same variant (`vision_encoder`), unless the settings name another. Files
 whose video and encoder are unchanged are recognised by content and not made again. Videos that
 cannot be decoded are quarantined with their reason and cost nothing else; the launchpad has a
 switch to try them again.""",
@@ -122,7 +122,7 @@ def encoder_of(storage: Storage, settings: Settings, variant: str) -> tuple[Path
         Its folder on this machine, and its version under its name, for the lineage.
 
     Raises:
-        FileNotFoundError: stage 2 has exported none yet, and the settings name no other.
+        FileNotFoundError: the variant's was not exported yet, and the settings name no other.
         ValueError: the folder that the settings name holds none.
     """
     from assets.features.extract import hash_encoder

@@ -56,7 +56,7 @@ def complete(
     Returns:
         That verdict, and a second one about the videos with a record.
     """
-    options = ExtractionOptions.of(settings.features, variant)
+    options = ExtractionOptions.of(settings.features, settings.variants[variant].preset)
     metadata = common_metadata(options, Path(settings.features.encoder or encoder))
     by_hash = sorted(present, key=lambda video: stable_hash("opened", video.video))
     sampled = {video.video for video in by_hash[:SAMPLED_FILES]}

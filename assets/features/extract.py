@@ -20,7 +20,6 @@ from assets.features.quarantine import Quarantined, read_record, write_record
 from assets.features.report import FeatureReport, report_extraction
 from assets.records.product_files import KnownFiles, set_files_aside
 from model.atomic import TEMPORARY_PREFIX
-from model.config import PRESETS
 from model.media.reading import reading
 from training.formats import layout
 from training.formats.feature_file import SUFFIX, FeatureHeader, hash_both, read_header
@@ -50,7 +49,7 @@ def extract_part(
     Args:
         storage: where videos are and features go.
         settings: the deployment's; `settings.features.encoder` takes precedence over `encoder`.
-        variant: tiny, 3b or 7b.
+        variant: one of the settings'.
         videos: of the part.
         encoder: folder with `config.json` and safetensors of the vision encoder.
         log: takes lines.
@@ -60,9 +59,9 @@ def extract_part(
         ValueError: an unknown variant, or a folder that holds no SigLIP encoder.
         RuntimeError: an encoder died (its last words are in the message); what is published stays.
     """
-    if variant not in PRESETS:
-        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(PRESETS)}")
-    options = ExtractionOptions.of(settings.features, variant)
+    if variant not in settings.variants:
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(settings.variants)}")
+    options = ExtractionOptions.of(settings.features, settings.variants[variant].preset)
     folder = Path(settings.features.encoder or encoder)
     return extract(storage, options, variant, videos, folder, log, name=name)
 

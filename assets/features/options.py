@@ -23,7 +23,7 @@ NOT_DECISIVE = {"attempts", "recycle_after", "buffer_bytes"}
 
 @dataclass(frozen=True, slots=True)
 class ExtractionOptions:
-    """The deployment's settings together with the numbers of a variant.
+    """The deployment's settings together with the numbers of a preset.
 
     Attributes:
         settings: the deployment's `features` section.
@@ -39,9 +39,9 @@ class ExtractionOptions:
     devices: tuple[str, ...]
 
     @staticmethod
-    def of(settings: Features, variant: str) -> ExtractionOptions:
-        """The options of a variant under the deployment's settings."""
-        memory = PRESETS[variant].memory
+    def of(settings: Features, preset: str) -> ExtractionOptions:
+        """The options of a preset under the deployment's settings."""
+        memory = PRESETS[preset].memory
         return ExtractionOptions(
             settings, memory.pooled_side, memory.min_frames, (settings.device,)
         )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.automation.rules import DATA, FILL_AND_FOLLOW, FOLLOW_CONTENT
+from assets.deployment.graph import LLAVA_READ, MIXED_READ
 from assets.deployment.launchpad import ShardsLaunch
 from assets.deployment.partitions import (
     all_partitions,
@@ -30,7 +31,7 @@ from assets.records.publishing import (
 from assets.records.rendering import picture, samples, table
 from assets.records.withdrawals import active_parts, catalogued_parts, require_active
 from training.formats import layout
-from training.formats.kinds import KINDS, LLAVA_KINDS, LONG_VIDEO_KIND, MIXED_KINDS
+from training.formats.kinds import KINDS, LONG_VIDEO_KIND
 from training.formats.storage import Storage
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ MosaicML Streaming shards; the same inputs give the same bytes.""",
     return shards
 
 
-llava_shards = [make_llava_shards(kind) for kind in LLAVA_KINDS]
+llava_shards = [make_llava_shards(kind) for kind in LLAVA_READ]
 
 
 @dg.asset(
@@ -199,7 +200,7 @@ def videomarathon_video(
 
 @dg.asset(
     deps=[
-        *(dg.AssetDep(kind, partition_mapping=all_partitions) for kind in MIXED_KINDS),
+        *(dg.AssetDep(kind, partition_mapping=all_partitions) for kind in MIXED_READ),
         dg.AssetDep(LONG_VIDEO_KIND, partition_mapping=all_partitions),
     ],
     group_name=GROUP,
@@ -223,17 +224,18 @@ def videomarathon_video(
         ),
     ],
     description="""The stage-3 mixture: two streams of parts, one short and one long; every batch
-    comes from one.
+    comes from one. With `training.long_videos_only` there is the long one alone.
 
-Two index files over existing parts: nothing is copied or linked. A new part of long videos joins
-stream 1.""",
+Index files over existing parts: nothing is copied or linked. A new part of long videos joins the
+long stream.""",
 )
 def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.shards.checks import labels, one_place
     from assets.shards.coverage import mixture_coverage
     from assets.shards.mixture_views import write_mixture
 
-    storage = deployment.storage()
+    storage, settings = deployment.storage(), deployment.settings()
+    long_videos_only = settings.training.long_videos_only
     with errors_for_people():
         mend_product(context, deployment)
         check_whole(storage, "catalogue")  # it says which parts there are
@@ -243,16 +245,18 @@ def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> P
             [
                 *(
                     product(kind, part_name(index))
-                    for kind in MIXED_KINDS
+                    for kind in MIXED_READ
                     for index in range(1, LLAVA_PARTS)
                 ),
                 *(product(LONG_VIDEO_KIND, part) for part in parts),
             ],
         )
-        report = write_mixture(storage, [part_index(part) for part in parts])
-        checks = [one_place(storage, parts), labels(storage, deployment.settings())]
+        report = write_mixture(
+            storage, [part_index(part) for part in parts], long_videos_only=long_videos_only
+        )
+        checks = [one_place(storage, parts), labels(storage, settings)]
         given_up = sorted(set(catalogued_parts(storage)) - set(parts))
-        coverage = mixture_coverage(storage, deployment.settings(), inputs, given_up)
+        coverage = mixture_coverage(storage, settings, inputs, given_up)
     yield from publish(
         context,
         deployment,
@@ -263,5 +267,6 @@ def hourllava_s3(context: dg.AssetExecutionContext, deployment: Deployment) -> P
         checks=checks,
         coverage=coverage,
         folder=layout.STAGE3_MIXTURE,
+        config={"long_videos_only": long_videos_only},
         metadata={"dagster/row_count": report.counts["samples"], "streams": table(report.table)},
     )

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from assets.records.lineage import Lineage, product, record_name
 from assets.records.product_files import find_file_damage
 from assets.records.verdict import Verdict
 from assets.shards.mds import HASH, read_column
+from assets.shards.mixture_views import read_views
 from assets.shards.part import INDEX, MANIFEST, part_folder, shard_entries
 from training.formats import layout
 from training.formats.hashing import stable_hash
@@ -98,10 +100,7 @@ def one_place(storage: Storage, parts: Sequence[str]) -> Verdict:
             is looked at: stage 2 is trained on the ones that the mixture leaves out. On a remote
             root their samples are not looked at.
     """
-    views = [
-        storage.read_json(f"{layout.STAGE3_MIXTURE}/{number}/{INDEX}")["shards"]
-        for number in (0, 1)
-    ]
+    views = read_views(storage)
     names = Counter(shard["raw_data"]["basename"] for view in views for shard in view)
     faults = [
         f"{name} stands {times} times in the mixture"
@@ -215,10 +214,9 @@ def _drawn(storage: Storage) -> Iterator[Sample]:
     from streaming.base.format import reader_from_json
 
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for number in (0, 1):
-        for shard in storage.read_json(f"{layout.STAGE3_MIXTURE}/{number}/{INDEX}")["shards"]:
-            if shard["samples"]:
-                kinds[shard["raw_data"]["basename"].partition("_part")[0]].append(shard)
+    for shard in chain.from_iterable(read_views(storage)):
+        if shard["samples"]:
+            kinds[shard["raw_data"]["basename"].partition("_part")[0]].append(shard)
     for shards in kinds.values():
         shards.sort(key=lambda shard: stable_hash("labels", shard["raw_data"]["basename"]))
         for shard in shards[:SHARDS]:

@@ -18,9 +18,12 @@ from assets.shards.mds import HASH, index_json
 from assets.shards.part import INDEX, MANIFEST
 from training.formats import layout
 from training.formats.hashing import data_version
+from training.formats.kinds import LONG_VIDEO_KIND
 from training.formats.sample import is_relative_name
 from training.formats.storage import Storage
-from training.recipes import ShardInput, stage_inputs
+from training.recipes import STAGES, ShardInput, stage_inputs
+
+MIXED_STAGE = 3
 
 
 @dataclass(slots=True)
@@ -38,15 +41,36 @@ class MixtureReport:
     table: list[dict[str, Any]] = field(default_factory=list)
 
 
-def write_mixture(storage: Storage, long_parts: Sequence[int]) -> MixtureReport:
+def mixed_streams(long_videos_only: bool) -> tuple[str, ...]:
+    """The streams of stage 3 that the mixture has, in the order of its views."""
+    return tuple(
+        name
+        for name, groups in STAGES[MIXED_STAGE].streams.items()
+        if not long_videos_only or "long videos" in groups
+    )
+
+
+def write_mixture(
+    storage: Storage, long_parts: Sequence[int], *, long_videos_only: bool = False
+) -> MixtureReport:
     """Write `hourllava_s3/{0,1}/index.json` over ten parts of the LLaVA kinds and `long_parts`
-    of long videos.
+    of long videos, or `hourllava_s3/0/index.json` over the long videos alone.
 
     Raises:
         FileNotFoundError: a part is missing; all missing ones are named.
         ValueError: a part's index names a file outside of the part.
     """
-    return write_views(storage, stage_inputs(3, LLAVA_PARTS, long_parts))
+    streams = stage_inputs(MIXED_STAGE, LLAVA_PARTS, long_parts)
+    if not long_videos_only:
+        return write_views(storage, streams)
+    long = [[item for item in stream if item.kind == LONG_VIDEO_KIND] for stream in streams]
+    return write_views(storage, [stream for stream in long if stream])
+
+
+def read_views(storage: Storage) -> list[list[dict[str, Any]]]:
+    """The shards of each stream of the mixture, as its index lists them."""
+    names = sorted(storage.list(layout.STAGE3_MIXTURE, f"/{INDEX}"))
+    return [list(storage.read_json(name)["shards"]) for name in names]
 
 
 def write_views(

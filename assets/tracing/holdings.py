@@ -5,6 +5,7 @@ from the part that the video belongs to.
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,6 @@ from assets.records.provenance import Register
 from assets.shards.mds import samples_about
 from assets.sources.base import OK
 from assets.tracing.names import catalogued_rows
-from model.config import VARIANTS
 from training.formats import layout
 from training.formats.hashing import stable_hash
 from training.formats.kinds import LONG_VIDEO_KIND
@@ -135,7 +135,7 @@ def _own_files(
     quarantined = layout.quarantined_video(source, identifier)
     if storage.exists(quarantined):
         found.append(Holding("", "a file that was not the video", quarantined, own=True))
-    for variant in VARIANTS:
+    for variant in _with_features(storage):
         features = product("features", f"{parts[0]}|{variant}") if parts else ""
         for name, what in (
             (layout.feature_file(variant, video), "its features"),
@@ -144,6 +144,14 @@ def _own_files(
             if storage.exists(name):
                 found.append(Holding(features, what, name, own=True))
     return found
+
+
+def _with_features(storage: Storage) -> list[str]:
+    """The variants that have features, also those that the settings no longer name."""
+    if not storage.exists(layout.FEATURES):
+        return []
+    entries = storage.fs.ls(storage.path(layout.FEATURES), detail=False)
+    return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in entries)
 
 
 def _beside(storage: Storage, folder: str, start: str) -> list[str]:
@@ -172,8 +180,8 @@ def leftovers(storage: Storage, video: str) -> list[str]:
         p for p in (incoming / "staged").rglob("*") if p.is_file() and p.name.split(".")[0] == last
     )
     for copy in (storage.cache / "copies").glob("*"):
-        for folder in (layout.VIDEOS, *(layout.features(name) for name in VARIANTS)):
-            found.update((copy / folder / source).glob(f"{glob.escape(identifier)}.*"))
+        for folder in (copy / layout.VIDEOS, *(copy / layout.FEATURES).glob("*")):
+            found.update((folder / source).glob(f"{glob.escape(identifier)}.*"))
     return sorted(str(path) for path in found)
 
 
@@ -182,17 +190,18 @@ def set_aside_copies(storage: Storage, video: str, parts: Sequence[str]) -> list
     root.
     """
     own = [f"{layout.VIDEOS}/{video}.", f"{layout.QUARANTINE}/{video}."]
-    own += [f"{layout.features(variant, video)}." for variant in VARIANTS]
     own += [f"{layout.ANNOTATIONS}.", f"{layout.REJECTED_ANNOTATIONS}."]
     own.append(f"{layout.CONVERSATIONS_JSON}.")
     for part in parts:
         own += [f"{layout.conversations(part)}.", f"{layout.rejected_conversations(part)}."]
         folder = layout.shards(LONG_VIDEO_KIND, part)
         own += [f"{folder}.", f"{folder}/"]
+    features = re.compile(rf"{re.escape(layout.FEATURES)}/[^/]+/{re.escape(video)}\.")
     return [
         name
         for name in storage.list(DAMAGED)
-        if name.removeprefix(f"{DAMAGED}/").startswith(tuple(own))
+        for path in [name.removeprefix(f"{DAMAGED}/")]
+        if path.startswith(tuple(own)) or features.match(path)
     ]
 
 

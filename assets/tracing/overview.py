@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from assets.automation.state import PART, State
 from assets.deployment.parts import LLAVA_PARTS, part_name
 from assets.deployment.settings import Settings
+from assets.deployment.variants import LAST_STAGE, checkpoints_of, collections_of, trained
 from assets.records.lineage import product
 from assets.records.withdrawals import Withdrawals
 from training.formats import layout
-from training.formats.kinds import LLAVA_KINDS, LONG_VIDEO_KIND
+from training.formats.kinds import LONG_VIDEO_KIND
 
 NAMED = 20  # products that a table names; the rest is counted
 
@@ -96,23 +97,25 @@ def _steps(settings: Settings, parts: Sequence[str]) -> Iterator[Step]:
     """The steps in the order of use. Without a catalogue there are no parts yet."""
     llava = [part_name(index) for index in range(LLAVA_PARTS)]
     variants, sources = settings.variants, sorted(settings.sources)
+    kinds = settings.llava_kinds
+    collections = collections_of(kinds)
 
     def step(what: str, job: str, *names: str) -> Step:
         return Step(what, job, names)
 
     yield step(
-        "annotations, list of videos, the two LLaVA collections",
+        "annotations, list of videos" + (", the LLaVA collections" if collections else ""),
         "01_collect_sources",
         "annotations",
         "catalogue",
-        "llava_onevision",
-        "llava_video",
+        *collections,
     )
-    yield step(
-        "shards of the LLaVA collections",
-        "03_shard_llava",
-        *(product(kind, part) for kind in LLAVA_KINDS for part in llava),
-    )
+    if kinds:
+        yield step(
+            "shards of the LLaVA collections",
+            "03_shard_llava",
+            *(product(kind, part) for kind in kinds for part in llava),
+        )
     yield step(
         "long videos",
         "04_acquire_videos",
@@ -123,11 +126,15 @@ def _steps(settings: Settings, parts: Sequence[str]) -> Iterator[Step]:
         "05_shard_long_videos",
         *(product(kind, part) for kind in ("conversations", LONG_VIDEO_KIND) for part in parts),
     )
-    early = ("base_model", "stage1", "stage2", "vision_encoder")
+    tuning = f"stage{LAST_STAGE}"
     yield step(
-        "stages 1 and 2, the vision encoder",
-        "07_train_to_stage2",
-        *(product(name, variant) for variant in variants for name in early),
+        *_early(settings),
+        *(
+            product(name, key)
+            for key, variant in variants.items()
+            for name in (*checkpoints_of(variant), "vision_encoder")
+            if name != tuning
+        ),
     )
     yield step(
         "features of long videos",
@@ -138,8 +145,19 @@ def _steps(settings: Settings, parts: Sequence[str]) -> Iterator[Step]:
     yield step(
         "stage 3 and its scores",
         "10_train_stage3",
-        *(product(name, variant) for variant in variants for name in ("stage3", "evaluation")),
+        *(product(name, variant) for variant in variants for name in (tuning, "evaluation")),
     )
+
+
+def _early(settings: Settings) -> tuple[str, str]:
+    """What comes before features, and the job that makes it."""
+    from_start = trained(settings.variants, 2)
+    if not from_start:
+        return "the starting point, the vision encoder", "06_prepare_start"
+    what = "stages 1 and 2, the vision encoder"
+    if len(from_start) == len(settings.variants):
+        return what, "07_train_to_stage2"
+    return f"starting points, {what}", "02_everything_for_variant"
 
 
 def _headline(

@@ -34,7 +34,7 @@ from model.atomic import remove_unfinished, writing_folder
 from model.config import PRESETS, HourLlavaConfig
 from model.hf import HourLlavaHFConfig
 from model.initialise import drawn
-from model.weights.names import published_name, shapes
+from model.weights.names import published_config, published_name, shapes
 from model.weights.tensors import (
     SHARD_BYTES,
     StoredTensor,
@@ -121,8 +121,19 @@ def publish(source: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     with _new_checkpoint(out) as partial:
         tensors = ((published_name(name), held[name].read()) for name in wanted)
         write_shards(partial, tensors, shard_bytes)
-        (partial / "config.json").write_text(json.dumps(_published_config(config), indent=2) + "\n")
+        (partial / "config.json").write_text(json.dumps(published_config(config), indent=2) + "\n")
         _copy_tokenizer(source, partial)
+
+
+def check_own(source: Path, config: HourLlavaConfig) -> None:
+    """That one of our checkpoints has all tensors of its configuration and no others.
+
+    Raises:
+        ValueError: it names those that are unknown, missing or of another shape.
+    """
+    wanted = shapes(config)
+    held = _held(WeightSource(source, _own(config)), config, wanted)
+    _refuse_differences(held, wanted, (), [source])
 
 
 # -- what others call a tensor -------------------------------------------------------------------
@@ -334,35 +345,6 @@ def _copy_tokenizer(source: Path, out: Path) -> bool:
     for name in found:
         shutil.copyfile(source / name, out / name)
     return "tokenizer_config.json" in found
-
-
-def _published_config(config: HourLlavaConfig) -> dict[str, Any]:
-    """The published configuration's own names for what ours says."""
-    llm, tile = config.llm, config.vision.image_size
-    steps = range(tile, tile * (config.image_grid + 1), tile)
-    return {
-        "architectures": ["HourLlavaQwenForCausalLM"],
-        "hidden_size": llm.hidden_size,
-        "num_hidden_layers": llm.num_layers,
-        "num_attention_heads": llm.num_heads,
-        "num_key_value_heads": llm.num_kv_heads,
-        "intermediate_size": llm.intermediate_size,
-        "vocab_size": llm.vocab_size,
-        "rope_theta": llm.rope_theta,
-        "rms_norm_eps": llm.rms_norm_eps,
-        "tie_word_embeddings": llm.tie_word_embeddings,
-        "max_position_embeddings": llm.max_position_embeddings,
-        "tokenizer_model_max_length": config.max_length,
-        "tokenizer_padding_side": "right",
-        "memaug_depth": config.memaug_depth,
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_resampler_type": "memaug",
-        "mm_patch_merge_type": "spatial_unpad",
-        "mm_newline_position": "grid",
-        "mm_spatial_pool_mode": "bilinear",
-        "image_aspect_ratio": f"anyres_max_{config.anyres_max}",
-        "image_grid_pinpoints": [[width, height] for width in steps for height in steps],
-    }
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -55,3 +56,32 @@ def shapes(config: HourLlavaConfig) -> Mapping[str, tuple[int, ...]]:
     if config.llm.tie_word_embeddings:
         del held["llm.lm_head.weight"]
     return MappingProxyType(held)
+
+
+def published_config(config: HourLlavaConfig) -> dict[str, Any]:
+    """The published configuration's own names for what ours says."""
+    llm, tile = config.llm, config.vision.image_size
+    steps = range(tile, tile * (config.image_grid + 1), tile)
+    return {
+        "architectures": ["HourLlavaQwenForCausalLM"],
+        "hidden_size": llm.hidden_size,
+        "num_hidden_layers": llm.num_layers,
+        "num_attention_heads": llm.num_heads,
+        "num_key_value_heads": llm.num_kv_heads,
+        "intermediate_size": llm.intermediate_size,
+        "vocab_size": llm.vocab_size,
+        "rope_theta": llm.rope_theta,
+        "rms_norm_eps": llm.rms_norm_eps,
+        "tie_word_embeddings": llm.tie_word_embeddings,
+        "max_position_embeddings": llm.max_position_embeddings,
+        "tokenizer_model_max_length": config.max_length,
+        "tokenizer_padding_side": "right",
+        "memaug_depth": config.memaug_depth,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_resampler_type": "memaug",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_newline_position": "grid",
+        "mm_spatial_pool_mode": "bilinear",
+        "image_aspect_ratio": f"anyres_max_{config.anyres_max}",
+        "image_grid_pinpoints": [[width, height] for width in steps for height in steps],
+    }

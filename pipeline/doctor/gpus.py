@@ -40,7 +40,9 @@ def installed_gpus() -> list[Gpu]:
 
 def check_gpus(settings: Settings, gpus: list[Gpu]) -> Iterator[Finding]:
     """Whether there are the GPUs that the settings' variants and processes need."""
-    large = [variant for variant in settings.variants if not VARIANTS[variant].is_demo]
+    large = [
+        name for name, chosen in settings.variants.items() if not VARIANTS[chosen.preset].is_demo
+    ]
     if gpus:
         first = gpus[0]
         yield ok(
@@ -83,13 +85,16 @@ def _check_stages(settings: Settings, variant: str, memory: float | None) -> Ite
     # Where a run reads and writes does not change its memory.
     stream = {"name": "any", "root": "", "indexes": ["index.json"]}
     nowhere = {"start": "", "out": "", "streams": [stream]}
-    for stage in (1, 2, 3):
+    chosen = settings.variants[variant]
+    for stage in chosen.stages:
         what = f"{variant}, stage {stage}"
         overrides = settings.training.overrides.get(f"stage{stage}", {})
-        run = parse_run({"variant": variant, "stage": stage, **nowhere, **overrides})
+        run = parse_run({"variant": chosen.preset, "stage": stage, **nowhere, **overrides})
         checkpointing = run.checkpointing is not False
         try:
-            plan = plan_memory(run, PRESETS[variant], world, memory, checkpointing=checkpointing)
+            plan = plan_memory(
+                run, PRESETS[chosen.preset], world, memory, checkpointing=checkpointing
+            )
         except ValueError as error:
             problem, _, rest = str(error).partition(";")
             yield missing(what, problem, rest.removeprefix(" "))

@@ -1,6 +1,4 @@
-"""The starting point of stage 1: built for tiny, fetched from a hub and converted for the published
-variants.
-"""
+"""The starting point of a variant: built for tiny, fetched from a hub or a folder and converted."""
 
 import dataclasses
 import shutil
@@ -25,6 +23,7 @@ def settings_of(folder, **changes):
         "root": "data",
         "annotations": {"repo": "a/b"},
         "sources": {},
+        "variants": ["tiny"],
         "training": {"scratch": "scratch"},
     }
     (folder / "deployment.yaml").write_text(yaml.safe_dump(chosen | changes))
@@ -58,7 +57,9 @@ def test_published_weights_come_from_the_hub_and_keep_everything_but_memaug(tmp_
     with HubServer() as hub:
         revision = hub.publish("someone/onevision", tmp_path / "published", kind="models")
         settings = settings_of(
-            tmp_path, hub_endpoint=hub.url, base_models={"3b": "someone/onevision"}
+            tmp_path,
+            hub_endpoint=hub.url,
+            variants={"3b": {"preset": "3b", "start": {"repo": "someone/onevision", "stage": 0}}},
         )
         report = base.prepare_base(Storage(settings.root), settings, "3b", print)
     assert report.origins == {"someone/onevision": revision}

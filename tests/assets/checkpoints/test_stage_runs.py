@@ -81,7 +81,7 @@ class World:
     def run(self, **overrides):
         """The run and the folder that the launchpad's overrides lead to."""
         settings = StageLaunch(overrides=overrides).applied(self.settings, 1)
-        start = previous_checkpoint("tiny", 1)
+        start = previous_checkpoint(self.settings, "tiny", 1)
         inputs = {start: Lineage.read(self.storage, start).version}
         return stage_run(settings, self.storage, "tiny", 1, inputs)
 

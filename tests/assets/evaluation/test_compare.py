@@ -8,10 +8,13 @@ import shutil
 
 import pytest
 
-from assets.evaluation.compare import CHECKPOINTS, compare_checkpoints
+from assets.deployment.variants import Variant, checkpoints_of
+from assets.evaluation.compare import compare_checkpoints
 from assets.evaluation.questions import write_questions
 from assets.records.lineage import Lineage, product
 from training.formats.storage import Storage
+
+CHECKPOINTS = checkpoints_of(Variant(preset="tiny"))
 
 
 @pytest.fixture
@@ -35,6 +38,7 @@ def test_four_checkpoints_and_one_blind_one_are_compared_and_kept(
         return compare_checkpoints(
             storage,
             "tiny",
+            CHECKPOINTS,
             media / "questions.jsonl",
             lines.append,
             device="cpu",
@@ -66,4 +70,4 @@ def test_four_checkpoints_and_one_blind_one_are_compared_and_kept(
 
 def test_a_deployment_without_questions_is_told_what_to_set(checkpoints, tmp_path):
     with pytest.raises(ValueError, match=r"evaluation\.questions"):
-        compare_checkpoints(checkpoints, "tiny", None, print, scratch=tmp_path)
+        compare_checkpoints(checkpoints, "tiny", CHECKPOINTS, None, print, scratch=tmp_path)

@@ -1,0 +1,20 @@
+"""Settings that decide what a product is, and that no input of it tells: a product that was made
+with others is out of date.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from assets.deployment.settings import Settings
+from assets.records.lineage import product
+from training.formats import layout
+
+
+def deciding_settings(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Product -> key of its record's `config` -> the value that it would have today."""
+    starts = {
+        product("base_model", name): {"start": variant.facts}
+        for name, variant in settings.variants.items()
+    }
+    return {**starts, layout.MIXTURE: {"long_videos_only": settings.training.long_videos_only}}
