@@ -10,12 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from assets.deployment.addresses import PORT
 from pipeline.ask import add_fetching_options, at_least_one
 
 if TYPE_CHECKING:
     from training.formats.storage import Storage
-
-PORT = 8765
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from assets.checkpoints.runs import (
     stage_run,
     unfinished_before,
 )
+from assets.deployment.addresses import ask_address
 from assets.deployment.graph import TRAINED_STAGES
 from assets.deployment.launchpad import StageLaunch
 from assets.deployment.partitions import (
@@ -236,6 +237,7 @@ def stage_metadata(run: RunConfig, results: "Results") -> dict[str, Any]:
 
     rates = [{"module": name, "learning rate": rate} for name, rate in run.recipe.rates.items()]
     return {
+        "ask it": ask_address(product(f"stage{run.stage}", run.variant)),
         "first loss": results.first_loss,
         "last loss": results.last_loss,
         "hours": round(results.seconds / 3600, 3),

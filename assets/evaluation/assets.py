@@ -4,6 +4,7 @@ import dagster as dg
 
 from assets.automation.rules import FILL_AND_FOLLOW, TRAINING
 from assets.checkpoints.assets import variant_deps
+from assets.deployment.addresses import gallery_address
 from assets.deployment.graph import TRAINED_STAGES
 from assets.deployment.launchpad import EvaluationLaunch
 from assets.deployment.partitions import same_partition, variant_partitions
@@ -55,8 +56,9 @@ from assets.records.rendering import table
     description="""Held-out questions answered by the starting point and each stage, side by side.
 
 Accuracy by question type and by duration, with and without the visuals, against the stage-3
-checkpoint before this one, and every answer with its prompt in a Parquet file. The questions are
-those that the settings name (`evaluation.questions`).""",
+checkpoint before this one, and every answer with its prompt in a Parquet file. The gallery shows
+the questions with frames and what each checkpoint answered. The questions are those that the
+settings name (`evaluation.questions`).""",
 )
 def evaluation(
     context: dg.AssetExecutionContext, deployment: Deployment, config: EvaluationLaunch
@@ -64,6 +66,7 @@ def evaluation(
     from assets.evaluation.answers import SCHEMA
     from assets.evaluation.checks import above_blind
     from assets.evaluation.compare import LAST, compare_checkpoints
+    from assets.evaluation.gallery import GALLERY
     from assets.evaluation.report import checkpoint_columns, score_columns
     from assets.records.columns import ANSWERS
 
@@ -101,6 +104,8 @@ def evaluation(
             "what was different then": table(found.difference),
         },
         metadata={
+            "gallery": f"{storage.path(found.folder)}/{GALLERY}, or, under `hourllava serve`, "
+            f"{gallery_address(variant)}",
             "every checkpoint": table(checkpoint_columns(found.table, checkpoints)),
             "one question": dg.MetadataValue.md(found.example),
             # Not as a column schema: the UI would put that above the scores.

@@ -13,21 +13,26 @@ model (free descriptions, summaries) are left out, and counted. For the pipeline
 neutral form beside the videos and name that file in the setting `evaluation.questions`:
 
     python -m assets.evaluation.benchmarks lvbench video_info.meta.jsonl --videos videos/lvbench
+
+`--subtitles FOLDER` puts each video's `<video>.srt` above its questions, as for the scores
+that are published for Video-MME with subtitles.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from assets.evaluation.questions import LETTERS, EvaluationQuestion, write_questions
 from assets.fetching.table_files import read_rows
+from assets.inference.subtitles import SUFFIXES
 
 YES_NO_REQUEST = "Please answer yes or no:"
 # A line that opens an option inside a question: "A. red", "(B) blue", "C) green", "Caption A: ...",
@@ -224,6 +229,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="the file as its authors publish it, or a folder of such files",
     )
     parser.add_argument("--videos", type=Path, required=True, help="folder that the videos lie in")
+    parser.add_argument(
+        "--subtitles",
+        type=Path,
+        help="folder of <video>.srt or .vtt files to put above the questions",
+    )
     chosen = parser.parse_args(arguments)
     try:
         loaded = load_benchmark(chosen.name, chosen.annotations)
@@ -232,6 +242,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     out = chosen.videos / f"{chosen.name}.jsonl"
     there = [question for question in loaded.questions if (chosen.videos / question.path).is_file()]
+    if chosen.subtitles is not None:
+        there = [_subtitled(question, chosen.subtitles, chosen.videos) for question in there]
     if not there:
         print(
             f"not written: none of the videos is below {chosen.videos}; the first is "
@@ -243,9 +255,20 @@ def main(arguments: list[str] | None = None) -> int:
         f"{out}: {len(there)} questions; {len(loaded.questions) - len(there)} about videos that "
         "are not there"
     )
+    if chosen.subtitles is not None:
+        print(f"{sum(bool(question.subtitles) for question in there)} of them with subtitles")
     for reason, count in loaded.left_out.items():
         print(f"left out: {count}, {reason}")
     return 0
+
+
+def _subtitled(question: EvaluationQuestion, folder: Path, videos: Path) -> EvaluationQuestion:
+    """The question with its video's subtitles, where there are any."""
+    for suffix in SUFFIXES:
+        file = folder / f"{Path(question.path).stem}{suffix}"
+        if file.is_file():
+            return replace(question, subtitles=os.path.relpath(file, videos))
+    return question
 
 
 if __name__ == "__main__":

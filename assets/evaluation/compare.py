@@ -9,6 +9,7 @@ from typing import Any
 
 from assets.evaluation.difference import what_was_different
 from assets.evaluation.earlier import Scores, compared_with, earlier_scores, previous_scores
+from assets.evaluation.gallery import GALLERY, gallery_html
 from assets.evaluation.questions import EvaluationQuestion, read_questions
 from assets.evaluation.report import (
     EvaluationReport,
@@ -74,7 +75,7 @@ def compare_checkpoints(
     to see.
 
     Answers go to `evaluation/<variant>/<checkpoint>[_blind].parquet`, accuracies to `summary.json`
-    beside them.
+    and a page of the questions and their answers (`gallery.html`) beside them.
 
     Args:
         checkpoints: the assets that hold them, `LAST` at the end.
@@ -116,6 +117,9 @@ def compare_checkpoints(
         log(f"{report.label}: {report.accuracy:.1%} right, chance {report.chance:.1%}")
         reports.append(report)
         files.append(f"{folder}/{file}")
+    page = gallery_html(questions, reports, questions_file.parent, log)
+    storage.write_bytes(f"{folder}/{GALLERY}", page.encode())
+    files.append(f"{folder}/{GALLERY}")
     checkpoint = records[LAST].version
     return _summarise(storage, folder, files, questions_file, questions, reports, checkpoint)
 
@@ -141,7 +145,7 @@ def _summarise(
     rows = accuracy_table(seen, blind)
     now = Scores(
         checkpoint=checkpoint,
-        questions=data_version([asdict(question) for question in questions]),
+        questions=data_version([question.facts for question in questions]),
         accuracy={row["questions"]: row[LAST] for row in rows},
     )
     name = f"{folder}/summary.json"

@@ -13,6 +13,8 @@ A file of questions is JSON Lines, one object a line:
                 them; optional
     task        what kind of question it is, for the table; optional
     duration    seconds, for the table; optional
+    subtitles   the video's SRT or WebVTT file, relative as `path`; they stand above the question;
+                optional
 
 With neither options nor candidates the question is open: the generated answer must equal the right
 one.
@@ -45,6 +47,7 @@ class EvaluationQuestion:
     candidates: tuple[str, ...] = ()
     task: str = ""
     duration: float | None = None
+    subtitles: str = ""
 
     def __post_init__(self) -> None:
         if self.media not in MEDIA:
@@ -53,6 +56,8 @@ class EvaluationQuestion:
             )
         if (self.media == "text") != (not self.path):
             raise ValueError(f"question {self.id!r}: media {self.media!r} with path {self.path!r}")
+        if self.subtitles and self.media != "video":
+            raise ValueError(f"question {self.id!r}: subtitles without a video")
         if not self.question.strip() or not self.answer:
             raise ValueError(f"question {self.id!r} has no question or no answer")
         if self.options and self.candidates:
@@ -80,6 +85,16 @@ class EvaluationQuestion:
     def choices(self) -> tuple[str, ...]:
         """The answers to choose from, shown or not; none for an open question."""
         return self.options or self.candidates
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides its answer. Without subtitles it is what it was before there were any, so
+        that answers of then still count.
+        """
+        facts = asdict(self)
+        if not self.subtitles:
+            del facts["subtitles"]
+        return facts
 
     @property
     def answer_texts(self) -> tuple[str, ...]:

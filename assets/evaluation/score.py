@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from assets.evaluation.answers import Answer, AnswerJournal, read_answers, write_answers
@@ -12,6 +11,7 @@ from assets.evaluation.questions import EvaluationQuestion
 from assets.evaluation.report import EvaluationReport
 from assets.inference.checkpoint import checkpoint_hash
 from assets.inference.session import Prompt, RememberedVideo, Session
+from assets.inference.subtitles import read_subtitles
 from model.conversation import IMAGE
 from training.formats.hashing import data_version
 from training.progress import Progress
@@ -52,7 +52,7 @@ def score_checkpoint(
     Raises:
         ValueError: not a checkpoint. Media that cannot be read are problems of their questions.
     """
-    asked = [asdict(question) for question in questions]
+    asked = [question.facts for question in questions]
     identity = data_version([METHOD, checkpoint_hash(export), asked, visuals, write])
     label = f"{name or export.parent.name}{'' if visuals else ', nothing shown'}"
     if (finished := read_answers(answers_file, identity)) is not None:
@@ -142,6 +142,9 @@ def question_prompt(
     if question.media == "image":
         return session.prompt(text, images=[path], grey=not visuals, id=question.id), None
     video = session.video(path, grey=not visuals)
+    if question.subtitles:
+        cues = read_subtitles(media / question.subtitles)
+        text = f"{IMAGE}\n{session.subtitled(question.prompt, video, cues)}"
     return session.prompt(text, video=video, id=question.id), video
 
 

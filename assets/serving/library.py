@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from assets.evaluation.gallery import GALLERY
 from assets.fetching.options import Download
 from assets.fetching.probe import InvalidVideo, ProbePool, check_video
 from assets.inference.checkpoint import log_to_terminal
@@ -100,6 +101,18 @@ class Library:
         if name not in known:
             raise ValueError(f"no checkpoint {name!r}; there are {', '.join(known) or 'none'}")
         return known[name]()
+
+    def gallery(self, variant: str) -> str | None:
+        """The page of the evaluation of a variant (`assets/evaluation/gallery.py`), if there is
+        one.
+        """
+        if (storage := self._storage) is None:
+            return None
+        made = {r.partition: r.folder for r in all_records(storage) if r.asset == "evaluation"}
+        rel = f"{made.get(variant)}/{GALLERY}"
+        if variant not in made or not storage.exists(rel):
+            return None
+        return storage.read_bytes(rel).decode()
 
     def videos(self, text: str = "", most: int = 200) -> list[str]:
         """Names of videos in which a text stands, the latest uploads first."""

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from assets.evaluation.gallery import POLICY
 from assets.serving.access import Access, App
 from assets.serving.engine import Engine
 from assets.serving.openai_routes import openai_routes
@@ -26,6 +27,7 @@ def make_app(engine: Engine, token: str | None, *, page: bool = True) -> App:
     app.router.routes += [
         *openai_routes(engine),
         Route("/media/{name:path}", _media(engine), methods=["GET"]),
+        Route("/gallery/{variant}", _gallery(engine), methods=["GET"]),
     ]
     if page:
         from assets.serving.page import add_page
@@ -47,6 +49,19 @@ def _media(engine: Engine) -> Callable[..., object]:
         return FileResponse(path, media_type="video/mp4", content_disposition_type="inline")
 
     return media
+
+
+def _gallery(engine: Engine) -> Callable[..., object]:
+    """The page of a variant's evaluation; nothing in it runs, whatever it holds."""
+
+    async def gallery(request: Request) -> Response:
+        variant = request.path_params["variant"]
+        page = await run_in_threadpool(engine.library.gallery, variant)
+        if page is None:
+            return PlainTextResponse(f"no gallery of {variant!r}: its evaluation makes it", 404)
+        return HTMLResponse(page, headers={"content-security-policy": f"{POLICY}; sandbox"})
+
+    return gallery
 
 
 def serve(engine: Engine, host: str, port: int, token: str | None) -> None:

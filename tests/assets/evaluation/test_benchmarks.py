@@ -235,3 +235,28 @@ def test_the_command_says_what_it_could_not_use(tmp_path, capsys):
     assert "4_count/a.mp4" in capsys.readouterr().out
     assert main(["lvbench", str(tmp_path / "gone.jsonl"), "--videos", str(tmp_path)]) == 2
     assert "gone.jsonl" in capsys.readouterr().out
+
+
+def test_subtitles_are_found_by_the_videos_name(tmp_path, capsys):
+    asked = {
+        "question_id": "001-1",
+        "task_type": "Counting Problem",
+        "question": "How many birds are there?",
+        "options": ["A. One.", "B. Two."],
+        "answer": "B",
+    }
+    rows = [{"duration": "short", "videoID": name} | asked for name in ("told", "silent")]
+    rows[1]["question_id"] = "002-1"
+    (tmp_path / "questions.json").write_text(json.dumps(rows))
+    for folder in ("videos", "subtitle"):
+        (tmp_path / folder).mkdir()
+    for name in ("told", "silent"):
+        (tmp_path / "videos" / f"{name}.mp4").touch()
+    (tmp_path / "subtitle" / "told.srt").write_text("00:00:01,000 --> 00:00:02,000\nTwo\n")
+    videos = tmp_path / "videos"
+    arguments = ["video-mme", str(tmp_path / "questions.json"), "--videos", str(videos)]
+    assert main([*arguments, "--subtitles", str(tmp_path / "subtitle")]) == 0
+    assert "1 of them with subtitles" in capsys.readouterr().out
+    told, silent = read_questions(videos / "video-mme.jsonl")
+    assert (videos / told.subtitles).resolve() == tmp_path / "subtitle" / "told.srt"
+    assert silent.subtitles == ""

@@ -57,7 +57,11 @@ def test_four_checkpoints_and_one_blind_one_are_compared_and_kept(
         row["base_model"]
     }  # they are the same checkpoint
     assert row["gain"] == 0
-    names = {f"{name}.parquet" for name in CHECKPOINTS} | {"stage3_blind.parquet", "summary.json"}
+    names = {f"{name}.parquet" for name in CHECKPOINTS} | {
+        "stage3_blind.parquet",
+        "summary.json",
+        "gallery.html",
+    }
     assert {name.rsplit("/", 1)[1] for name in storage.list(first.folder)} == names
     assert storage.read_json("evaluation/tiny/summary.json")["accuracy"] == first.table
     assert "right answer" in first.example

@@ -331,3 +331,22 @@ def test_answers_about_damaged_videos_say_so_and_those_too_damaged_are_not_asked
     assert hurt.problem == ""
     assert "too_corrupt" in useless.problem
     assert (sound.damage, sound.problem) == ("", "")
+
+
+def test_subtitles_stand_above_the_question_and_are_part_of_what_is_asked(
+    session, media, questions, tmp_path
+):
+    (media / "short.srt").write_text("00:00:01,000 --> 00:00:02,000\nThe square is white\n")
+    told = replace(questions[4], id="q5", subtitles="short.srt")
+    alone, with_them = ask_together(session, [questions[4], told], media)
+    assert alone.prompt in with_them.prompt.replace(
+        "This video's subtitles are listed below:\nThe square is white\n", ""
+    )
+    assert with_them.scores != alone.scores
+    [missing] = ask_together(session, [replace(told, subtitles="gone.srt")], media)
+    assert "gone.srt: no such file" in missing.problem
+
+
+def test_answers_from_before_there_were_subtitles_still_count(questions):
+    assert "subtitles" not in questions[0].facts
+    assert replace(questions[0], subtitles="a.srt").facts["subtitles"] == "a.srt"
