@@ -100,7 +100,7 @@ def plan_anyres(
     height, width = crop_height, crop_width
     times = math.sqrt(height * width / (max_squares * side**2))
     if times > SHRINK_ABOVE:
-        height, width = int(height // times), int(width // times)
+        height, width = max(1, int(height // times)), max(1, int(width // times))
     return AnyresLayout(
         image_size=image_size,
         tile=tile,
@@ -165,10 +165,17 @@ def _without_padding(
     """
     width, height = image_size
     if width / height > full_width / full_height:
-        margin = (full_height - int(height * (full_width / width))) // 2
+        margin = _margin(full_height, int(height * (full_width / width)))
         return full_height - 2 * margin, full_width
-    margin = (full_width - int(width * (full_height / height))) // 2
+    margin = _margin(full_width, int(width * (full_height / height)))
     return full_height, full_width - 2 * margin
+
+
+def _margin(full: int, filled: int) -> int:
+    """Rows or columns to cut off each side. Of a picture thinner than one of them the middle stays,
+    one or two: the published system leaves none where their number is even, and crashes.
+    """
+    return (full - max(1, filled)) // 2
 
 
 def arrange_map(tiles_TPD: Tensor, layout: AnyresLayout) -> Tensor:

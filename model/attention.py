@@ -257,13 +257,25 @@ def llm_attention(
     return attention(q_BTHD, k_BNKD, v_BNKD, causal=causal, mask=attention_mask), None
 
 
+def refuse_attention(wanted: object) -> None:
+    """Raise ValueError if transformers is told to use another attention than `llm_attention`."""
+    if wanted not in (None, LLM_ATTENTION):
+        raise ValueError(
+            f"attn_implementation is {wanted!r}: Hour-LLaVA chooses its kernels itself (cuDNN, "
+            "flash or PyTorch's), because samples of a pack must not see each other; leave it out"
+        )
+
+
 def _llm_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """A dense mask only for padded batches and caches with empty places; kernels know plain
-    causality themselves.
+    """A dense mask only where one is needed: for padded batches, several new tokens on a cache, and
+    caches with empty places; kernels know plain causality themselves.
     """
-    if attention_mask is None or (
-        kwargs.get("kv_length") == attention_mask.shape[-1] and bool(attention_mask.all())
-    ):
+    places = kwargs["kv_length"]
+    # Version 4 tells the places of the new tokens, version 5 their number.
+    new = kwargs["q_length"] if "q_length" in kwargs else len(kwargs["cache_position"])
+    padded = attention_mask is not None and not bool(attention_mask.all())
+    filled = attention_mask is not None and attention_mask.shape[-1] == places
+    if not padded and (new == places or (new == 1 and filled)):
         return None
     kwargs["allow_is_causal_skip"] = False
     return ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, attention_mask=attention_mask, **kwargs)

@@ -18,6 +18,8 @@ from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 IMAGE = "<image>"
 SYSTEM_MESSAGE = "You are a helpful assistant."
 ROLES = {"human": "user", "gpt": "assistant"}
+SYSTEM = "system"  # a first turn from here replaces `SYSTEM_MESSAGE`
+START, END = "<|im_start|>", "<|im_end|>"
 # A marker that one of the collections left in its text; the published system deletes it.
 LEFTOVER_MARKER = "QA_GT_caption_based_noisy"
 
@@ -29,38 +31,42 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     *,
     add_generation_prompt: bool = False,
+    visuals: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Turns `{"from": "human" | "gpt", "value": text}` -> (input_ids [L], labels [L]), both int64.
 
-    Each `<image>` becomes one `IMAGE_TOKEN_INDEX`. A leading assistant turn is dropped. With
-    `add_generation_prompt` the header of the answer to come is appended, labelled as in training,
-    so that inference hides the same tokens.
+    Each `<image>` becomes one `IMAGE_TOKEN_INDEX`; in a sample without `visuals` it is text like
+    any other. So is everywhere the text of a special token: nothing that a turn says ends it. A
+    first turn from "system" replaces the usual system message. A leading assistant turn is dropped.
+    With `add_generation_prompt` the header of the answer to come is appended, labelled as in
+    training, so that inference hides the same tokens.
 
-    Raises ValueError if a turn has an unknown role, an assistant's turn holds `<image>`, no turn is
-    left, or an answer is asked for after an answer.
+    Raises ValueError if a turn has an unknown role, an assistant's turn holds an `<image>` that
+    stands for a visual, no turn is left, or an answer is asked for after an answer.
     """
-    turns = _turns(conversations)
+    turns = _turns(conversations, visuals)
     if add_generation_prompt and turns[-1][0] == "assistant":
         raise ValueError(
             f"the last turn already is an answer: {turns[-1][1][:80]!r}; leave it out to have one "
             "generated"
         )
-    always_supervised = {
-        _only_token(tokenizer, "\n"),
-        _only_token(tokenizer, "<|im_start|>"),
-        _only_token(tokenizer, "<|im_end|>"),
-    }
+    newline = _only_token(tokenizer, "\n")
+    start, end = (_special(tokenizer, token) for token in (START, END))
     ids: list[int] = []
     labels: list[int] = []
-    for role, content in [("system", SYSTEM_MESSAGE), *turns]:
-        message = _ids(f"<|im_start|>{role}\n{content}<|im_end|>\n", tokenizer)
+    for role, content in turns:
+        text = f"{role}\n{content}"
+        pieces = text.split(IMAGE) if visuals else [text]
+        message = [start, *_ids(pieces, tokenizer), end, newline]
         ids += message
         if role == "assistant":
             labels += message
         else:
-            labels += [token if token in always_supervised else IGNORE_INDEX for token in message]
+            labels += [
+                token if token in (newline, start, end) else IGNORE_INDEX for token in message
+            ]
     if add_generation_prompt:
-        header = _ids("<|im_start|>assistant\n", tokenizer)
+        header = [start, *_ids(["assistant\n"], tokenizer)]
         ids += header
         labels += header
     return torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long)
@@ -98,28 +104,33 @@ def count_images(conversations: Conversations) -> int:
     return sum(content.count(IMAGE) for _, content in _turns(conversations))
 
 
-def _turns(conversations: Conversations) -> list[tuple[str, str]]:
-    """(role, content) of every turn that is kept, cleaned up as the published system does."""
-    turns = []
+def _turns(conversations: Conversations, visuals: bool = True) -> list[tuple[str, str]]:
+    """(role, content) of every turn that is kept, cleaned up as the published system does; the
+    system's is the first.
+    """
+    system, turns = SYSTEM_MESSAGE, []
     for number, turn in enumerate(conversations):
-        if turn.get("from") not in ROLES or not isinstance(turn.get("value"), str):
+        sender, value = turn.get("from"), turn.get("value")
+        if number == 0 and sender == SYSTEM and isinstance(value, str):
+            system = value
+            continue
+        if sender not in ROLES or not isinstance(value, str):
             raise ValueError(
                 f"turn {number} must be {{'from': one of {sorted(ROLES)}, 'value': text}}, it has "
-                f"from={turn.get('from')!r} and a value of type {type(turn.get('value')).__name__}"
+                f"from={sender!r} and a value of type {type(value).__name__} "
+                f"(a turn from {SYSTEM!r} may only be the first)"
             )
-        turns.append(
-            (ROLES[turn["from"]], _image_first(turn["value"].replace(LEFTOVER_MARKER, "")))
-        )
+        value = value.replace(LEFTOVER_MARKER, "")
+        turns.append((ROLES[sender], _image_first(value) if visuals else value))
     if turns and turns[0][0] == "assistant":
         turns = turns[1:]
     if not turns:
         raise ValueError(f"the conversation has no human turn; it has {_senders(conversations)}")
-    for role, content in turns:
-        if role == "assistant" and IMAGE in content:
-            raise ValueError(
-                f"an answer holds {IMAGE}, which only a human turn may: {content[:80]!r}"
-            )
-    return turns
+    for role, content in [(SYSTEM, system), *turns] if visuals else []:
+        if role != "user" and IMAGE in content:
+            what = "an answer" if role == "assistant" else "the system message"
+            raise ValueError(f"{what} holds {IMAGE}, which only a human turn may: {content[:80]!r}")
+    return [(SYSTEM, system), *turns]
 
 
 def _image_first(content: str) -> str:
@@ -131,23 +142,31 @@ def _image_first(content: str) -> str:
     return f"{IMAGE}\n{content.replace(IMAGE, '').strip()}".strip()
 
 
-def _ids(message: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of one message; `<image>` splits the text the way a special token would."""
+def _ids(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of pieces of text with a placeholder between them, all of it taken as text."""
     ids: list[int] = []
-    for place, text in enumerate(message.split(IMAGE)):
+    for place, text in enumerate(pieces):
         if place > 0:
             ids.append(IMAGE_TOKEN_INDEX)
-        ids += tokenizer(text, add_special_tokens=False).input_ids if text else []
+        if text:
+            ids += tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
     return ids
 
 
 def _only_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    ids = tokenizer(text, add_special_tokens=False).input_ids
+    ids = _ids([text], tokenizer)
     if len(ids) != 1:
         raise ValueError(
             f"the tokenizer splits {text!r} into {ids}: it is not a Qwen chat tokenizer"
         )
     return ids[0]
+
+
+def _special(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    known = tokenizer.get_added_vocab()
+    if token not in known:
+        raise ValueError(f"the tokenizer does not know {token!r}: it is not a Qwen chat tokenizer")
+    return int(known[token])
 
 
 def _senders(conversations: Conversations) -> str:

@@ -8,7 +8,11 @@ and beside it what other tools look for.
 
 from __future__ import annotations
 
+import copy
+import functools
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,17 +21,32 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
     GenerationMixin,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from model.attention import LLM_ATTENTION, refuse_attention
 from model.config import PRESETS, HourLlavaConfig
-from model.generate import greedy
+from model.generate import greedy_tokens
+from model.hf_processor import HourLlavaProcessor
 from model.hour_llava import HourLlava
 from model.initialise import drawn
-from model.inputs import SampleInputs
+from model.inputs import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
+    SampleInputs,
+    pad_left,
+    with_template_tokens,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_NEW = "max_new_tokens"
 
 
 class HourLlavaHFConfig(PretrainedConfig):
@@ -91,6 +110,8 @@ _VERSION_4 = transformers.__version__.startswith("4.")
 class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # transformers' own bases disagree
     """`.model` is the `HourLlava` that training uses; tensors are named after it, with the prefix
     "model.".
+
+    Attention is chosen by model/attention.py alone; asking for another one is an error.
     """
 
     config_class = HourLlavaHFConfig
@@ -99,8 +120,11 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
     _no_split_modules: Any = ["Qwen2DecoderLayer", "MemAugBlock", "VisionLayer"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: HourLlavaHFConfig) -> None:
+        refuse_attention(config._attn_implementation)
+        config._attn_implementation = LLM_ATTENTION
         super().__init__(config)
         self.model = HourLlava(config.model_config)
         self.post_init()
@@ -108,75 +132,240 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
     def forward(
         self,
         input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        cache_position: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
         samples: Sequence[SampleInputs] | None = None,
         forgetting: str = "uniform",
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> Any:
         """Samples to their mean loss and their logits [1, S, V], all of them one after another; or,
-        as for any language model, text only: `input_ids` or `inputs_embeds`, `attention_mask`,
-        `past_key_values`, `labels`.
+        as for any language model, text only.
+
+        Args:
+            samples: as `Processor` makes them. What its batches hold beside them (`input_ids`,
+                `attention_mask`, `labels`) must say the same.
+            forgetting: see `generate`.
+
+        The loss is zero where nothing is supervised.
+
+        Raises:
+            ValueError: a sample cannot be used (it is named), or something that is not supported.
         """
-        if samples is None:
-            return self.model.llm(input_ids=input_ids, **kwargs)
+        if output_attentions:
+            raise ValueError("output_attentions: the kernels of Hour-LLaVA keep no attention maps")
+        if samples is not None:
+            return self._forward_samples(
+                samples, input_ids, attention_mask, labels, forgetting, return_dict
+            )
+        refuse_attention(self.model.llm.config._attn_implementation)
+        if input_ids is not None and past_key_values is None:
+            self._check_ids(input_ids)
+        given = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+            "cache_position": cache_position,
+            "output_hidden_states": output_hidden_states,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        output = self.model.llm(input_ids=input_ids, logits_to_keep=logits_to_keep, **given)
+        if labels is not None:
+            targets = labels[:, 1:].flatten()
+            rows = (targets != IGNORE_INDEX).nonzero().flatten()
+            output.loss = _mean_loss(output.logits[:, :-1].flatten(0, 1), rows, targets[rows])
+        return output if return_dict is not False else output.to_tuple()
+
+    def _forward_samples(
+        self,
+        samples: Sequence[SampleInputs],
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        forgetting: str,
+        return_dict: bool | None,
+    ) -> Any:
+        _check_batch(samples, input_ids, attention_mask, labels)
         llm_input = self.model.prepare(samples, forgetting=forgetting)
         logits_SV = self.model.llm.lm_head(self.model.run_llm(llm_input))
         rows_R, targets_R = (index.to(logits_SV.device) for index in llm_input.plan.targets)
-        loss: Any = (
-            nn.functional.cross_entropy(logits_SV[rows_R].float(), targets_R)
-            if len(rows_R)
-            else None
-        )
-        return CausalLMOutputWithPast(loss=loss, logits=logits_SV[None])
+        loss = _mean_loss(logits_SV, rows_R, targets_R)
+        output = CausalLMOutputWithPast(loss=loss, logits=logits_SV[None])
+        return output if return_dict is not False else output.to_tuple()
 
     @torch.no_grad()
     def generate(  # type: ignore[override]  # a narrower signature: the rest passes through
         self,
         inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
         *,
         samples: SampleInputs | Sequence[SampleInputs] | None = None,
         forgetting: str = "uniform",
+        template_tokens: str = "hidden",
         **kwargs: Any,
-    ) -> Tensor:
-        """Continue each sample's text: new token ids [samples, at most max_new_tokens], without the
-        prompt.
+    ) -> Any:
+        """Continue each sample's text: new token ids [samples, at most max_new_tokens]; behind the
+        `input_ids`, where these are given as well, as transformers does.
 
-        `samples` come from `Processor` with `add_generation_prompt=True`. Shorter prompts are
-        padded on the left, answers on the right with `pad_token_id`. Forgetting is uniform, hence
-        deterministic, unless asked to be random (by each sample's seed). One sample is decoded
-        greedily unless more is asked for; everything else is transformers' `generate`, which also
-        takes plain `inputs` ids.
+        Settings come from `kwargs`, `generation_config`, then the model's own `generation_config`.
+        Without `max_new_tokens` or `max_length` an answer ends with its end token, or where the
+        context does. Shorter prompts are padded on the left, answers on the right with
+        `pad_token_id`. One sample is decoded greedily unless more is asked for; everything else is
+        transformers' `generate`, which also takes plain `inputs` ids.
+
+        Args:
+            samples: of `Processor` with `add_generation_prompt=True`. Several that share a `Visual`
+                share its memory.
+            forgetting: `uniform` is deterministic; `random` follows each sample's seed.
+            template_tokens: whether MemAug sees the chat template's tokens: `hidden` as in
+                training, `seen` as the published code has it where labels are missing.
+
+        Raises:
+            ValueError: a prompt cannot be used or leaves no room in the context, or a setting that
+                nothing reads.
         """
-        kwargs.setdefault("eos_token_id", self.config.eos_token_id)
-        kwargs.setdefault("pad_token_id", self.config.pad_token_id)
         if samples is None:
-            return self.model.llm.generate(inputs, **kwargs)
-        samples = [samples] if isinstance(samples, SampleInputs) else samples
+            return self._generate_text(inputs, generation_config, kwargs)
+        samples = [samples] if isinstance(samples, SampleInputs) else list(samples)
+        prompt = kwargs.pop("input_ids", inputs)
+        _check_batch(
+            samples, prompt, kwargs.pop("attention_mask", None), kwargs.pop("labels", None)
+        )
+        samples = [with_template_tokens(sample, template_tokens) for sample in samples]
         llm_input = self.model.prepare(samples, forgetting=forgetting)
         lengths = llm_input.plan.lengths
-        if (
-            len(lengths) == 1
-            and set(kwargs) <= _GREEDY
-            and "max_new_tokens" in kwargs
-            and not kwargs.get("do_sample")
-        ):
-            eos = kwargs["eos_token_id"]
-            ends = frozenset(
-                eos if isinstance(eos, list | tuple) else () if eos is None else (eos,)
+        longest, settings = self._settings(generation_config, kwargs, max(lengths))
+        generation_config, kwargs = _limited(longest, generation_config, kwargs)
+        if longest == 0:
+            new = torch.empty(len(samples), 0, dtype=torch.int64, device=self.device)
+        elif len(lengths) == 1 and _is_greedy(settings, kwargs):
+            new = self._greedy(llm_input.embeds_SD, longest, settings, kwargs.get("streamer"))
+        else:
+            embeds, mask = pad_left(llm_input.embeds_SD.split(lengths))
+            new = super().generate(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                generation_config=generation_config,
+                **kwargs,
             )
-            return greedy(self.model.llm, llm_input.embeds_SD, kwargs["max_new_tokens"], ends)[None]
-        embeds = llm_input.embeds_SD.new_zeros(
-            len(lengths), max(lengths), llm_input.embeds_SD.shape[-1]
-        )
-        mask = torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
-        for row, embeds_SD in enumerate(llm_input.embeds_SD.split(lengths)):
-            embeds[row, -len(embeds_SD) :], mask[row, -len(embeds_SD) :] = embeds_SD, 1
-        return self.model.llm.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+        return new if prompt is None else _behind(prompt, new)
+
+    def _generate_text(
+        self,
+        inputs: Tensor | None,
+        generation_config: GenerationConfig | None,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        embeds = kwargs.get("inputs_embeds")
+        prompt = ids if embeds is None else embeds
+        if prompt is None:
+            raise ValueError("generate() needs samples, input_ids or inputs_embeds")
+        if embeds is None:
+            self._check_ids(prompt)
+        longest, _ = self._settings(generation_config, kwargs, prompt.shape[1])
+        generation_config, kwargs = _limited(longest, generation_config, kwargs)
+        if longest == 0:
+            return prompt[:, :0] if ids is None else ids
+        return super().generate(inputs, generation_config, **kwargs)
+
+    def _greedy(
+        self, embeds_SD: Tensor, longest: int, settings: GenerationConfig, streamer: Any
+    ) -> Tensor:
+        """The most likely tokens [1, n], told to the streamer as transformers does."""
+        eos = settings.eos_token_id
+        ends = frozenset(eos if isinstance(eos, list | tuple) else () if eos is None else (eos,))
+        if streamer is not None:
+            streamer.put(torch.empty(1, 0, dtype=torch.int64))  # where others put the prompt
+        tokens = []
+        for token in greedy_tokens(self.model.llm, embeds_SD, longest, ends):
+            tokens.append(token)
+            if streamer is not None:
+                streamer.put(torch.tensor([token]))
+        if streamer is not None:
+            streamer.end()
+        return torch.tensor([tokens], device=embeds_SD.device)
+
+    def _settings(
+        self, config: GenerationConfig | None, kwargs: dict[str, Any], prompt: int
+    ) -> tuple[int, GenerationConfig]:
+        """How many tokens an answer may have, and the settings that are in force."""
+        nothing = kwargs.get(MAX_NEW) == 0  # which no GenerationConfig takes
+        given = {key: value for key, value in kwargs.items() if not nothing or key != MAX_NEW}
+        settings, _ = self._prepare_generation_config(config, **given)
+        context = self.config.model_config.max_length
+        room = context - prompt
+        if room < 0:
+            raise ValueError(f"the prompt has {prompt} tokens, the context {context}")
+        wanted = 0 if nothing else settings.max_new_tokens
+        # Without being asked, transformers has a limit of 20 tokens, prompt included.
+        if wanted is None and (kwargs.get("max_length") or settings.max_length not in (None, 20)):
+            wanted = settings.max_length - prompt
+            if wanted < 0:
+                raise ValueError(
+                    f"max_length is {settings.max_length}, but the prompt has {prompt} tokens "
+                    "already; set max_new_tokens, which counts only the answer's"
+                )
+        if wanted is not None and wanted > room:
+            logger.warning(
+                "an answer of %d tokens does not fit: the prompt has %d, and the context of %d "
+                "ends after %d more",
+                *(wanted, prompt, context, room),
+            )
+        return room if wanted is None else min(wanted, room), settings
+
+    def _check_ids(self, ids: Tensor) -> None:
+        low, high = (int(end) for end in ids.aminmax()) if ids.numel() else (0, 0)
+        if low == IMAGE_TOKEN_INDEX:
+            raise ValueError(
+                f"input_ids hold {IMAGE_TOKEN_INDEX}, the place of a visual: give the whole batch "
+                "that the processor made, with its samples"
+            )
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"input_ids lie in {low} .. {high}; the vocabulary has {self.config.vocab_size}"
+            )
+
+    # -- what transformers asks of a model --------------------------------------------------------
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        refuse_attention(attn_implementation)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.llm.model.embed_tokens
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.llm.model.embed_tokens = value
+
     def get_output_embeddings(self) -> nn.Module:
         return self.model.llm.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.model.llm.lm_head = new_embeddings
+
+    def get_decoder(self, *_: Any, **__: Any) -> nn.Module:
+        return self.model.llm.model
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As in transformers; the configuration follows, here and in what is saved."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        config = self.config.model_config
+        config = replace(config, llm=replace(config.llm, vocab_size=embeddings.num_embeddings))
+        self.config.hour_llava = config.to_dict()
+        self.config.vocab_size = self.model.llm.config.vocab_size = config.llm.vocab_size
+        self.model.llm.vocab_size = config.llm.vocab_size
+        self.model.config = config
+        return embeddings
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise what a checkpoint lacks, also transformers' own modules and their buffers."""
@@ -187,8 +376,102 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
             )
 
 
-# With nothing but these, generating means taking the most likely token.
-_GREEDY = {"max_new_tokens", "do_sample", "eos_token_id", "pad_token_id"}
+def _check_batch(
+    samples: Sequence[SampleInputs],
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    labels: Tensor | None,
+) -> None:
+    """What stands beside the samples in a batch is for those who look at it: it must not say
+    anything else.
+    """
+    if not samples:
+        raise ValueError("no samples")
+    masks = None if attention_mask is None else attention_mask.cpu().bool()
+    for name, given in (("input_ids", input_ids), ("labels", labels)):
+        if given is None:
+            continue
+        rows = (
+            given.cpu()
+            if masks is None
+            else [r[m] for r, m in zip(given.cpu(), masks, strict=True)]
+        )
+        own = [getattr(sample, name).cpu() for sample in samples]
+        if len(rows) != len(own) or not all(map(torch.equal, rows, own)):
+            raise ValueError(
+                f"{name} differ from those of the samples beside them; change the samples, or "
+                "leave out one of both"
+            )
+
+
+def _mean_loss(logits_SV: Tensor, rows_R: Tensor, targets_R: Tensor) -> Tensor:
+    if not len(rows_R):
+        return logits_SV[:1].float().sum() * 0
+    return nn.functional.cross_entropy(logits_SV[rows_R].float(), targets_R)
+
+
+def _behind(prompt: Tensor, new: Any) -> Any:
+    """What was generated, behind the prompt that it continues; beams and the like repeat it."""
+    ids = new if isinstance(new, Tensor) else new.sequences
+    prompt = prompt.to(ids.device).repeat_interleave(len(ids) // len(prompt), dim=0)
+    whole = torch.cat([prompt, ids], dim=1)
+    if isinstance(new, Tensor):
+        return whole
+    new.sequences = whole
+    return new
+
+
+def _limited(
+    longest: int, config: GenerationConfig | None, kwargs: dict[str, Any]
+) -> tuple[GenerationConfig | None, dict[str, Any]]:
+    """The same settings with a limit of so many new tokens, where these were given: version 5
+    wants them in one place.
+    """
+    kwargs = {name: value for name, value in kwargs.items() if name != "max_length"}
+    if config is None or "max_new_tokens" in kwargs:
+        return config, {**kwargs, "max_new_tokens": longest}
+    config = copy.deepcopy(config)
+    config.max_new_tokens = longest
+    return config, kwargs
+
+
+# Settings that do not change which token is the most likely.
+_HARMLESS = {
+    "bos_token_id",
+    "do_sample",
+    "eos_token_id",
+    "max_length",
+    "max_new_tokens",
+    "pad_token_id",
+    "temperature",
+    "top_k",
+    "top_p",
+    "transformers_version",
+}
+
+
+def _is_greedy(settings: GenerationConfig, kwargs: dict[str, Any]) -> bool:
+    """Whether generating means taking the most likely token and nothing else."""
+    values, neutral = settings.to_dict(), _neutral_settings()
+    return (
+        set(kwargs) - {"streamer"} <= set(neutral)
+        and not settings.do_sample
+        and all(
+            value is None or value == neutral.get(name)
+            for name, value in values.items()
+            if name not in _HARMLESS and not name.startswith("_")
+        )
+    )
+
+
+@functools.cache
+def _neutral_settings() -> dict[str, Any]:
+    config = GenerationConfig()
+    # Version 5 keeps its defaults beside the object.
+    return {**config.to_dict(), **getattr(config, "_get_default_generation_params", dict)()}
+
 
 AutoConfig.register(HourLlavaHFConfig.model_type, HourLlavaHFConfig, exist_ok=True)
 AutoModelForCausalLM.register(HourLlavaHFConfig, HourLlavaForCausalLM, exist_ok=True)
+AutoModelForImageTextToText.register(HourLlavaHFConfig, HourLlavaForCausalLM, exist_ok=True)
+AutoProcessor.register(HourLlavaHFConfig, HourLlavaProcessor, exist_ok=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from model.attention import LLM_ATTENTION, SequenceLengths, as_rows
+from model.attention import LLM_ATTENTION, SequenceLengths, as_rows, refuse_attention
 from model.config import HourLlavaConfig, LLMConfig
 from model.inputs import SampleInputs, Visual, check
 from model.loss import chunked_cross_entropy
@@ -110,7 +110,7 @@ class HourLlava(nn.Module):
             check(sample, self.config)
         visuals = [visual for sample in samples for visual in sample.visuals]
         if memory_ND is None and visuals:
-            memory_ND = self._memories([self._visual_to_device(visual) for visual in visuals])
+            memory_ND = self._memories(visuals)
         # Planned only now, on the host: the device is busy with the memories meanwhile.
         plan = plan_pack(samples, self.config, forgetting)
         embeds_SD = text_LD = self.llm.model.embed_tokens(self._to_device(plan.ids_L))
@@ -122,10 +122,11 @@ class HourLlava(nn.Module):
 
     def remember(self, visual: Visual) -> Tensor:
         """The memory [N, D] of a visual. `prepare` takes it for any number of questions."""
-        return self._memories([self._visual_to_device(visual)])
+        return self._memories([visual])
 
     def run_llm(self, llm_input: LLMInput) -> Tensor:
         """Final hidden states [S, D] of a pack; `llm.lm_head` makes logits of them."""
+        refuse_attention(self.llm.config._attn_implementation)
         output = self.llm.model(
             inputs_embeds=as_rows(llm_input.embeds_SD, (1, *llm_input.embeds_SD.shape)),
             position_ids=llm_input.positions_S[None],
@@ -151,17 +152,24 @@ class HourLlava(nn.Module):
     # -- the steps of `prepare` -------------------------------------------------------------------
 
     def _memories(self, visuals: list[Visual]) -> Tensor:
-        """The memories [N, D] of the visuals, one after another."""
+        """The memories [N, D] of the visuals, one after another. One that several samples share is
+        made once.
+        """
+        distinct = {id(visual): visual for visual in visuals}
+        made = self._distinct_memories([self._visual_to_device(x) for x in distinct.values()])
+        memories = dict(zip(distinct, made, strict=True))
+        return made[0] if len(visuals) == 1 else torch.cat([memories[id(x)] for x in visuals])
+
+    def _distinct_memories(self, visuals: list[Visual]) -> list[Tensor]:
         features = self._encode(visuals)  # of each visual [T, P, C]
         # One call of the projector for all, however many tokens each has.
         rows_RC = [as_rows(x, (-1, x.shape[-1])) for x in features]
         tokens_RD = self.projector(rows_RC[0] if len(rows_RC) == 1 else torch.cat(rows_RC))
         parts = zip(visuals, features, tokens_RD.split([len(x) for x in rows_RC]), strict=True)
-        memories = [
+        return [
             build_memory(visual, tokens.unflatten(0, x.shape[:2]), self.image_newline, self.config)
             for visual, x, tokens in parts
         ]
-        return memories[0] if len(memories) == 1 else torch.cat(memories)
 
     def _encode(self, visuals: list[Visual]) -> list[Tensor]:
         """Features [T, P, C] of each visual: given, or from the vision encoder. Frames are pooled,

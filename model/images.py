@@ -20,6 +20,7 @@ All refusals are ValueErrors that say why.
 import io
 import math
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -38,18 +39,26 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 LONGEST_SIDE = math.isqrt(MAX_IMAGE_PIXELS)
 PAD_COLOUR = (127, 127, 127)  # SigLIP's mean, 0.5, as the published system rounds it
 
-ImageSource = Image.Image | bytes | str | os.PathLike[str]
+ImageSource = Image.Image | bytes | str | os.PathLike[str] | np.ndarray
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """An upright 8-bit RGB image from a file, the bytes of one, or an opened image. ValueError if
-    it cannot be used.
+    """An upright 8-bit RGB image from a file, the bytes of one, an opened image, or an array
+    [H, W, 3] uint8. ValueError if it cannot be used.
     """
+    if isinstance(source, np.ndarray):
+        source = _from_array(source)
     if isinstance(source, Image.Image):
         name = f"image {getattr(source, 'filename', '') or source.size}"
     elif isinstance(source, bytes):
         name, content = f"image of {len(source)} bytes", source
+    elif not isinstance(source, str | os.PathLike):
+        raise ValueError(
+            f"an image cannot be made from a {type(source).__name__}; give a file, its bytes, a "
+            "picture of Pillow or an array [H, W, 3] uint8"
+        )
     else:
+        refuse_address(source)
         name, content = f"image {os.fspath(source)}", Path(source).read_bytes()
     try:
         if isinstance(source, Image.Image):
@@ -62,6 +71,29 @@ def load_image(source: ImageSource) -> Image.Image:
     # images.
     except (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error) as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def is_address(source: object) -> bool:
+    """Whether it is an address on the network rather than a file."""
+    return isinstance(source, str) and bool(re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://|data:", source))
+
+
+def refuse_address(source: str | os.PathLike[str]) -> None:
+    """Raise ValueError for an address on the network: nothing is fetched here."""
+    if is_address(source):
+        raise ValueError(
+            f"{os.fspath(source)[:80]} is an address, not a file; download it first: which hosts "
+            "to trust is not for a model to decide"
+        )
+
+
+def _from_array(pixels_HWC: np.ndarray) -> Image.Image:
+    if pixels_HWC.dtype != np.uint8 or pixels_HWC.ndim != 3 or pixels_HWC.shape[-1] != 3:
+        raise ValueError(
+            f"an image as an array must be uint8 [H, W, 3], not {pixels_HWC.dtype} "
+            f"{list(pixels_HWC.shape)}"
+        )
+    return Image.fromarray(pixels_HWC)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -6,7 +6,8 @@ Shapes: T frames, S image size in pixels, P pooled tokens of a frame, C vision w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -137,6 +138,37 @@ def _problem(visual: Visual, config: HourLlavaConfig) -> str | None:
                 f"tiles, so its pixels must hold {1 + layout.tiles} pictures, not {len(tensor)}"
             )
     return None
+
+
+TEMPLATE_TOKENS = ("hidden", "seen")
+
+
+def with_template_tokens(sample: SampleInputs, template_tokens: str) -> SampleInputs:
+    """A prompt whose chat template (headers, ends of turns, lone newlines) MemAug sees or not.
+
+    `hidden` is how the released weights were trained: these tokens are supervised, and MemAug sees
+    no supervised token. `seen` is what the published code does where labels are missing.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if template_tokens not in TEMPLATE_TOKENS:
+        raise ValueError(f"template_tokens is {template_tokens!r}; known: {TEMPLATE_TOKENS}")
+    if template_tokens == "hidden":
+        return sample
+    return replace(sample, labels=torch.full_like(sample.labels, IGNORE_INDEX))
+
+
+def pad_left(rows: Sequence[Tensor], value: float = 0) -> tuple[Tensor, Tensor]:
+    """Rows [L, ...] of different lengths as one tensor [B, longest, ...], and where it is not
+    padding, int64 [B, longest].
+    """
+    longest = max(len(row) for row in rows)
+    padded = rows[0].new_full((len(rows), longest, *rows[0].shape[1:]), value)
+    mask = torch.zeros(len(rows), longest, dtype=torch.int64, device=rows[0].device)
+    for number, row in enumerate(rows):
+        padded[number, longest - len(row) :], mask[number, longest - len(row) :] = row, 1
+    return padded, mask
 
 
 def anyres_layout(image_size: tuple[int, int], config: HourLlavaConfig) -> AnyresLayout:

@@ -10,8 +10,10 @@ becomes a square and tiles; several become padded squares; text stays text. Pixe
 model normalises them on its device.
 """
 
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
@@ -22,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from model import images as pictures
 from model.config import HourLlavaConfig
 from model.conversation import Conversations, tokenize, video_prompt
-from model.images import ImageSource, load_image
+from model.images import ImageSource, load_image, refuse_address
 from model.inputs import SampleInputs, Visual, anyres_layout, check
 from model.media.damage import damage_counts, describe_damage, refuse_too_corrupt
 from model.media.reader import read
@@ -49,7 +51,17 @@ class Naming(TypedDict, total=False):
     add_generation_prompt: bool
 
 
-VideoSource = str | os.PathLike[str] | np.ndarray | Tensor | StoredFeatures
+# A file, frames [T, H, W, 3] uint8 (or a list of pictures), or stored features.
+VideoSource = str | os.PathLike[str] | np.ndarray | Tensor | Sequence[ImageSource] | StoredFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class ReadVideo:
+    """A video's frames or features, its seconds, and what is wrong with it, for people."""
+
+    visual: Visual
+    duration: float
+    damage: str = ""
 
 
 class Processor:
@@ -57,9 +69,9 @@ class Processor:
     tokenizer.
 
     All methods take `conversations`, turns of `{"from": "human" | "gpt", "value": text}` with one
-    `<image>` for each visual, and return `SampleInputs`. `id` names the sample in errors; `seed`
-    decides random forgetting; `add_generation_prompt` ends the prompt where an answer begins. They
-    raise ValueError for input that cannot be used.
+    `<image>` for each visual, perhaps after one from "system", and return `SampleInputs`. `id`
+    names the sample in errors; `seed` decides random forgetting; `add_generation_prompt` ends the
+    prompt where an answer begins. They raise ValueError for input that cannot be used.
     """
 
     def __init__(self, config: HourLlavaConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -110,6 +122,8 @@ class Processor:
         self, images: Sequence[ImageSource], conversations: Conversations, **named: Unpack[Naming]
     ) -> SampleInputs:
         """Several images, each padded to a square; the n-th `<image>` stands for the n-th image."""
+        if not len(images):
+            raise ValueError(f"sample {named.get('id', '')!r}: no images; text() takes text alone")
         size = self.config.vision.image_size
         squares = [pictures.padded_square(load_image(image), size) for image in images]
         return self._finish(conversations, [Visual("images", pixels=torch.stack(squares))], **named)
@@ -122,59 +136,73 @@ class Processor:
         duration: float | None = None,
         **named: Unpack[Naming],
     ) -> SampleInputs:
-        """A video file (its frames are chosen here), frames uint8 [T, H, W, 3] of a video of
-        `duration` seconds (all are used), or stored features (one frame a second is used).
+        """A video file (its frames are chosen here), frames uint8 [T, H, W, 3] or a list of
+        pictures, of a video of `duration` seconds (all are used), or stored features (one frame a
+        second is used).
         """
-        damage = ""
+        return self.about(self.read_video(video, duration), conversations, **named)
+
+    def read_video(self, video: VideoSource, duration: float | None = None) -> ReadVideo:
+        """The frames of a video, for any number of conversations: see `about`."""
         if isinstance(video, str | os.PathLike):
-            visual, seconds, damage = self._decoded(video)
-        elif isinstance(video, np.ndarray | Tensor):
-            visual, seconds = self._given(video, duration)
-        else:
-            seconds = video.duration
-            visual = Visual(
-                "features", features=video.read(stored_frame_indices(video.frames, seconds))
-            )
-        shown = visual.features if visual.kind == "features" else visual.pixels
+            return self._decoded(video)
+        if isinstance(video, np.ndarray | Tensor | list | tuple):
+            return self._given(video, duration)
+        indices = stored_frame_indices(video.frames, video.duration)
+        return ReadVideo(Visual("features", features=video.read(indices)), video.duration)
+
+    def about(
+        self, video: ReadVideo, conversations: Conversations, **named: Unpack[Naming]
+    ) -> SampleInputs:
+        """A sample about a video that was read before. Samples about one share its memory."""
+        shown = video.visual.tensor
         assert shown is not None
+        seconds = video.duration
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ValueError(
+                f"sample {named.get('id', '')!r}: a video cannot last {seconds} seconds"
+            )
         prompted = video_prompt(conversations, duration=seconds, frames=len(shown))
-        sample = self._finish(prompted, [visual], **named)
-        sample.damage = damage
+        sample = self._finish(prompted, [video.visual], **named)
+        sample.damage = video.damage
         return sample
 
-    def _decoded(self, path: str | os.PathLike[str]) -> tuple[Visual, float, str]:
-        """The frames of a file, its seconds, and what is wrong with it."""
+    def _decoded(self, path: str | os.PathLike[str]) -> ReadVideo:
+        refuse_address(path)
         line = read_timeline(path)
         chosen = training_frame_indices(line, min_frames=self.config.memory.min_frames)
         decoded = read(line, chosen, size=self.config.vision.image_size)
         refuse_too_corrupt(line, decoded.report, len(chosen))
         damage = describe_damage(damage_counts(line, decoded.report))
         visual = Visual("frames", pixels=_channels_first(decoded.frames_THWC))
-        return visual, line.duration, damage
+        return ReadVideo(visual, line.duration, damage)
 
     def _given(
-        self, frames_THWC: np.ndarray | Tensor, duration: float | None
-    ) -> tuple[Visual, float]:
-        frames_THWC = np.asarray(frames_THWC)
-        if (
-            frames_THWC.dtype != np.uint8
-            or frames_THWC.ndim != 4
-            or frames_THWC.shape[-1] != 3
-            or not len(frames_THWC)
-        ):
-            raise ValueError(
-                f"frames must be uint8 [T, H, W, 3], not {frames_THWC.dtype} "
-                f"{list(frames_THWC.shape)}"
-            )
+        self, frames: np.ndarray | Tensor | Sequence[ImageSource], duration: float | None
+    ) -> ReadVideo:
+        if isinstance(frames, np.ndarray | Tensor):
+            frames_THWC = np.asarray(frames)
+            if (
+                frames_THWC.dtype != np.uint8
+                or frames_THWC.ndim != 4
+                or frames_THWC.shape[-1] != 3
+                or not len(frames_THWC)
+            ):
+                raise ValueError(
+                    f"frames must be uint8 [T, H, W, 3], not {frames_THWC.dtype} "
+                    f"{list(frames_THWC.shape)}"
+                )
+        else:
+            frames_THWC = [np.asarray(load_image(frame)) for frame in frames]
+            if not frames_THWC:
+                raise ValueError("a video without frames")
         if duration is None:
             raise ValueError(
                 "frames alone do not say how long the video lasts; give its duration in seconds"
             )
         size = self.config.vision.image_size
-        return Visual(
-            "frames",
-            pixels=_channels_first(np.stack([resize_frame(frame, size) for frame in frames_THWC])),
-        ), duration
+        squares_THWC = np.stack([resize_frame(frame, size) for frame in frames_THWC])
+        return ReadVideo(Visual("frames", pixels=_channels_first(squares_THWC)), duration)
 
     def _finish(
         self,
@@ -187,7 +215,10 @@ class Processor:
     ) -> SampleInputs:
         try:
             input_ids, labels = tokenize(
-                conversations, self.tokenizer, add_generation_prompt=add_generation_prompt
+                conversations,
+                self.tokenizer,
+                add_generation_prompt=add_generation_prompt,
+                visuals=bool(visuals),
             )
         except ValueError as error:
             raise ValueError(f"sample {id!r}: {error}") from error

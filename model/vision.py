@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from model.attention import attention
 from model.config import VisionConfig
@@ -52,7 +53,7 @@ class VisionEncoder(nn.Module):
         return x_BPC
 
 
-class VisionLayer(nn.Module):
+class VisionLayer(GradientCheckpointingLayer):
     """Pre-norm transformer layer, tanh-approximated GELU."""
 
     def __init__(self, config: VisionConfig) -> None:

@@ -8,6 +8,7 @@ gradients in float32.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import os
@@ -255,16 +256,25 @@ class Recomputation:
 
     def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """`forward`, whose activations are kept only when recomputation is not wanted."""
+        return _Recomputed(self, forward)
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if not self.wanted or not torch.is_grad_enabled():
-                return forward(*args, **kwargs)
-            # Nothing is random inside: the generators' state need not be kept.
-            return checkpoint(
-                forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-            )
 
-        return run
+# Objects rather than functions inside functions: a deep copy of a model takes them along, so that
+# its blocks run its own weights.
+
+
+@dataclass(slots=True)
+class _Recomputed:
+    switch: Recomputation
+    forward: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.switch.wanted or not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        # Nothing is random inside: the generators' state need not be kept.
+        return checkpoint(
+            self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+        )
 
 
 def recompute(model: HourLlava, *parts: str) -> Recomputation:
@@ -293,24 +303,28 @@ def compile_blocks(model: HourLlava) -> None:
     for part, modules in blocks(model).items():
         for module in modules:
             # The language model's blocks take [1, S, D], the others rows [R, D] or pictures.
-            module.forward = _compiled(module, varying=1 if part == "llm" else 0)
+            module.forward = _Compiled(module, varying=1 if part == "llm" else 0)
 
 
-def _compiled(module: nn.Module, varying: int) -> Callable[..., Any]:
+class _Compiled:
     """The module's forward, compiled unless its input's dimension `varying` has size one.
 
     TorchDynamo takes a size of one for a fact and would make graphs of their own for what is hardly
     any work: the dummy token of a rank that has nothing to do, a lone picture.
     """
-    # Without transformers' decorators: they are one function around layers and attention alike, and
-    # the number of graphs a function may have is limited.
-    forward = types.MethodType(inspect.unwrap(type(module).forward), module)
-    graph = torch.compile(forward)
 
-    def run(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (graph if x.shape[varying] > 1 else forward)(x, *args, **kwargs)
+    def __init__(self, module: nn.Module, varying: int) -> None:
+        self.module, self.varying = module, varying
+        # Without transformers' decorators: they are one function around layers and attention alike,
+        # and the number of graphs a function may have is limited.
+        self.forward = types.MethodType(inspect.unwrap(type(module).forward), module)
+        self.graph = torch.compile(self.forward)
 
-    return run
+    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (self.graph if x.shape[self.varying] > 1 else self.forward)(x, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Compiled:
+        return _Compiled(copy.deepcopy(self.module, memo), self.varying)
 
 
 def _whole_on_each_rank(model: HourLlava, world: int) -> set[nn.Parameter]:

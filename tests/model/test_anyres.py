@@ -167,3 +167,16 @@ def test_tokens_of_another_grid_are_refused_with_both_shapes():
     layout = plan((768, 384))
     with pytest.raises(ValueError, match=r"expected tokens of 2 tiles x 729, got \(3, 729\)"):
         arrange_map(torch.zeros(3, 729, 4), layout)
+
+
+@pytest.mark.parametrize("side", [8, 27])
+@pytest.mark.parametrize("size", [(12, 112), (112, 12), (3, 2000), (2000, 3), (1, 1)])
+def test_a_thin_image_keeps_its_middle_and_has_no_negative_position(size, side):
+    layout = plan_anyres(size, tile=14 * side, side=side)
+    assert layout.height >= 1
+    assert layout.width >= 1
+    map_HWD = arrange_map(torch.zeros(layout.tiles, side**2, 2), layout)
+    assert map_HWD.shape == (layout.height, layout.width, 2)
+    _, positions = memory_order(layout)
+    assert positions.min() == 0
+    assert positions.max() == layout.newline_position

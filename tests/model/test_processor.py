@@ -173,7 +173,6 @@ def test_generation_sees_what_training_saw_before_the_answer(processor, clip):
             {"conversations": [{"from": "human", "value": "no placeholder"}], "images": [1]},
             "0 <image>.*1 visual",
         ),
-        ({"conversations": QUESTION}, "1 <image>.*0 visual"),
         ({"conversations": QUESTION, "images": [1], "video": "x.mp4"}, "a video and 1 images"),
         (
             {"conversations": QUESTION, "video": np.zeros((2, 8, 8, 3), np.uint8)},
@@ -196,6 +195,55 @@ def test_input_that_does_not_fit_together_is_refused(arguments, message, process
         arguments = {**arguments, "images": [picture()]}
     with pytest.raises(ValueError, match=message):
         processor.sample(id="bad", **arguments)
+
+
+def test_without_a_visual_an_image_placeholder_is_literal_text(processor):
+    turns = [
+        {"from": "human", "value": "What does <image> mean?"},
+        {"from": "gpt", "value": "<image> stands for a picture."},
+    ]
+    sample = processor.text(turns)
+    assert IMAGE_TOKEN_INDEX not in sample.input_ids
+    text = processor.tokenizer.decode(sample.input_ids)
+    assert "user\nWhat does <image> mean?<|im_end|>" in text
+    assert "assistant\n<image> stands for a picture.<|im_end|>" in text
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -5.0])
+def test_a_video_cannot_last_no_time_at_all(seconds, processor):
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="cannot last"):
+        processor.video(frames, QUESTION, duration=seconds)
+
+
+def test_a_list_of_pictures_is_a_video(processor):
+    pictures = [picture() for _ in range(3)]
+    array = np.stack([np.asarray(one) for one in pictures])
+    sample = processor.video(pictures, QUESTION, duration=3.0)
+    expected = processor.video(array, QUESTION, duration=3.0)
+    assert torch.equal(sample.visuals[0].pixels, expected.visuals[0].pixels)
+    assert torch.equal(sample.input_ids, expected.input_ids)
+
+
+@pytest.mark.parametrize("call", ["image", "video"])
+def test_an_address_is_refused_by_name(call, processor):
+    with pytest.raises(ValueError, match=r"https://example\.com/a.* is an address, not a file"):
+        getattr(processor, call)("https://example.com/a.mp4", QUESTION)
+
+
+def test_what_is_no_picture_is_refused_by_name(processor):
+    with pytest.raises(ValueError, match="no images"):
+        processor.images([], QUESTION)
+    with pytest.raises(ValueError, match="cannot be made from a list"):
+        processor.image([picture()], QUESTION)
+    with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\], not float64"):
+        processor.image(np.zeros((8, 8, 3)), QUESTION)
+
+
+def test_an_array_is_a_picture(processor):
+    one = picture()
+    given = processor.image(np.asarray(one), QUESTION).visuals[0].pixels
+    assert torch.equal(given, processor.image(one, QUESTION).visuals[0].pixels)
 
 
 def test_a_video_has_one_placeholder_however_often_its_question_names_it(processor):
