@@ -200,7 +200,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         logits_SV = self.model.llm.lm_head(self.model.run_llm(llm_input))
         rows_R, targets_R = (index.to(logits_SV.device) for index in llm_input.plan.targets)
         loss = _mean_loss(logits_SV, rows_R, targets_R)
-        output = CausalLMOutputWithPast(loss=loss, logits=logits_SV[None])
+        output = CausalLMOutputWithPast(loss=loss, logits=logits_SV[None])  # type: ignore[arg-type]  # transformers names CPU types
         return output if return_dict is not False else output.to_tuple()
 
     @torch.no_grad()
@@ -247,7 +247,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         longest, settings = self._settings(generation_config, kwargs, max(lengths))
         generation_config, kwargs = _limited(longest, generation_config, kwargs)
         if longest == 0:
-            new = torch.empty(len(samples), 0, dtype=torch.int64, device=self.device)
+            new: Any = torch.empty(len(samples), 0, dtype=torch.int64, device=self.device)
         elif len(lengths) == 1 and _is_greedy(settings, kwargs):
             new = self._greedy(llm_input.embeds_SD, longest, settings, kwargs.get("streamer"))
         else:
@@ -356,9 +356,9 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
     def get_decoder(self, *_: Any, **__: Any) -> nn.Module:
         return self.model.llm.model
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:  # type: ignore[override]
         """As in transformers; the configuration follows, here and in what is saved."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        embeddings: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
         config = self.config.model_config
         config = replace(config, llm=replace(config.llm, vocab_size=embeddings.num_embeddings))
         self.config.hour_llava = config.to_dict()

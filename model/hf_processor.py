@@ -73,7 +73,8 @@ class HourLlavaProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
     """
 
     attributes = ["tokenizer"]  # noqa: RUF012  # version 4 reads it
-    tokenizer_class = "AutoTokenizer"
+    tokenizer_class: Any = "AutoTokenizer"
+    tokenizer: Any
     fetch: Callable[[str], Any] | None = None
 
     def __init__(
@@ -94,13 +95,16 @@ class HourLlavaProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
         return Processor(HourLlavaConfig.from_dict(self.hour_llava), self.tokenizer)
 
     @classmethod
-    def get_processor_dict(cls, folder: Any, **kwargs: Any) -> Any:
+    def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """What `from_pretrained` makes a processor of; older exports have it in config.json."""
-        found, kwargs = super().get_processor_dict(folder, **kwargs)
+        found, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "hour_llava" not in found:
-            config, _ = PretrainedConfig.get_config_dict(folder)
+            config, _ = PretrainedConfig.get_config_dict(pretrained_model_name_or_path)
             if "hour_llava" not in config:
-                raise ValueError(f"{folder}: no checkpoint of Hour-LLaVA (no 'hour_llava')")
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: config.json has no 'hour_llava'; this is no "
+                    "checkpoint of Hour-LLaVA"
+                )
             found["hour_llava"] = config["hour_llava"]
         return found, kwargs
 
@@ -110,7 +114,7 @@ class HourLlavaProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
 
     # -- to the model -----------------------------------------------------------------------------
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # the arguments that have a meaning here
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
@@ -247,7 +251,8 @@ class HourLlavaProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
         # What is asked about twice is read once, and the samples share its memory.
         key = (video if isinstance(video, str) else id(video)), request.duration
         if key not in read:
-            read[key] = processor.read_video(self._fetched(video), request.duration)
+            frames = list(video) if isinstance(video, tuple) else self._fetched(video)
+            read[key] = processor.read_video(frames, request.duration)
         return processor.about(read[key], request.turns, **named)
 
     def _fetched(self, source: Any) -> Any:

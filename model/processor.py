@@ -52,7 +52,7 @@ class Naming(TypedDict, total=False):
 
 
 # A file, frames [T, H, W, 3] uint8 (or a list of pictures), or stored features.
-VideoSource = str | os.PathLike[str] | np.ndarray | Tensor | Sequence[ImageSource] | StoredFeatures
+VideoSource = str | os.PathLike[str] | np.ndarray | Tensor | list[ImageSource] | StoredFeatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Processor:
         """The frames of a video, for any number of conversations: see `about`."""
         if isinstance(video, str | os.PathLike):
             return self._decoded(video)
-        if isinstance(video, np.ndarray | Tensor | list | tuple):
+        if isinstance(video, np.ndarray | Tensor | list):
             return self._given(video, duration)
         indices = stored_frame_indices(video.frames, video.duration)
         return ReadVideo(Visual("features", features=video.read(indices)), video.duration)
@@ -178,8 +178,9 @@ class Processor:
         return ReadVideo(visual, line.duration, damage)
 
     def _given(
-        self, frames: np.ndarray | Tensor | Sequence[ImageSource], duration: float | None
+        self, frames: np.ndarray | Tensor | list[ImageSource], duration: float | None
     ) -> ReadVideo:
+        frames_THWC: np.ndarray | list[np.ndarray]
         if isinstance(frames, np.ndarray | Tensor):
             frames_THWC = np.asarray(frames)
             if (
@@ -193,7 +194,7 @@ class Processor:
                     f"{list(frames_THWC.shape)}"
                 )
         else:
-            frames_THWC = [np.asarray(load_image(frame)) for frame in frames]
+            frames_THWC = [np.asarray(load_image(frame)) for frame in frames]  # of any sizes
             if not frames_THWC:
                 raise ValueError("a video without frames")
         if duration is None:
