@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.serving.library import Library
@@ -20,12 +22,21 @@ if TYPE_CHECKING:
     from assets.inference.subtitles import Cue
     from assets.inference.videos import VideoFeatures
 
+logger = logging.getLogger(__name__)
+
 MOST_WAITING = 4
 KEPT_FEATURES_BYTES = 4 << 30  # on the host; an hour of video takes half a gigabyte at 3B and 7B
 
 
+_Decoded = tuple[str, str, int, int]  # checkpoint, video, the video's size and time
+
+
 class BusyError(Exception):
     """Too many questions wait already. Asking again later can help."""
+
+
+class FailedError(Exception):
+    """The model failed at a question in a way that nobody foresaw; the log has the whole of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +92,9 @@ class Engine:
         self._room = threading.BoundedSemaphore(MOST_WAITING)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         # Only the worker's thread touches what follows.
-        self._loaded: tuple[str, Session] | None = None
-        self._remembered: tuple[str, RememberedVideo] | None = None
-        self._features: OrderedDict[tuple[str, str], VideoFeatures] = OrderedDict()
+        self._loaded: tuple[Path, Session] | None = None
+        self._remembered: tuple[_Decoded, RememberedVideo] | None = None
+        self._features: OrderedDict[_Decoded, VideoFeatures] = OrderedDict()
 
     def __enter__(self) -> Engine:
         return self
@@ -99,6 +110,7 @@ class Engine:
             BusyError: too many wait.
             ValueError: what was asked cannot be answered; it says why.
             FileNotFoundError: the checkpoint or the video is gone.
+            FailedError: the model failed, for example because the device's memory is full.
         """
         if not self._room.acquire(blocking=False):
             raise BusyError(
@@ -116,8 +128,13 @@ class Engine:
                     if left.is_set():
                         return
                     tell(piece)
-            except Exception as error:  # belongs to whoever asked, and is raised there
+            except (ValueError, FileNotFoundError) as error:
                 tell(error)
+            except Exception as error:  # the server goes on for the others
+                logger.exception("a question failed")
+                tell(
+                    FailedError(f"the model failed ({type(error).__name__}): see the server's log")
+                )
             else:
                 tell(None)
 
@@ -156,10 +173,12 @@ class Engine:
         )
 
     def _session(self, name: str) -> Session:
-        """The checkpoint of a name. Another one leaves the device first."""
-        if self._loaded is not None and self._loaded[0] == name:
-            return self._loaded[1]
+        """The checkpoint of a name, which may be another one since it was trained again. What is
+        loaded leaves the device first.
+        """
         folder = self.library.checkpoint(name)
+        if self._loaded is not None and self._loaded[0] == folder:
+            return self._loaded[1]
         import torch
 
         from assets.inference.session import Session
@@ -169,25 +188,27 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         session = Session(folder, self._device)
-        self._loaded = name, session
+        self._loaded = folder, session
         return session
 
     def _video(self, session: Session, asked: Asked) -> RememberedVideo:
         """The video's memory. What was decoded for this checkpoint is not decoded again."""
         from assets.inference.videos import VideoFeatures
 
-        if self._remembered is not None and self._remembered[0] == asked.video:
+        path = self.library.video(asked.video)
+        stamp = path.stat()
+        key = str(session.export), str(path), stamp.st_size, stamp.st_mtime_ns
+        if self._remembered is not None and self._remembered[0] == key:
             return self._remembered[1]
         self._remembered = None  # its memory makes room
-        key = asked.checkpoint, asked.video
         if (kept := self._features.get(key)) is not None:
             self._features.move_to_end(key)
             video = session.remember(kept)
         else:
-            video = session.video(self.library.video(asked.video))
+            video = session.video(path)
             self._features[key] = VideoFeatures(video.features_TPC, video.duration, video.damage)
             self._make_room()
-        self._remembered = asked.video, video
+        self._remembered = key, video
         return video
 
     def _make_room(self) -> None:

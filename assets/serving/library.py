@@ -7,6 +7,7 @@ path.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import threading
@@ -65,8 +66,9 @@ class Library:
         self._given, self._storage, self._roots = dict(checkpoints), storage, list(roots)
         self.scratch, self.fetching = scratch, fetching or Fetching()
         self.upload_bytes = upload_bytes
-        self._listed: dict[str, Callable[[], Path]] = {}
-        self._listed_at = -LISTED_FOR_S
+        self._videos: dict[str, Callable[[], Path]] = {}
+        self._checkpoints: dict[str, Callable[[], Path]] = {}
+        self._listed_at = -math.inf
         self._kept: OrderedDict[str, tuple[Path, ExitStack]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -79,7 +81,11 @@ class Library:
             self._forget_oldest()
 
     def checkpoints(self) -> dict[str, Callable[[], Path]]:
-        """Name -> what gives the folder; the deployment's newest stages first."""
+        """Name -> what gives the folder; the deployment's last stages first."""
+        self._list()
+        return self._checkpoints
+
+    def _list_checkpoints(self) -> dict[str, Callable[[], Path]]:
         found: dict[str, Callable[[], Path]] = {}
         for name, folder in self._given.items():
             found[name] = lambda folder=folder: folder  # type: ignore[misc]
@@ -116,10 +122,9 @@ class Library:
 
     def videos(self, text: str = "", most: int = 200) -> list[str]:
         """Names of videos in which a text stands, the latest uploads first."""
+        self._list()
         with self._lock:
-            if time.monotonic() - self._listed_at >= LISTED_FOR_S:
-                self._listed, self._listed_at = self._list(), time.monotonic()
-            names = [*reversed(self._kept), *self._listed]
+            names = [*reversed(self._kept), *self._videos]
         return [name for name in names if text.lower() in name.lower()][:most]
 
     def video(self, name: str) -> Path:
@@ -129,12 +134,12 @@ class Library:
             ValueError: there is none of that name.
             FileNotFoundError: it was removed since.
         """
-        self.videos(most=0)
+        self._list()
         with self._lock:
             if name in self._kept:
                 self._kept.move_to_end(name)
                 return self._kept[name][0]
-            found = self._listed.get(name)
+            found = self._videos.get(name)
         if found is None:
             raise ValueError(f"no video {name!r}; take one that the server lists")
         path = found()
@@ -195,6 +200,9 @@ class Library:
 
     def _keep(self, name: str, path: Path, stack: ExitStack) -> str:
         with self._lock:
+            if name in self._kept:  # two have fetched it at once
+                stack.close()
+                return name
             self._kept[name] = path, stack
             while len(self._kept) > KEPT_VIDEOS:
                 self._forget_oldest()
@@ -204,7 +212,15 @@ class Library:
         _, (_, stack) = self._kept.popitem(last=False)
         stack.close()
 
-    def _list(self) -> dict[str, Callable[[], Path]]:
+    def _list(self) -> None:
+        """Look again at what there is, where the last look is old."""
+        with self._lock:
+            if time.monotonic() - self._listed_at < LISTED_FOR_S:
+                return
+            self._checkpoints, self._videos = self._list_checkpoints(), self._list_videos()
+            self._listed_at = time.monotonic()
+
+    def _list_videos(self) -> dict[str, Callable[[], Path]]:
         found: dict[str, Callable[[], Path]] = {}
         for root in self._roots:
             for folder, _, files in os.walk(root):  # does not follow links to folders

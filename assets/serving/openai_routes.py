@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from assets.serving.engine import Asked, BusyError, Engine, Outcome
+from assets.serving.engine import Asked, BusyError, Engine, FailedError, Outcome
 from assets.serving.media import image_bytes, video_name
 from assets.serving.openai_protocol import (
     ChatRequest,
@@ -47,7 +47,7 @@ def openai_routes(engine: Engine) -> list[Route]:
             return await _complete(engine, parse_request(body))
         except ProtocolError as error:
             return _error_response(error)
-        except (ValueError, FileNotFoundError, BusyError) as error:
+        except (ValueError, FileNotFoundError, BusyError, FailedError) as error:
             return _error_response(_as_protocol(error))
 
     return [
@@ -170,8 +170,9 @@ async def _events(
             yield _event(reply.chunk({}, piece))
             if include_usage:
                 yield _event(reply.usage_chunk(piece))
-    except (ValueError, FileNotFoundError) as error:
-        yield f"data: {error_body(str(error), 'invalid_request_error')}\n\n"
+    except (ValueError, FileNotFoundError, FailedError) as error:
+        told = _as_protocol(error)
+        yield f"data: {error_body(told.message, told.kind)}\n\n"
     yield "data: [DONE]\n\n"
 
 
@@ -204,6 +205,8 @@ async def _body(request: Request, most: int) -> bytes:
 def _as_protocol(error: Exception) -> ProtocolError:
     if isinstance(error, BusyError):
         return ProtocolError(503, str(error), "server_error", code="busy")
+    if isinstance(error, FailedError):
+        return ProtocolError(500, str(error), "server_error")
     return ProtocolError(400, str(error))
 
 

@@ -17,7 +17,7 @@ from nicegui.events import GenericEventArguments, MouseEventArguments, UploadEve
 from starlette.concurrency import run_in_threadpool
 
 from assets.serving.band import HEIGHT, WIDTH, band_svg, clock, peaks
-from assets.serving.engine import Asked, BusyError, Engine, Outcome
+from assets.serving.engine import Asked, BusyError, Engine, FailedError, Outcome
 
 if TYPE_CHECKING:
     from assets.inference.subtitles import Cue
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 MOST_COMPARED = 2
 MOST_SUBTITLES_BYTES = 4 << 20
 LONGEST_QUESTION = 20_000  # characters
-CANNOT = (ValueError, FileNotFoundError, BusyError)
+CANNOT = (ValueError, FileNotFoundError, BusyError, FailedError)
 
 
 def add_page(app: FastAPI, engine: Engine) -> None:
     """Put the page at `/`. Its address may name what is chosen: `?checkpoint=...&video=...`."""
 
-    def root() -> None:
+    async def root() -> None:
+        await run_in_threadpool(engine.library.videos)  # a look at a large folder takes a while
         AskPage(engine).build()
 
     ui.run_with(app, root=root, title="Hour-LLaVA", show_welcome_message=False)
@@ -105,8 +106,9 @@ class AskPage:
                 on_rejected=lambda: ui.notify("refused: too large"),
             ).props('accept=".srt,.vtt" data-testid="subtitles"').classes("w-1/2")
 
-    def _search(self) -> None:
-        self.videos.set_options(self.library.videos(self.search.value or ""))
+    async def _search(self) -> None:
+        found = await run_in_threadpool(self.library.videos, self.search.value or "")
+        self.videos.set_options(found)
 
     def _chose(self) -> None:
         if self.videos.value and self.videos.value != self.chosen.video:

@@ -224,3 +224,25 @@ def test_who_asks_while_too_many_wait_is_told_to_come_back(client, engine):
     assert "ask again in a moment" in refused.value.body["message"]
     assert refused.value.response.headers["retry-after"] == "2"
     assert said(ask(client, QUESTION)) is not None
+
+
+def test_what_nobody_foresaw_is_an_error_of_the_server_and_the_next_question_is_answered(
+    client, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "conversation", lambda *_, **__: 1 / 0)
+        with pytest.raises(openai.InternalServerError) as failed:
+            ask(client, QUESTION)
+    assert failed.value.body["type"] == "server_error"
+    assert "ZeroDivisionError" in failed.value.body["message"]
+    assert said(ask(client, QUESTION)) is not None
+
+
+def test_a_checkpoint_that_was_trained_again_is_loaded_again(client, engine, monkeypatch, tmp_path):
+    from model.weights import tiny
+
+    before = said(ask(client, QUESTION))
+    monkeypatch.setattr(tiny, "STD", 0.3)
+    tiny.build_tiny(tmp_path / "again")
+    monkeypatch.setattr(engine.library, "checkpoint", lambda _: tmp_path / "again")
+    assert said(ask(client, QUESTION)) != before
