@@ -10,7 +10,6 @@ media into prompts, and answers: greedily, hence always the same.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,8 +42,8 @@ from training.formats.feature_file import FeatureFile
 
 # What a character decodes to while some of its bytes are still to come.
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-# What the tokenizer reads as a sign of its own, and what stands for a picture.
-_CONTROL = re.compile(r"<(\|[A-Za-z0-9_]+\||image)>")
+# What people write in its place where `<image>` would stand for a visual.
+LITERAL_IMAGE = "\u2039image\u203a"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,21 +237,30 @@ class Session:
         video: RememberedVideo | None = None,
         images: Sequence[ImageSource] = (),
         subtitles: Sequence[Cue] = (),
+        system: str = "",
     ) -> Prompt:
         """A prompt of what a person and the model said in turn, the person first and last. Nothing
-        in these texts is more than text.
+        in these texts is more than text: beside visuals, `<image>` is written with other brackets.
+
+        Args:
+            system: replaces the system message that the model was trained with.
 
         Raises:
             ValueError: the last question is empty, or the visuals do not fit.
         """
         if not said[-1].text.strip():
             raise ValueError("the question is empty")
-        texts = [harmless(turn.text) for turn in said]
+        shown = video is not None or len(images) > 0
+        texts = [system, *(turn.text for turn in said)]
+        if shown:
+            texts = [text.replace(IMAGE, LITERAL_IMAGE) for text in texts]
+        system, *texts = texts
         if video is not None:
             texts[0] = f"{IMAGE}\n{self.subtitled(texts[0], video, subtitles)}"
         texts = [IMAGE * turn.images + text for turn, text in zip(said, texts, strict=True)]
         senders = ("human", "gpt")
-        turns = [{"from": senders[n % 2], "value": text} for n, text in enumerate(texts)]
+        turns = [{"from": "system", "value": system}] if system else []
+        turns += [{"from": senders[n % 2], "value": text} for n, text in enumerate(texts)]
         return self.prompt(texts[-1], video=video, images=images, earlier=turns[:-1], id="question")
 
     def answer(self, prompt: Prompt, longest: int = 512) -> StreamedAnswer:
@@ -333,13 +341,6 @@ class Session:
     def ids(self, answer: str) -> list[int]:
         """The tokens of an answer, without the end token."""
         return self.processor.tokenizer(answer, add_special_tokens=False).input_ids
-
-
-def harmless(text: str) -> str:
-    """A text from outside, so that it neither opens a turn nor stands for a picture: the signs
-    around such a name become others that look the same.
-    """
-    return _CONTROL.sub("\u2039\\1\u203a", text)
 
 
 class StreamedAnswer:

@@ -47,6 +47,7 @@ class Asked:
         checkpoint, video: names in the library; no video where empty.
         said: turns of a person and the model, the person first and last.
         images: the bytes of each image, in the order of the turns that name them.
+        system: replaces the system message that the model was trained with.
         longest: where the answer is cut off, in tokens.
         attention: whether to tell where MemAug looked.
     """
@@ -56,6 +57,7 @@ class Asked:
     video: str = ""
     images: tuple[bytes, ...] = ()
     subtitles: tuple[Cue, ...] = ()
+    system: str = ""
     longest: int = 512
     attention: bool = False
 
@@ -154,7 +156,11 @@ class Engine:
         session = self._session(asked.checkpoint)
         video = self._video(session, asked) if asked.video else None
         prompt: Prompt = session.conversation(
-            asked.said, video=video, images=asked.images, subtitles=asked.subtitles
+            asked.said,
+            video=video,
+            images=asked.images,
+            subtitles=asked.subtitles,
+            system=asked.system,
         )
         answer = session.answer(prompt, asked.longest)
         yield from answer

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from assets.inference.session import Said
 
 
+SYSTEM_ROLES = ("system", "developer")
+
+
 def openai_routes(engine: Engine) -> list[Route]:
     """The endpoint's routes."""
 
@@ -87,6 +90,7 @@ def to_asked(request: ChatRequest, engine: Engine) -> Asked:
     from assets.inference.subtitles import parse_subtitles
 
     said, media = _conversation(request.messages)
+    system = [_text(message) for message in request.messages if message.role in SYSTEM_ROLES]
     images = [part.image_url.url for part in media if isinstance(part, ImagePart)]
     videos = [
         part.video_url.url if isinstance(part, VideoUrlPart) else part.video
@@ -109,22 +113,21 @@ def to_asked(request: ChatRequest, engine: Engine) -> Asked:
         video=video_name(videos[0], engine.library) if videos else "",
         images=tuple(image_bytes(url, engine.library) for url in images),
         subtitles=tuple(parse_subtitles(subtitles.encode(), suffix)) if subtitles else (),
+        system="\n".join(system),
         longest=request.longest,
     )
 
 
 def _conversation(messages: Sequence[Message]) -> tuple[list[Said], list[Any]]:
-    """Turns of a person and the model, and the media of all of them. What the system says stands
-    above the first question: the model knows one system message, its own. Several turns of one side
-    in a row are one.
+    """Turns of a person and the model, and the media of all of them. Several turns of one side in a
+    row are one.
     """
     from assets.inference.session import Said
 
-    system = [_text(message) for message in messages if message.role in ("system", "developer")]
     turns: list[tuple[str, Said]] = []
     media: list[Any] = []
     for message in messages:
-        if message.role in ("system", "developer"):
+        if message.role in SYSTEM_ROLES:
             continue
         parts = [] if isinstance(message.content, str) else message.content
         own = [part for part in parts if not isinstance(part, TextPart)]
@@ -143,9 +146,7 @@ def _conversation(messages: Sequence[Message]) -> tuple[list[Said], list[Any]]:
         raise ProtocolError(
             400, "a conversation begins and ends with a user's message", parameter="messages"
         )
-    said = [turn for _, turn in turns]
-    said[0] = Said("\n".join([*system, said[0].text]), said[0].images)
-    return said, media
+    return [turn for _, turn in turns], media
 
 
 def _text(message: Message) -> str:

@@ -12,7 +12,7 @@ import openai
 import pytest
 import uvicorn
 
-from assets.inference.session import Session
+from assets.inference.session import Said, Session
 from assets.serving.engine import MOST_WAITING, Engine
 from assets.serving.library import Fetching, Library
 from assets.serving.server import make_app
@@ -131,7 +131,7 @@ def test_a_stream_is_the_same_answer_in_pieces(client, media):
     assert last.usage == whole.usage
 
 
-def test_a_conversation_goes_on_and_a_system_message_stands_above_it(client, session, media):
+def test_a_conversation_goes_on_below_its_system_message(client, session, media):
     path = media / "short.mp4"
     part = {"type": "video", "video": f"{media.name}/short.mp4"}
     messages = [
@@ -141,10 +141,10 @@ def test_a_conversation_goes_on_and_a_system_message_stands_above_it(client, ses
         {"role": "user", "content": "And before?"},
     ]
     found = client.chat.completions.create(model="tiny", messages=messages, max_tokens=8)
-    stream = session.ask(
-        "And before?", session.video(path), 8, earlier=[(f"Be brief.\n{QUESTION}", "red")]
-    )
-    assert said(found) == "".join(stream)
+    turns = [Said(QUESTION), Said("red"), Said("And before?")]
+    prompt = session.conversation(turns, video=session.video(path), system="Be brief.")
+    assert session.prompt_text(prompt).startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    assert said(found) == "".join(session.answer(prompt, 8))
 
 
 def test_a_video_is_decoded_once_for_all_of_its_questions(client, media, monkeypatch):
