@@ -230,7 +230,10 @@ def _train_as_published(trainer: Trainer, stack: ExitStack) -> None:
     stack.callback(restore)
     prefetch.GROUP_SAMPLES = PUBLISHED_BATCH
     trainer.memory = replace(
-        trainer.memory, budget=Budget(1 << 40, 1 << 40, 1 << 40), kept_tokens=0
+        trainer.memory,
+        budget=Budget(1 << 40, 1 << 40, 1 << 40),
+        kept_tokens=0,
+        layers=trainer.memory.all_layers,
     )
     attention.PRIORITY = [
         backend for backend in attention.PRIORITY if backend is not attention.PRIORITY[0]

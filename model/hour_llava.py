@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from model.attention import LLM_ATTENTION, SequenceLengths, as_rows, refuse_attention
+from model.chunks import in_chunks
 from model.config import HourLlavaConfig, LLMConfig
 from model.inputs import SampleInputs, Visual, check
 from model.loss import chunked_cross_entropy
 from model.memaug import MemAug
-from model.memory import build_memory
+from model.memory import build_memory, end_rows
 from model.packing import PackPlan, plan_pack
 from model.vision import Projector, VisionEncoder, encode_frames, normalise, pool_frames
 
@@ -70,6 +71,9 @@ class HourLlava(nn.Module):
         self.image_newline = nn.Parameter(torch.zeros(config.llm.hidden_size))
         self.memaug = MemAug(config.llm, config.memaug_depth)
         self.llm = Qwen2ForCausalLM(qwen2_config(config.llm))
+        # Frames whose memory is made at a time, and made again in the backward pass; None: all are,
+        # and what lies between features and memory is kept.
+        self.memory_chunk: int | None = None
 
     def forward(self, samples: Sequence[SampleInputs], *, forgetting: str = "random") -> Output:
         """Loss of a pack of samples, summed: the caller divides by the supervised tokens of all
@@ -162,14 +166,49 @@ class HourLlava(nn.Module):
 
     def _distinct_memories(self, visuals: list[Visual]) -> list[Tensor]:
         features = self._encode(visuals)  # of each visual [T, P, C]
-        # One call of the projector for all, however many tokens each has.
-        rows_RC = [as_rows(x, (-1, x.shape[-1])) for x in features]
-        tokens_RD = self.projector(rows_RC[0] if len(rows_RC) == 1 else torch.cat(rows_RC))
-        parts = zip(visuals, features, tokens_RD.split([len(x) for x in rows_RC]), strict=True)
-        return [
-            build_memory(visual, tokens.unflatten(0, x.shape[:2]), self.image_newline, self.config)
-            for visual, x, tokens in parts
+        at_once = [
+            not self._in_chunks(visual, x) for visual, x in zip(visuals, features, strict=True)
         ]
+        tokens = self._project([x for x, whole in zip(features, at_once, strict=True) if whole])
+        return [
+            build_memory(visual, next(tokens), self.image_newline, self.config)
+            if whole
+            else self._memory_of_frames(x)
+            for visual, x, whole in zip(visuals, features, at_once, strict=True)
+        ]
+
+    def _in_chunks(self, visual: Visual, x_TPC: Tensor) -> bool:
+        """Whether the memory of a visual is made some frames at a time."""
+        if self.memory_chunk is None or visual.kind not in ("frames", "features"):
+            return False
+        return len(x_TPC) > max(self.memory_chunk, self.config.memory.min_frames)
+
+    def _project(self, features: list[Tensor]) -> Iterator[Tensor]:
+        """Projected tokens [T, P, D] of each of the features, in one call for all, however many
+        tokens each has.
+        """
+        if not features:
+            return iter(())
+        rows_RC = [as_rows(x, (-1, x.shape[-1])) for x in features]
+        all_RC = rows_RC[0] if len(rows_RC) == 1 else torch.cat(rows_RC)
+        if self.memory_chunk is None:
+            tokens_RD = self.projector(all_RC)
+        else:
+            rows = self.memory_chunk * self.config.memory.frame_tokens
+            tokens_RD = in_chunks(self.projector, all_RC, rows, tuple(self.projector.parameters()))
+        parts = tokens_RD.split([len(x) for x in rows_RC])
+        return (part.unflatten(0, x.shape[:2]) for part, x in zip(parts, features, strict=True))
+
+    def _memory_of_frames(self, x_TPC: Tensor) -> Tensor:
+        """The memory [N, D] of a long video's features, some frames at a time."""
+
+        def memory(x_tPC: Tensor) -> Tensor:
+            tokens_RD = self.projector(as_rows(x_tPC, (-1, x_tPC.shape[-1])))
+            return end_rows(tokens_RD.unflatten(0, x_tPC.shape[:2]), self.image_newline)
+
+        assert self.memory_chunk is not None
+        weights = (self.image_newline, *self.projector.parameters())
+        return in_chunks(memory, x_TPC, self.memory_chunk, weights)
 
     def _encode(self, visuals: list[Visual]) -> list[Tensor]:
         """Features [T, P, C] of each visual: given, or from the vision encoder. Frames are pooled,

@@ -153,14 +153,14 @@ def build_memory(
     if visual.kind == "anyres":
         assert visual.image_size is not None
         map_HWD = arrange_map(tokens_TPD[1:], anyres_layout(visual.image_size, config))
-        return torch.cat([tokens_TPD[0], _end_rows(map_HWD, newline_D)])
+        return torch.cat([tokens_TPD[0], end_rows(map_HWD, newline_D)])
     if visual.kind != "images" and len(tokens_TPD) < config.memory.min_frames:
         repeated_T = spread(config.memory.min_frames, len(tokens_TPD))
         tokens_TPD = tokens_TPD[repeated_T.to(tokens_TPD.device)]
-    return _end_rows(tokens_TPD, newline_D)
+    return end_rows(tokens_TPD, newline_D)
 
 
-def _end_rows(rows_HWD: Tensor, newline_D: Tensor) -> Tensor:
+def end_rows(rows_HWD: Tensor, newline_D: Tensor) -> Tensor:
     """Append the newline to every row and flatten."""
     # Repeated, not expanded: joining an expanded tensor is three times slower.
     newline_H1D = newline_D.repeat(len(rows_HWD), 1, 1)

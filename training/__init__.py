@@ -10,10 +10,12 @@ In reading order:
     data/          shards -> micro-batches -> packs on the device
     optimizer      which parameters are tuned, at which rate
     adapters       low-rank adapters of some modules, by peft
+    host_optimizer AdamW with its moments on the host
     parallel       ranks, and the model laid over them
     lockstep       ranks with different samples run the same parts of the model
     flops          what a sample costs
-    memory_plan    what fits into a device
+    footprint      bytes that a run needs, by arithmetic
+    memory_plan    what is done so that it fits, chosen by speed
     device         name, free memory and utilisation of a device
     checkpoint     state of a running stage, written in the background
     loading        what a run starts from

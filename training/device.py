@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
+from pathlib import Path
+
 import torch
 
 from training.parallel import Ranks
@@ -12,10 +16,45 @@ PEAK_FLOPS = {"H200": 790e12, "H100": 790e12, "A100": 312e12}
 
 
 def free_memory(ranks: Ranks) -> float | None:
-    """Bytes that the fullest device has free; None where there is no device."""
+    """Bytes that the fullest device has free for a process that may be held to a share of it; None
+    where there is no device.
+    """
     if ranks.device.type != "cuda":
         return None
-    return -ranks.max(-float(torch.cuda.mem_get_info()[0]))[0]
+    free, whole = torch.cuda.mem_get_info()
+    share = torch.cuda.get_per_process_memory_fraction() * whole - torch.cuda.memory_reserved()
+    return -ranks.max(-float(min(free, share)))[0]
+
+
+def free_host_memory(ranks: Ranks) -> float | None:
+    """Bytes of the host's memory that one of its ranks may take, on the fullest host: what the
+    kernel calls available, or the container's limit leaves. None where the kernel does not say.
+    """
+    found = [size for size in (_available(), _left_in_container()) if size is not None]
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    least = -ranks.max(-min(found, default=math.inf) / local)[0]
+    return least if math.isfinite(least) else None
+
+
+def _available() -> float | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kibibytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024.0 * int(kibibytes[0]) if kibibytes else None
+
+
+def _left_in_container() -> float | None:
+    """Of the limit of control group version 2."""
+    try:
+        limit, used = (
+            Path("/sys/fs/cgroup", name).read_text().strip()
+            for name in ("memory.max", "memory.current")
+        )
+    except OSError:
+        return None
+    return None if limit == "max" else float(int(limit) - int(used))
 
 
 def device_name(ranks: Ranks) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from model.config import HourLlavaConfig
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs
 from model.memory import token_counts, video_token_counts
+from training.recipes import Lora
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,14 @@ def flops(sizes: Sizes, config: HourLlavaConfig, tuned: Collection[str]) -> floa
     return work
 
 
+def forward_flops(sizes: Sizes, config: HourLlavaConfig) -> dict[str, float]:
+    """Operations of a forward pass, by module."""
+    work: dict[str, float] = {}
+    for module, _, linear, attention in _forward(sizes, config):
+        work[module] = work.get(module, 0.0) + linear + attention
+    return work
+
+
 def _forward(sizes: Sizes, config: HourLlavaConfig) -> list[tuple[str, bool, float, float]]:
     """Operations of a forward pass, in its order.
 
@@ -156,3 +165,20 @@ def parameters(config: HourLlavaConfig) -> dict[str, int]:
         "llm": llm.num_layers * layer + d + embeddings + d,  # final norm, and image_newline
         "embeddings": embeddings,
     }
+
+
+def adapter_parameters(config: HourLlavaConfig, lora: Lora | None) -> dict[str, int]:
+    """Number of parameters of the adapters of each module that has some."""
+    if lora is None:
+        return {}
+    vision, llm = config.vision, config.llm
+    c, d, kv = vision.hidden_size, llm.hidden_size, llm.kv_width
+    tower, inner = vision.intermediate_size, llm.intermediate_size
+    # Of each linear layer, its inputs and outputs together.
+    sides = {
+        "vision": vision.num_layers * (4 * 2 * c + 2 * (c + tower)),
+        "projector": (c + d) + 2 * d,
+        "memaug": config.memaug_depth * (2 * d + kv + 3 * 2 * d + d + kv + 2 * 5 * d),
+        "llm": llm.num_layers * (2 * 2 * d + 2 * (d + kv // 2) + 3 * (d + inner)),
+    }
+    return {module: lora.rank * sides[module] for module in lora.modules}

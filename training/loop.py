@@ -29,7 +29,7 @@ from training.adapters import fill_adapters
 from training.checkpoint import Checkpoints
 from training.data.micro_batch import MicroBatchLoader
 from training.data.prefetch import DevicePrefetcher, PackGroup, Prefetcher
-from training.device import device_name, free_memory, utilisation
+from training.device import device_name, free_host_memory, free_memory, utilisation
 from training.export import companions_of, publish_export
 from training.flops import flops
 from training.formats.hashing import seed_of
@@ -180,24 +180,29 @@ class Trainer:
         self.loader = build_loader(run, self.processor, ranks.rank, ranks.world)
         for text in self.loader.notes:
             reporter.note(text)
+        compiled = ranks.device.type == "cuda" if run.compile is None else run.compile
         self.memory = plan_memory(
-            run, self.model_config, ranks.world, free_memory(ranks), checkpointing
+            run,
+            self.model_config,
+            ranks.world,
+            free_memory(ranks),
+            checkpointing,
+            host=free_host_memory(ranks),
+            compiled=compiled,
         )
         reporter.note(
-            f"stage {run.stage} of {run.variant} on {ranks.world} x {device_name(ranks)}: packs of "
-            f"at most {self.memory.budget.tokens} tokens, estimated need {self.memory.needed}"
+            f"stage {run.stage} of {run.variant} on {ranks.world} x {device_name(ranks)}: "
+            f"{self.memory}"
         )
         _seed(run, ranks)
         self.model.config = self.model_config
         select(self.model, run.modules, run.adapted)
-        compiled = ranks.device.type == "cuda" if run.compile is None else run.compile
-        self.recomputation = prepare(
-            self.model, ranks, compiled=compiled, checkpointing=checkpointing
-        )
+        savings = self.memory.savings
+        self.recomputation = prepare(self.model, ranks, compiled=compiled, savings=savings)
         load_weights(self.wrapper, Path(run.start))
         fill_adapters(self.model, run.seed)
         self.model.train()
-        self.optimizer = build_optimizer(self.model, self.recipe)
+        self.optimizer = build_optimizer(self.model, self.recipe, savings.optimizer_on_host)
         self.parameters = [
             parameter for group in self.optimizer.param_groups for parameter in group["params"]
         ]
@@ -311,7 +316,7 @@ class Trainer:
         loss = torch.zeros((), device=self.ranks.device)
         for group in self._groups_of_step(groups, own):
             for pack in self.device_prefetcher.on_device(group.packs):
-                self.recomputation.wanted = pack.sizes.tokens > self.memory.kept_tokens
+                self.recomputation.layers = self.memory.recomputed(pack.sizes.tokens)
                 output = self.model(pack.samples, forgetting="random")
                 loss += output.loss_sum.detach()
                 if output.loss_sum.requires_grad:

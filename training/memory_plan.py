@@ -1,73 +1,85 @@
-"""Device memory that a run will need, estimated before anything is loaded; a run that cannot fit is
-refused.
+"""What a run does to fit into its devices, chosen before anything is loaded: of all ways that fit,
+the fastest; a run that cannot fit is refused with what would.
 
-Static memory is exact arithmetic. Activations are those of the largest pack that the budget allows:
-the tensors that the backward pass needs, counted by their shapes, with a margin for what the
-allocator and the kernels take on top. `docs/performance.md` compares the estimate with measured
-peaks.
+The bytes are in `training/footprint.py`. Time is estimated from the model's operations and from
+what has to pass between device and host, at rates that are written here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from model.config import HourLlavaConfig
 from training.data.packing import Budget
-from training.flops import Sizes, parameters, video_sizes
-from training.recipes import STAGES
+from training.flops import Sizes, flops, forward_flops, video_sizes
+from training.footprint import GIB, HALF, SINGLE, Footprint, Load, weights_of
+from training.parallel import Savings
+from training.recipes import STAGES, Lora
 from training.run_config import RunConfig
 
-GIB = 2**30
 PICTURES = 128  # in a pack, where the model sets no limit of its own
 FULL_PACK = 8192  # tokens from which on a longer pack is no faster
-USABLE = 0.95  # of a device's free memory
-HALF = 2  # bytes of a bfloat16 number, in which activations are kept
-MARGIN = 1.1
-RUNTIME = 1.5 * GIB  # CUDA context, communication buffers, cuDNN workspaces
 SMALLEST_BUDGET = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """Bytes on one device."""
-
-    # Parameters, gradients and moments of what is tuned (float32); the rest (bfloat16).
-    states: float
-    gathered: float  # bfloat16 copies that units compute with
-    activations: float
-
-    @property
-    def total(self) -> float:
-        return (self.states + self.gathered + self.activations) * MARGIN + RUNTIME
-
-    def __str__(self) -> str:
-        parts = {
-            "parameters and optimizer": self.states,
-            "gathered": self.gathered,
-            "activations": self.activations,
-        }
-        return (
-            f"{self.total / GIB:.0f} GiB ("
-            + ", ".join(f"{n} {b / GIB:.1f}" for n, b in parts.items())
-            + ")"
-        )
+# Of what a device has free: what the allocator cannot use, and kernels' workspaces and buffers of
+# collectives besides.
+MARGIN = 1.04
+RUNTIME = 1.0 * GIB
+# For comparing ways with each other: operations a second that training reaches, bytes a second
+# between device and host, and bytes a second that the host's optimizer goes through.
+RATE = 450e12
+LINK = 40e9
+HOST_RATE = 60e9
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a run may put on a device.
+    """What a run may put on a device, and what it does for it.
 
     Attributes:
         budget: of a pack.
-        kept_tokens: packs of at most so many tokens keep the language model's activations; longer
-            ones recompute them.
+        kept_tokens: packs of at most so many tokens keep all of the language model's activations.
+        layers: of it that recompute theirs in a longer pack within the budget; `all_layers` do in
+            one that is above it.
+        savings: what is done besides.
         needed: estimate for the largest pack.
+        slower: share of the time of a step that all this costs, by the estimate.
     """
 
     budget: Budget
     kept_tokens: int
+    layers: int
+    all_layers: int
+    savings: Savings
     needed: Footprint
+    slower: float
+
+    def recomputed(self, tokens: int) -> int:
+        """Layers of the language model that recompute their activations in a pack."""
+        if tokens <= self.kept_tokens:
+            return 0
+        return self.layers if tokens <= self.budget.tokens else self.all_layers
+
+    def __str__(self) -> str:
+        done = [text for name, text in _TOLD.items() if getattr(self.savings, name)]
+        if self.layers:
+            done.append(f"{self.layers} of {self.all_layers} layers of the LLM recomputed")
+        cost = f"; that costs about {100 * self.slower:.0f} % of the speed" if done else ""
+        return (
+            f"packs of at most {self.budget.tokens} tokens, estimated need {self.needed}; "
+            f"{', '.join(done) or 'nothing is recomputed'}{cost}"
+        )
+
+
+_TOLD = {
+    "chunks": "projector and memory in chunks",
+    "memaug": "MemAug recomputed",
+    "inputs_on_host": "the recomputed layers' inputs on the host",
+    "gathered_again": "bfloat16 copies made anew for each pass",
+    "optimizer_on_host": "the optimizer on the host",
+    "parameters_on_host": "parameters and optimizer on the host",
+}
 
 
 def plan_memory(
@@ -76,74 +88,150 @@ def plan_memory(
     world: int,
     available: float | None,
     checkpointing: bool,
+    host: float | None = None,
+    compiled: bool = True,
 ) -> MemoryPlan:
-    """A budget of a pack that fits into a device: `run.micro_tokens`, or the length of the
-    longest video's sample.
-
-    Longer packs would gain nothing. The language model keeps its activations for packs where they
-    fit.
+    """The fastest plan that fits, with packs of `run.micro_tokens`, or as long as a sample about
+    the longest video: longer packs would gain nothing.
 
     Args:
         available: bytes of one device; None where nobody counts them (CPU).
         checkpointing: whether activations may be recomputed at all.
+        host: bytes of the host's memory that one rank may take; None: any.
+        compiled: whether blocks are compiled, which keeps less.
 
     Raises:
         ValueError: nothing fits; the message says what would.
     """
-    trial = _Trial(run, config, world, available, checkpointing)
-    limit = run.micro_tokens or config.max_length
-    if (plan := trial.plan(limit)) is not None:
+    trial = _Trial(run, config, world, available, checkpointing, host, compiled)
+    if (plan := trial.best()) is not None:
         return plan
     assert available is not None
-    hints = []
-    if not checkpointing and replace(trial, checkpointing=True).plan(limit) is not None:
-        hints.append("set checkpointing to true")
-    more = [n for n in range(world + 1, 513) if run.recipe.global_batch % n == 0]
-    enough = next((n for n in more if replace(trial, world=n).plan(limit) is not None), None)
-    if enough is not None:
-        hints.append(f"use {enough} devices of this size")
-    halves = [limit >> n for n in range(1, 20) if limit >> n >= SMALLEST_BUDGET]
-    smaller = [tokens for tokens in halves if trial.plan(tokens) is not None]
-    if run.micro_tokens is not None and smaller:
-        hints.append(f"set micro_tokens to {smaller[0]}")
+    smallest = min(trial.ways(), key=lambda way: trial.least(way).total)
+    hints = list(_hints(trial))
     raise ValueError(
         f"{run.variant}, stage {run.stage}, on {world} device(s) of {available / GIB:.0f} GiB does "
-        f"not fit: each needs about {trial.needed(limit)}; "
+        f"not fit: each needs about {trial.least(smallest)} at least; "
         + ("; or ".join(hints) if hints else "no number of such devices fits")
     )
 
 
+def _hints(trial: _Trial) -> Iterator[str]:
+    """What a person can change so that the run fits."""
+    run = trial.run
+
+    def fits(**changes: object) -> bool:
+        return replace(trial, **changes).best() is not None  # type: ignore[arg-type]
+
+    if not trial.checkpointing and fits(checkpointing=True):
+        yield "set checkpointing to true"
+    if run.savings is not None and fits(run=replace(run, savings=None)):
+        yield "leave out what 'savings' forbids"
+    if trial.host is not None and fits(host=None):
+        yield "give the host more memory"
+    if run.lora is None and "llm" in run.modules and fits(run=replace(run, lora=Lora())):
+        yield "tune the language model through adapters (lora)"
+    more = [n for n in range(trial.world + 1, 513) if run.recipe.global_batch % n == 0]
+    if (enough := next((n for n in more if fits(world=n)), None)) is not None:
+        yield f"use {enough} devices of this size"
+    if run.micro_tokens is not None:
+        halves = (run.micro_tokens >> n for n in range(1, 20))
+        for tokens in itertools.takewhile(lambda tokens: tokens >= SMALLEST_BUDGET, halves):
+            if fits(run=replace(run, micro_tokens=tokens)):
+                yield f"set micro_tokens to {tokens}"
+                return
+
+
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """One answer to: would it fit?"""
+    """One answer to: would it fit, and how?"""
 
     run: RunConfig
     config: HourLlavaConfig
     world: int
     available: float | None
     checkpointing: bool
+    host: float | None
+    compiled: bool
 
-    def plan(self, limit: int) -> MemoryPlan | None:
-        """The best plan with packs of at most `limit` tokens."""
+    def best(self) -> MemoryPlan | None:
+        """The fastest plan that fits."""
         if self.available is None:
-            return MemoryPlan(
-                self.budget(limit), 0 if self.checkpointing else limit, self.needed(limit)
-            )
-        full = min(max(self.longest.tokens, FULL_PACK), limit)
-        kept = next((t for t in range(limit, 0, -256) if self.fits(t, recomputed=False)), 0)
-        tokens = limit if self.run.micro_tokens is not None else full
-        if tokens > kept and not (self.checkpointing and self.fits(tokens, recomputed=True)):
+            return self._without_a_count()
+        plans = (self._plan(way) for way in self.ways())
+        return min((plan for plan in plans if plan), key=lambda plan: plan.slower, default=None)
+
+    def ways(self) -> Iterator[Savings]:
+        """All savings that the run's settings allow, the fewest first."""
+        choices = {name: self._choices(name) for name in _TOLD}
+        for values in sorted(itertools.product(*choices.values()), key=sum):
+            way = Savings(**dict(zip(choices, values, strict=True)))
+            if way.parameters_on_host and (way.optimizer_on_host or way.gathered_again):
+                continue  # it does both anyway
+            yield way
+
+    def _choices(self, name: str) -> tuple[bool, ...]:
+        forced = getattr(self.run.savings, name, None)
+        if forced is not None:
+            return (forced,)
+        if name == "chunks":
+            return (self.checkpointing,)
+        if self.available is None:
+            return (False,)
+        if name in ("memaug", "inputs_on_host") and not self.checkpointing:
+            return (False,)
+        if name == "gathered_again" and self.world > 1:
+            return (False,)  # they always do
+        return (False, True)
+
+    def _plan(self, way: Savings) -> MemoryPlan | None:
+        """The plan that recomputes the fewest layers."""
+        every = self.config.llm.num_layers
+        tokens = self.tokens
+        layers = next((n for n in self._layers() if self._fits(tokens, way, n)), None)
+        if layers is None:
             return None
         # A single longer sample is a pack of its own, so the longest one has to fit, too.
         longest = max(tokens, self.config.max_length) if self.checkpointing else tokens
-        if not self.fits(longest, recomputed=self.checkpointing, memory=self.longest.memory):
+        if not self._fits(longest, way, max(self._layers()), self.longest.memory):
             return None
-        return MemoryPlan(self.budget(tokens), kept, self.needed(tokens, recomputed=tokens > kept))
+        kept = next((t for t in range(tokens, 0, -256) if self._fits(t, way, 0)), 0)
+        needed = self._needed(tokens, way, layers)
+        cost = self._seconds(way, layers)
+        return MemoryPlan(
+            self.budget(tokens), kept, layers, every, way, needed, cost / (self._base + cost)
+        )
+
+    def _without_a_count(self) -> MemoryPlan:
+        limit = self.run.micro_tokens or self.config.max_length
+        way = next(self.ways())
+        layers = max(self._layers())
+        needed = self._needed(limit, way, layers)
+        every = self.config.llm.num_layers
+        return MemoryPlan(
+            self.budget(limit), 0 if layers else limit, layers, every, way, needed, 0.0
+        )
+
+    def _layers(self) -> list[int]:
+        """Numbers of layers that may recompute their activations."""
+        forced = self.run.savings.layers if self.run.savings is not None else None
+        every = self.config.llm.num_layers
+        if forced is not None:
+            return [min(forced, every)]
+        return [*range(every + 1)] if self.checkpointing else [0]
+
+    @property
+    def tokens(self) -> int:
+        """Of the largest pack."""
+        if self.run.micro_tokens is not None:
+            return self.run.micro_tokens
+        return min(max(self.longest.tokens, FULL_PACK), self.config.max_length)
 
     @property
     def longest(self) -> Sizes:
-        """A sample about the longest video that the stage has."""
-        return video_sizes(STAGES[self.run.stage].longest_frames, 400, 256, self.config)
+        """A sample about the longest video that the run has."""
+        frames = self.run.longest_frames or STAGES[self.run.stage].longest_frames
+        return video_sizes(frames, 400, 256, self.config)
 
     def budget(self, tokens: int) -> Budget:
         return Budget(
@@ -152,86 +240,53 @@ class _Trial:
             self.config.vision_gradient_frames or PICTURES,
         )
 
-    def fits(self, tokens: int, recomputed: bool, memory: int | None = None) -> bool:
-        return (
-            self.available is None
-            or self.needed(tokens, recomputed, memory).total <= USABLE * self.available
-        )
+    def least(self, way: Savings) -> Footprint:
+        """The smallest footprint of one way."""
+        return self._needed(self.tokens, way, max(self._layers()))
 
-    def needed(
-        self, tokens: int, recomputed: bool | None = None, memory: int | None = None
+    def _needed(
+        self, tokens: int, way: Savings, layers: int, memory: int | None = None
     ) -> Footprint:
         budget = self.budget(tokens)
         largest = Sizes(pictures=budget.pictures, memory=memory or budget.memory, queries=tokens)
-        recomputed = self.checkpointing if recomputed is None else recomputed
-        return footprint(
-            self.config,
-            self.run.modules,
-            self.world,
-            largest,
-            self.checkpointing,
-            kept=not recomputed,
-        )
+        load = Load(self.config, self.run.modules, self.run.lora, self.world, self.compiled)
+        return load.footprint(largest, way, layers)
 
+    def _fits(self, tokens: int, way: Savings, layers: int, memory: int | None = None) -> bool:
+        assert self.available is not None
+        needed = self._needed(tokens, way, layers, memory)
+        if self.host is not None and needed.host > self.host:
+            return False
+        return needed.total * MARGIN + RUNTIME <= self.available
 
-def footprint(
-    config: HourLlavaConfig,
-    tuned: Collection[str],
-    world: int,
-    largest: Sizes,
-    checkpointing: bool,
-    kept: bool = False,
-) -> Footprint:
-    """Memory of one of `world` devices.
+    @property
+    def _samples(self) -> float:
+        """Samples about the longest video in a pack."""
+        return max(1.0, self.tokens / self.longest.tokens)
 
-    Args:
-        tuned: tuned modules.
-        largest: sizes of the largest pack.
-        checkpointing: whether projector and vision encoder recompute their activations.
-        kept: whether the language model keeps its own.
-    """
-    count = parameters(config)
-    unit = (count["llm"] - count["embeddings"]) / config.llm.num_layers
-    trained = sum(count[module] for module in tuned)
-    frozen = sum(
-        count[module] for module in ("projector", "memaug", "llm", "vision") if module not in tuned
-    )
-    whole_vision = 0 if "vision" in tuned else count["vision"]
-    states = 16 * trained / world + HALF * (whole_vision + (frozen - whole_vision) / world)
-    rest = count["embeddings"] + count["projector"]
-    if world == 1:
-        gathered: float = HALF * trained
-    else:
-        # The rest, the vision encoder, this unit and the next, and the gradients of the one that is
-        # being reduced.
-        gathered = HALF * (rest + (count["vision"] - whole_vision) + 2 * unit)
-    # Gradients of the rest wait for the end of the backward pass; a unit's are reduced in float32
-    # at once.
-    gathered += (HALF * rest if "llm" in tuned else 0) + (HALF + 4) * unit
-    return Footprint(states, gathered, _activations(config, tuned, largest, checkpointing, kept))
+    @property
+    def _base(self) -> float:
+        """Seconds of a pack without any saving."""
+        return self._samples * flops(self.longest, self.config, self.run.modules) / RATE
 
-
-def _activations(
-    config: HourLlavaConfig, tuned: Collection[str], sizes: Sizes, checkpointing: bool, kept: bool
-) -> float:
-    d, intermediate = config.llm.hidden_size, config.llm.intermediate_size
-    kv = config.llm.kv_width
-    layers = config.llm.num_layers
-    features = sizes.memory * config.vision.hidden_size * HALF
-    memory = sizes.memory * d * HALF
-    # Projected tokens, the memory they are laid into, its gradient; the projector's inside, kept or
-    # formed again.
-    remembering = features + 3 * memory + 2 * memory
-    memaug = config.memaug_depth * (sizes.memory * 1.5 * kv + sizes.queries * 22 * d) * HALF
-    live = sizes.tokens * (10 * d + 4 * intermediate) * HALF
-    llm = layers * live if kept else layers * sizes.tokens * d * HALF + live
-    head: float = min(sizes.tokens, 1024) * config.llm.vocab_size * 12
-    if "vision" in tuned:
-        patches = sizes.pictures * config.vision.patches
-        c = config.vision.hidden_size
-        inside = patches * (12 * c + 3 * config.vision.intermediate_size) * HALF
-        inputs = config.vision.num_layers * patches * c * HALF
-        vision = inputs + inside if checkpointing else config.vision.num_layers * inside
-    else:  # chunks of 128 pictures without gradient
-        vision = 128 * config.vision.patches * 8 * config.vision.hidden_size * HALF
-    return remembering + memaug + llm + head + vision
+    def _seconds(self, way: Savings, layers: int) -> float:
+        """What a way costs in each pack."""
+        sizes, config = self.longest, self.config
+        forward = forward_flops(sizes, config)
+        trained = weights_of(config, self.run.modules, self.run.lora).trained / self.world
+        recomputed = forward["llm"] * layers / config.llm.num_layers
+        recomputed += forward["memaug"] * way.memaug + forward["projector"] * way.chunks
+        seconds = self._samples * recomputed / RATE
+        if way.inputs_on_host:
+            seconds += 2 * layers * self.tokens * config.llm.hidden_size * HALF / LINK
+        if way.gathered_again:
+            seconds += 0.01 * self._base
+        packs = max(1.0, self.run.recipe.global_batch / self.world / self._samples)
+        on_host = 7 * SINGLE * trained / HOST_RATE  # of moments, parameter and gradient
+        if way.optimizer_on_host:
+            seconds += (3 * SINGLE * trained / LINK + on_host) / packs
+        if way.parameters_on_host:
+            # Parameters to the device twice, gradients back and added up there.
+            seconds += 3 * SINGLE * trained / LINK + 3 * SINGLE * trained / HOST_RATE
+            seconds += on_host / packs
+        return seconds

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from training.adapters import is_adapter
+from training.host_optimizer import AdamWOnHost
 from training.recipes import MODULES, Recipe
 
 
@@ -64,11 +65,18 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[
     return list(groups.values())
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, recipe: Recipe, on_host: bool = False
+) -> torch.optim.Optimizer:
     """AdamW over `parameter_groups`, its state allocated: what fits now fits later, and a
     checkpoint can be read in.
+
+    Args:
+        on_host: its moments lie on the host, and the host takes the step.
     """
     groups = parameter_groups(model, recipe.rates)
+    if on_host:
+        return AdamWOnHost(groups, recipe.betas, recipe.weight_decay)
     fused = all(group["params"][0].device.type == "cuda" for group in groups)  # type: ignore[index]
     optimizer = torch.optim.AdamW(
         groups,

@@ -9,13 +9,16 @@ gradients in float32.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
 import os
+import sys
 import threading
 import types
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -24,7 +27,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from model.hour_llava import HourLlava
@@ -36,6 +45,7 @@ T = TypeVar("T")
 
 ASK_EVERY_S = 0.5
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+MEMORY_CHUNK = 512  # frames whose memory is formed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +172,32 @@ def leave_ranks() -> None:
         dist.destroy_process_group()
 
 
+@dataclass(frozen=True, slots=True)
+class Savings:
+    """Memory that is saved at the price of time. None of it changes what is computed.
+
+    Attributes:
+        chunks: the projector and the memory are formed a chunk of frames at a time, and again in
+            the backward pass; the vision encoder recomputes its activations.
+        memaug: MemAug's blocks recompute theirs, cross-attention included.
+        inputs_on_host: what a recomputed layer of the language model starts from waits on the host.
+        gathered_again: a single rank gives its bfloat16 copy of a unit back after the unit's pass,
+            as several ranks always do.
+        optimizer_on_host: moments lie on the host, and the host takes the step.
+        parameters_on_host: so do float32 parameters and gradients; a unit's come to the device for
+            its pass.
+    """
+
+    chunks: bool = False
+    memaug: bool = False
+    inputs_on_host: bool = False
+    gathered_again: bool = False
+    optimizer_on_host: bool = False
+    parameters_on_host: bool = False
+
+
 def prepare(
-    model: HourLlava, ranks: Ranks, *, compiled: bool, checkpointing: bool
+    model: HourLlava, ranks: Ranks, *, compiled: bool, savings: Savings | None = None
 ) -> Recomputation:
     """Compile, recompute, keep in step, shard and allocate `model` in place, in that order; its
     weights are filled in afterwards.
@@ -174,17 +208,22 @@ def prepare(
 
     Args:
         compiled: compile each repeated block.
-        checkpointing: recompute activations of vision encoder and projector, and of the language
-            model as the returned switch says, pass by pass.
+        savings: what is given for memory; nothing by default.
+
+    Returns:
+        A switch that says, pass by pass, how many of the language model's layers recompute their
+        activations; none at first.
     """
+    savings = savings or Savings()
     if compiled:
         compile_blocks(model)
-    if checkpointing:
-        recompute(model, "vision", "projector")
-    # MemAug keeps its activations: to compute its cross-attention again costs far more than the
-    # memory is worth.
-    recomputation = recompute(model, "llm")
-    recomputation.wanted = checkpointing
+    if savings.chunks:
+        recompute(model, "vision")
+        model.memory_chunk = MEMORY_CHUNK
+    if savings.memaug:
+        recompute(model, "memaug")
+    recomputation = recompute(model, "llm", inputs_on_host=savings.inputs_on_host)
+    recomputation.layers = 0
     if ranks.world > 1:
         keep_in_step(model)
     half = ranks.device.type == "cuda"
@@ -193,24 +232,23 @@ def prepare(
     mesh = init_device_mesh(ranks.device.type, (ranks.world,), mesh_dim_names=("shards",))
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     ignored = _whole_on_each_rank(model, ranks.world)
+    shard = functools.partial(
+        fully_shard,
+        mesh=mesh,
+        mp_policy=policy,
+        ignored_params=ignored,
+        offload_policy=CPUOffloadPolicy(pin_memory=half)
+        if savings.parameters_on_host
+        else OffloadPolicy(),
+    )
     for unit in units(model):
         if not ignored.issuperset(unit.parameters()):
-            # One rank has nothing to gain from giving gathered parameters back. The vision encoder
-            # stays gathered for a pass, however many batches of frames a rank encodes in it.
-            reshard = ranks.world > 1 and unit is not model.vision
-            fully_shard(
-                unit,
-                mesh=mesh,
-                mp_policy=policy,
-                reshard_after_forward=reshard,
-                ignored_params=ignored,
-            )
-    fully_shard(
-        model, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=ignored
-    )
-
-    model.to_empty(device=ranks.device)
-    reset_buffers(model, ranks.device)
+            # The vision encoder stays gathered for a pass, however many batches of frames a rank
+            # encodes in it.
+            reshard = ranks.world > 1 or savings.gathered_again or savings.parameters_on_host
+            shard(unit, reshard_after_forward=reshard and unit is not model.vision)
+    shard(model, reshard_after_forward=False)
+    _allocate(model, ranks.device, on_host=savings.parameters_on_host)
     if model.config.llm.tie_word_embeddings:  # allocating parted them
         model.llm.lm_head.weight = model.llm.model.embed_tokens.weight
     return recomputation
@@ -235,6 +273,21 @@ def blocks(model: HourLlava) -> dict[str, list[nn.Module]]:
     }
 
 
+def _allocate(model: HourLlava, device: torch.device, on_host: bool) -> None:
+    """Give every parameter and buffer its memory: on the device, or sharded parameters on the
+    host.
+    """
+    model.to_empty(device="cpu" if on_host else device)
+    if on_host:
+        for parameter in model.parameters():
+            if not isinstance(parameter, DTensor):
+                parameter.data = torch.empty_like(parameter, device=device)
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty_like(buffer, device=device))
+    reset_buffers(model, device)
+
+
 def reset_buffers(model: HourLlava, device: torch.device | str) -> None:
     """Compute what no checkpoint holds (the language model's rotary table). For a model built on
     the meta device, after `to_empty(device=device)`.
@@ -248,15 +301,26 @@ def reset_buffers(model: HourLlava, device: torch.device | str) -> None:
 
 @dataclass(slots=True)
 class Recomputation:
-    """Whether blocks compute their activations again in the backward pass instead of keeping them.
-    It may change from pass to pass.
+    """How many blocks, the first ones, compute their activations again in the backward pass instead
+    of keeping them. It may change from pass to pass.
+
+    Attributes:
+        layers: so many of each part's blocks.
+        inputs_on_host: what these start from waits on the host.
     """
 
-    wanted: bool = True
+    layers: int = sys.maxsize
+    inputs_on_host: bool = False
 
-    def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """`forward`, whose activations are kept only when recomputation is not wanted."""
-        return _Recomputed(self, forward)
+    def around(self, forward: Callable[..., Any], number: int) -> Callable[..., Any]:
+        """`forward` of a part's block of that number, as the fields say."""
+        return _Recomputed(self, forward, number)
+
+    def saving(self) -> AbstractContextManager[Any]:
+        """In which a block's inputs are kept for the backward pass."""
+        if not self.inputs_on_host:
+            return nullcontext()
+        return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
 
 
 # Objects rather than functions inside functions: a deep copy of a model takes them along, so that
@@ -267,19 +331,21 @@ class Recomputation:
 class _Recomputed:
     switch: Recomputation
     forward: Callable[..., Any]
+    number: int
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.switch.wanted or not torch.is_grad_enabled():
+        if self.number >= self.switch.layers or not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        # Nothing is random inside: the generators' state need not be kept.
-        return checkpoint(
-            self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-        )
+        with self.switch.saving():
+            # Nothing is random inside: the generators' state need not be kept.
+            return checkpoint(
+                self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+            )
 
 
-def recompute(model: HourLlava, *parts: str) -> Recomputation:
+def recompute(model: HourLlava, *parts: str, inputs_on_host: bool = False) -> Recomputation:
     """Let the blocks of some parts (see `blocks`) recompute their activations, as the returned
-    switch says. Blocks are to be compiled before.
+    switch says; all of them at first. Blocks are to be compiled before.
 
     Raises:
         ValueError: a part that the model does not have.
@@ -287,10 +353,10 @@ def recompute(model: HourLlava, *parts: str) -> Recomputation:
     known = blocks(model)
     if unknown := set(parts) - set(known):
         raise ValueError(f"cannot checkpoint {sorted(unknown)}; known parts: {list(known)}")
-    recomputation = Recomputation()
+    recomputation = Recomputation(inputs_on_host=inputs_on_host)
     for part in parts:
-        for block in known[part]:
-            block.forward = recomputation.around(block.forward)
+        for number, block in enumerate(known[part]):
+            block.forward = recomputation.around(block.forward, number)
     return recomputation
 
 

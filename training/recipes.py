@@ -36,7 +36,7 @@ class Lora:
     """
 
     rank: PositiveInt = 64
-    alpha: PositiveFloat = 128.0
+    alpha: PositiveInt = 128
     rate: PositiveFloat = 1e-4
     modules: tuple[str, ...] = Field(default=("llm",), min_length=1)
 

@@ -50,6 +50,25 @@ class StreamConfig:
 
 
 @dataclass(frozen=True, slots=True, config=_PLAIN)
+class SavingsWanted:
+    """What is done to save memory, or is not; None: the memory plan chooses what is fastest. None
+    of it changes what a run computes. See `training.parallel.Savings` and `docs/memory.md`.
+
+    Attributes:
+        layers: so many layers of the language model recompute their activations, in packs whose
+            activations do not fit.
+    """
+
+    chunks: bool | None = None
+    memaug: bool | None = None
+    layers: NonNegativeInt | None = None
+    inputs_on_host: bool | None = None
+    gathered_again: bool | None = None
+    optimizer_on_host: bool | None = None
+    parameters_on_host: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, config=_PLAIN)
 class RunConfig:
     """One stage of one variant on this machine.
 
@@ -84,8 +103,13 @@ class RunConfig:
 
         device: "auto" takes CUDA where there is one.
         compile: compile each block; None means on CUDA only.
-        checkpointing: recompute activations of vision encoder, projector and, where they would not
-            fit, of the LLM in the backward pass; None means on CUDA only.
+        checkpointing: activations may be computed again in the backward pass: those of vision
+            encoder and projector always are, those of MemAug and LLM where they would not fit. None
+            means on CUDA only.
+        savings: what is done so that the run fits into its devices, instead of what the memory plan
+            would choose.
+        longest_frames: of a video that the run reads, for which memory is planned; None: what the
+            stage's videos have.
         micro_tokens: most LLM tokens that one rank packs into one forward pass; None: the length of
             a sample about the longest video of the stage.
         workers, prefetch: processes that prepare samples on each rank, and micro-batches prepared
@@ -146,6 +170,8 @@ class RunConfig:
     device: Device = "auto"
     compile: bool | None = None
     checkpointing: bool | None = None
+    savings: SavingsWanted | None = None
+    longest_frames: PositiveInt | None = None
     micro_tokens: PositiveInt | None = None
     workers: NonNegativeInt = 2
     prefetch: PositiveInt = 2

@@ -107,7 +107,7 @@ def gpu_findings(tmp_path, variant, gpus, processes=1):
 
 
 def test_a_stage_that_does_not_fit_is_told_with_what_would(tmp_path):
-    alone = gpu_findings(tmp_path, "7b", [Gpu("large", 140 * 2**30, "999")])
+    alone = gpu_findings(tmp_path, "7b", [Gpu("small", 24 * 2**30, "999")])
     assert alone["7b, stage 2"].state == "missing"
     assert "devices of this size" in alone["7b, stage 2"].advice
     large = gpu_findings(tmp_path, "7b", [Gpu("large", 140 * 2**30, "999")] * 8, processes=8)

@@ -23,7 +23,7 @@ from tests.training.generated_samples import (
 )
 from training.recipes import Lora
 
-LORA = {"rank": 4, "alpha": 8.0, "rate": 1e-2}
+LORA = {"rank": 4, "alpha": 8, "rate": 1e-2}
 
 
 def weights(run):

@@ -43,7 +43,7 @@ def build(ranks):
     """A sharded model and its optimizer, as the loop makes them."""
     wrapper = empty_model(tiny_base())
     select(wrapper.model, RECIPE.rates)
-    prepare(wrapper.model, ranks, compiled=False, checkpointing=False)
+    prepare(wrapper.model, ranks, compiled=False)
     load_weights(wrapper, tiny_base())
     return wrapper.model, build_optimizer(wrapper.model, RECIPE)
 
@@ -305,7 +305,7 @@ def test_milestones_stay_and_a_run_goes_back_to_one(tmp_path, caplog):
 def test_the_start_is_loaded_bit_for_bit(ranks):
     wrapper = empty_model(tiny_base())
     select(wrapper.model, RECIPE.rates)
-    prepare(wrapper.model, ranks, compiled=False, checkpointing=False)
+    prepare(wrapper.model, ranks, compiled=False)
     load_weights(wrapper, tiny_base())
     reference = HourLlavaForCausalLM.from_pretrained(tiny_base())
     for name, tensor in wrapper.state_dict().items():

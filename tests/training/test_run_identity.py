@@ -11,7 +11,7 @@ import pytest
 
 from model.config import PRESETS
 from training.recipes import Lora
-from training.run_config import RunConfig, StreamConfig, parse_run
+from training.run_config import RunConfig, SavingsWanted, StreamConfig, parse_run
 from training.run_identity import (
     differences,
     identity_of,
@@ -64,6 +64,7 @@ DO_NOT_COUNT = {
     "on_other_state": "set_aside", "nonfinite_limit": 9, "tensorboard": False,
     "held_out_every": 7, "held_out_samples": 8,
     "shard_cache": "/elsewhere", "shard_cache_bytes": 1, "machine_wait_s": 1.0, "tracker": "mlflow",
+    "savings": SavingsWanted(memaug=True), "longest_frames": 14_400,
 }  # fmt: skip
 
 
