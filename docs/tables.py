@@ -14,6 +14,7 @@ import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
 from assets.deployment.partitions import (
+    asked_source_partitions,
     llava_part_partitions,
     part_partitions,
     source_partitions,
@@ -74,7 +75,7 @@ def markdown(rows: Rows) -> str:
 def _asset(graph: AssetGraph, key: dg.AssetKey) -> list[str]:
     node = graph.get(key)
     watched = (
-        "" if node.is_materializable else "recorded with it" if node.parent_keys else "watched"
+        "" if node.is_materializable else "recorded with it" if node.is_partitioned else "watched"
     )
     rule = node.automation_condition.get_label() if node.automation_condition else None
     pools = ", ".join(f"`{pool}`" for pool in sorted(node.pools or ()))
@@ -98,6 +99,7 @@ def _partitions(definition: dg.PartitionsDefinition | None) -> str:
         "LLaVA part": llava_part_partitions,
         "variant": variant_partitions,
         "source": source_partitions,
+        "asked source": asked_source_partitions,
     }
     return next((name for name, one in known.items() if one == definition), "")
 

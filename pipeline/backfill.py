@@ -29,8 +29,11 @@ from assets.records.withdrawals import active_parts
 
 VARIANTS = variant_partitions.get_partition_keys()
 # Sources decide which partitions there are, so they come first, by hand or by the sensors.
+# Captions and questions cost money, and somebody has to want them.
 # `videomarathon_json` is for people and other tools: nothing is made from it.
-NOT_INCLUDED = dg.AssetSelection.groups("sources") | dg.AssetSelection.assets("videomarathon_json")
+NOT_INCLUDED = dg.AssetSelection.groups("sources", "questions") | dg.AssetSelection.assets(
+    "videomarathon_json"
+)
 
 DESCRIPTION = """Whatever is missing for one variant, from LLaVA shards and videos to stage 3 and
     its scores.

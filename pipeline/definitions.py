@@ -11,6 +11,7 @@ import warnings
 import dagster as dg
 
 from assets.annotations import assets as annotation_assets
+from assets.captions import assets as captions
 from assets.checkpoints import assets as checkpoints
 from assets.collections import assets as collections
 from assets.conversations import assets as conversations
@@ -18,6 +19,7 @@ from assets.deployment.resources import Deployment
 from assets.deployment.settings import CONFIG_VARIABLE, DEFAULT_CONFIG
 from assets.evaluation import assets as evaluation
 from assets.features import assets as features
+from assets.questions import assets as questions
 from assets.shards import assets as shards
 from assets.tracing import assets as tracing
 from assets.videos import assets as videos
@@ -35,6 +37,8 @@ from pipeline.withdraw import withdraw_job
 
 ROOMS = [
     tracing,
+    captions,
+    questions,
     annotation_assets,
     collections,
     videos,

@@ -20,6 +20,7 @@ from assets.annotations import catalogue, cells, readings, rows, tables, video_n
 from assets.annotations.build import build_catalogue
 from assets.annotations.collect import collect_annotations
 from assets.annotations.record import AnnotationRecord
+from assets.captions import tables as captions
 from assets.checkpoints import bill
 from assets.conversations import cleaning, grouping
 from assets.conversations import samples as conversations
@@ -33,6 +34,7 @@ from assets.features.options import ExtractionOptions
 from assets.features.workers.backends import open_pyav
 from assets.fetching.disk import INCOMING
 from assets.fetching.table_rows import FAULTS
+from assets.questions import build as asking
 from assets.records.lineage import LINEAGE_NAME, Lineage, record_name
 from assets.records.product_files import list_name, register_name
 from assets.records.withdrawals import Withdrawal
@@ -210,6 +212,11 @@ def test_paths_are_those_that_the_code_uses():
         layout.quarantined_video("<source>", "<id>"),
         layout.feature_file("<variant>", "<source>/<id>"),
         layout.feature_quarantine("<variant>", "<source>/<id>"),
+        *(layout.captions("<source>", name) for name in captions.FILES),
+        layout.question_rows("<source>"),
+        *(layout.questions("<source>", name) for name in asking.FILES),
+        layout.model_answer("<key>").replace("/<k/", "/<letters>/"),
+        layout.spent("<source>"),
         shown(grouping.conversations_name(0)),
         shown(grouping.rejected_name(0)),
         layout.CONVERSATIONS_JSON,

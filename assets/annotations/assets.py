@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.automation.rules import DATA, FOLLOW_CONTENT, LOOKED_AT, RETRY_NETWORK, WATCHED
 from assets.deployment.graph import COLLECTIONS
-from assets.deployment.partitions import part_partitions
+from assets.deployment.partitions import all_partitions, part_partitions
 from assets.deployment.resources import Deployment
 from assets.records.lineage import input_versions
 from assets.records.product_files import KnownFiles
@@ -25,11 +25,15 @@ from training.formats import layout
 from training.formats.receipts import describe_files
 
 GROUP = "sources"
+LANDING = "landing"
+# Rows that were written about own videos land by themselves.
+WRITTEN = [dg.AssetDep("questions", partition_mapping=all_partitions)]
 
 
 def _watched(name: str, kind: str, description: str) -> dg.AssetSpec:
     return dg.AssetSpec(
         name,
+        deps=WRITTEN if name == LANDING else [],
         group_name=GROUP,
         kinds={kind},
         owners=OWNERS,
@@ -40,11 +44,11 @@ def _watched(name: str, kind: str, description: str) -> dg.AssetSpec:
 
 
 landing = _watched(
-    "landing",
+    LANDING,
     "file",
-    "The landing folder (`landing` in the settings): question-answer files that people put there. "
-    "They become a new part. The sensor `watch_outside_data` records a version when something "
-    "lands.",
+    "The landing folder (`landing` in the settings): question-answer files that people put there, "
+    "and the rows that were written about own videos (`questions`). They become a new part. The "
+    "sensor `watch_outside_data` records a version when something lands.",
 )
 hub_annotations = _watched(
     "hub_annotations",
@@ -100,7 +104,7 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
     from assets.annotations.checks import usable
     from assets.annotations.collect import collect_annotations
     from assets.annotations.tables import SCHEMA
-    from assets.annotations.watched import HUB_ANNOTATIONS, LANDING, watched_version
+    from assets.annotations.watched import HUB_ANNOTATIONS, watched_version
     from assets.records.columns import ANNOTATIONS
 
     settings, storage = deployment.settings(), deployment.storage()

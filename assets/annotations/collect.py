@@ -16,7 +16,7 @@ from typing import Any
 
 from assets.annotations.files import AnnotationFile, configured_files
 from assets.annotations.identity import RowKeys, changes, survivors
-from assets.annotations.landing import look_into_landing
+from assets.annotations.landing import is_put_by_people, look_into_landing
 from assets.annotations.merge import videos_of, write_annotations, write_rejected
 from assets.annotations.readings import Readings, reading_files
 from assets.annotations.record import AnnotationRecord, Origin
@@ -200,14 +200,14 @@ class _Collection:
     def _landed(self) -> list[Origin]:
         landing = look_into_landing(self.settings)
         earlier = {origin.file: origin for origin in self.before.origins if origin.landed}
-        if landing.missing:
-            if earlier:
-                self.problems.append(
-                    f"{landing.missing} is not there (landing in the settings); the rows of its "
-                    f"{len(earlier)} files stay as they were"
-                )
-            return list(earlier.values())
-        found = {name: earlier[name] for name in landing.copying if name in earlier}
+        if landing.missing and any(map(is_put_by_people, earlier)):
+            self.problems.append(
+                f"{landing.missing} is not there (landing in the settings); the rows of its "
+                f"{sum(map(is_put_by_people, earlier))} files stay as they were"
+            )
+        kept = (name for name in earlier if landing.missing and is_put_by_people(name))
+        found = {name: earlier[name] for name in kept}
+        found |= {name: earlier[name] for name in landing.copying if name in earlier}
         for file in landing.files:
             if origin := self._origin_or_earlier(file, earlier, landed=True):
                 found[file.name] = origin

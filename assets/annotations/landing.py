@@ -1,4 +1,6 @@
-"""The landing folder: annotation files that people put there, and its fingerprint for a sensor."""
+"""What lands: annotation files that people put into the landing folder, and rows that were written
+about own videos (`assets/questions`); and a fingerprint of both for a sensor.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,12 @@ from pathlib import Path
 from assets.annotations.files import AnnotationFile, local_file
 from assets.deployment.settings import Settings
 from assets.fetching.table_files import SUFFIXES
+from training.formats import layout
+from training.formats.storage import Storage
 
 MIN_AGE_S = 2.0  # a file that changed more recently may still be being copied
+
+PUT = "landing/"  # begins the name of what people put there
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +36,23 @@ class Landing:
 
 
 def look_into_landing(settings: Settings, now: float | None = None) -> Landing:
-    """What lies in the landing folder; nothing where the settings name none."""
-    folder = settings.landing
-    if folder is not None and not folder.is_dir():
-        return Landing([], [], missing=str(folder))
+    """What lies in the landing folder, where the settings name one, and what was written here."""
+    folder, storage = settings.landing, Storage(settings.root)
+    missing = "" if folder is None or folder.is_dir() else str(folder)
     settled = _settled(settings, now)
     return Landing(
-        [local_file(path, f"landing/{name}") for name, path in settled.items()],
-        [f"landing/{name}" for name in _question_files(settings) if name not in settled],
+        [
+            *(local_file(path, f"{PUT}{name}") for name, path in settled.items()),
+            *(local_file(storage.local(rel), name) for name, rel in _written(storage, settings)),
+        ],
+        [f"{PUT}{name}" for name in _question_files(settings) if name not in settled],
+        missing,
     )
+
+
+def is_put_by_people(name: str) -> bool:
+    """Whether a landed file lies in the landing folder, by its name in messages."""
+    return name.startswith(PUT)
 
 
 def landing_fingerprint(settings: Settings, now: float | None = None) -> str:
@@ -50,7 +64,20 @@ def landing_fingerprint(settings: Settings, now: float | None = None) -> str:
         f"{name}:{path.stat().st_size}:{path.stat().st_mtime_ns}"
         for name, path in _settled(settings, now).items()
     ]
+    storage = Storage(settings.root)
+    entries += [f"{name}:{storage.stamp(rel)}" for name, rel in _written(storage, settings)]
     return hashlib.sha256("\n".join(entries).encode()).hexdigest()[:32] if entries else ""
+
+
+def _written(storage: Storage, settings: Settings) -> list[tuple[str, str]]:
+    """Rows about own videos that were written here: their names, and where they lie."""
+    if not settings.questions.sources:
+        return []
+    rels = {
+        f"questions/{source}.parquet": layout.question_rows(source)
+        for source in settings.questions.sources
+    }
+    return [(name, rel) for name, rel in sorted(rels.items()) if storage.exists(rel)]
 
 
 def _settled(settings: Settings, now: float | None) -> dict[str, Path]:

@@ -6,6 +6,8 @@
 - **LLaVA part**: the other two collections, always ten, because the stages' mixtures name them.
 - **variant**: a model that the deployment's settings name. Each stage has those that train it.
 - **source**: where a long video comes from, as the deployment's settings list them.
+- **asked source**: the drop sources whose videos are described and asked about
+  (`questions.sources`); none where the settings name none.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ stage_partitions = {
     stage: dg.StaticPartitionsDefinition(trained(VARIANTS, stage)) for stage in TRAINED_STAGES
 }
 source_partitions = dg.StaticPartitionsDefinition(sorted(SETTINGS.sources))
+asked_source_partitions = dg.StaticPartitionsDefinition(sorted(set(SETTINGS.questions.sources)))
 
 source_and_part = dg.MultiPartitionsDefinition(
     {"source": source_partitions, "part": part_partitions}
@@ -42,6 +45,7 @@ _DIMENSIONS = (
     ("LLaVA part", llava_part_partitions),
     *(("variant", of_stage) for of_stage in stage_partitions.values()),
     ("variant", variant_partitions),
+    ("asked source", asked_source_partitions),
 )
 
 # Of a dimension with several sets, the last one holds all keys. No asset has partitions by source

@@ -17,7 +17,9 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from assets.deployment.variants import Variant, llava_kinds, named, refuse_names
+from assets.endpoints.options import Questions
 from assets.fetching.options import Download
+from assets.sources.drop import DropSource
 from assets.sources.kinds import VideoSource
 from model.configuration import Section, parse
 from model.media.limits import MAX_VIDEO_PIXELS
@@ -45,8 +47,8 @@ class Annotations(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Annotations:
-        if (self.repo is None) == (not self.paths):
-            raise ValueError("give either annotations.repo or annotations.paths")
+        if self.repo is not None and self.paths:
+            raise ValueError("give either annotations.repo or annotations.paths, not both")
         return self
 
 
@@ -307,7 +309,7 @@ class Settings(Section):
     landing: Path | None = Field(
         default=None, description="folder watched for new question-answer files"
     )
-    annotations: Annotations
+    annotations: Annotations = Annotations()
     sources: dict[str, VideoSource]
     download: Download = Download()
     collections: Collections = Collections()
@@ -318,6 +320,27 @@ class Settings(Section):
     automation: Automation = Automation()
     notices: Notices = Notices()
     integrity: Integrity = Integrity()
+    questions: Questions = Questions()
+
+    @model_validator(mode="after")
+    def _own_sources(self) -> Settings:
+        drops = [name for name, source in self.sources.items() if isinstance(source, DropSource)]
+        if wrong := [name for name in self.questions.sources if name not in drops]:
+            raise ValueError(
+                f"questions.sources: {', '.join(wrong)}: only sources of the kind drop can be "
+                f"asked about before rows name their videos; here: {', '.join(drops) or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _some_rows(self) -> Settings:
+        named = self.annotations.repo or self.annotations.paths
+        if not (named or self.landing or self.questions.sources):
+            raise ValueError(
+                "no question-answer rows: give annotations.repo or annotations.paths, a landing "
+                "folder, or questions.sources"
+            )
+        return self
 
     @property
     def llava_kinds(self) -> tuple[str, ...]:

@@ -1,21 +1,14 @@
 """Opens video files and says what they hold. A child process of `probe.py`.
 
 Files of strangers are opened here and not in the parent: the parent kills this process when it
-hangs, and goes on when it crashes. It has no secrets, no network where the system allows that, and
-limits on memory and on what it may write. What it asks of a file is `model.media.examination`.
+hangs, and goes on when it crashes. What it asks of a file is `model.media.examination`.
 
-Reads one JSON object a line (`path`, `max_pixels`) and answers with one: `{"facts": {...}}`
-or `{"invalid": [reason, message]}`. The first line that it writes says how it is locked up.
+A request is `path` and `max_pixels`; the answer is `{"facts": {...}}`.
 """
 
-import json
-import resource
-import sys
 from typing import Any
 
-from assets.fetching.isolation import gain_no_privileges, leave_network
-
-MEMORY_BYTES = 6 << 30
+from assets.fetching.locked_worker import serve
 
 
 def probe(path: str, max_pixels: int) -> dict[str, Any]:
@@ -41,33 +34,5 @@ def probe(path: str, max_pixels: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Answer the requests on standard input, one a line."""
-    isolation = leave_network()  # before anything is imported that starts threads
-    gain_no_privileges()
-    for limit, most in (
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-    ):
-        resource.setrlimit(limit, (most, most))
-    import av
-
-    from model.media.refusals import MediaError
-
-    av.logging.set_level(av.logging.PANIC)
-    print(json.dumps({"isolation": isolation}), flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer: dict[str, Any]
-        try:
-            answer = {"facts": probe(request["path"], request["max_pixels"])}
-        except MediaError as error:
-            answer = {"invalid": [error.reason, error.detail[:300]]}
-        except MemoryError:
-            answer = {"invalid": ["oom", f"more than {MEMORY_BYTES >> 30} GiB needed"]}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(lambda request: {"facts": probe(request["path"], request["max_pixels"])})

@@ -55,6 +55,44 @@ CONVERSATIONS = {
     "question_ids": "of the pairs in it, in the order of the turns",
 }
 
+CAPTIONS = {
+    "video": "source/id",
+    "clip": "its number in the video, from 0",
+    "start": "seconds",
+    "end": "seconds",
+    "temporality": "what changes, in which order, how long",
+    "spatiality": "where things are",
+    "objects": "things, people, animals, text",
+    "actions": "who does what, and how",
+    "scene": "place, time of day, weather, light",
+    "summary": "the clip in a sentence or two",
+    "reason": "why there is no caption; empty where there is one",
+    "prompt_key": "key of the stored answer: a hash of model, texts and pictures",
+    "model": "that wrote it",
+    "texts": "version of the texts that it was given",
+}
+
+QUESTIONS = {
+    "id": "of the row, unique",
+    "video": "id of the video within its source",
+    "data_source": "one of the settings' sources",
+    "question": "without its options",
+    "options": "of multiple choice, in their order",
+    "answer": "of multiple choice with its letter",
+    "question_type": "topic and task",
+    "duration": "seconds of the video",
+    "form": "oe: open-ended, mc: multiple choice",
+    "evidence_clips": "clips of the captions that show the answer",
+    "evidence_start": "second at which these begin",
+    "evidence_end": "second at which they end",
+    "reasons": "checks that the row did not pass; empty where it is used",
+    "model": "that wrote it",
+    "texts": "version of the texts that it was given",
+    "prompt_key": "key of the stored answer that it stands in",
+    "captions": "version of the captions that it was made from",
+    "judged": "what a person said: accept, reject, correct; empty where nobody was asked",
+}
+
 ANSWERS = {
     "id": "of the question",
     "task": "kind of question",

@@ -103,7 +103,7 @@ class DropFetcher(Fetcher):
     def _dropped(self) -> VideoFiles:
         """The files below the folder, by their paths there."""
         folder = self.source.folder
-        paths = _video_files(folder, self.log)
+        paths = video_files(folder, self.log)
         return VideoFiles(path.relative_to(folder).as_posix() for path in paths)
 
     def _candidates(self, row: VideoRow) -> list[Path]:
@@ -228,7 +228,7 @@ class _Look:
         return _Look(stat.st_size, stat.st_mtime_ns, time.monotonic(), is_settled)
 
 
-def _video_files(folder: Path, log: Callable[[str], None]) -> Iterator[Path]:
+def video_files(folder: Path, log: Callable[[str], None]) -> Iterator[Path]:
     """Files below a folder that are called like videos, also behind links to files and folders.
 
     What lies in the folder itself comes before what links lead to. A folder that is reached on two

@@ -17,7 +17,9 @@ REPOSITORY = Path(__file__).parents[2]
 ONEVISION_SHARDS = {"llava_ov_si_onlyimg", "llavavideo_text", "llavavideo_si", "llavavideo_mi"}
 GRAPH = {
     "0_start_here": set(),
-    "landing": set(),
+    "captions": set(),
+    "questions": {"captions"},
+    "landing": {"questions"},
     "hub_annotations": set(),
     "hub_llava_onevision": set(),
     "hub_llava_video": set(),
@@ -109,6 +111,8 @@ def test_every_asset_says_what_starts_it_and_where_its_code_is(graph):
 
 
 CHECKS = {
+    "captions": {"described": True},
+    "questions": {"balanced": False, "judged": False},
     "annotations": {"usable": False},
     "llava_onevision": {"all_there": False},
     "llava_video": {"all_there": False},

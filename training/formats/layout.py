@@ -25,6 +25,9 @@ VIDEOS = f"{VIDEO_MARATHON}/videos"
 QUARANTINE = f"{VIDEO_MARATHON}/quarantine"
 FEATURES = f"{VIDEO_MARATHON}/features"
 CONVERSATIONS = f"{VIDEO_MARATHON}/conversations"
+CAPTIONS = f"{VIDEO_MARATHON}/captions"
+QUESTIONS = f"{VIDEO_MARATHON}/questions"
+ANSWERS = f"{VIDEO_MARATHON}/answers"
 CONVERSATIONS_JSON = f"{VIDEO_MARATHON}/jsons/videomarathon.json"
 
 # Shards of all kinds, also those of the two LLaVA collections.
@@ -78,6 +81,31 @@ def catalogue(source: str, *steps: str) -> str:
 def quarantined_video(source: str, identifier: str) -> str:
     """A file that turned out not to be the video `source/identifier`."""
     return f"{QUARANTINE}/{source}/{identifier}.bin"
+
+
+def captions(source: str, *steps: str) -> str:
+    """The folder of what is seen in a source's own videos, or a file in it (`steps`)."""
+    return "/".join((CAPTIONS, source, *steps))
+
+
+def questions(source: str, *steps: str) -> str:
+    """The folder of what is asked about a source's own videos, or a file in it (`steps`)."""
+    return "/".join((QUESTIONS, source, *steps))
+
+
+def question_rows(source: str) -> str:
+    """The rows about a source's own videos that `annotations` reads."""
+    return questions(source, "rows.parquet")
+
+
+def model_answer(key: str) -> str:
+    """What a model answered to one prompt."""
+    return f"{ANSWERS}/{key[:2]}/{key}.json"
+
+
+def spent(source: str) -> str:
+    """What captions and questions of a source have cost."""
+    return f"{ANSWERS}/{source}.spent.json"
 
 
 def removal(video: str) -> str:
