@@ -229,7 +229,7 @@ def test_no_worker_outlives_its_parent(tmp_path):
         from assets.fetching.probe import ProbePool
         prober = ProbePool()
         prober.probe(Path({str(path)!r}))
-        print(prober._unused.get().pid, flush=True)
+        print(prober._children._unused.get().pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )
