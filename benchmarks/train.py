@@ -215,6 +215,7 @@ def measure(trainer: Trainer, steps: int, published: bool, profiled: bool) -> di
         "peak_gib": max(record.get("peak_gib", 0) for record in timed),
         "estimated_gib": trainer.memory.needed.total / GIB,
         "loss": timed[-1]["loss"],
+        "losses": [record["loss"] for record in records],
         **shares,
     }
 

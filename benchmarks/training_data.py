@@ -46,20 +46,25 @@ COLORS = {
 }
 
 
-def write_start(folder: Path, config: HourLlavaConfig, device: torch.device) -> None:
-    """A checkpoint with random weights N(0, 0.02), drawn on `device`, stored in bfloat16, and a
-    small tokenizer.
-    """
-    if (folder / "model.safetensors").exists():
-        return
+def write_description(folder: Path, config: HourLlavaConfig) -> HourLlavaHFConfig:
+    """The configuration and a small tokenizer of a checkpoint, without its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = write_tokenizer(folder, config.max_length)
     settings = HourLlavaHFConfig.of(
         config, eos_token_id=vocabulary["<|im_end|>"], pad_token_id=vocabulary["<|endoftext|>"]
     )
     settings.save_pretrained(folder)
+    return settings
+
+
+def write_start(folder: Path, config: HourLlavaConfig, device: torch.device) -> None:
+    """A checkpoint with random weights N(0, 0.02), drawn on `device`, stored in bfloat16, and a
+    small tokenizer.
+    """
+    if (folder / "model.safetensors").exists():
+        return
     with torch.device("meta"):
-        model = HourLlavaForCausalLM(settings)
+        model = HourLlavaForCausalLM(write_description(folder, config))
     torch.manual_seed(seed_of("benchmark", config.variant))
     tensors = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -31,9 +31,20 @@ def free_host_memory(ranks: Ranks) -> float | None:
     kernel calls available, or the container's limit leaves. None where the kernel does not say.
     """
     found = [size for size in (_available(), _left_in_container()) if size is not None]
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    least = -ranks.max(-min(found, default=math.inf) / local)[0]
+    least = -ranks.max(-min(found, default=math.inf) / _ranks_here())[0]
     return least if math.isfinite(least) else None
+
+
+def share_host_cores(ranks: Ranks) -> None:
+    """Let the host's part of the work take this rank's share of the cores: torchrun leaves each
+    rank one thread. Nothing where the ranks compute on the host anyway.
+    """
+    if ranks.device.type == "cuda":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _ranks_here()))
+
+
+def _ranks_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _available() -> float | None:

@@ -29,7 +29,13 @@ from training.adapters import fill_adapters
 from training.checkpoint import Checkpoints
 from training.data.micro_batch import MicroBatchLoader
 from training.data.prefetch import DevicePrefetcher, PackGroup, Prefetcher
-from training.device import device_name, free_host_memory, free_memory, utilisation
+from training.device import (
+    device_name,
+    free_host_memory,
+    free_memory,
+    share_host_cores,
+    utilisation,
+)
 from training.export import companions_of, publish_export
 from training.flops import flops
 from training.formats.hashing import seed_of
@@ -202,7 +208,9 @@ class Trainer:
         load_weights(self.wrapper, Path(run.start))
         fill_adapters(self.model, run.seed)
         self.model.train()
-        self.optimizer = build_optimizer(self.model, self.recipe, savings.optimizer_on_host)
+        if savings.optimizer_on_host or savings.parameters_on_host:
+            share_host_cores(ranks)
+        self.optimizer = build_optimizer(self.model, self.recipe, savings)
         self.parameters = [
             parameter for group in self.optimizer.param_groups for parameter in group["params"]
         ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from training.adapters import is_adapter
 from training.host_optimizer import AdamWOnHost
+from training.parallel import Savings
 from training.recipes import MODULES, Recipe
 
 
@@ -66,18 +67,20 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[
 
 
 def build_optimizer(
-    model: nn.Module, recipe: Recipe, on_host: bool = False
+    model: nn.Module, recipe: Recipe, savings: Savings | None = None
 ) -> torch.optim.Optimizer:
     """AdamW over `parameter_groups`, its state allocated: what fits now fits later, and a
     checkpoint can be read in.
 
     Args:
-        on_host: its moments lie on the host, and the host takes the step.
+        savings: which of it lies on the host, which then takes the step.
     """
+    savings = savings or Savings()
     groups = parameter_groups(model, recipe.rates)
-    if on_host:
+    if savings.optimizer_on_host:
         return AdamWOnHost(groups, recipe.betas, recipe.weight_decay)
-    fused = all(group["params"][0].device.type == "cuda" for group in groups)  # type: ignore[index]
+    cuda = all(group["params"][0].device.type == "cuda" for group in groups)  # type: ignore[index]
+    fused = cuda or savings.parameters_on_host
     optimizer = torch.optim.AdamW(
         groups,
         betas=recipe.betas,
@@ -89,7 +92,7 @@ def build_optimizer(
         for parameter in group["params"]:
             optimizer.state[parameter] = {
                 "step": torch.zeros(
-                    (), dtype=torch.float32, device=parameter.device if fused else "cpu"
+                    (), dtype=torch.float32, device=parameter.device if cuda else "cpu"
                 ),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
