@@ -23,7 +23,7 @@ class Seen:
     Attributes:
         caption: None where there is none.
         reason: why there is none.
-        key: of the prompt, which names the stored answer.
+        key: of the stored answer that the caption stands in.
     """
 
     clip: Clip
@@ -78,9 +78,8 @@ def clip_prompt(texts: CaptionTexts, clip: Clip, pictures: Pictures) -> Prompt:
 
 def describe_clip(asker: Asker, prompt: Prompt, seen: Seen) -> None:
     """Fill in what is seen in a clip, or why there is nothing."""
-    seen.key = prompt.key(asker.backend.model)
     try:
-        seen.caption = asker.ask(prompt, ClipCaption)
+        seen.caption, seen.key = asker.ask_with_key(prompt, ClipCaption)
     except SetAsideError as error:
         seen.reason = str(error)
 

@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from assets.endpoints.options import LocalModel
-from assets.endpoints.protocol import Patience, Prompt, Reply
+from assets.endpoints.protocol import Patience, Prompt, RefusedPromptError, Reply
 from assets.fetching.errors import OperatorError
 from assets.inference.checkpoint import checkpoint_hash
 from model.conversation import IMAGE
 
+LOG = logging.getLogger(__name__)
 PICTURE_TOKENS = 729  # of a picture at most, for the budget: what SigLIP gives
 
 
@@ -51,12 +53,20 @@ class LocalBackend:
         return text + pictures * PICTURE_TOKENS, self.longest
 
     def answer(self, prompt: Prompt) -> Reply:
-        """The answer to a prompt. The form is told in words: no decoder is bound to it here."""
+        """The answer to a prompt. The form is told in words: no decoder is bound to it here.
+
+        Raises:
+            RefusedPromptError: the checkpoint cannot take it; it is too long, for one.
+        """
         schema = json.dumps(prompt.schema, sort_keys=True)
         text = f"{prompt.text}\n\nAnswer with one JSON object of this schema alone: {schema}"
         jpegs = prompt.pictures.jpegs if prompt.pictures else ()
         with self._lock:
-            said, read, written = self._write(prompt.system, text, jpegs)
+            try:
+                said, read, written = self._write(prompt.system, text, jpegs)
+            except ValueError as error:
+                LOG.warning("%s: a prompt of the form %s: %s", self.model, prompt.shape, error)
+                raise RefusedPromptError("prompt_not_taken") from error
         return Reply(said, "length" if written >= self.longest else "stop", read, written)
 
 
@@ -103,7 +113,7 @@ def _transformers(folder: Path, device: str, longest: int) -> _Write:
     safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         processor = AutoProcessor.from_pretrained(folder, **safe)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, **safe
         )
     except (OSError, ValueError) as error:

@@ -68,6 +68,12 @@ class Asker:
             BudgetSpentError: asking could pass the budget.
             OperatorError, TransferError: as the backend.
         """
+        return self.ask_with_key(prompt, kind, check)[0]
+
+    def ask_with_key(
+        self, prompt: Prompt, kind: type[T], check: Callable[[T], None] | None = None
+    ) -> tuple[T, str]:
+        """As `ask`, with the key under which the answer is kept: that of the try that gave it."""
         said, reason = prompt, "refused"
         for _ in range(self.attempts):
             reply = self._reply(said)
@@ -79,7 +85,7 @@ class Asker:
                 answer = read_answer(reply.text, kind)
                 if check is not None:
                     check(answer)
-                return answer
+                return answer, said.key(self.backend.model)
             except MalformedAnswerError as error:
                 cut = reply.ended == "length"
                 reason = "cut_off" if cut else "malformed"

@@ -10,8 +10,9 @@ from model.configuration import Section
 from training.formats.hashing import data_version
 
 LETTERS = "ABCD"
-OPEN, CHOICE = "oe", "mc"
 Form = Literal["oe", "mc"]
+OPEN: Literal["oe"] = "oe"
+CHOICE: Literal["mc"] = "mc"
 
 
 class OpenRow(Section):
@@ -131,15 +132,16 @@ def make_row(
     clips = sorted(set(written.clips))
     known = {seen.clip.number: seen.clip for seen in video.captioned}
     inside = [known[number] for number in clips if number in known]
-    is_choice = isinstance(written, ChoiceRow)
+    distractors = written.distractors if isinstance(written, ChoiceRow) else []
+    form: Form = CHOICE if isinstance(written, ChoiceRow) else OPEN
     return Row(
         video=video.video,
         topic=topic,
         task=task,
-        form=CHOICE if is_choice else OPEN,
+        form=form,
         question=written.question.strip(),
         answer=written.answer.strip(),
-        distractors=[text.strip() for text in written.distractors] if is_choice else [],
+        distractors=[text.strip() for text in distractors],
         clips=clips,
         start=min((clip.start for clip in inside), default=0.0),
         end=max((clip.end for clip in inside), default=0.0),

@@ -53,10 +53,9 @@ def write_rows(
     shape = f"{'choice' if order.is_choice else 'open'}_rows"
     prompt = Prompt(texts.system, filled(template, values), shape, schema_of(kind))
     try:
-        answer = asker.ask(prompt, kind)
+        answer, key = asker.ask_with_key(prompt, kind)
     except SetAsideError as error:
         return [], str(error)
-    key = prompt.key(asker.backend.model)
     rows = [
         make_row(order.video, order.duration, order.topic_name, order.task_name, written, key)
         for written in answer.rows[:number]

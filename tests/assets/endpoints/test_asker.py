@@ -126,6 +126,13 @@ def test_an_answer_without_the_form_is_asked_for_once_more(world, fault):
         )
 
 
+def test_the_key_of_a_repaired_answer_is_that_of_the_try_that_gave_it(world):
+    one = world("not json")
+    _, key = one.asker.ask_with_key(prompt(), Colour)
+    assert key != prompt().key("seer")
+    assert one.storage.read_json(layout.model_answer(key))["text"] == '{"colour": "red"}'
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"), [("half", "cut_off"), ("not json", "malformed"), ("refusal", "refused")]
 )

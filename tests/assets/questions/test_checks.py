@@ -11,15 +11,20 @@ from assets.captions.describe import Described, Seen, clip_line, covers, windows
 from assets.captions.forms import SIDES, ClipCaption, FoundEvent, FoundEvents
 from assets.captions.frames import Clip, ClipReader, Look, cut
 from assets.captions.texts import CaptionTexts, filled, read_texts, texts_version
+from assets.endpoints.budget import Ledger
 from assets.endpoints.json_answers import MalformedAnswerError
+from assets.endpoints.openai_backend import OpenAiEmbedder
+from assets.endpoints.options import Budget, Embedder
 from assets.fetching.errors import OperatorError
 from assets.questions.balance import longest_share, place_options, places, trim_longest
-from assets.questions.duplicates import WordLikeness, mark_duplicates
+from assets.questions.duplicates import VectorLikeness, WordLikeness, mark_duplicates
 from assets.questions.judging import ErrorRate, Judgement, apply_judgements, read_judgements, wilson
 from assets.questions.rows import ChoiceRow, OpenRow, Row, make_row
 from assets.questions.sheet import frames_html, sheet_csv
 from assets.questions.text_checks import text_faults
 from assets.questions.texts import QuestionTexts
+from benchmarks.question_world import ModelServer
+from training.formats.storage import Storage
 
 
 def seen(number: int, text: str = "A dog.") -> Seen:
@@ -80,6 +85,20 @@ def test_rows_of_the_same_words_are_duplicates_unless_their_numbers_differ():
     ]
     mark_duplicates(rows, WordLikeness(), 0.9)
     assert [one.reasons for one in rows] == [[], ["duplicate"], [], []]
+
+
+def test_vectors_find_other_words_are_kept_and_stand_in_the_ledger(tmp_path):
+    storage = Storage(str(tmp_path))
+    ledger = Ledger(storage, "mine", Budget())
+    with ModelServer(None) as server:  # its vectors count letters
+        embedder = OpenAiEmbedder(Embedder(url=server.url, model="letters"))
+        for _ in range(2):
+            rows = [row("Who is listening?", "Ann"), row("Silent whong si ie?", "Nan")]
+            rows.append(row("Where?", "At the quay"))
+            mark_duplicates(rows, VectorLikeness(storage, embedder, ledger), 0.95)
+            assert [one.reasons for one in rows] == [[], ["duplicate"], []]
+        assert len(server.requests) == 1
+    assert ledger.spent.requests == 1
 
 
 def test_right_options_are_balanced_within_a_video_and_stay_when_another_is_added():
