@@ -103,7 +103,7 @@ def test_a_second_run_asks_nothing_and_gives_the_same_bytes(world):
     assert len(world.server.requests) == asked
 
 
-def test_the_checks_find_what_was_written_wrongly_and_nothing_else(world):
+def test_the_checks_find_what_was_written_wrongly_and_little_else(world):
     used = world.table(layout.question_rows("ego4d"))
     aside = world.table(layout.questions("ego4d", "rejected.parquet"))
     wrong = world.painter.wrong
@@ -112,7 +112,9 @@ def test_the_checks_find_what_was_written_wrongly_and_nothing_else(world):
     assert len(used) > 40
     assert len(wrong) > 15
     assert missed == []
-    assert {reason for reasons in blamed for reason in reasons} <= {"longest_option_is_right"}
+    assert len(blamed) < len(used) / 10
+    by_words = {"longest_option_is_right", "duplicate"}  # which know nothing of the meaning
+    assert {reason for reasons in blamed for reason in reasons} <= by_words
     found = {wrong[row["question"]]: row["reasons"][0] for row in aside if row["question"] in wrong}
     assert found["answer told"] == "answer_in_the_question"
     assert found["two right options"] in ("options_not_exclusive", "longest_option_is_right")
