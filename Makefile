@@ -26,7 +26,7 @@ else
 # and Dagster again: importing streaming takes 10 s instead of 4.5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo ui test test-slow test-all lint bench browser screenshots clean
+.PHONY: help install demo demo-own ui test test-slow test-all lint bench browser screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ install: .venv/.installed ## .venv/ with the tested versions of constraints.txt 
 
 demo: install ## build a small corpus in .demo/ and run the whole pipeline on it, on the CPU
 	$(BIN)/hourllava demo
+
+demo-own: install ## fine-tune a tiny checkpoint of the released layout on forty videos, on the CPU
+	$(BIN)/hourllava demo --own
 
 # The instance's history (.dagster/) lies in the folder that Dagster is started in.
 ui: install ## open Dagster's web UI for the demo's deployment, or for CONFIG=my.yaml (PORT=3000)
@@ -82,6 +85,6 @@ screenshots: install browser ## take the pictures of docs/images from a finished
 	$(BIN)/python -m docs.screenshots
 
 clean: ## remove the demo and Dagster's history
-	rm -rf .demo .dagster
+	rm -rf .demo .demo-own .dagster
 
 endif

@@ -11,7 +11,7 @@ what the webserver itself calls; tests hold it.
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -25,6 +25,7 @@ from pydantic import Field
 
 from assets.deployment.partitions import key_dimensions, variant_partitions
 from assets.deployment.resources import Deployment
+from assets.records.lineage import product
 from assets.records.withdrawals import active_parts
 
 VARIANTS = variant_partitions.get_partition_keys()
@@ -69,12 +70,12 @@ def everything_for_variant(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefin
         context: dg.OpExecutionContext, config: VariantConfig, deployment: Deployment
     ) -> None:
         parts = active_parts(deployment.storage())
-        _check_request(parts, config.variant)
+        check_request(parts, config.variant)
         due = due_subsets(context.instance, asset_graph(), config.variant, parts)
         if not due:
             context.log.info("everything for %s is there", config.variant)
             return
-        backfill = _add_backfill(
+        backfill = add_backfill(
             context.instance,
             AssetGraphSubset.from_entity_subsets(due),
             f"everything for {config.variant}",
@@ -96,7 +97,7 @@ def everything_for_variant(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefin
     return job
 
 
-def _check_request(parts: list[str], variant: str) -> None:
+def check_request(parts: list[str], variant: str) -> None:
     """Stop with advice where there is nothing to start: an unknown variant, or no parts yet."""
     if variant not in VARIANTS:
         known = ", ".join(VARIANTS)
@@ -127,10 +128,10 @@ def start_backfill(
         for partition in ([None] if partitions is None else partitions)
     }
     subset = AssetGraphSubset.from_asset_partition_set(pieces, graph)
-    return _add_backfill(instance, subset, title)
+    return add_backfill(instance, subset, title)
 
 
-def _add_backfill(
+def add_backfill(
     instance: dg.DagsterInstance,
     subset: AssetGraphSubset,
     title: str,
@@ -152,12 +153,19 @@ def _add_backfill(
 
 
 def due_subsets(
-    instance: dg.DagsterInstance, graph: AssetGraph, variant: str, parts: list[str]
+    instance: dg.DagsterInstance,
+    graph: AssetGraph,
+    variant: str,
+    parts: list[str],
+    also: Collection[str] = (),
 ) -> list[EntitySubset[dg.AssetKey]]:
     """What of a variant was never made, or is made from something that was not.
 
     Parts of shards, videos and conversations belong to every variant. Only `parts` count, whatever
     somebody has added to Dagster's list.
+
+    Args:
+        also: products that count as never made, where they belong to the variant.
 
     Returns:
         One subset for each asset with something to make, in the order of the graph.
@@ -170,7 +178,7 @@ def due_subsets(
         if key in excluded or not graph.get(key).is_materializable:
             continue
         wanted = _wanted(view, key, variant, set(parts))
-        subset = _never_made(view, wanted)
+        subset = _never_made(view, wanted, also)
         for parent in graph.get(key).parent_keys & due.keys():
             subset = subset.compute_union(
                 due[parent].compute_child_subset(key).compute_intersection(wanted)
@@ -201,14 +209,18 @@ def _wanted(
 
 
 def _never_made(
-    view: AssetGraphView, wanted: EntitySubset[dg.AssetKey]
+    view: AssetGraphView, wanted: EntitySubset[dg.AssetKey], also: Collection[str]
 ) -> EntitySubset[dg.AssetKey]:
-    """What of `wanted` has no materialization."""
+    """What of `wanted` has no materialization, or is among the products `also`."""
+    asset = wanted.key.to_user_string()
     if wanted.is_partitioned:
-        keys = (
-            wanted.expensively_compute_partition_keys()
-            - view.instance.get_materialized_partitions(wanted.key)
-        )
+        made = view.instance.get_materialized_partitions(wanted.key)
+        keys = {
+            key
+            for key in wanted.expensively_compute_partition_keys()
+            if key not in made or product(asset, key) in also
+        }
         return wanted.compute_intersection_with_partition_keys(keys)
-    made = view.instance.get_latest_materialization_event(wanted.key)
-    return view.get_empty_subset(key=wanted.key) if made else wanted
+    if asset in also or not view.instance.get_latest_materialization_event(wanted.key):
+        return wanted
+    return view.get_empty_subset(key=wanted.key)

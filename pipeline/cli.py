@@ -47,9 +47,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hourllava {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    commands.add_parser(
+    demo = commands.add_parser(
         "demo", help="build a small corpus in .demo/ and run the whole pipeline on it, on the CPU"
     )
+    demo.add_argument(
+        "--own",
+        action="store_true",
+        help="instead fine-tune a checkpoint of the released layout on forty videos, in .demo-own/",
+    )
+
+    fine_tune = commands.add_parser(
+        "fine-tune", help="from videos to a fine-tuned and scored checkpoint of one variant"
+    )
+    fine_tune.add_argument("--variant", help="which, where the settings name several")
+    _add_config_option(fine_tune)
 
     doctor = commands.add_parser("doctor", help="what this machine lacks for what the settings ask")
     doctor.add_argument(
@@ -129,12 +140,30 @@ def _add_config_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _demo(_: argparse.Namespace) -> int:
+def _demo(chosen: argparse.Namespace) -> int:
+    _stop_on_sigterm()
+    if chosen.own:
+        from pipeline.demo.own import run_own_demo
+
+        return run_own_demo()
     from pipeline.demo.run import run_demo
 
-    # On SIGTERM stop as on Ctrl+C, so that the runs that the demo started end with it.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     return run_demo()
+
+
+def _fine_tune(chosen: argparse.Namespace) -> int:
+    from assets.deployment.settings import CONFIG_VARIABLE, DEFAULT_CONFIG
+    from pipeline.demo.tuning import fine_tune
+
+    _stop_on_sigterm()
+    config = chosen.config or Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
+    home = _instance_folder()
+    return fine_tune(config, chosen.variant, home / ".dagster" / "fine_tune.log", home)
+
+
+def _stop_on_sigterm() -> None:
+    """Stop as on Ctrl+C, so that the runs that were started end with the command."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _instance_folder() -> Path:
@@ -276,6 +305,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "bill": _bill,
     "demo": _demo,
     "doctor": _doctor,
+    "fine-tune": _fine_tune,
     "give-up": _give_up,
     "lineage": _lineage,
     "recover": _recover,

@@ -25,6 +25,7 @@ from assets.tracing import assets as tracing
 from assets.videos import assets as videos
 from pipeline.backfill import everything_for_variant
 from pipeline.executors import step_executor
+from pipeline.fine_tuning import fine_tune_job
 from pipeline.front_page import tell_front_page
 from pipeline.integrity import intact_checks
 from pipeline.jobs import JOBS
@@ -65,6 +66,7 @@ def definitions() -> dg.Definitions:
         jobs=[
             *JOBS,
             everything_for_variant(lambda: made.resolve_asset_graph()),
+            fine_tune_job(lambda: made.resolve_asset_graph()),
             *part_jobs(lambda: made.resolve_asset_graph()),
             look_up_video,
             withdraw_job(lambda: made.resolve_asset_graph()),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from assets.deployment.graph import COLLECTIONS, LLAVA_READ
+from assets.deployment.graph import COLLECTIONS, HOLDS_OUT, LLAVA_READ
 from assets.deployment.partitions import stage_partitions, variant_partitions
 from pipeline.executors import single_process_executor
 from pipeline.integrity import check_integrity, without_intact
@@ -141,8 +141,8 @@ JOBS: list[UnresolvedAssetJobDefinition | dg.JobDefinition] = [
     _job(
         "09_mix",
         "shards",
-        [layout.MIXTURE],
-        "Renew the stage-3 mixture over all parts.",
+        [layout.MIXTURE, *(["held_out_questions"] if HOLDS_OUT else [])],
+        "Renew the stage-3 mixture over all parts, and the held-out questions where there are any.",
         _SINGLE_PROCESS,
     ),
     _job(

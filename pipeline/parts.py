@@ -27,7 +27,11 @@ from training.formats.kinds import LONG_VIDEO_KIND
 from training.formats.storage import Storage
 
 # What is made from all parts together -> the parts' product that it reads.
-OVER_ALL_PARTS = {layout.MIXTURE: LONG_VIDEO_KIND, "videomarathon_json": "conversations"}
+OVER_ALL_PARTS = {
+    layout.MIXTURE: LONG_VIDEO_KIND,
+    "videomarathon_json": "conversations",
+    "held_out_questions": "part_rows",
+}
 
 
 def give_up(
@@ -75,7 +79,8 @@ def _renew(
     """Have made again what holds the part and should not, or the other way round."""
     active, said, due = active_parts(storage), [], []
     for asset, of_part in OVER_ALL_PARTS.items():
-        if not storage.exists(record_name(asset)):
+        known = dg.AssetKey(asset) in graph.get_all_asset_keys()
+        if not known or not storage.exists(record_name(asset)):
             continue
         holds = product(of_part, part) in Lineage.read(storage, asset).inputs
         if holds == (part in active):

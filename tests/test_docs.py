@@ -42,6 +42,10 @@ COMMANDS: dict[str, str] = {
     "make test": "the fast part of `make test-all`, which `.ci/run` calls",
     "make test-slow": "the slow part of `make test-all`, which `.ci/run` calls",
     "make help": "tests/test_docs.py::test_make_help_lists_every_command",
+    "make demo-own": "tests/pipeline/test_own_videos.py::"
+    "test_the_start_and_the_tuned_checkpoint_are_scored_on_the_same_questions",
+    "hourllava fine-tune --config my.yaml": "tests/pipeline/test_own_videos.py::"
+    "test_the_start_and_the_tuned_checkpoint_are_scored_on_the_same_questions",
     "make demo": "tests/pipeline/test_demo.py::test_every_asset_was_made",
     "make ui": "tests/pipeline/test_running_instance.py::"
     "test_assets_materialize_over_graphql_and_a_bad_file_is_told_to_its_owner",

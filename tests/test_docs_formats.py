@@ -204,6 +204,7 @@ def test_paths_are_those_that_the_code_uses():
         layout.VIDEO_PARTS,
         layout.PARTS,
         layout.WITHDRAWALS,
+        layout.HELD_OUT,
         layout.removal("<source>/<id>"),
         source,
         source.replace(".parquet", ".journal.jsonl"),

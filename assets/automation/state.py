@@ -58,8 +58,8 @@ class State:
         keys: dimension -> its partition keys today; of `part`, only parts that are worked on.
         outside: name -> version of what is watched and has no record; without those that were never
             reached.
-        settings: product -> what its record's `config` would say today, of what decides the
-            product; nothing is as good as not said.
+        settings: product, or asset -> what its record's `config` would say today, of settings that
+            decide the product; nothing is as good as not said.
     """
 
     graph: Mapping[str, Node]
@@ -107,7 +107,7 @@ class State:
         gone = [other for other in record.inputs if self._left(name, other, wanted)]
         reset = [
             f"{key} (made with {record.config.get(key)}, now {value})"
-            for key, value in self.settings.get(name, {}).items()
+            for key, value in self.settings.get(name, self.settings.get(record.asset, {})).items()
             if (value or None) != (record.config.get(key) or None)
         ]
         reasons = (

@@ -58,8 +58,8 @@ from training.formats.receipts import describe_files
     description="""Up to five question-answer pairs of one video become one multi-turn sample.
 
 Which pairs come together is decided by a seeded hash, so the order of the rows never matters. Only
-videos that are there are used; rows without one, without an answer, and duplicates are counted by
-reason.""",
+videos that are there are used; rows without one, without an answer, duplicates, and rows about
+videos that are held out (`evaluation.held_out_share`) are counted by reason.""",
 )
 def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.conversations.checks import sound
@@ -88,7 +88,11 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
         ),
         checks=[verdict],
         coverage=report.coverage,
-        config={"turns_per_sample": settings.shards.turns_per_sample, "seed": settings.shards.seed},
+        config={
+            "turns_per_sample": settings.shards.turns_per_sample,
+            "seed": settings.shards.seed,
+            "held_out_share": settings.held_out_share,
+        },
         metadata={
             "dagster/row_count": report.counts["samples"],
             "hours of video": verdict.facts["hours"],

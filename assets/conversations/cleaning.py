@@ -6,7 +6,7 @@ neither their order nor their number in a file decides anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ REJECTED_SCHEMA = pa.schema(
     ]
 )
 
+HELD_OUT = "held out"  # about a video that is only asked about, never trained on
+
 # Rows of other tools open or close with a placeholder; samples get theirs when they are grouped.
 OUTER_PLACEHOLDER = r"^(?:(?:<image>|<video>)\s*)+|(?:\s*(?:<image>|<video>))+$"
 
@@ -37,6 +39,7 @@ class CleanRows:
     Attributes:
         codes: int64 [n], the row's video as its place among the part's videos.
         order: int64 [m], rows by video and then by hash; those that repeat others are left out.
+        kinds: the kind of question; None where none is stated.
         sample_ids, turns: the sample that a row came in, and its place there; None where it came
             alone.
     """
@@ -46,12 +49,17 @@ class CleanRows:
     questions: list[str]
     answers: list[str]
     question_ids: list[str]
+    kinds: list[str | None]
     sample_ids: list[str | None]
     turns: list[int | None]
 
 
 def clean(
-    table: pa.Table, durations: Mapping[str, float], names: list[str], seed: str
+    table: pa.Table,
+    durations: Mapping[str, float],
+    names: list[str],
+    seed: str,
+    held_out: Container[str] = (),
 ) -> tuple[CleanRows, pa.Table]:
     """Usable rows, and a table of `REJECTED_SCHEMA` of the others, with the most basic reason that
     applies to each.
@@ -62,6 +70,7 @@ def clean(
         durations: the videos that are there -> seconds.
         names: the part's videos.
         seed: goes into the hashes that order the rows.
+        held_out: videos whose rows are not used, though they are there.
     """
     table = table.combine_chunks()
     codes = table["code"].to_numpy()
@@ -75,6 +84,7 @@ def clean(
         ("stray token in question", _mask(pc.match_substring_regex(question, STRAY_TOKENS))),
         ("empty answer", _mask(pc.equal(answer, ""))),
         ("empty question", _mask(pc.equal(question, ""))),
+        (HELD_OUT, np.array([name in held_out for name in names], bool)[codes]),
         ("video not available", ~there),
     ):
         reason[mask] = text
@@ -86,6 +96,7 @@ def clean(
         questions=question.filter(usable).to_pylist(),
         answers=answer.filter(usable).to_pylist(),
         question_ids=question_ids.filter(usable).to_pylist(),
+        kinds=_optional(table, "question_type", usable),
         sample_ids=_optional(table, "sample_id", usable),
         turns=_optional(table, "turn", usable),
     )

@@ -9,7 +9,7 @@ next one is touched.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from assets.conversations.cleaning import REJECTED_SCHEMA, clean
 from assets.conversations.part_coverage import MissingVideo, PartCoverage, missing_videos
 from assets.conversations.part_rows import PartRows
 from assets.conversations.samples import SCHEMA, SampleBuilder, examples
-from assets.deployment.parts import part_name
+from assets.deployment.parts import is_held_out, part_name
 from assets.deployment.settings import Settings
 from assets.records.coverage import Coverage
 from training.formats import layout
@@ -76,6 +76,7 @@ def group_part(
     }
     shards = settings.shards
     missing = missing_videos(storage, settings, part_name(part))
+    share = settings.held_out_share
     return group_rows(
         storage,
         layout.ANNOTATIONS,
@@ -85,6 +86,7 @@ def group_part(
         turns=shards.turns_per_sample,
         log=log,
         missing=missing,
+        held_out={video for video in durations if is_held_out(video, share)},
     )
 
 
@@ -98,6 +100,7 @@ def group_rows(
     turns: int,
     log: Callable[[str], None],
     missing: Mapping[str, MissingVideo] | None = None,
+    held_out: Container[str] = (),
 ) -> GroupingReport:
     """Group the rows of a part and publish its samples, and its unused rows beside them.
 
@@ -110,6 +113,7 @@ def group_rows(
             `part_rows.REQUIRED`.
         durations: the videos that are there -> seconds.
         missing: what is known of the others.
+        held_out: videos that are there and are not trained on.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -132,7 +136,7 @@ def group_rows(
         shown: list[dict[str, Any]] = []
         progress = Progress(log, rows.number, "rows")
         for table in rows.buckets(order):
-            kept, rejected = clean(table, durations, rows.names, seed)
+            kept, rejected = clean(table, durations, rows.names, seed, held_out)
             samples = builder.samples(kept)
             writer.write_table(samples, row_group_size=ROW_GROUP)
             rejects.write_table(rejected)

@@ -75,11 +75,13 @@ same_part_any_source = dg.MultiPartitionMapping(
 )
 
 
-def variants_where(applies: Callable[[Variant], bool]) -> dg.StaticPartitionMapping | None:
+def variants_where(applies: Callable[[Variant], bool]) -> dg.PartitionMapping | None:
     """The same variant, for those variants alone that something applies to; None where it applies
     to none.
     """
     names = {name: name for name, variant in VARIANTS.items() if applies(variant)}
+    if len(names) == len(VARIANTS):
+        return same_partition  # one run may then make both, which Dagster finds out by this
     return dg.StaticPartitionMapping(names) if names else None
 
 

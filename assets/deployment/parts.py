@@ -23,6 +23,15 @@ def part_of(key: str, parts: int) -> int:
     return stable_hash("part", key) % parts
 
 
+def is_held_out(video: str, share: float) -> bool:
+    """Whether a video (`source/id`) is one of the share that is never trained on.
+
+    Its name alone decides: it stays so whatever else comes or goes, and a larger share holds all
+    that a smaller one does.
+    """
+    return stable_hash("held out", video) < share * 2.0**64
+
+
 def part_name(index: int) -> str:
     """`part7` for 7."""
     return f"part{index}"

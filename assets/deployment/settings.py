@@ -25,6 +25,7 @@ from model.configuration import Section, parse
 from model.media.limits import MAX_VIDEO_PIXELS
 
 SOURCE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+OWN_HELD_OUT_SHARE = 0.15
 CONFIG_VARIABLE = "HOURLLAVA_CONFIG"
 DEFAULT_CONFIG = Path(__file__).parents[2] / "pipeline" / "deployment.yaml"
 
@@ -273,6 +274,14 @@ class Evaluation(Section):
     questions: Path | None = Field(
         default=None, description="benchmark file; see docs on its schema"
     )
+    held_out_share: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of the long videos whose rows are never trained on, and are asked "
+        "instead of a benchmark file; a hash of a video's name decides. Default: 0.15 where "
+        "training.long_videos_only is set and there are no questions, else 0",
+    )
     limit: int | None = None
 
 
@@ -339,6 +348,23 @@ class Settings(Section):
             raise ValueError(
                 "no question-answer rows: give annotations.repo or annotations.paths, a landing "
                 "folder, or questions.sources"
+            )
+        return self
+
+    @property
+    def held_out_share(self) -> float:
+        """The share of the long videos that questions are held out of."""
+        chosen = self.evaluation.held_out_share
+        if chosen is None:
+            own = self.training.long_videos_only and self.evaluation.questions is None
+            return OWN_HELD_OUT_SHARE if own else 0.0
+        return chosen
+
+    @model_validator(mode="after")
+    def _one_set_of_questions(self) -> Settings:
+        if self.evaluation.questions and self.held_out_share:
+            raise ValueError(
+                "evaluation: give either questions, a benchmark file, or held_out_share"
             )
         return self
 

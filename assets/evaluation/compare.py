@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ def compare_checkpoints(
     questions_file: Path | None,
     log: Callable[[str], None],
     *,
+    below_root: bool = False,
     limit: int | None = None,
     device: str = "auto",
     scratch: Path,
@@ -79,7 +80,8 @@ def compare_checkpoints(
 
     Args:
         checkpoints: the assets that hold them, `LAST` at the end.
-        questions_file: the setting `evaluation.questions`; its media lie beside it.
+        questions_file: its media lie beside it.
+        below_root: the questions' paths count from the root instead.
         limit: ask only the first so many.
         device: `auto`, `cpu` or `cuda`.
         scratch: local folder for answers in progress, where the storage is remote.
@@ -93,6 +95,9 @@ def compare_checkpoints(
             "the settings name no questions; set evaluation.questions to a questions file"
         )
     questions = read_questions(questions_file)[:limit]
+    media = Path(storage.root) if below_root and storage.is_local else questions_file.parent
+    if below_root and not storage.is_local:
+        questions = [replace(asked, path=str(storage.local(asked.path))) for asked in questions]
     folder = layout.evaluation(variant)
     local = Path(storage.path(folder)) if storage.is_local else scratch / folder
     records = {name: Lineage.read(storage, product(name, variant)) for name in checkpoints}
@@ -104,7 +109,7 @@ def compare_checkpoints(
         report = score_checkpoint(
             export,
             questions,
-            questions_file.parent,
+            media,
             local / file,
             log,
             name=name,

@@ -112,6 +112,8 @@ def find_holdings(
         found.append(
             Holding("videomarathon_json", "samples in LLaVA's format", layout.CONVERSATIONS_JSON)
         )
+    if _holds_text(storage, layout.HELD_OUT, f"{layout.VIDEOS}/{video}."):
+        found.append(Holding("held_out_questions", "held-out questions", layout.HELD_OUT))
     shards = [
         holding.path for holding in found if holding.product.startswith(f"{LONG_VIDEO_KIND}[")
     ]

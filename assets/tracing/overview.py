@@ -141,7 +141,13 @@ def _steps(settings: Settings, parts: Sequence[str]) -> Iterator[Step]:
         "08_extract_features",
         *(product("features", f"{part}|{variant}") for part in parts for variant in variants),
     )
-    yield step("the stage-3 mixture", "09_mix", layout.MIXTURE)
+    questions = ["held_out_questions"] if settings.held_out_share else []
+    yield step(
+        "the stage-3 mixture" + (", held-out questions" if questions else ""),
+        "09_mix",
+        layout.MIXTURE,
+        *questions,
+    )
     yield step(
         "stage 3 and its scores",
         "10_train_stage3",

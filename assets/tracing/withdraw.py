@@ -42,6 +42,7 @@ WITHDRAWN = "withdrawn"  # the reason in the catalogue
 # What is made again, in this order, where it holds the video.
 REBUILT = (
     "annotations", "catalogue", "videos", "conversations", "features", "videomarathon_json",
+    "held_out_questions",
     LONG_VIDEO_KIND, layout.MIXTURE,
 )  # fmt: skip
 

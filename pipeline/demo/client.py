@@ -31,6 +31,14 @@ query Runs($ids: [String!]) {
     } }
   }
 }"""
+NEWEST = """
+query {
+  runsOrError(limit: 50) {
+    ... on Runs { results {
+      runId jobName status startTime endTime assetSelection { path } tags { key value }
+    } }
+  }
+}"""
 FAILURES = """
 query Failures($id: ID!) {
   logsForRun(runId: $id) {
@@ -106,13 +114,18 @@ class DagsterClient:
         raise DagsterError(f"{self.url}: the code location was not loaded within {timeout_s:.0f} s")
 
     def launch(
-        self, job: str, assets: Sequence[str] = (), partition: Mapping[str, str] | None = None
+        self,
+        job: str,
+        assets: Sequence[str] = (),
+        partition: Mapping[str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> str:
         """Launch a job, or some of its assets, for one partition; returns the run's id.
 
         Args:
             partition: dimension -> key; the dimension's name does not matter where there is only
                 one.
+            config: of the run, as the launchpad takes it.
         """
         tags: list[dict[str, str]] = []
         if partition:
@@ -130,7 +143,7 @@ class DagsterClient:
                 "assetSelection": [{"path": [name]} for name in assets] or None,
             },
             "mode": "default",
-            "runConfigData": {},
+            "runConfigData": dict(config or {}),
             "executionMetadata": {"tags": tags},
         }
         answer = self.query(LAUNCH, params=parameters)["launchPipelineExecution"]
@@ -144,6 +157,24 @@ class DagsterClient:
         """State of runs, by id."""
         results = self.query(RUNS, ids=list(ids))["runsOrError"]["results"]
         return {run["runId"]: run for run in results}
+
+    def ended_runs(self, seen: set[str]) -> list[str]:
+        """A line for each run of the newest ones that has ended and is not in `seen`, which then
+        holds it.
+        """
+        lines = []
+        for run in reversed(self.query(NEWEST)["runsOrError"]["results"]):
+            if run["status"] in FINISHED and run["runId"] not in seen:
+                seen.add(run["runId"])
+                assets = ", ".join(
+                    sorted(asset["path"][-1] for asset in run["assetSelection"] or ())
+                )
+                tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+                partition = f"[{tags['dagster/partition']}]" if "dagster/partition" in tags else ""
+                seconds = (run["endTime"] or 0) - (run["startTime"] or run["endTime"] or 0)
+                what = assets or run["jobName"]
+                lines.append(f"  {what}{partition}: {run['status'].lower()}, {seconds:.0f} s")
+        return lines
 
     def failure(self, run_id: str) -> str:
         """Why a run failed, in the words of its steps."""

@@ -29,6 +29,7 @@ CAPTIONS = f"{VIDEO_MARATHON}/captions"
 QUESTIONS = f"{VIDEO_MARATHON}/questions"
 ANSWERS = f"{VIDEO_MARATHON}/answers"
 CONVERSATIONS_JSON = f"{VIDEO_MARATHON}/jsons/videomarathon.json"
+HELD_OUT = f"{VIDEO_MARATHON}/held_out.jsonl"
 
 # Shards of all kinds, also those of the two LLaVA collections.
 SHARDS = f"{VIDEO_MARATHON}/sharding"

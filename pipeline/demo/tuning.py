@@ -1,0 +1,76 @@
+"""The job `fine_tune` of a deployment, launched in a Dagster of its own and followed to its end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from assets.deployment.settings import load_settings
+from assets.records.lineage import Lineage, is_recorded, product
+from pipeline.demo.client import FINISHED, DagsterClient
+from pipeline.demo.instance import REPOSITORY, dagster
+from pipeline.demo.summary import text_table
+from training.formats.storage import Storage
+
+JOB, OP = "fine_tune", "fine_tune_variant"  # of pipeline/fine_tuning.py
+LOOK_S = 1.0
+
+
+def fine_tune(config: Path, variant: str | None, log: Path, home: Path = REPOSITORY) -> int:
+    """Fine-tune a variant and print its scores; returns 0 when all of it was made.
+
+    Args:
+        config: the deployment's settings.
+        variant: one of them; None where there is only one.
+        log: file that takes what Dagster prints.
+        home: folder with the `dagster.yaml` of the instance that keeps the history.
+
+    Raises:
+        ValueError: there is no such variant, or it is not said which.
+    """
+    settings = load_settings(config)
+    names = list(settings.variants)
+    if variant is None and len(names) > 1:
+        raise ValueError(f"say which: --variant, one of {', '.join(names)}")
+    chosen = variant or names[0]
+    if chosen not in names:
+        raise ValueError(f"no variant {chosen!r}; the settings have {', '.join(names)}")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with dagster(config.resolve(), log, home) as client:
+        print(f"{client.url} shows every step while this runs; Dagster's own log: {log}")
+        seen: set[str] = set()
+        client.ended_runs(seen)  # those of an earlier day
+        given = {"ops": {OP: {"config": {"variant": chosen}}}}
+        done = _follow(client, client.launch(JOB, config=given), seen)
+    if done:
+        print_scores(Storage(settings.root), chosen)
+    return 0 if done else 1
+
+
+def _follow(client: DagsterClient, run: str, seen: set[str]) -> bool:
+    """Print what the run makes until it has ended; True where it succeeded."""
+    while (status := client.runs([run])[run]["status"]) not in FINISHED:
+        _tell(client, seen)
+        time.sleep(LOOK_S)
+    _tell(client, seen)
+    if status != "SUCCESS":
+        print(f"{status}: {client.failure(run)}")
+    return bool(status == "SUCCESS")
+
+
+def _tell(client: DagsterClient, seen: set[str]) -> None:
+    """A line for each run of the instance that has ended since."""
+    for line in client.ended_runs(seen):
+        print(line, flush=True)
+
+
+def print_scores(storage: Storage, variant: str) -> None:
+    """The start and the tuned checkpoint side by side, on what was held out."""
+    name = product("evaluation", variant)
+    if not is_recorded(storage, name):
+        return
+    summary = storage.read_json(f"{Lineage.read(storage, name).folder}/summary.json")
+    wanted = ("questions", "asked", "chance", "base_model", "stage3", "nothing shown", "gain")
+    rows = [{column: row[column] for column in wanted} for row in summary["accuracy"]]
+    print(f"\nshare of held-out questions answered right\n{text_table(rows)}")
+    print(f"\nhourllava ask VIDEO --checkpoint 'stage3[{variant}]'   asks the tuned checkpoint")
