@@ -122,7 +122,7 @@ def compare_checkpoints(
         log(f"{report.label}: {report.accuracy:.1%} right, chance {report.chance:.1%}")
         reports.append(report)
         files.append(f"{folder}/{file}")
-    page = gallery_html(questions, reports, questions_file.parent, log)
+    page = gallery_html(questions, reports, media, log)
     storage.write_bytes(f"{folder}/{GALLERY}", page.encode())
     files.append(f"{folder}/{GALLERY}")
     checkpoint = records[LAST].version
