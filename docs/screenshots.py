@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.demo.instance import REPOSITORY, dagster
 from tests.pipeline.browser import Ui, browser, missing_chromium
+from tests.pipeline.serving import serving
 
 IMAGES = REPOSITORY / "docs" / "images"
 MOST_BYTES = 400_000
@@ -73,6 +74,11 @@ def main() -> int:
             save("shards", partition_page(ui, "llavavideo_si", "part0", root))
         with browser(client.url, WIDTH, 800, SCALE) as ui:
             save("stage3", stage3_page(ui, root))
+    with (
+        serving("--config", str(settings), "--device", "cpu") as url,
+        browser(url, WIDTH, 1000) as ui,
+    ):
+        save("serve", serve_page(ui))
     return 0
 
 
@@ -116,6 +122,17 @@ def stage3_page(ui: Ui, root: str) -> bytes:
     partition_page(ui, "stage3", "tiny", root)
     ui.page.set_viewport_size({"width": WIDTH, "height": 800})
     ui.open_picture("loss curve")
+    return ui.page.screenshot(animations="disabled")
+
+
+def serve_page(ui: Ui) -> bytes:
+    """The page of `hourllava serve` after a question about the deployment's first video."""
+    ui.open("/?checkpoint=stage3[tiny]")
+    ui.page.get_by_label("Video", exact=True).click()
+    ui.page.get_by_role("option").first.click()
+    ui.page.get_by_label("Question").fill("What colour is the square at the end of the video?")
+    ui.page.get_by_role("button", name="Ask", exact=True).click()
+    ui.page.get_by_test_id("band").wait_for()
     return ui.page.screenshot(animations="disabled")
 
 

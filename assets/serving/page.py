@@ -199,9 +199,13 @@ class AskPage:
 
     def _answer_card(self, name: str) -> tuple[ui.label, ui.label]:
         """An empty answer: its text, and what is told of it."""
-        with ui.card().classes("grow"):
+        with ui.card().classes("grow basis-0 min-w-0"):
             ui.label(name).classes("text-xs text-gray-500")
-            text = ui.label("").classes("whitespace-pre-wrap").props('data-testid="answer"')
+            text = (
+                ui.label("")
+                .classes("whitespace-pre-wrap [overflow-wrap:anywhere]")
+                .props('data-testid="answer"')
+            )
             told = ui.label("waiting ...").classes("text-xs text-gray-500")
         return text, told.props('data-testid="told"')
 

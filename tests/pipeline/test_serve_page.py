@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +10,7 @@ from playwright.sync_api import Page, expect
 
 from pipeline.demo.drawing import invent_film, write_film
 from tests.pipeline.browser import Ui, browser, missing_chromium
+from tests.pipeline.serving import serving
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,36 +40,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(folder) -> Iterator[str]:
     """The address of the command, which runs as a process of its own."""
-    port = _free_port()
-    options = ["--no-deployment", "--device", "cpu", "--port", str(port), "--upload-mib", "1"]
+    options = ["--no-deployment", "--device", "cpu", "--upload-mib", "1"]
     for name in ("first", "second"):
         options += ["--checkpoint", str(folder / name)]
-    command = [sys.executable, "-m", "pipeline.cli", "serve", *options]
-    with subprocess.Popen([*command, "--videos", str(folder / "films")]) as server:
-        address = f"http://127.0.0.1:{port}"
-        try:
-            _wait_for(f"{address}/v1/models", server)
-            yield address
-        finally:
-            server.terminate()
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
-def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    while True:
-        try:
-            urllib.request.urlopen(address, timeout=60).close()
-        except OSError:
-            if server.poll() is not None:
-                raise
-            os.sched_yield()
-        else:
-            return
+    with serving(*options, "--videos", str(folder / "films")) as address:
+        yield address
 
 
 @pytest.fixture
