@@ -26,7 +26,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("question", nargs="?")
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a stage's export, or a released checkpoint"
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a stage's export, a released checkpoint, or one of the deployment by name: "
+        "stage3[lectures], base_model[lectures]",
     )
     parser.add_argument(
         "--subtitles", type=Path, help="the video's .srt or .vtt file, put above the question"
@@ -86,6 +90,7 @@ def ask(chosen: argparse.Namespace) -> int:
 
 
 def _ask(chosen: argparse.Namespace) -> int:
+    from assets.checkpoints.named import checkpoint_folder
     from assets.inference.checkpoint import find_checkpoint, log_to_terminal
     from assets.inference.fetch import check_named, local_video
     from assets.inference.subtitles import read_subtitles
@@ -96,7 +101,7 @@ def _ask(chosen: argparse.Namespace) -> int:
     # What can be told at once comes first: nobody waits for a download that then is of no use.
     check_named(chosen.video)
     subtitles = read_subtitles(chosen.subtitles) if chosen.subtitles else []
-    checkpoint = find_checkpoint(chosen.checkpoint, log)
+    checkpoint = find_checkpoint(checkpoint_folder(chosen.checkpoint, chosen.config), log)
     terms = chosen.accept_youtube_terms
     with local_video(chosen.video, log, hosts=chosen.allow_host, accept_terms=terms) as path:
         from assets.inference.session import Session  # imports torch: not before it is needed

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import __version__, ask, serve
+from pipeline import __version__, ask, checkpoints, serve
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -72,11 +72,17 @@ def _parser() -> argparse.ArgumentParser:
     why.add_argument("video", help=VIDEO_HELP)
     _add_config_option(why)
 
-    ask.add_options(
-        commands.add_parser(
-            "ask", help="ask a checkpoint about a video (questions line by line if none is given)"
-        )
+    asking = commands.add_parser(
+        "ask", help="ask a checkpoint about a video (questions line by line if none is given)"
     )
+    ask.add_options(asking)
+    _add_config_option(asking)
+
+    listing = commands.add_parser(
+        "checkpoints", help="which checkpoints there are, released and own; fetch one"
+    )
+    checkpoints.add_options(listing)
+    _add_config_option(listing)
 
     serving = commands.add_parser(
         "serve", help="a page to ask checkpoints about videos, and an OpenAI-compatible endpoint"
@@ -303,6 +309,7 @@ def _deployment(chosen: argparse.Namespace) -> Iterator[tuple[DagsterInstance, S
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "ask": ask.ask,
     "bill": _bill,
+    "checkpoints": checkpoints.checkpoints,
     "demo": _demo,
     "doctor": _doctor,
     "fine-tune": _fine_tune,

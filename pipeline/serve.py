@@ -51,6 +51,7 @@ def serve(chosen: argparse.Namespace) -> int:
     """Run the server until Ctrl+C; returns the exit code."""
     if find_spec("nicegui") is None:
         raise ValueError("the page needs an extra: pip install 'hour-llava[serve]'")
+    from assets.checkpoints.named import checkpoint_folder
     from assets.inference.checkpoint import log_to_terminal as log
     from assets.serving import server
     from assets.serving.access import TOKEN_VARIABLE, check_address
@@ -59,7 +60,7 @@ def serve(chosen: argparse.Namespace) -> int:
 
     token = os.environ.get(TOKEN_VARIABLE) or None
     check_address(chosen.host, token)
-    folders = {_name(folder): folder for folder in chosen.checkpoint}
+    folders = {_name(given): checkpoint_folder(given, chosen.config) for given in chosen.checkpoint}
     for folder in chosen.videos:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
@@ -95,6 +96,8 @@ def _storage(chosen: argparse.Namespace) -> Storage:
 
 
 def _name(folder: Path) -> str:
-    """A checkpoint's name in lists: its folder's, or of the folder of the run that holds it."""
+    """A checkpoint's name in lists: its folder's, or of the folder of the run that holds it; a
+    product's own.
+    """
     folder = folder.resolve()
     return folder.parent.name if folder.name == "export" else folder.name

@@ -44,6 +44,8 @@ COMMANDS: dict[str, str] = {
     "make help": "tests/test_docs.py::test_make_help_lists_every_command",
     "make demo-own": "tests/pipeline/test_own_videos.py::"
     "test_the_start_and_the_tuned_checkpoint_are_scored_on_the_same_questions",
+    "hourllava checkpoints": "tests/assets/checkpoints/test_named.py::"
+    "test_the_list_names_the_released_ones_with_what_to_write_and_the_deployments_own",
     "hourllava fine-tune --config my.yaml": "tests/pipeline/test_own_videos.py::"
     "test_the_start_and_the_tuned_checkpoint_are_scored_on_the_same_questions",
     "make demo": "tests/pipeline/test_demo.py::test_every_asset_was_made",

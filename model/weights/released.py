@@ -1,8 +1,8 @@
 """The released Hour-LLaVA checkpoints: what they are called on the hub, and which stage each has
 finished.
 
-The names are defaults for a table, no more: a deployment names any repository, and what a
-repository holds is decided by its tensors.
+The names are defaults for a table, no more, and were not checked against the hub: a deployment
+names any repository, and what a repository holds is decided by its tensors.
 """
 
 from __future__ import annotations
