@@ -9,7 +9,7 @@ import gc
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +104,7 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self._worker.shutdown(cancel_futures=True)
 
-    async def stream(self, asked: Asked) -> AsyncIterator[str | Outcome]:
+    async def stream(self, asked: Asked) -> AsyncGenerator[str | Outcome, None]:
         """The pieces of an answer as they come, and its outcome at last. Left in the middle, the
         answer ends with its next token.
 

@@ -7,6 +7,7 @@ What people and models write is shown as text, never as Markdown or HTML.
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_COMPARED = 2
 MOST_SUBTITLES_BYTES = 4 << 20
+# A window that is away for so long loses its talk: decoding an hour keeps a small machine busy.
+RECONNECT_S = 120.0
 LONGEST_QUESTION = 20_000  # characters
 CANNOT = (ValueError, FileNotFoundError, BusyError, FailedError)
 
@@ -35,7 +38,13 @@ def add_page(app: FastAPI, engine: Engine) -> None:
         await run_in_threadpool(engine.library.videos)  # a look at a large folder takes a while
         AskPage(engine).build()
 
-    ui.run_with(app, root=root, title="Hour-LLaVA", show_welcome_message=False)
+    ui.run_with(
+        app,
+        root=root,
+        title="Hour-LLaVA",
+        reconnect_timeout=RECONNECT_S,
+        show_welcome_message=False,
+    )
 
 
 @dataclass
@@ -195,7 +204,8 @@ class AskPage:
             for name, (text, told) in zip(names, labels, strict=False):
                 await self._answer(name, question, text, told)
         finally:
-            self.button.enable()
+            if not self.button.is_deleted:
+                self.button.enable()
 
     def _answer_card(self, name: str) -> tuple[ui.label, ui.label]:
         """An empty answer: its text, and what is told of it."""
@@ -210,7 +220,7 @@ class AskPage:
         return text, told.props('data-testid="told"')
 
     async def _answer(self, name: str, question: str, text: ui.label, told: ui.label) -> None:
-        """Write one checkpoint's answer while it comes."""
+        """Write one checkpoint's answer while it comes, as long as somebody looks."""
         from assets.inference.session import Said
 
         chosen = self.chosen
@@ -224,13 +234,16 @@ class AskPage:
         )
         answer = ""
         try:
-            async for piece in self.engine.stream(asked):
-                if isinstance(piece, str):
-                    answer += piece
-                    text.set_text(answer)
-                    told.set_text("writing ...")
-                else:
-                    self._finish(name, piece, told)
+            async with aclosing(self.engine.stream(asked)) as pieces:
+                async for piece in pieces:
+                    if text.is_deleted:  # the window is closed, or begins anew
+                        return
+                    if isinstance(piece, str):
+                        answer += piece
+                        text.set_text(answer)
+                        told.set_text("writing ...")
+                    else:
+                        self._finish(name, piece, told)
         except CANNOT as error:
             told.set_text(str(error))
             return

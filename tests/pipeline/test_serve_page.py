@@ -85,6 +85,19 @@ def test_an_answer_streams_as_text_and_the_band_leads_the_player(ui):
     assert page.get_by_test_id("answer").first.inner_text() != follow_up
 
 
+def test_an_answer_that_nobody_waits_for_makes_room_for_the_next(ui):
+    page = ui.page
+    ui.open("/?checkpoint=first&video=films/drawn.mp4")
+    ask(page, QUESTION)
+    expect(page.get_by_test_id("told")).to_contain_text("writing")
+    page.get_by_role("button", name="Begin anew").click()
+    expect(page.get_by_test_id("answer")).to_have_count(0)
+    expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
+    ask(page, "And before?")
+    expect(page.get_by_test_id("told")).to_contain_text("first token")
+    expect(page.get_by_test_id("band")).to_have_count(1)
+
+
 def test_two_checkpoints_answer_side_by_side(ui):
     page = ui.page
     ui.open("/?checkpoint=first&video=films/drawn.mp4")
