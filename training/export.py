@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.hf_processor import processor_files
 from model.vision import VisionEncoder
 from model.weights.tensors import checkpoint_files, stored_tensors
 from model.weights.vision_encoder import save_vision_encoder
@@ -20,14 +21,13 @@ from training.parallel import Ranks
 from training.run_config import RunConfig
 from training.run_folder import EXPORT_NAME
 
-# What the tokenizer and generation need; weights and configuration are written anew.
+# What the tokenizer needs; weights, configuration and processor are written anew.
 _COMPANIONS = (
     "tokenizer*",
     "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    "*chat_template*",
 )
 
 
@@ -76,7 +76,8 @@ def publish_export(
             wrapper.save_pretrained(folder, state_dict=plain, safe_serialization=True)
             if run.lora is not None:
                 write_adapter(folder / ADAPTER_FOLDER, state, run.lora, run.modules)
-            for name, content in companions.items():
+            described = processor_files(wrapper.config.model_config)
+            for name, content in {**companions, **described}.items():
                 (folder / name).write_bytes(content)
 
     ranks.together(write)

@@ -33,6 +33,7 @@ from transformers import AutoTokenizer
 from model.atomic import remove_unfinished, writing_folder
 from model.config import PRESETS, HourLlavaConfig
 from model.hf import HourLlavaHFConfig
+from model.hf_processor import processor_files
 from model.initialise import drawn
 from model.weights.names import published_config, published_name, shapes
 from model.weights.tensors import (
@@ -325,6 +326,8 @@ def _assemble(
             known = AutoTokenizer.from_pretrained(partial)
             eos, pad = known.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
             ids = {"eos_token_id": eos, "pad_token_id": pad}
+            for name, content in processor_files(config).items():
+                (partial / name).write_bytes(content)
         HourLlavaHFConfig.of(config, dtype=dtype, **ids).save_pretrained(partial)
     logger.info("%s: %d tensors read, %d new", out, len(held), len(wanted) - len(held))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from model.config import PRESETS, HourLlavaConfig
 from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.hf_processor import processor_files
 from model.initialise import initialise
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -44,7 +45,7 @@ def build_tiny(
     out_dir: Path, seed: str = "tiny", config: HourLlavaConfig = PRESETS["tiny"]
 ) -> None:
     """Write a checkpoint that `HourLlavaForCausalLM.from_pretrained` and
-    `AutoTokenizer.from_pretrained` load.
+    `AutoProcessor.from_pretrained` load.
 
     The same seed gives the same bytes.
     """
@@ -55,6 +56,8 @@ def build_tiny(
     model = HourLlavaForCausalLM(HourLlavaHFConfig.of(config, **ids))
     initialise(model.model.named_parameters(), seed, STD)
     model.save_pretrained(out_dir)
+    for name, content in processor_files(config).items():
+        (out_dir / name).write_bytes(content)
 
 
 def write_tokenizer(out_dir: Path, max_length: int) -> dict[str, int]:

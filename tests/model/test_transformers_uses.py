@@ -4,6 +4,10 @@ version of transformers is installed.
 
 import copy
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +30,8 @@ from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs
 from model.weights.tiny import build_tiny
 from tests.model import golden
 
+ROOT = Path(__file__).parents[2]
+NAMED = ROOT / "model" / "import_name"
 GREEDY = {"do_sample": False, "eos_token_id": None}
 
 
@@ -465,11 +471,41 @@ def test_adapters_train_merge_save_and_load(export, processor, tmp_path):
 # -- a fresh process ------------------------------------------------------------------------------
 
 FRESH = """
-import sys
-{before}
-from transformers import AutoProcessor, AutoModelForImageTextToText
-model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=False)
-processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=False)
+import sys, hour_llava
+from transformers import AutoModelForImageTextToText, AutoProcessor
+trusting = {"trust_remote_code": False}
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], **trusting)
+processor = AutoProcessor.from_pretrained(sys.argv[1], **trusting)
 batch = processor(text="What is it?")
 print(type(processor).__name__, model.generate(**batch, max_new_tokens=2).shape[0])
+import model as own
+print(own.MINE)
 """
+
+
+def in_a_fresh_process(folder, script, *arguments, paths=()):
+    (folder / "script.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*paths, *sys.path[1:]]))}
+    command = [sys.executable, "script.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_an_export_loads_in_a_fresh_process_beside_a_users_own_model_py(export, tmp_path):
+    (tmp_path / "model.py").write_text("MINE = 'still mine'")
+    done = in_a_fresh_process(tmp_path, FRESH, export, paths=[NAMED, ROOT])
+    assert done.stdout.split("\n")[:2] == ["HourLlavaProcessor 1", "still mine"], done.stderr
+
+
+def test_what_is_missing_is_named_where_nothing_was_imported(export, tmp_path):
+    script = "import sys; from transformers import AutoConfig as C; C.from_pretrained(sys.argv[1])"
+    done = in_a_fresh_process(tmp_path, script, export)
+    assert "has model type `hour_llava` but Transformers does not recognize" in done.stderr
+
+
+def test_the_importable_name_is_packaged():
+    from setuptools.config.pyprojecttoml import read_configuration
+
+    settings = read_configuration(ROOT / "pyproject.toml", expand=True)["tool"]["setuptools"]
+    assert "hour_llava" in settings["packages"]
+    assert settings["package-dir"]["hour_llava"] == "model/import_name/hour_llava"
+    assert not any("import_name" in name for name in settings["packages"])
