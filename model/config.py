@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import ConfigDict
@@ -96,6 +96,16 @@ class MemoryConfig:
     def stride(self) -> int:
         """Uniform forgetting keeps every `stride`-th row and column."""
         return round(math.sqrt(1 / self.spatial_ratio))
+
+    def keeping(self, frames: int) -> MemoryConfig:
+        """The same with so many frames that stay, or all where there are fewer.
+
+        Raises:
+            ValueError: not even one.
+        """
+        if frames < 1:
+            raise ValueError(f"kept_frames is {frames}; at least one frame stays")
+        return replace(self, temporal_ratio=1.0, max_query_frames=frames)
 
     @property
     def frame_tokens(self) -> int:

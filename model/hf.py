@@ -212,6 +212,8 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         samples: SampleInputs | Sequence[SampleInputs] | None = None,
         forgetting: str = "uniform",
         template_tokens: str = "hidden",
+        memory_scale: float = 1,
+        kept_frames: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Continue each sample's text: new token ids [samples, at most max_new_tokens]; behind the
@@ -229,6 +231,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
             forgetting: `uniform` is deterministic; `random` follows each sample's seed.
             template_tokens: whether MemAug sees the chat template's tokens: `hidden` as in
                 training, `seen` as the published code has it where labels are missing.
+            memory_scale, kept_frames: see `HourLlava.prepare`.
 
         Raises:
             ValueError: a prompt cannot be used or leaves no room in the context, or a setting that
@@ -242,7 +245,9 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
             samples, prompt, kwargs.pop("attention_mask", None), kwargs.pop("labels", None)
         )
         samples = [with_template_tokens(sample, template_tokens) for sample in samples]
-        llm_input = self.model.prepare(samples, forgetting=forgetting)
+        llm_input = self.model.prepare(
+            samples, forgetting=forgetting, memory_scale=memory_scale, kept_frames=kept_frames
+        )
         lengths = llm_input.plan.lengths
         longest, settings = self._settings(generation_config, kwargs, max(lengths))
         generation_config, kwargs = _limited(longest, generation_config, kwargs)

@@ -97,12 +97,17 @@ class HourLlava(nn.Module):
         *,
         forgetting: str,
         memory_ND: Tensor | None = None,
+        memory_scale: float = 1,
+        kept_frames: int | None = None,
     ) -> LLMInput:
         """Everything before the language model.
 
         Args:
             samples: at least one.
             forgetting: what is kept of the memories as queries.
+            memory_scale: share of a video's memory that MemAug looks up, see `memory.looked_up`.
+            kept_frames: how many of a video's frames stay as queries, instead of what the
+                configuration says.
             memory_ND: the memories of the samples' visuals, where `remember` has made them before.
 
         Raises:
@@ -116,7 +121,10 @@ class HourLlava(nn.Module):
         if memory_ND is None and visuals:
             memory_ND = self._memories(visuals)
         # Planned only now, on the host: the device is busy with the memories meanwhile.
-        plan = plan_pack(samples, self.config, forgetting)
+        config = self.config
+        if kept_frames is not None:
+            config = replace(config, memory=config.memory.keeping(kept_frames))
+        plan = plan_pack(samples, config, forgetting, memory_scale)
         embeds_SD = text_LD = self.llm.model.embed_tokens(self._to_device(plan.ids_L))
         if memory_ND is not None:  # [text | visual tokens], L + Q rows
             embeds_SD = torch.cat([text_LD, self._augment(plan, text_LD, memory_ND)])
@@ -244,6 +252,8 @@ class HourLlava(nn.Module):
         query_MD = torch.cat([text_LD, kept_QD]).index_select(
             0, self._to_device(plan.query_sources_M)
         )
+        if plan.looked_up_N is not None:
+            memory_ND = memory_ND.index_select(0, self._to_device(plan.looked_up_N))
         augmented_MD = self.memaug(
             query_MD,
             memory_ND,

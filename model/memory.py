@@ -122,6 +122,26 @@ def _lay_out_anyres(visual: Visual, config: HourLlavaConfig, keep: _Keep) -> Lay
     )
 
 
+def looked_up(
+    visuals: Sequence[Visual], layout: Layout, config: HourLlavaConfig, scale: float
+) -> Tensor | None:
+    """Rows of a video's memory that MemAug looks up, of which the published ablation takes a share:
+    every n-th frame, or, with a scale of 0, the tokens that stay as queries. None: all rows, as of
+    anything but a video.
+
+    Raises:
+        ValueError: the scale is neither 0 nor 1, 1/2, 1/3, ...
+    """
+    if scale != 0 and (not 0 < scale <= 1 or 1 / scale != round(1 / scale)):
+        raise ValueError(f"memory_scale is {scale}; it must be 1, 1/2, 1/3, ... or 0")
+    if scale == 1 or visuals[0].kind not in ("features", "frames"):
+        return None
+    if scale == 0:
+        return layout.query_rows_Q
+    rows_TP = torch.arange(len(layout.memory_positions_N)).view(-1, config.memory.frame_tokens + 1)
+    return rows_TP[:: round(1 / scale)].flatten()
+
+
 def token_counts(visual: Visual, config: HourLlavaConfig) -> tuple[int, int]:
     """(memory tokens, query tokens) of one visual by random forgetting, without laying it out."""
     assert visual.tensor is not None  # `inputs.check` saw to it

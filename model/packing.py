@@ -39,7 +39,7 @@ from torch import Tensor
 
 from model.config import HourLlavaConfig
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, check
-from model.memory import Layout, lay_out
+from model.memory import Layout, lay_out, looked_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,8 @@ class PackPlan:
 
     Attributes:
         ids_L: text of all samples; 0 where a placeholder was.
-        memory_positions_N: of all memories; memory_lengths: of each sample that has visuals.
+        looked_up_N: rows of all memories that MemAug looks up; None: all of them.
+        memory_positions_N: of these; memory_lengths: of each sample that has visuals.
         memory_rows_Q: rows of all memories that are kept: the visual tokens as MemAug's queries.
         query_sources_M, query_positions_M, query_lengths: MemAug's queries, of the same samples.
         visual_rows_Q: rows of MemAug's output that are visual tokens.
@@ -81,6 +82,7 @@ class PackPlan:
     """
 
     ids_L: Tensor
+    looked_up_N: Tensor | None
     memory_positions_N: Tensor
     memory_lengths: tuple[int, ...]
     memory_rows_Q: Tensor
@@ -167,9 +169,15 @@ def join(ids_L: Tensor, labels_L: Tensor, layout: Layout | None) -> SamplePlan:
 
 
 def plan_pack(
-    samples: Sequence[SampleInputs], config: HourLlavaConfig, forgetting: str
+    samples: Sequence[SampleInputs],
+    config: HourLlavaConfig,
+    forgetting: str,
+    memory_scale: float = 1,
 ) -> PackPlan:
     """Lay several samples out one after another.
+
+    Args:
+        memory_scale: share of a video's memory that MemAug looks up, see `looked_up`.
 
     Raises:
         ValueError: a sample cannot be used; it is named.
@@ -180,6 +188,15 @@ def plan_pack(
     text_starts = _starts(len(sample.input_ids) for sample in samples)
     visual_starts = _starts(sum(plan.layout.query_lengths) if plan.layout else 0 for plan in plans)
     memory_starts = _starts(len(layout.memory_positions_N) for layout in layouts)
+
+    chosen = [
+        looked_up(samples[number].visuals, layout, config, memory_scale)
+        for (number, _), layout in zip(seeing, layouts, strict=True)
+    ]
+    rows = [
+        torch.arange(len(layout.memory_positions_N)) if some is None else some
+        for layout, some in zip(layouts, chosen, strict=True)
+    ]
 
     def in_pack(sources: Tensor, number: int) -> Tensor:
         """A sample's sources as those of the pack."""
@@ -192,8 +209,13 @@ def plan_pack(
     query_sources_M = _cat(in_pack(plan.query_sources_M, number) for number, plan in seeing)
     return PackPlan(
         ids_L=ids_L.where(ids_L != IMAGE_TOKEN_INDEX, 0),  # its embedding is never picked
-        memory_positions_N=_cat(layout.memory_positions_N for layout in layouts),
-        memory_lengths=tuple(len(layout.memory_positions_N) for layout in layouts),
+        looked_up_N=None
+        if all(some is None for some in chosen)
+        else _cat(some + start for some, start in zip(rows, memory_starts, strict=False)),
+        memory_positions_N=_cat(
+            layout.memory_positions_N[some] for layout, some in zip(layouts, rows, strict=True)
+        ),
+        memory_lengths=tuple(len(some) for some in rows),
         memory_rows_Q=_cat(
             layout.query_rows_Q + start
             for layout, start in zip(layouts, memory_starts, strict=False)

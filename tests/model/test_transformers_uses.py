@@ -281,6 +281,44 @@ def test_template_tokens_can_be_shown_to_memaug(recorded):
         logits(prompts[0], template_tokens="some")
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.25, 0])
+def test_memaug_looks_up_a_share_of_the_memory_and_keeps_its_positions(
+    scale, model, processor, monkeypatch
+):
+    frames = [picture(20 + number) for number in range(32)]
+    sample = processor(text="Why?", videos=frames, duration=32.0)["samples"][0]
+    given = {}
+
+    def spy(query, memory, query_positions, positions, *lengths):
+        given[len(given)] = query, memory, query_positions, positions, lengths[1].lengths
+        return query
+
+    monkeypatch.setattr(model.model.memaug, "forward", spy)
+    for share in (1, scale):
+        model.generate(samples=sample, max_new_tokens=1, memory_scale=share)
+    (query, memory, _, positions, _), part = given.values()
+    whole, quarter = range(17), (0, 2, 8, 10, 16)  # of 4 x 4 tokens and the newline
+    seen = np.linspace(0, 31, 8).astype(int) if scale == 0 else range(0, 32, round(1 / scale))
+    tokens = quarter if scale == 0 else whole
+    rows = [17 * int(frame) + token for frame in seen for token in tokens]
+    assert torch.equal(part[0], query)
+    assert torch.equal(part[1], memory[rows])
+    assert torch.equal(part[3], positions[rows])
+    assert part[4] == (len(rows),)
+
+
+def test_the_number_of_kept_frames_can_be_chosen(model, processor):
+    frames = [picture(20 + number) for number in range(32)]
+    sample = processor(text="Why?", videos=frames, duration=32.0)["samples"][0]
+    text = len(sample.input_ids) - 1
+    for wanted, kept in ((None, 8), (1, 1), (20, 20), (100, 32)):
+        plan = model.model.prepare([sample], forgetting="uniform", kept_frames=wanted).plan
+        assert plan.lengths == (text + 5 * kept,)
+    for wrong in ({"kept_frames": 0}, {"memory_scale": 0.4}, {"memory_scale": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            model.generate(samples=sample, max_new_tokens=1, **wrong)
+
+
 def test_a_deep_copy_of_a_compiled_model_has_weights_of_its_own(recorded, monkeypatch):
     from training import parallel
 

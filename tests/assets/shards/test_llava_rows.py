@@ -88,8 +88,8 @@ def test_roles_of_other_tools_are_understood_and_a_leading_answer_is_left_out():
         ),
         (
             "llavavideo_si",
-            {"conversations": turns("<image>\na", "b")},
-            "placeholder without a visual",
+            {"conversations": turns("a", "<image> stands for a picture")},
+            "stray token in answer",
         ),
         (
             "llavavideo_si",
@@ -143,6 +143,13 @@ def test_rows_that_cannot_be_used_have_a_reason(kind, row, reason):
     with pytest.raises(Dropped) as dropped:
         made(row, kind)
     assert dropped.value.reason == reason
+
+
+def test_a_text_row_may_speak_of_the_placeholder():
+    row = {"conversations": turns("What does <image> mean in a prompt?", "A picture.")}
+    sample = made(row, "llavavideo_text")
+    assert sample.modality == "text"
+    assert sample.conversations[0]["value"] == "What does <image> mean in a prompt?"
 
 
 MARKER = "QA_GT_caption_based_noisy"

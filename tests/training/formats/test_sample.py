@@ -61,7 +61,7 @@ def test_a_sample_comes_back_as_it_was(images, text, duration):
         (replace(IMAGE, conversations=TURNS[:1]), "1 turns"),
         (replace(IMAGE, conversations=TURNS[::-1]), "turn 0 is from 'gpt'"),
         (replace(IMAGE, images=[]), "0 images in a single-image sample"),
-        (replace(TEXT, conversations=TURNS), "1 <image> in the conversation, 0 expected"),
+        (replace(IMAGE, conversations=TEXT.conversations), "0 <image> in the conversation, 1 exp"),
         (
             replace(IMAGE, modality="multi_image", images=[b"a", b"b"]),
             "1 <image> in the conversation, 2 expected",
