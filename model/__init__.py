@@ -13,6 +13,8 @@
     loss           cross-entropy that never holds all logits
     generate       greedy decoding
     hf             the same model for transformers: from_pretrained, generate
+    hf_processor   its processor: chat messages with pictures and videos to a batch
+    import_name/   the package `hour_llava`, whose import makes transformers know both
 
 What comes before the model:
 

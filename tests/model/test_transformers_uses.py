@@ -150,7 +150,7 @@ def test_prompt_lookup_decodes_what_plain_decoding_does(recorded):
 
 def test_the_models_own_generation_settings_are_followed(recorded):
     model, prompts = copy.copy(recorded[0]), recorded[1]
-    for prompt in (prompts[0], prompts[:2]):
+    for prompt in (prompts[3], prompts[2:4]):
         model.generation_config = GenerationConfig(max_new_tokens=5, pad_token_id=501)
         free = model.generate(samples=prompt)
         assert free.shape[1] == 5
@@ -166,9 +166,9 @@ def test_the_models_own_generation_settings_are_followed(recorded):
         do_sample=True, temperature=50.0, top_k=0, max_new_tokens=8, pad_token_id=501
     )
     torch.manual_seed(0)
-    drawn = [model.generate(samples=prompts[0]).tolist() for _ in range(2)]
+    drawn = [model.generate(samples=prompts[3]).tolist() for _ in range(2)]
     assert drawn[0] != drawn[1]
-    assert model.generate(samples=prompts[0], do_sample=False).tolist() != drawn[0]
+    assert model.generate(samples=prompts[3], do_sample=False).tolist() != drawn[0]
 
 
 def test_settings_are_saved_with_the_model(recorded, tmp_path):
@@ -200,6 +200,17 @@ def test_an_answer_ends_where_the_context_does_and_says_so(model, processor, cap
     assert model.generate(batch["input_ids"], eos_token_id=None).shape[1] == 4096
     with pytest.raises(ValueError, match=r"max_length is 30, but the prompt has \d+ tokens"):
         model.generate(samples=batch["samples"], max_length=30)
+
+
+def test_beams_of_several_prompts_are_those_of_each_and_follow_the_prompt(recorded):
+    model, prompts = recorded
+    options = {"max_new_tokens": 4, "num_beams": 2, "num_return_sequences": 2, **GREEDY}
+    alone = [model.generate(samples=prompt, **options) for prompt in prompts[2:4]]
+    together = model.generate(samples=prompts[2:4], **options)
+    assert together.tolist() == torch.cat(alone).tolist()
+    ids = prompts[2].input_ids[None]
+    behind = model.generate(samples=prompts[2], input_ids=ids, **options)
+    assert behind.tolist() == torch.cat([ids.repeat(2, 1), alone[0]], dim=1).tolist()
 
 
 def test_tokens_are_streamed_as_they_come(recorded, processor):
