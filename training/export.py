@@ -15,7 +15,7 @@ from model.hf_processor import processor_files
 from model.vision import VisionEncoder
 from model.weights.tensors import checkpoint_files, stored_tensors
 from model.weights.vision_encoder import save_vision_encoder
-from training.adapters import ADAPTER_FOLDER, merged, write_adapter
+from training.adapters import ADAPTER_FOLDER, is_adapter, merged, write_adapter
 from training.formats.storage import Storage
 from training.parallel import Ranks
 from training.run_config import RunConfig
@@ -126,10 +126,8 @@ def _whole_state(
         whole = value.full_tensor() if hasattr(value, "full_tensor") else value
         if ranks.first:
             if id(value) not in copies:
-                copies[id(value)] = (
-                    whole.detach()
-                    .to("cpu", dtype if whole.is_floating_point() else None)
-                    .contiguous()
-                )
+                # Adapters are small, and merged in float32.
+                kept = whole.dtype if is_adapter(name) or not whole.is_floating_point() else dtype
+                copies[id(value)] = whole.detach().to("cpu", kept).contiguous()
             state[name] = copies[id(value)]
     return state
