@@ -18,6 +18,7 @@ from assets.captions.describe import Described
 from assets.captions.frames import ClipReader, Look
 from assets.captions.own_videos import own_videos
 from assets.captions.tables import known_contents, read_described, write_table
+from assets.captions.texts import read_texts, texts_version
 from assets.deployment.settings import Settings
 from assets.endpoints.asker import Asker, in_parallel
 from assets.questions.asked_checks import Examiner
@@ -27,7 +28,7 @@ from assets.questions.judging import ErrorRate, apply_judgements, read_judgement
 from assets.questions.rows import CHOICE, OPEN, Row, table_row
 from assets.questions.sheet import frames_html, sample, sheet_csv
 from assets.questions.text_checks import text_faults
-from assets.questions.texts import QuestionTexts, read_texts, texts_version
+from assets.questions.texts import QuestionTexts
 from assets.questions.write import orders, write_rows
 from assets.records.withdrawals import Withdrawals
 from training.formats import layout

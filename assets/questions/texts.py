@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from assets.captions.texts import read_texts, texts_version
 from model.configuration import Section
 
 
@@ -42,6 +41,3 @@ class QuestionTexts(Section):
         for topic_name, topic in self.topics.items():
             for task_name, task in topic.tasks.items():
                 yield topic_name, topic, task_name, task
-
-
-__all__ = ["QuestionTexts", "Task", "Topic", "read_texts", "texts_version"]

@@ -17,7 +17,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from assets.annotations.catalogue import Catalogue, snapshot_name
+from assets.captions.tables import VIDEOS
 from assets.deployment.settings import Settings
 from assets.evaluation.questions import read_questions
 from assets.records.lineage import Lineage, is_recorded, product, record_name, split_product
@@ -240,6 +243,15 @@ def _by_hand(
         for file in sorted(chosen.folder.rglob(f"{last}.*")):
             if file.name.lower().endswith(VIDEO_SUFFIXES):
                 yield f"your own file {file}"
+    described = layout.captions(source, VIDEOS)
+    if storage.exists(described):
+        seen = pq.read_table(storage.local(described), columns=["video"])
+        if video in seen["video"].to_pylist():
+            yield (
+                f"captions[{source}] and questions[{source}] describe it: materialize both again, "
+                f"and they leave it out; what models said of it stays in "
+                f"{storage.path(layout.ANSWERS)} until you remove that folder"
+            )
     questions = settings.evaluation.questions
     if questions is not None and questions.exists():
         last = identifier.rpartition("/")[2]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from assets.records.withdrawals import Withdrawal, Withdrawals
 from benchmarks.question_world import ModelServer, Painter
 from pipeline.demo.drawing import invent_film, write_film
 from tests.materializing import materialize_asset
@@ -228,3 +229,17 @@ def test_a_run_that_is_killed_goes_on_where_it_was(world, tmp_path):
     assert texts[-1] in again
     rel = layout.captions("ego4d", "clips.parquet")
     assert Storage(settings["root"]).read_bytes(rel) == world.storage.read_bytes(rel)
+
+
+def test_who_withdraws_a_described_video_is_told_what_is_left(world):
+    from assets.deployment.settings import load_settings
+    from assets.tracing.withdraw import plan_removal
+
+    settings = load_settings(world.folder / "deployment.yaml")
+    told = plan_removal(world.storage, settings, "ego4d/one", "asked for").by_hand
+    assert [line for line in told if line.startswith("captions[ego4d] and questions[ego4d]")]
+    Withdrawals(videos={"ego4d/one": Withdrawal.now("asked for")}).write(world.storage)
+    world.make("captions", "ego4d")
+    world.make("questions", "ego4d")
+    for rel in (layout.captions("ego4d", "clips.parquet"), layout.question_rows("ego4d")):
+        assert {row["video"].removeprefix("ego4d/") for row in world.table(rel)} == {"deep/two"}
