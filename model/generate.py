@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
+from model.attention import refuse_attention
+
 
 class FixedCache:
     """Keys and values [1, K, N, D] of every layer, written in place, as a graph needs them.
@@ -75,7 +77,11 @@ def greedy_tokens(
 
     Args:
         recorded: whether a GPU's steps become a graph; not where ranks gather parameters in them.
+
+    Raises:
+        ValueError: transformers was told to use another attention than the model's own.
     """
+    refuse_attention(llm.config._attn_implementation)
     length, device = len(embeds_SE), embeds_SE.device
     cache = FixedCache(llm, length + max_new_tokens)
     places_N = torch.arange(length + max_new_tokens, device=device)

@@ -91,6 +91,8 @@ def test_another_attention_is_refused_rather_than_used_wrongly(wanted, export, m
     try:
         with pytest.raises(ValueError, match="chooses its kernels itself"):
             model(samples=[sample_of_text()])
+        with pytest.raises(ValueError, match="chooses its kernels itself"):
+            model.generate(samples=sample_of_text(), max_new_tokens=1)
     finally:
         model.model.llm.config._attn_implementation = "hour_llava"
 
