@@ -21,7 +21,13 @@ from pipeline.doctor.machine import (
     check_python,
     check_shared_memory,
 )
-from pipeline.doctor.services import check_hub, check_instance, check_sources, check_storage
+from pipeline.doctor.services import (
+    check_hub,
+    check_instance,
+    check_sources,
+    check_starts,
+    check_storage,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ CHECKS: tuple[Callable[[Asked], Iterable[Finding]], ...] = (
     lambda asked: check_descriptors(),
     lambda asked: check_decoder_isolation(),
     lambda asked: check_sources(asked.settings),
+    lambda asked: check_starts(asked.settings),
     lambda asked: check_hub(asked.settings),
     lambda asked: check_gpus(asked.settings, installed_gpus()),
     lambda asked: check_optional(asked.settings),

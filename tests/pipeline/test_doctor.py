@@ -90,6 +90,17 @@ def test_a_root_that_cannot_be_written_is_missing(machine, capsys):
     assert (code, rows["storage root"][0]) == (1, "missing")
 
 
+def test_a_start_that_is_not_there_is_missing_and_one_that_is_there_is_not(machine, capsys):
+    start = "variants: {mine: {preset: tiny, start: {folder: given, stage: 3}}}"
+    code, rows, _ = doctor(machine, capsys, ("variants: [tiny]", start))
+    assert code == 1
+    assert rows["start of mine"] == ("missing", f"no config.json in {machine / 'given'}")
+    (machine / "given").mkdir()
+    (machine / "given" / "config.json").write_text("{}")
+    _, rows, _ = doctor(machine, capsys, ("variants: [tiny]", start))
+    assert rows["start of mine"] == ("ok", str(machine / "given"))
+
+
 def test_large_variants_need_a_gpu(machine, capsys):
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has one")

@@ -44,10 +44,10 @@ def made(instance, *names):
         )
 
 
-def due(instance, defs, variant):
+def due(instance, defs, variant, also=()):
     """``asset`` or ``asset[partition]`` of everything that the job would have made."""
     found = set()
-    for subset in due_subsets(instance, defs.resolve_asset_graph(), variant, PARTS):
+    for subset in due_subsets(instance, defs.resolve_asset_graph(), variant, PARTS, also):
         name = subset.key.to_user_string()
         keys = subset.expensively_compute_partition_keys() if subset.is_partitioned else [None]
         found |= {f"{name}[{key}]" if key else name for key in keys}
@@ -153,6 +153,13 @@ def test_a_missing_part_is_made_and_with_it_all_that_is_made_from_it(defs, insta
         "evaluation[tiny]",
     }
     assert due(instance, defs, "tiny") == expected
+
+
+def test_what_is_out_of_date_is_made_again_where_the_variant_has_it(defs, instance):
+    made(instance, *SHARED, *of_variant("tiny"))
+    stale = {"features[part1|tiny]", "features[part1|3b]"}
+    expected = {"features[part1|tiny]", "stage3[tiny]", "evaluation[tiny]"}
+    assert due(instance, defs, "tiny", stale) == expected
 
 
 @pytest.fixture
