@@ -103,6 +103,7 @@ def plan_memory(
     Raises:
         ValueError: nothing fits; the message says what would.
     """
+    config = replace(config, max_length=min(config.max_length, run.recipe.max_length))
     trial = _Trial(run, config, world, available, checkpointing, host, compiled)
     if (plan := trial.best()) is not None:
         return plan
@@ -131,14 +132,17 @@ def _hints(trial: _Trial) -> Iterator[str]:
         yield "give the host more memory"
     if run.lora is None and "llm" in run.modules and fits(run=replace(run, lora=Lora())):
         yield "tune the language model through adapters (lora)"
+    tokens = trial.tokens
+    if tokens < trial.config.max_length and fits(config=replace(trial.config, max_length=tokens)):
+        yield f"set max_length to {tokens}, so that longer samples are left out"
     more = [n for n in range(trial.world + 1, 513) if run.recipe.global_batch % n == 0]
     if (enough := next((n for n in more if fits(world=n)), None)) is not None:
         yield f"use {enough} devices of this size"
     if run.micro_tokens is not None:
         halves = (run.micro_tokens >> n for n in range(1, 20))
-        for tokens in itertools.takewhile(lambda tokens: tokens >= SMALLEST_BUDGET, halves):
-            if fits(run=replace(run, micro_tokens=tokens)):
-                yield f"set micro_tokens to {tokens}"
+        for fewer in itertools.takewhile(lambda half: half >= SMALLEST_BUDGET, halves):
+            if fits(run=replace(run, micro_tokens=fewer)):
+                yield f"set micro_tokens to {fewer}"
                 return
 
 

@@ -142,6 +142,12 @@ def test_what_fits_nowhere_is_answered_with_what_would():
         plan(1, "7b", available=4 * GIB)
 
 
+def test_longer_samples_that_alone_do_not_fit_can_be_left_out():
+    with pytest.raises(ValueError, match="set max_length to 9104, so that longer samples are left"):
+        plan(1, available=15 * GIB, lora={})
+    assert plan(1, available=15 * GIB, lora={}, max_length=9104).budget.tokens == 9104
+
+
 def test_a_fixed_pack_that_is_too_large_is_answered_with_one_that_fits():
     with pytest.raises(ValueError, match=r"set micro_tokens to \d+"):
         plan(1, micro_tokens=800_000)
