@@ -52,11 +52,7 @@ def serve(chosen: argparse.Namespace) -> int:
     if find_spec("nicegui") is None:
         raise ValueError("the page needs an extra: pip install 'hour-llava[serve]'")
     from assets.checkpoints.named import checkpoint_folder
-    from assets.inference.checkpoint import log_to_terminal as log
-    from assets.serving import server
     from assets.serving.access import TOKEN_VARIABLE, check_address
-    from assets.serving.engine import Engine
-    from assets.serving.library import Fetching, Library
 
     token = os.environ.get(TOKEN_VARIABLE) or None
     check_address(chosen.host, token)
@@ -64,6 +60,12 @@ def serve(chosen: argparse.Namespace) -> int:
     for folder in chosen.videos:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
+    # Only now: what is wrong with the options is told at once.
+    from assets.inference.checkpoint import log_to_terminal as log
+    from assets.serving import server
+    from assets.serving.engine import Engine
+    from assets.serving.library import Fetching, Library
+
     roots = [folder.resolve() for folder in chosen.videos]
     rules = Fetching(tuple(chosen.allow_host), chosen.accept_youtube_terms)
     storage = None if chosen.no_deployment else _storage(chosen)
