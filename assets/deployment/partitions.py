@@ -49,7 +49,7 @@ _DIMENSIONS = (
 )
 
 # Of a dimension with several sets, the last one holds all keys. No asset has partitions by source
-# alone: a source and a variant may have the same name.
+# alone.
 STATIC_KEYS = {
     name: known.get_partition_keys()
     for name, known in (*_DIMENSIONS, ("source", source_partitions))
@@ -109,4 +109,8 @@ def dimension_names(partitions: dg.PartitionsDefinition | None) -> tuple[str, ..
     """The dimensions of partitions, in the order in which their keys name them."""
     if isinstance(partitions, dg.MultiPartitionsDefinition):
         return tuple(sorted(partitions.partition_dimension_names))
-    return tuple(dict.fromkeys(name for name, known in _DIMENSIONS if known == partitions))
+    # The very object first: a source and a variant may have the same name, and sets of equal keys
+    # are equal.
+    same = [name for name, known in _DIMENSIONS if known is partitions]
+    names = same or [name for name, known in _DIMENSIONS if known == partitions]
+    return tuple(dict.fromkeys(names))

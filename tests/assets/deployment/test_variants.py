@@ -19,14 +19,19 @@ from training.formats.kinds import LLAVA_KINDS
 REPOSITORY = Path(__file__).parents[3]
 
 
-def settings_of(folder: Path, variants: object, **training: object) -> Settings:
-    chosen = {
+def settings_of(
+    folder: Path, variants: object, source: str = "own", **training: object
+) -> Settings:
+    chosen: dict[str, object] = {
         "root": "data",
         "variants": variants,
         "annotations": {"paths": ["rows.jsonl"]},
-        "sources": {"own": {"kind": "drop", "folder": "drop"}},
+        "sources": {source: {"kind": "drop", "folder": "drop"}},
         "training": training,
     }
+    if source != "own":
+        asked = {"kind": "endpoint", "url": "http://127.0.0.1:1/v1", "model": "any"}
+        chosen["questions"] = {"sources": [source], "describer": asked}
     (folder / "deployment.yaml").write_text(yaml.safe_dump(chosen))
     return load_settings(folder / "deployment.yaml")
 
@@ -164,3 +169,9 @@ def test_ones_own_videos_from_a_tuned_checkpoint_need_no_early_stage_and_no_coll
     assert not [name for name in found["assets"] if name.startswith("llava")]
     assert {"06_prepare_start", "10_train_stage3"} <= set(found["jobs"])
     assert not {"03_shard_llava", "07_train_to_stage2"} & set(found["jobs"])
+
+
+def test_a_variant_and_a_source_may_have_the_same_name(tmp_path):
+    settings_of(tmp_path, lectures(folder="x", stage=3), source="lectures", long_videos_only=True)
+    found = graph_of(tmp_path)["wanted"]
+    assert found["vision_encoder[lectures]"] == ["base_model[lectures]"]
