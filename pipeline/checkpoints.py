@@ -39,7 +39,10 @@ def checkpoints(chosen: argparse.Namespace) -> int:
         folder, stage = fetch_released(settings, chosen.name, chosen.to, log)
         print(f"{folder}\nas a start: {{folder: {folder.resolve()}, stage: {stage or 'N'}}}")
         return 0
-    print("released, on the hub; hourllava checkpoints fetch NAME takes one to this machine")
+    print(
+        "released, on the hub; hourllava checkpoints fetch NAME takes one to this machine. These "
+        "names were never checked against the hub: any repository can be named instead"
+    )
     print(text_table(list(released_rows())))
     print("\nthe deployment's own; --checkpoint takes them by name")
     rows = [

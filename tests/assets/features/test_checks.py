@@ -30,6 +30,7 @@ def settings(tmp_path):
             "annotations": {"paths": ["none.jsonl"]},
             "sources": {},
             "shards": {},
+            "variants": ["tiny"],
         }
     )
 
