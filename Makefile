@@ -6,8 +6,9 @@ PORT ?= 3000
 # built-in one.
 CONFIG ?= $(CURDIR)/$(firstword $(wildcard .demo/deployment.yaml) pipeline/deployment.yaml)
 BIN := .venv/bin
-# Tests of one file stay in one process, and long files come first (tests/conftest.py).
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# Tests of one file stay in one process, and long files come first (tests/conftest.py). One process
+# more than there are cores: some tests wait for a running Dagster's next tick.
+SIDE_BY_SIDE := -n $(shell expr `nproc` + 1) --maxprocesses 5 --dist loadgroup --no-loadscope-reorder
 # The demo fills two cores by itself, so what asks for it runs alone. All of it is in this folder.
 ON_THE_DEMO := -m demo tests/pipeline
 

@@ -61,9 +61,11 @@ COMMANDS: dict[str, str] = {
     "test_lineage_walks_from_the_checkpoint_to_the_annotations_and_back",
     "hourllava lineage panda/abc": "tests/pipeline/test_demo.py::"
     "test_lineage_walks_from_the_checkpoint_to_the_annotations_and_back",
-    'hourllava ask video.mp4 "What happens at the end?" '
-    "--checkpoint data/checkpoints/3b/stage3/.../export": "tests/assets/inference/test_session.py::"
-    "test_pieces_join_to_what_transformers_generates",
+    'hourllava ask video.mp4 "What happens at the end?" --config my.yaml '
+    "--checkpoint 'stage3[lectures]'": "tests/assets/checkpoints/test_named.py::"
+    "test_a_product_is_a_checkpoint_and_any_other_path_stays_what_it_is",
+    "hourllava serve --config my.yaml": "tests/pipeline/test_serve_page.py::"
+    "test_an_answer_streams_as_text_and_the_band_leads_the_player",
     "hourllava doctor --config my.yaml": "tests/test_docs.py::"
     "test_commands_of_hourllava_are_understood",
     "hourllava doctor --config my.yaml --port 3000": "tests/pipeline/test_doctor.py::"
@@ -382,7 +384,7 @@ def test_the_readmes_settings_take_ones_own_videos_to_the_samples_of_training(tm
     """Its example, with its folders moved below a temporary one: six files in a folder, and a table
     of questions as a spreadsheet program saves it.
     """
-    (example,) = page("README.md").section("Your own videos").blocks("yaml")
+    (example,) = page("README.md").section("Any other mixture").blocks("yaml")
     assert "root: /data/hourllava " in example.text
     (tmp_path / "my.yaml").write_text(example.text.replace("/data/", f"{tmp_path}/"))
     for number, name in enumerate(OWN_FILES):
