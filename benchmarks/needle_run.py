@@ -205,7 +205,7 @@ class _Trainer:
 def answers(model: HourLlava, batch: NeedleBatch) -> tuple[Tensor, Tensor]:
     """Logits [R, V] of the supervised tokens of a batch, and these tokens [R]."""
     prepared = prepare(model, batch)
-    rows_R, targets_R = batch.targets
+    rows_R, targets_R = batch.plan.targets
     return model.llm.lm_head(model.run_llm(prepared)[rows_R]).float(), targets_R
 
 

@@ -107,17 +107,6 @@ class NeedleBatch:
     frame_BK: Tensor
     plan: PackPlan
 
-    @property
-    def targets(self) -> tuple[Tensor, Tensor]:
-        """Rows of the language model's input whose next token is supervised, and that token."""
-        next_BS = self.plan.labels_S.view(len(self.ids_BL), -1).roll(-1, 1)
-        next_BS[:, -1] = IGNORE_INDEX
-        per_sample = len(self.plan.labels_S) // len(self.ids_BL)
-        columns_K = (self.labels_BL[0] != IGNORE_INDEX).nonzero().flatten()
-        columns_K = columns_K + per_sample - self.ids_BL.shape[1] - 1
-        starts_B1 = torch.arange(len(next_BS), device=next_BS.device)[:, None] * per_sample
-        return (starts_B1 + columns_K).flatten(), next_BS[:, columns_K].flatten()
-
 
 class World:
     """Where batches come from: the looks of keys and values are fixed by the seed, videos are drawn

@@ -102,7 +102,7 @@ def packed_attention(
         strict=True,
     )
     outputs = [attention(q[None], k[None], v[None], causal=causal)[0] for q, k, v in parts]
-    return as_rows(outputs[0] if len(outputs) == 1 else torch.cat(outputs), q_THD.shape)
+    return as_rows(torch.cat(outputs), q_THD.shape)
 
 
 def as_rows(x: Tensor, shape: Sequence[int]) -> Tensor:

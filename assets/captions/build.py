@@ -46,7 +46,6 @@ from assets.records.withdrawals import Withdrawals
 from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
-from training.progress import Progress
 
 Log = Callable[[str], None]
 
@@ -102,11 +101,11 @@ def describe_source(
         for work in works:
             _look_at(work, known, reader, chosen.clip_s)
         clips = sum(len(work.described.clips) for work in works)
-        progress = _progress("clips", clips, describer, log)
+        progress = describer.progress("clips", clips)
         jobs = _clip_jobs(works, texts, describer, reader)
         in_parallel(jobs, describer.backend.concurrency, progress)
     _tell_unseen(works)
-    _write_texts(works, texts, writer, chosen.window, log)
+    _write_texts(works, texts, writer, chosen.window)
     return _publish(storage, source, works, describer, writer, texts_version(texts), look)
 
 
@@ -155,27 +154,19 @@ def _tell_unseen(works: list[_Work]) -> None:
                 seen.reason = work.reason
 
 
-def _write_texts(
-    works: list[_Work], texts: CaptionTexts, asker: Asker, window: int, log: Log
-) -> None:
+def _write_texts(works: list[_Work], texts: CaptionTexts, asker: Asker, window: int) -> None:
     """Events of each video, each event, and the whole video."""
     videos, workers = [work.described for work in works], asker.backend.concurrency
     jobs = [partial(find_events, asker, texts, video, window) for video in videos]
-    in_parallel(jobs, workers, _progress("videos divided", len(jobs), asker, log))
+    in_parallel(jobs, workers, asker.progress("videos divided", len(jobs)))
     jobs = [
         partial(describe_event, asker, texts, video, number)
         for video in videos
         for number in range(len(video.events))
     ]
-    in_parallel(jobs, workers, _progress("events", len(jobs), asker, log))
+    in_parallel(jobs, workers, asker.progress("events", len(jobs)))
     jobs = [partial(describe_whole, asker, texts, video) for video in videos]
-    in_parallel(jobs, workers, _progress("whole videos", len(jobs), asker, log))
-
-
-def _progress(what: str, total: int, asker: Asker, log: Log) -> Progress:
-    return Progress(
-        lambda line: log(f"{line}; {asker.ledger.spent.sentence} in all"), total, what, 30.0
-    )
+    in_parallel(jobs, workers, asker.progress("whole videos", len(jobs)))
 
 
 def _publish(

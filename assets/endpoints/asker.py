@@ -154,6 +154,15 @@ class Asker:
             self.ledger.settle(most, real)
         return reply
 
+    def progress(self, what: str, total: int) -> Progress:
+        """Of a number of jobs that ask, with what was spent so far."""
+        return Progress(
+            lambda line: self._log(f"{line}; {self.ledger.spent.sentence} in all"),
+            total,
+            what,
+            30.0,
+        )
+
     def _kept(self, rel: str) -> Reply | None:
         if not self._storage.exists(rel):
             return None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from assets.evaluation.answers import Answer
+from assets.records.intervals import wilson
 from assets.records.rendering import plain
 
-Z95 = 1.959964  # two-sided
 DURATIONS = (
     (60, "under 1 min"),
     (600, "1 to 10 min"),
@@ -119,18 +118,6 @@ def _row(what: str, seen: Sequence[EvaluationReport], blind: EvaluationReport) -
         "nothing shown": round(blind.accuracy, 3),
         "written": round(last.written_accuracy, 3),
     }
-
-
-def wilson(right: int, asked: int) -> tuple[float, float]:
-    """The 95 % interval of a share, after Wilson: it also holds near 0 and 1, and for few questions
-    (0 to 1 for none).
-    """
-    if not asked:
-        return 0.0, 1.0
-    share, z2 = right / asked, Z95**2
-    middle = (share + z2 / (2 * asked)) / (1 + z2 / asked)
-    reach = Z95 / (1 + z2 / asked) * math.sqrt(share * (1 - share) / asked + z2 / (4 * asked**2))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def interval_text(right: int, asked: int) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from assets.captions.answerers import make_embedder
 from assets.captions.describe import Described
 from assets.captions.frames import ClipReader, Look
-from assets.captions.own_videos import own_videos
+from assets.captions.own_videos import OwnVideo, own_videos
 from assets.captions.tables import known_contents, read_described, write_table
 from assets.captions.texts import read_texts, texts_version
 from assets.deployment.settings import Settings
@@ -34,7 +34,6 @@ from assets.records.withdrawals import Withdrawals
 from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.storage import Storage
-from training.progress import Progress
 
 Log = Callable[[str], None]
 REJECTED, SHEET, PAGE = FILES = "rejected.parquet", "sheet.csv", "frames.html"
@@ -112,11 +111,12 @@ def ask_about_source(
     withdrawn = Withdrawals.read(storage).videos
     described, durations = read_described(storage, source)
     videos = {one.video: one for one in described if one.video not in withdrawn}
-    rows, unwritten = _write(asker, texts, list(videos.values()), durations, settings, log)
-    measure = _check(storage, asker, texts, rows, videos, settings, log)
+    rows, unwritten = _write(asker, texts, list(videos.values()), durations, settings)
+    measure = _check(storage, asker, texts, rows, videos, settings)
     place_options(rows)
     on_sheet = sample(rows, chosen.sheet_rows)
-    files = _publish_sheet(storage, settings, source, on_sheet, log)
+    own = own_videos(settings, source, withdrawn, log)
+    files = _publish_sheet(storage, settings, source, on_sheet, own)
     rates, verdicts = apply_judgements(rows, read_judgements(chosen.judged, source))
     version = texts_version(texts)
     made_by = {"model": asker.backend.model, "texts": version, "captions": captions}
@@ -152,7 +152,6 @@ def _write(
     videos: Sequence[Described],
     durations: dict[str, float],
     settings: Settings,
-    log: Log,
 ) -> tuple[list[Row], Counter[str]]:
     """All rows as they were written, by id, each once; and why others were not."""
     chosen = settings.questions
@@ -161,7 +160,7 @@ def _write(
         for video in videos
         for order in orders(texts, video, durations[video.video], chosen.window)
     ]
-    progress = _progress("prompts for rows", len(jobs), asker, log)
+    progress = asker.progress("prompts for rows", len(jobs))
     found = in_parallel(jobs, asker.backend.concurrency, progress)
     rows = {row.id: row for some, _ in found for row in some}
     return [rows[name] for name in sorted(rows)], Counter(why for _, why in found if why)
@@ -174,7 +173,6 @@ def _check(
     rows: list[Row],
     videos: dict[str, Described],
     settings: Settings,
-    log: Log,
 ) -> str:
     """Give every row that does not pass its reasons, what costs nothing first; returns by what
     duplicates were found.
@@ -191,19 +189,18 @@ def _check(
         name: Examiner(asker, texts, video, blind, window) for name, video in videos.items()
     }
     jobs = [partial(examiners[row.video].examine, row) for row in rows if not row.reasons]
-    in_parallel(jobs, asker.backend.concurrency, _progress("rows checked", len(jobs), asker, log))
+    in_parallel(jobs, asker.backend.concurrency, asker.progress("rows checked", len(jobs)))
     trim_longest(rows, chosen.checks.longest_right)
     return measure.name
 
 
 def _publish_sheet(
-    storage: Storage, settings: Settings, source: str, rows: list[Row], log: Log
+    storage: Storage, settings: Settings, source: str, rows: list[Row], own: list[OwnVideo]
 ) -> list[str]:
-    withdrawn = Withdrawals.read(storage).videos
     known = known_contents(storage, source)
     videos = {
         one.video: (one.path, known[one.video].sha256)
-        for one in own_videos(settings, source, withdrawn, log)
+        for one in own
         if one.video in known and not one.reason
     }
     names = [layout.questions(source, name) for name in (SHEET, PAGE)]
@@ -236,9 +233,3 @@ def _tasks(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {"topic": topic, "task": task, "written": n, "used": used[topic, task]}
         for (topic, task), n in sorted(written.items())
     ]
-
-
-def _progress(what: str, total: int, asker: Asker, log: Log) -> Progress:
-    return Progress(
-        lambda line: log(f"{line}; {asker.ledger.spent.sentence} in all"), total, what, 30.0
-    )

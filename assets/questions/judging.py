@@ -7,7 +7,6 @@ not judged.
 from __future__ import annotations
 
 import csv
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from pathlib import Path
 from assets.fetching.errors import OperatorError
 from assets.questions.rows import CHOICE, LETTERS, OPEN, Row
 from assets.questions.text_checks import words
+from assets.records.intervals import wilson
 
 ACCEPT, REJECT, CORRECT = VERDICTS = ("accept", "reject", "correct")
 NO_LONGER = "of rows that are no longer so"
 REJECTED = "rejected_by_a_person"
 PUBLISHED_WRONG = 0.213  # of the published set's multiple-choice labels, by its authors' sample
-NORMAL_95 = 1.959963984540054
 LARGEST_SHEET = 64 << 20  # bytes
 
 
@@ -142,14 +141,3 @@ def _correct(row: Row, answer: str) -> None:
         )
     row.place, row.answer = place, options[place]
     row.distractors = [text for n, text in enumerate(options) if n != place]
-
-
-def wilson(wrong: int, judged: int) -> tuple[float, float]:
-    """The 95 % interval of a share, after Wilson (1927)."""
-    if not judged:
-        return 0.0, 1.0
-    share, z = wrong / judged, NORMAL_95
-    middle = share + z * z / (2 * judged)
-    reach = z * math.sqrt(share * (1 - share) / judged + z * z / (4 * judged * judged))
-    scale = 1 + z * z / judged
-    return max((middle - reach) / scale, 0.0), min((middle + reach) / scale, 1.0)

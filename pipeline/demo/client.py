@@ -9,6 +9,8 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from assets.records.lineage import product
+
 LOCATION = "hourllava"
 FINISHED = ("SUCCESS", "FAILURE", "CANCELED")
 
@@ -170,10 +172,9 @@ class DagsterClient:
                     sorted(asset["path"][-1] for asset in run["assetSelection"] or ())
                 )
                 tags = {tag["key"]: tag["value"] for tag in run["tags"]}
-                partition = f"[{tags['dagster/partition']}]" if "dagster/partition" in tags else ""
                 seconds = (run["endTime"] or 0) - (run["startTime"] or run["endTime"] or 0)
-                what = assets or run["jobName"]
-                lines.append(f"  {what}{partition}: {run['status'].lower()}, {seconds:.0f} s")
+                what = product(assets or run["jobName"], tags.get("dagster/partition"))
+                lines.append(f"  {what}: {run['status'].lower()}, {seconds:.0f} s")
         return lines
 
     def failure(self, run_id: str) -> str:

@@ -78,7 +78,7 @@ def test_a_batch_is_laid_out_as_its_samples_are_one_by_one(keep_as_drawn, arm, w
         mine, theirs = getattr(batch.plan, field.name), getattr(plan, field.name)
         same = torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
         assert same, field.name
-    for mine, theirs in zip(batch.targets, plan.targets, strict=True):
+    for mine, theirs in zip(batch.plan.targets, plan.targets, strict=True):
         assert torch.equal(mine, theirs)
 
 

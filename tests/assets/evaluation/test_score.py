@@ -22,10 +22,10 @@ from assets.evaluation.report import (
     accuracy_table,
     duration_class,
     example_question,
-    wilson,
 )
 from assets.evaluation.score import ask_together, question_prompt, score_checkpoint
 from assets.inference.session import Session
+from assets.records.intervals import wilson
 from tests.model.media import tricky
 
 

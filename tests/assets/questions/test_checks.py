@@ -18,11 +18,12 @@ from assets.endpoints.options import Budget, Embedder
 from assets.fetching.errors import OperatorError
 from assets.questions.balance import longest_share, place_options, places, trim_longest
 from assets.questions.duplicates import VectorLikeness, WordLikeness, mark_duplicates
-from assets.questions.judging import ErrorRate, Judgement, apply_judgements, read_judgements, wilson
+from assets.questions.judging import ErrorRate, Judgement, apply_judgements, read_judgements
 from assets.questions.rows import ChoiceRow, OpenRow, Row, make_row
 from assets.questions.sheet import frames_html, sheet_csv
 from assets.questions.text_checks import text_faults
 from assets.questions.texts import QuestionTexts
+from assets.records.intervals import wilson
 from benchmarks.question_world import ModelServer
 from training.formats.storage import Storage
 
