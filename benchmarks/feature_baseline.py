@@ -132,7 +132,12 @@ def baseline(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = False
     model = SiglipVisionModel.from_pretrained(
-        encoder, attn_implementation="eager", dtype=torch.float32
+        encoder,
+        attn_implementation="eager",
+        dtype=torch.float32,
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=True,
     )
     model = model.to(device).eval()
     side, pooled = config.vision.image_size, config.memory.pooled_side

@@ -32,13 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 import training.loop as loop
 from benchmarks import training_data
 from benchmarks.train import measure
 from model.config import PRESETS
 from model.hf import HourLlavaForCausalLM
+from model.weights.loading import load_tokenizer
 from training.adapters import is_adapter, plain_name
 from training.checkpoint import Checkpoints
 from training.data.loader import build_loader
@@ -202,7 +202,7 @@ def prepare_run(row: Row, ranks: Ranks, options: argparse.Namespace) -> RunConfi
     data = options.folder / f"{config.vision.hidden_size}-{row.frames}-{row.samples * ranks.world}"
     if ranks.local == 0:
         training_data.write_description(start, config)
-        tokenizer = AutoTokenizer.from_pretrained(start)
+        tokenizer = load_tokenizer(start)
         seconds = [row.frames] * (row.samples * ranks.world)
         training_data.write_long(data, seconds, config, tokenizer, ranks.device)
     ranks.barrier()

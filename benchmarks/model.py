@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from model.config import PRESETS, HourLlavaConfig
-from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.hf import HourLlavaForCausalLM
+from model.hf_config import HourLlavaHFConfig
 from model.hour_llava import HourLlava
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from model.packing import plan_sample

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from assets.features.decoder_pool import PYAV
 from benchmarks import training_data
 from benchmarks.feature_baseline import make_encoder, make_videos
 from benchmarks.features import end_to_end
 from model.config import PRESETS
+from model.weights.loading import load_tokenizer
 from training.formats.kinds import LONG_VIDEO_KIND
 
 MEASURES = ("training", "extraction", "resume")
@@ -189,7 +189,7 @@ def resume(variant: str, many: int, few: int, options: argparse.Namespace) -> di
     config = PRESETS[variant]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training_data.write_start(folder / "start", config, device)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "start")
+    tokenizer = load_tokenizer(folder / "start")
     batch = 2 * many
     seconds = [120 if options.preset else 600] * batch
     training_data.write_long(folder, seconds, config, tokenizer, device)

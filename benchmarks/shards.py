@@ -213,16 +213,15 @@ def loader_ours(folder: Path, rows: int, workers: int, step_s: float = 0.1) -> d
     """Waiting of a consumer that takes `step_s` for each step, after the first step (workers
     start then).
     """
-    from transformers import AutoTokenizer
-
     from model.config import PRESETS
     from model.processor import Processor
+    from model.weights.loading import load_tokenizer
     from model.weights.tiny import build_tiny
     from training.data.loader import build_loader
     from training.run_config import RunConfig, StreamConfig
 
     build_tiny(folder / "tiny")
-    processor = Processor(PRESETS["tiny"], AutoTokenizer.from_pretrained(folder / "tiny"))
+    processor = Processor(PRESETS["tiny"], load_tokenizer(folder / "tiny"))
     indexes = (f"{SINGLE_IMAGE_KIND}_part0/index.json",)
     stream = StreamConfig("images", str(folder / "VideoMarathon/sharding"), indexes)
     loader = build_loader(RunConfig("tiny", 1, "", "", (stream,), workers=workers), processor, 0, 1)
@@ -287,17 +286,16 @@ def features_ours(folder: Path, seconds: int, workers: int = 2) -> dict[str, Any
     """Bytes a second that reach the training process through the loader, second epoch (page cache
     warm).
     """
-    from transformers import AutoTokenizer
-
     from model.config import PRESETS
     from model.processor import Processor
+    from model.weights.loading import load_tokenizer
     from model.weights.tiny import build_tiny
     from training.data.loader import build_loader
     from training.run_config import RunConfig, StreamConfig
 
     build_tiny(folder / "tiny")
     config = PRESETS["3b"]
-    processor = Processor(config, AutoTokenizer.from_pretrained(folder / "tiny"))
+    processor = Processor(config, load_tokenizer(folder / "tiny"))
     stream = StreamConfig(
         "long", str(folder / "VideoMarathon/sharding"), ("videomarathon_video_part0/index.json",)
     )

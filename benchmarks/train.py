@@ -37,7 +37,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer
 
 import model.attention as attention
 import training.data.prefetch as prefetch
@@ -47,6 +46,7 @@ from model.attention import SequenceLengths
 from model.config import PRESETS, HourLlavaConfig
 from model.hour_llava import HourLlava, Output
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
+from model.weights.loading import load_tokenizer
 from training.checkpoint import Checkpoints
 from training.data.loader import build_loader
 from training.data.packing import Budget
@@ -125,7 +125,7 @@ def compare(
     """One model, and the arms one after another."""
     if ranks.local == 0:
         training_data.write_start(folder / "start", config, ranks.device)
-        tokenizer = AutoTokenizer.from_pretrained(folder / "start")
+        tokenizer = load_tokenizer(folder / "start")
         patterns = {"hour": training_data.HOUR, "mixed": training_data.MIXED}
         for name, pattern in [
             (n, p) for n, p in patterns.items() if n in map(_data_of, options.arms)

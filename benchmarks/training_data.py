@@ -17,7 +17,8 @@ from streaming import MDSWriter
 from transformers import PreTrainedTokenizerBase
 
 from model.config import HourLlavaConfig
-from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.hf import HourLlavaForCausalLM
+from model.hf_config import HourLlavaHFConfig
 from model.vision import VisionEncoder, encode_frames
 from model.weights.tensors import write_tensors
 from model.weights.tiny import write_tokenizer

@@ -14,6 +14,7 @@
     generate       greedy decoding
     hf             the same model for transformers: from_pretrained, generate
     hf_processor   its processor: chat messages with pictures and videos to a batch
+    hf_*           what these two are made of: configuration, settings of generate, requests
     import_name/   the package `hour_llava`, whose import makes transformers know both
 
 What comes before the model:

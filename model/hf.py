@@ -1,16 +1,11 @@
 """Hour-LLaVA for the transformers ecosystem: Auto classes, `from_pretrained`, `save_pretrained`,
 `generate`.
 
-Importing this module registers the Auto classes. A checkpoint's config.json holds our own
-configuration under the key "hour_llava", so that no version of transformers can lose part of it,
-and beside it what other tools look for.
+Importing this module registers the Auto classes.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,14 +20,14 @@ from transformers import (
     AutoProcessor,
     GenerationConfig,
     GenerationMixin,
-    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from model.attention import LLM_ATTENTION, refuse_attention
-from model.config import PRESETS, HourLlavaConfig
 from model.generate import greedy_tokens
+from model.hf_config import HourLlavaHFConfig
+from model.hf_generation import MAX_NEW, behind, is_greedy, limited, longest_answer
 from model.hf_processor import HourLlavaProcessor
 from model.hour_llava import HourLlava
 from model.initialise import drawn
@@ -43,63 +38,6 @@ from model.inputs import (
     pad_left,
     with_template_tokens,
 )
-
-logger = logging.getLogger(__name__)
-
-MAX_NEW = "max_new_tokens"
-
-
-class HourLlavaHFConfig(PretrainedConfig):
-    """`hour_llava` is `HourLlavaConfig.to_dict()`; `.model_config` is the configuration itself.
-
-    `rope_theta` is written both as version 4 of transformers names it and inside `rope_parameters`
-    as version 5 does: a reader that knows only the other one would silently fall back to 10,000.
-    Ours come from "hour_llava" in any case.
-    """
-
-    model_type = "hour_llava"
-
-    def __init__(self, hour_llava: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        config = HourLlavaConfig.from_dict(hour_llava) if hour_llava else PRESETS["tiny"]
-        self.hour_llava = config.to_dict()
-        llm = config.llm
-        derived = {
-            "vocab_size": llm.vocab_size,
-            "hidden_size": llm.hidden_size,
-            "num_hidden_layers": llm.num_layers,
-            "num_attention_heads": llm.num_heads,
-            "num_key_value_heads": llm.num_kv_heads,
-            "max_position_embeddings": llm.max_position_embeddings,
-            "tie_word_embeddings": llm.tie_word_embeddings,
-        }
-        theta = kwargs.pop("rope_theta", llm.rope_theta)
-        parameters = kwargs.pop("rope_parameters", None) or {
-            "rope_type": "default",
-            "rope_theta": llm.rope_theta,
-        }
-        for name, value in {
-            **derived,
-            "rope_theta": theta,
-            "rope_parameters.rope_theta": parameters["rope_theta"],
-        }.items():
-            expected = llm.rope_theta if "rope" in name else derived[name]
-            if kwargs.get(name, value) != expected:
-                raise ValueError(
-                    f"config.json says {name} is {kwargs.get(name, value)}, but hour_llava.llm "
-                    f"says {expected}"
-                )
-        super().__init__(**{**kwargs, **derived})
-        self.rope_theta = llm.rope_theta
-        self.rope_parameters = {"rope_type": "default", "rope_theta": llm.rope_theta}
-
-    @property
-    def model_config(self) -> HourLlavaConfig:
-        return HourLlavaConfig.from_dict(self.hour_llava)
-
-    @classmethod
-    def of(cls, config: HourLlavaConfig, **kwargs: Any) -> HourLlavaHFConfig:
-        return cls(hour_llava=config.to_dict(), architectures=["HourLlavaForCausalLM"], **kwargs)
-
 
 # Target to source, as version 5 wants it; version 4 knows only the targets. In force if the
 # configuration ties.
@@ -250,10 +188,10 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         )
         lengths = llm_input.plan.lengths
         longest, settings = self._settings(generation_config, kwargs, max(lengths))
-        generation_config, kwargs = _limited(longest, generation_config, kwargs)
+        generation_config, kwargs = limited(longest, generation_config, kwargs)
         if longest == 0:
             new: Any = torch.empty(len(samples), 0, dtype=torch.int64, device=self.device)
-        elif len(lengths) == 1 and _is_greedy(settings, kwargs):
+        elif len(lengths) == 1 and is_greedy(settings, kwargs):
             new = self._greedy(llm_input.embeds_SD, longest, settings, kwargs.get("streamer"))
         else:
             embeds, mask = pad_left(llm_input.embeds_SD.split(lengths))
@@ -263,7 +201,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
                 generation_config=generation_config,
                 **kwargs,
             )
-        return new if prompt is None else _behind(prompt, new)
+        return new if prompt is None else behind(prompt, new)
 
     def _generate_text(
         self,
@@ -279,7 +217,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         if embeds is None:
             self._check_ids(prompt)
         longest, _ = self._settings(generation_config, kwargs, prompt.shape[1])
-        generation_config, kwargs = _limited(longest, generation_config, kwargs)
+        generation_config, kwargs = limited(longest, generation_config, kwargs)
         if longest == 0:
             return prompt[:, :0] if ids is None else ids
         return super().generate(inputs, generation_config, **kwargs)
@@ -309,25 +247,10 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         given = {key: value for key, value in kwargs.items() if not nothing or key != MAX_NEW}
         settings, _ = self._prepare_generation_config(config, **given)
         context = self.config.model_config.max_length
-        room = context - prompt
-        if room < 0:
-            raise ValueError(f"the prompt has {prompt} tokens, the context {context}")
-        wanted = 0 if nothing else settings.max_new_tokens
-        # Without being asked, transformers has a limit of 20 tokens, prompt included.
-        if wanted is None and (kwargs.get("max_length") or settings.max_length not in (None, 20)):
-            wanted = settings.max_length - prompt
-            if wanted < 0:
-                raise ValueError(
-                    f"max_length is {settings.max_length}, but the prompt has {prompt} tokens "
-                    "already; set max_new_tokens, which counts only the answer's"
-                )
-        if wanted is not None and wanted > room:
-            logger.warning(
-                "an answer of %d tokens does not fit: the prompt has %d, and the context of %d "
-                "ends after %d more",
-                *(wanted, prompt, context, room),
-            )
-        return room if wanted is None else min(wanted, room), settings
+        if nothing:
+            return 0, settings
+        by_length = kwargs.get("max_length") is not None
+        return longest_answer(settings, by_length, prompt, context), settings
 
     def _check_ids(self, ids: Tensor) -> None:
         low, high = (int(end) for end in ids.aminmax()) if ids.numel() else (0, 0)
@@ -342,6 +265,12 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
             )
 
     # -- what transformers asks of a model --------------------------------------------------------
+
+    def load_custom_generate(self, *_: Any, **__: Any) -> Any:
+        """Never: version 4.57 asks this whenever it loads a local folder, and would run the file
+        `custom_generate/generate.py` of it whatever `trust_remote_code` says.
+        """
+        raise OSError("Hour-LLaVA takes no generate() from a checkpoint's folder")
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         refuse_attention(attn_implementation)
@@ -413,67 +342,6 @@ def _mean_loss(logits_SV: Tensor, rows_R: Tensor, targets_R: Tensor) -> Tensor:
     if not len(rows_R):
         return logits_SV[:1].float().sum() * 0
     return nn.functional.cross_entropy(logits_SV[rows_R].float(), targets_R)
-
-
-def _behind(prompt: Tensor, new: Any) -> Any:
-    """What was generated, behind the prompt that it continues; beams and the like repeat it."""
-    ids = new if isinstance(new, Tensor) else new.sequences
-    prompt = prompt.to(ids.device).repeat_interleave(len(ids) // len(prompt), dim=0)
-    whole = torch.cat([prompt, ids], dim=1)
-    if isinstance(new, Tensor):
-        return whole
-    new.sequences = whole
-    return new
-
-
-def _limited(
-    longest: int, config: GenerationConfig | None, kwargs: dict[str, Any]
-) -> tuple[GenerationConfig | None, dict[str, Any]]:
-    """The same settings with a limit of so many new tokens, where these were given: version 5
-    wants them in one place.
-    """
-    kwargs = {name: value for name, value in kwargs.items() if name != "max_length"}
-    if config is None or "max_new_tokens" in kwargs:
-        return config, {**kwargs, "max_new_tokens": longest}
-    config = copy.deepcopy(config)
-    config.max_new_tokens = longest
-    return config, kwargs
-
-
-# Settings that do not change which token is the most likely.
-_HARMLESS = {
-    "bos_token_id",
-    "do_sample",
-    "eos_token_id",
-    "max_length",
-    "max_new_tokens",
-    "pad_token_id",
-    "temperature",
-    "top_k",
-    "top_p",
-    "transformers_version",
-}
-
-
-def _is_greedy(settings: GenerationConfig, kwargs: dict[str, Any]) -> bool:
-    """Whether generating means taking the most likely token and nothing else."""
-    values, neutral = settings.to_dict(), _neutral_settings()
-    return (
-        set(kwargs) - {"streamer"} <= set(neutral)
-        and not settings.do_sample
-        and all(
-            value is None or value == neutral.get(name)
-            for name, value in values.items()
-            if name not in _HARMLESS and not name.startswith("_")
-        )
-    )
-
-
-@functools.cache
-def _neutral_settings() -> dict[str, Any]:
-    config = GenerationConfig()
-    # Version 5 keeps its defaults beside the object.
-    return {**config.to_dict(), **getattr(config, "_get_default_generation_params", dict)()}
 
 
 AutoConfig.register(HourLlavaHFConfig.model_type, HourLlavaHFConfig, exist_ok=True)

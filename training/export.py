@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.hf import HourLlavaForCausalLM
 from model.hf_processor import processor_files
 from model.vision import VisionEncoder
+from model.weights.loading import load_config
 from model.weights.tensors import checkpoint_files, stored_tensors
 from model.weights.vision_encoder import save_vision_encoder
 from training.adapters import ADAPTER_FOLDER, is_adapter, merged, write_adapter
@@ -95,7 +96,7 @@ def export_vision_encoder(export: Path, out: Path) -> None:
     Raises:
         ValueError: the checkpoint lacks part of an encoder.
     """
-    encoder = VisionEncoder(HourLlavaHFConfig.from_pretrained(export).model_config.vision)
+    encoder = VisionEncoder(load_config(export).model_config.vision)
     prefix = "model.vision."
     tensors = {
         stored.name.removeprefix(prefix): stored.read()

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
-from transformers import AutoTokenizer
 
 from model.config import VARIANTS
-from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.hf import HourLlavaForCausalLM
 from model.processor import Processor
+from model.weights.loading import load_config, load_tokenizer
 from model.weights.tensors import StoredTensor, checkpoint_files, stored_tensors
 from training.adapters import insert_adapters, is_adapter, plain_name
 from training.run_config import RunConfig
@@ -39,7 +39,7 @@ def model_and_processor(run: RunConfig) -> tuple[HourLlavaForCausalLM, Processor
         )
     if run.lora is not None:
         insert_adapters(wrapper.model, run.lora)
-    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer = load_tokenizer(start)
     config = replace(config, max_length=min(config.max_length, run.recipe.max_length))
     cuda = torch.cuda.is_available() if run.device == "auto" else run.device == "cuda"
     checkpointing = (
@@ -62,7 +62,7 @@ def empty_model(start: Path) -> HourLlavaForCausalLM:
             "stage first"
         )
     with torch.device("meta"):
-        return HourLlavaForCausalLM(HourLlavaHFConfig.from_pretrained(start))
+        return HourLlavaForCausalLM(load_config(start))
 
 
 @torch.no_grad()

@@ -104,18 +104,15 @@ def _transformers(folder: Path, device: str, longest: int) -> _Write:
     """Any image-text-to-text model that transformers knows, without code of its own."""
     import torch
     from PIL import Image
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from model.weights.loading import load_image_text_model
 
     if device == "cuda" and not torch.cuda.is_available():
         raise OperatorError("device is 'cuda', but this machine has no usable GPU")
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if chosen == "cuda" else torch.float32
-    safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
-        processor = AutoProcessor.from_pretrained(folder, **safe)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, **safe
-        )
+        model, processor = load_image_text_model(folder, dtype)
     except (OSError, ValueError) as error:
         raise OperatorError(
             f"{folder}: transformers loads no image-text-to-text model from it: {error}"

@@ -24,13 +24,10 @@ def load(export: Path) -> dict[str, list[str] | int]:
         `tensors`: how many there are; `faults`: what is wrong, a sentence each.
     """
     import torch
-    from transformers import AutoTokenizer
 
-    from model.hf import HourLlavaForCausalLM
+    from model.weights.loading import load_model_and_faults, load_tokenizer
 
-    model, info = HourLlavaForCausalLM.from_pretrained(
-        export, dtype="auto", output_loading_info=True
-    )
+    model, info = load_model_and_faults(export, "auto")
     faults = [
         f"{what.replace('_', ' ')}: {', '.join(sorted(map(str, info[what]))[:5])}"
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -42,9 +39,7 @@ def load(export: Path) -> dict[str, list[str] | int]:
         for name, tensor in tensors.items()
         if not bool(torch.isfinite(tensor).all())
     ]
-    ids = AutoTokenizer.from_pretrained(export)(
-        "What happens in the video?", return_tensors="pt"
-    ).input_ids
+    ids = load_tokenizer(export)("What happens in the video?", return_tensors="pt").input_ids
     with torch.inference_mode():
         logits = model.eval()(input_ids=ids).logits
     if not bool(torch.isfinite(logits).all()):

@@ -71,10 +71,9 @@ def load_checkpoint(export: Path, device: str = "auto") -> tuple[HourLlavaForCau
         ValueError: there is no GPU where one is asked for.
     """
     import torch
-    from transformers import AutoTokenizer
 
-    from model.hf import HourLlavaForCausalLM
     from model.processor import Processor
+    from model.weights.loading import load_model, load_tokenizer
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
@@ -82,9 +81,8 @@ def load_checkpoint(export: Path, device: str = "auto") -> tuple[HourLlavaForCau
         )
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if chosen == "cuda" else torch.float32
-    model = HourLlavaForCausalLM.from_pretrained(export, dtype=dtype).to(chosen).eval()
-    tokenizer = AutoTokenizer.from_pretrained(export)
-    return model, Processor(model.config.model_config, tokenizer)
+    model = load_model(export, dtype).to(chosen).eval()  # type: ignore[arg-type]  # hidden by their decorator
+    return model, Processor(model.config.model_config, load_tokenizer(export))
 
 
 def log_to_terminal(line: str) -> None:

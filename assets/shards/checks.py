@@ -233,7 +233,7 @@ def _drawn(storage: Storage) -> Iterator[Sample]:
 
 def _tokenizer(storage: Storage, settings: Settings) -> PreTrainedTokenizerBase | None:
     """The tokenizer of the first variant that has a starting point; they all share one."""
-    from transformers import AutoTokenizer
+    from model.weights.loading import load_tokenizer
 
     for variant in settings.variants:
         name = product("base_model", variant)
@@ -243,6 +243,5 @@ def _tokenizer(storage: Storage, settings: Settings) -> PreTrainedTokenizerBase 
                 for file in storage.list(export):
                     if not file.endswith(".safetensors"):
                         Path(folder, file.rpartition("/")[2]).write_bytes(storage.read_bytes(file))
-                loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-            return loaded
+                return load_tokenizer(Path(folder))
     return None

@@ -28,13 +28,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from model.atomic import remove_unfinished, writing_folder
 from model.config import PRESETS, HourLlavaConfig
-from model.hf import HourLlavaHFConfig
+from model.hf_config import HourLlavaHFConfig
 from model.hf_processor import processor_files
 from model.initialise import drawn
+from model.weights.loading import load_config, load_tokenizer
 from model.weights.names import published_config, published_name, shapes
 from model.weights.tensors import (
     SHARD_BYTES,
@@ -115,7 +115,7 @@ def convert_parts(
 
 def publish(source: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """One of our checkpoints under the published names."""
-    config = HourLlavaHFConfig.from_pretrained(source).model_config
+    config = load_config(source).model_config
     wanted = shapes(config)
     held = _held(WeightSource(source, _own(config)), config, wanted)
     _refuse_differences(held, wanted, (), [source])
@@ -323,7 +323,7 @@ def _assemble(
         write_shards(partial, tensors(), shard_bytes)
         ids = {}
         if _copy_tokenizer(tokenizer, partial):
-            known = AutoTokenizer.from_pretrained(partial)
+            known = load_tokenizer(partial)
             eos, pad = known.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
             ids = {"eos_token_id": eos, "pad_token_id": pad}
             for name, content in processor_files(config).items():

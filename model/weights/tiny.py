@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from model.config import PRESETS, HourLlavaConfig
-from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.hf import HourLlavaForCausalLM
+from model.hf_config import HourLlavaHFConfig
 from model.hf_processor import processor_files
 from model.initialise import initialise
 

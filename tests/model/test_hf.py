@@ -10,7 +10,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, SiglipVisionModel
 
 from model.config import PRESETS
-from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.hf import HourLlavaForCausalLM
+from model.hf_config import HourLlavaHFConfig
 from model.initialise import initialise
 from model.inputs import IGNORE_INDEX
 from model.vision import VisionEncoder, pool_frames

@@ -24,7 +24,8 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache
 
-from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.hf import HourLlavaForCausalLM
+from model.hf_config import HourLlavaHFConfig
 from model.hf_processor import HourLlavaProcessor
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs
 from model.weights.tiny import build_tiny

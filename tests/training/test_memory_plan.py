@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from model.config import PRESETS
-from model.hf import HourLlavaForCausalLM, HourLlavaHFConfig
+from model.hf import HourLlavaForCausalLM
+from model.hf_config import HourLlavaHFConfig
 from training.adapters import insert_adapters, is_adapter
 from training.flops import adapter_parameters, parameters, video_sizes
 from training.footprint import GIB, Load
