@@ -8,6 +8,7 @@ Shapes: S prompt tokens, N places in the cache, K key-value heads, D head dims, 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,14 @@ from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
 from model.attention import refuse_attention
+
+# The language model's cache, as an argument and in an output: version 5.24 of transformers has
+# another name for it than 4.57.
+CACHE = (
+    "cache"
+    if "cache" in inspect.signature(Qwen2ForCausalLM.forward).parameters
+    else "past_key_values"
+)
 
 
 class FixedCache:
@@ -93,8 +102,8 @@ def greedy_tokens(
             position_ids=positions[None],
             cache_position=positions,
             attention_mask={"full_attention": mask},
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         ).last_hidden_state
         token.copy_(llm.lm_head(hidden[:, -1]).argmax(-1, keepdim=True))
 

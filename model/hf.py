@@ -25,7 +25,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from model.attention import LLM_ATTENTION, refuse_attention
-from model.generate import greedy_tokens
+from model.generate import CACHE, greedy_tokens
 from model.hf_config import HourLlavaHFConfig
 from model.hf_generation import MAX_NEW, behind, is_greedy, limited, longest_answer
 from model.hf_processor import HourLlavaProcessor
@@ -73,6 +73,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -105,12 +106,15 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
                 samples, input_ids, attention_mask, labels, forgetting, return_dict
             )
         refuse_attention(self.model.llm.config._attn_implementation)
-        if input_ids is not None and past_key_values is None:
+        if past_key_values is not None and cache is not None:
+            raise ValueError("past_key_values and cache are one thing; give one of them")
+        cache = past_key_values if cache is None else cache
+        if input_ids is not None and cache is None:
             self._check_ids(input_ids)
         given = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            CACHE: cache,
             "inputs_embeds": inputs_embeds,
             "use_cache": use_cache,
             "cache_position": cache_position,

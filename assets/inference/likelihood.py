@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
+from model.generate import CACHE
+
 
 class CachedPrompts:
     """A batch of prompts in the language model's cache of keys and values.
@@ -37,7 +39,7 @@ class CachedPrompts:
                 logits_to_keep=1,
             )
         self.logits_BV: Tensor = output.logits[:, -1].float()
-        self.cache = output.past_key_values
+        self.cache = output[CACHE]
         self.length = self.mask_BS.shape[1]
 
     def generate(self, longest: int) -> list[list[int]]:
@@ -116,8 +118,8 @@ class CachedPrompts:
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=_positions(mask)[:, -1:],
-                past_key_values=self.cache,
                 use_cache=True,
+                **{CACHE: self.cache},
             )
         return output.logits[:, -1].float(), mask
 

@@ -27,7 +27,7 @@ class EvilProcessor(ProcessorMixin): pass
 def generate(*_, **__): return "owned"
 """
 
-# As a program does that asks nobody, and as one whose person at the terminal says yes to everything.
+# Whatever is asked at the terminal meanwhile, the person there says yes.
 LOAD_ALL = """
 import sys
 from pathlib import Path
