@@ -1,5 +1,5 @@
-"""A model endpoint whose answers are known: it sees the drawn films as they are, and errs at a rate
-that is known, too. It speaks the OpenAI-compatible protocol on a loopback address.
+"""A model whose answers are known: it sees the drawn films as they are, and errs at a rate that is
+known, too. `model_server.py` serves it.
 
 It reads the pictures that it is sent, so its captions are true of what was really decoded. Whatever
 it writes wrongly it remembers, by the words of the question.
@@ -7,16 +7,12 @@ it writes wrongly it remembers, by the words of the question.
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import re
-import threading
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -165,121 +161,6 @@ class Painter:
         }
 
 
-class ModelServer:
-    """Serves one `answer` function on a loopback address. A context manager.
-
-    Args:
-        answer: (form, text, JPEG files, seed) -> JSON value, or the text of the answer.
-        faults: what happens to the first requests, one each, in place of an answer: see `_fault`.
-
-    Attributes:
-        requests: body of every request so far, with its `authorization` header.
-    """
-
-    def __init__(self, answer: Callable[..., Any], faults: list[str] | None = None) -> None:
-        self.answer, self.faults = answer, list(faults or [])
-        self.requests: list[dict[str, Any]] = []
-        self.lock = threading.Lock()
-        self.closing = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with server.lock:
-                key = self.headers.get("Authorization", "")
-                server.requests.append({**body, "authorization": key, "path": self.path})
-                fault = server.faults.pop(0) if server.faults else ""
-            if self.path.endswith("/embeddings"):
-                vectors = [_vector(text) for text in body["input"]]
-                data = [
-                    {"object": "embedding", "index": n, "embedding": v}
-                    for n, v in enumerate(vectors)
-                ]
-                usage = {"prompt_tokens": 1, "total_tokens": 1}
-                self._send(200, {"object": "list", "data": data, "model": "m", "usage": usage})
-            elif not self._fault(fault, body):
-                self._answer(body, fault)
-
-        def _fault(self, fault: str, body: dict[str, Any]) -> bool:
-            """Misbehave; whether that was all."""
-            if fault == "hang":
-                server.closing.wait(60)
-                return True
-            if fault == "no format":
-                self._send(400, {"error": {"message": "response_format is not supported"}})
-            elif fault.startswith("status "):
-                _, status, *wait = fault.split()
-                headers = {"Retry-After": wait[0]} if wait else {}
-                key = self.headers.get("Authorization", "")
-                self._send(int(status), {"error": {"message": f"no, {key}"}}, headers)
-            else:
-                return False
-            return True
-
-        def _answer(self, body: dict[str, Any], fault: str) -> None:
-            shape, text, jpegs = _prompt(body)
-            value = server.answer(shape, text, jpegs, body.get("seed", 0))
-            said = value if isinstance(value, str) else json.dumps(value)
-            ended: str = "stop"
-            message: dict[str, Any] = {"role": "assistant", "content": said}
-            if fault == "half":
-                message["content"], ended = said[: len(said) // 2], "length"
-            elif fault == "prose":
-                message["content"] = f"Sure! Here {{it}} is:\n```json\n{said}\n```\nAnything else?"
-            elif fault == "refusal":
-                message |= {"content": None, "refusal": "I cannot look at that."}
-            elif fault == "not json":
-                message["content"] = "The square is red."
-            usage = {
-                "prompt_tokens": len(text) // 4 + 100 * len(jpegs),
-                "completion_tokens": len(said) // 4,
-                "total_tokens": 0,
-            }
-            choice = {"index": 0, "message": message, "finish_reason": ended}
-            reply = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
-            self._send(200, {**reply, "choices": [choice], "usage": usage})
-
-        def _send(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
-            data = json.dumps(value).encode()
-            self.send_response(status)
-            for name, said in (headers or {}).items():
-                self.send_header(name, said)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    return Handler
-
-
-def _prompt(body: dict[str, Any]) -> tuple[str, str, list[bytes]]:
-    """Form, text and pictures of a request."""
-    content = body["messages"][-1]["content"]
-    form = body.get("response_format", {}).get("json_schema", {}).get("name", "")
-    if isinstance(content, str):
-        return form, content, []
-    text = "".join(part["text"] for part in content if part["type"] == "text")
-    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
-    return form, text, [base64.b64decode(url.partition(",")[2]) for url in urls]
-
-
 def _colours(jpeg: bytes) -> tuple[str, str]:
     """Background and square of a picture, by the nearest colours."""
     pixels = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"), np.int32)[::2, ::2]
@@ -337,8 +218,3 @@ def _error(rate: float, kinds: tuple[str, ...], name: str) -> str:
     if stable_hash("error", name) / 2**64 >= rate:
         return ""
     return kinds[stable_hash("kind", name) % len(kinds)]
-
-
-def _vector(text: str) -> list[float]:
-    """Counts of letters: alike for texts of the same words in any order."""
-    return [float(text.lower().count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz"]

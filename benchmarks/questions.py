@@ -24,7 +24,8 @@ from assets.captions.answerers import askers
 from assets.captions.build import describe_source
 from assets.deployment.settings import load_settings
 from assets.questions.build import ask_about_source
-from benchmarks.question_world import ModelServer, Painter
+from benchmarks.model_server import ModelServer
+from benchmarks.question_world import Painter
 from pipeline.demo.drawing import invent_film, write_film
 from training.formats import layout
 from training.formats.storage import Storage

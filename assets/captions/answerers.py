@@ -7,6 +7,7 @@ from collections.abc import Callable
 from assets.deployment.settings import Settings
 from assets.endpoints.asker import Asker
 from assets.endpoints.budget import Ledger
+from assets.endpoints.dialect import Dialect
 from assets.endpoints.openai_backend import OpenAiBackend, OpenAiEmbedder
 from assets.endpoints.options import Embedder, Endpoint, LocalModel
 from assets.endpoints.protocol import Backend
@@ -27,19 +28,30 @@ def askers(
         raise OperatorError(f"{source} is not one of questions.sources in the settings")
     ledger = Ledger(storage, source, chosen.budget)
 
-    def asker(backend: Backend) -> Asker:
-        return Asker(storage, backend, ledger, chosen.attempts, log)
+    dialects: dict[tuple[str, str], Dialect] = {}
 
-    describer = asker(make_backend(chosen.describer, log))
+    def asker(who: Endpoint | LocalModel) -> Asker:
+        return Asker(storage, make_backend(who, dialects, log), ledger, chosen.attempts, log)
+
+    describer = asker(chosen.describer)
     if chosen.writer is None or chosen.writer == chosen.describer:
         return describer, describer
-    return describer, asker(make_backend(chosen.writer, log))
+    return describer, asker(chosen.writer)
 
 
-def make_backend(settings: Endpoint | LocalModel, log: Callable[[str], None]) -> Backend:
-    """The model behind one section of the settings."""
+def make_backend(
+    settings: Endpoint | LocalModel,
+    dialects: dict[tuple[str, str], Dialect],
+    log: Callable[[str], None],
+) -> Backend:
+    """The model behind one section of the settings.
+
+    Args:
+        dialects: what is known of models already, by address and name; a new one is added.
+    """
     if isinstance(settings, Endpoint):
-        return OpenAiBackend(settings, log)
+        name = settings.url, settings.model
+        return OpenAiBackend(settings, dialects.setdefault(name, Dialect(settings.model, log)), log)
     from assets.captions.local import LocalBackend
 
     return LocalBackend(settings)

@@ -27,7 +27,7 @@ class LocalBackend:
 
     Attributes:
         model: name of its folder, and a hash of its content.
-        concurrency, prices, patience: see `Backend`.
+        identity, concurrency, prices, patience: see `Backend`.
 
     Raises:
         OperatorError: the folder holds no checkpoint that can be loaded.
@@ -42,14 +42,15 @@ class LocalBackend:
         config = _config(folder)
         self.longest = settings.longest_answer
         self._lock = threading.Lock()
-        self.model = f"{folder.name}@{checkpoint_hash(folder)[:16]}"
+        self.model = self.identity = f"{folder.name}@{checkpoint_hash(folder)[:16]}"
         load = _hour_llava if "hour_llava" in config else _transformers
         self._write = load(folder, settings.device, self.longest)
 
     def most_tokens(self, prompt: Prompt) -> tuple[int, int]:
         """Tokens that a prompt may cost at most: read, and written."""
         pictures = len(prompt.pictures.jpegs) if prompt.pictures else 0
-        text = (len(prompt.system.encode()) + len(prompt.text.encode())) // 2
+        texts = prompt.system, prompt.text, prompt.form_in_words
+        text = sum(len(one.encode()) for one in texts) // 2
         return text + pictures * PICTURE_TOKENS, self.longest
 
     def answer(self, prompt: Prompt) -> Reply:
@@ -58,8 +59,7 @@ class LocalBackend:
         Raises:
             RefusedPromptError: the checkpoint cannot take it; it is too long, for one.
         """
-        schema = json.dumps(prompt.schema, sort_keys=True)
-        text = f"{prompt.text}\n\nAnswer with one JSON object of this schema alone: {schema}"
+        text = f"{prompt.text}\n\n{prompt.form_in_words}"
         jpegs = prompt.pictures.jpegs if prompt.pictures else ()
         with self._lock:
             try:

@@ -16,7 +16,13 @@ from typing import Any, TypeVar
 
 from assets.endpoints.budget import Cost, Ledger
 from assets.endpoints.json_answers import MalformedAnswerError, read_answer
-from assets.endpoints.protocol import Backend, Prompt, RefusedPromptError, Reply
+from assets.endpoints.protocol import (
+    AskOtherwiseError,
+    Backend,
+    Prompt,
+    RefusedPromptError,
+    Reply,
+)
 from assets.fetching.errors import TransferError
 from assets.fetching.retry import backoff
 from model.configuration import Section
@@ -77,7 +83,7 @@ class Asker:
         said, reason = prompt, "refused"
         for _ in range(self.attempts):
             reply = self._reply(said)
-            if reply.ended == "refused" or not reply.text.strip():
+            if reply.ended == "refused" or (reply.ended == "stop" and not reply.text.strip()):
                 reason, said = "refused", replace(said, turn=said.turn + REFUSED_TURN)
                 self._count("answer refused")
                 continue
@@ -85,18 +91,19 @@ class Asker:
                 answer = read_answer(reply.text, kind)
                 if check is not None:
                     check(answer)
-                return answer, said.key(self.backend.model)
+                return answer, said.key(self.backend.identity)
             except MalformedAnswerError as error:
                 cut = reply.ended == "length"
                 reason = "cut_off" if cut else "malformed"
                 fault = "it was cut off, so be shorter" if cut else str(error)
                 self._count(f"answer {reason}")
-                said = replace(prompt, text=f"{prompt.text}\n\n{_again(fault)}", turn=said.turn + 1)
+                again = _again(fault, prompt)
+                said = replace(prompt, text=f"{prompt.text}\n\n{again}", turn=said.turn + 1)
         raise SetAsideError(reason)
 
     def settled(self, prompt: Prompt, kind: type[Section]) -> bool:
         """Whether a prompt has a usable answer already, so that asking it sends nothing."""
-        kept = self._kept(layout.model_answer(prompt.key(self.backend.model)))
+        kept = self._kept(layout.model_answer(prompt.key(self.backend.identity)))
         if kept is None or kept.ended != "stop":
             return False
         try:
@@ -106,24 +113,29 @@ class Asker:
         return True
 
     def _reply(self, prompt: Prompt) -> Reply:
-        rel = layout.model_answer(prompt.key(self.backend.model))
+        rel = layout.model_answer(prompt.key(self.backend.identity))
         kept = self._kept(rel)
         if kept is not None:
             self._count("kept")
             return kept
         reply = self._answer(prompt)
-        self._storage.write_json(
-            rel, {"model": self.backend.model, "shape": prompt.shape, **asdict(reply)}
-        )
+        # What was asked stands beside the answer: a row leads back to the words of its prompt.
+        asked = {"system": prompt.system, "text": prompt.text, "turn": prompt.turn}
+        seen = {"pictures": prompt.pictures.identity} if prompt.pictures else {}
+        record = {"model": self.backend.model, "shape": prompt.shape, **asked, **seen}
+        self._storage.write_json(rel, {"prompt": record, **asdict(reply)})
         self._count("asked")
         return reply
 
     def _answer(self, prompt: Prompt) -> Reply:
         """An answer from the backend, after as many tries as it is worth."""
         patience, name = self.backend.patience, self.backend.model
-        for attempt in range(1, patience.tries + 1):
+        attempt = 1
+        while True:
             try:
                 return self._try(prompt)
+            except AskOtherwiseError:
+                continue  # no try: the endpoint is neither busy nor ill
             except TransferError as error:
                 pause = backoff(patience.backoff_s, attempt, prompt.shape, error.retry_after)
                 if attempt == patience.tries or pause > patience.longest_wait_s:
@@ -134,7 +146,7 @@ class Asker:
                 )
                 self._count(error.reason)
                 time.sleep(pause)
-        raise AssertionError("tries is at least 1")
+                attempt += 1
 
     def _try(self, prompt: Prompt) -> Reply:
         most = Cost.of(self.backend.most_tokens(prompt), self.backend.prices)
@@ -146,6 +158,9 @@ class Asker:
         except RefusedPromptError as error:
             real = Cost(requests=1)
             raise SetAsideError(str(error)) from error
+        except AskOtherwiseError:
+            real = Cost(requests=1)
+            raise
         except TransferError as error:
             if error.reason in NOT_COUNTED:
                 real = Cost(requests=1)
@@ -213,11 +228,8 @@ def _collect(
             progress.advance()
 
 
-def _again(fault: str) -> str:
-    return (
-        f"Your last answer could not be used: {fault}. Answer again, with one JSON object of the "
-        "form that was asked for and nothing else."
-    )
+def _again(fault: str, prompt: Prompt) -> str:
+    return f"Your last answer could not be used: {fault}. Answer again. {prompt.form_in_words}"
 
 
 def tally(*counts: Counter[str]) -> dict[str, Any]:

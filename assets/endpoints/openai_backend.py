@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from assets.endpoints.dialect import Dialect, Refusal
 from assets.endpoints.options import Embedder, Endpoint
-from assets.endpoints.protocol import Patience, Prompt, RefusedPromptError, Reply
+from assets.endpoints.protocol import (
+    AskOtherwiseError,
+    Patience,
+    Prompt,
+    RefusedPromptError,
+    Reply,
+)
 from assets.fetching.errors import AccessError, MissingToolError, OperatorError, TransferError
 from assets.fetching.retry import retry_after
 
@@ -22,6 +29,8 @@ if TYPE_CHECKING:
 NO_KEY = "none"  # servers that need no key want one all the same, and take any
 CONNECT_S = 20.0
 BUSY = (408, 409, 425, 429)
+REFUSED = (400, 422)  # what an endpoint says of a parameter that it does not take
+NO_CREDIT = "insufficient_quota"  # comes as a 429, and no wait helps
 LONGEST_SAID = 300  # characters of an endpoint's error
 
 
@@ -29,66 +38,71 @@ class OpenAiBackend:
     """Asks an endpoint. Many threads may.
 
     Args:
-        log: told of waits, and of what the endpoint cannot do.
+        dialect: what the endpoint's model takes; shared by all who ask it.
+        log: told of what is refused.
 
     Attributes:
         model: the name in the settings.
+        identity: with what else decides what it sees.
         concurrency: prompts at a time.
         prices: for a million tokens read, and written.
         patience: when it does not answer.
     """
 
-    def __init__(self, settings: Endpoint, log: Callable[[str], None]) -> None:
-        self.settings, self._log = settings, log
+    def __init__(self, settings: Endpoint, dialect: Dialect, log: Callable[[str], None]) -> None:
+        self.settings, self._dialect, self._log = settings, dialect, log
         self.model, self.concurrency = settings.model, settings.concurrency
+        self.identity = f"{self.model}, detail {settings.detail}" if settings.detail else self.model
         self.prices = settings.input_price, settings.output_price
         self.patience = Patience(settings.tries, settings.backoff_s, settings.longest_wait_s)
-        self._structured = settings.structured
         self._client = make_client(settings.url, settings.key_from, settings.timeout_s)
         self._count_scale = 1.0
+        self._told: set[str] = set()
 
     def most_tokens(self, prompt: Prompt) -> tuple[int, int]:
         """Tokens that a prompt may cost at most: read, and written."""
         pictures = len(prompt.pictures.jpegs) if prompt.pictures else 0
         # No tokenizer makes more tokens than there are bytes, few more than one of two.
-        text = (len(prompt.system.encode()) + len(prompt.text.encode())) // 2 + 64
-        read = text + pictures * self.settings.picture_tokens
+        texts = prompt.system, prompt.text, prompt.form_in_words
+        read = sum(len(one.encode()) for one in texts) // 2 + 64
+        read += pictures * self.settings.picture_tokens
         return int(read * self._count_scale), self.settings.longest_answer
 
     def answer(self, prompt: Prompt) -> Reply:
         """The answer to a prompt, asked for once.
 
         Raises:
+            AskOtherwiseError: the endpoint refuses a parameter, and there is another way.
             RefusedPromptError: to this prompt, there is none.
             OperatorError: the key, the model's name or the address is wrong.
             TransferError: the endpoint is busy, failed, or did not answer in time.
         """
         import openai
 
-        structured = self._structured
-        extra: dict[str, Any] = {}
-        if structured:
-            form = {"name": prompt.shape, "schema": dict(prompt.schema), "strict": True}
-            extra["response_format"] = {"type": "json_schema", "json_schema": form}
+        ways = self._ways(prompt)
         try:
             said = self._client.chat.completions.create(
                 model=self.settings.model,
-                messages=_messages(prompt),
-                max_tokens=self.settings.longest_answer,
-                temperature=0.0 if prompt.turn == 0 else 0.7,
-                seed=prompt.turn,
-                **extra,
+                messages=_messages(prompt, ways, self.settings.detail),
+                **_parameters(prompt, ways, self.settings.longest_answer),
             )
-        except openai.BadRequestError as error:
-            if structured and "response_format" in str(error):
-                # The endpoint has no structured output: from now on answers are read from prose.
-                self._log(f"{self.model} offers no structured output; answers are read without it")
-                self._structured = False
-                return self.answer(prompt)
+        except openai.APIStatusError as error:
+            refused = error.status_code in REFUSED
+            if refused and self._dialect.learn(ways, Refusal.of(error.body)):
+                raise AskOtherwiseError from error
             raise self._fault(error) from error
         except openai.OpenAIError as error:
             raise self._fault(error) from error
         return self._reply(prompt, said)
+
+    def _ways(self, prompt: Prompt) -> dict[str, str]:
+        """What a request says, and in which way."""
+        ways = {what: way for what, way in self._dialect.ways.items() if way}
+        if not self.settings.structured:
+            ways.pop("form", None)
+        if not (self.settings.detail and prompt.pictures):
+            ways.pop("detail", None)
+        return ways
 
     def _reply(self, prompt: Prompt, said: openai.types.chat.ChatCompletion) -> Reply:
         most_in, most_out = self.most_tokens(prompt)
@@ -104,8 +118,16 @@ class OpenAiBackend:
         return Reply(choice.message.content or "", ended, tokens_in, tokens_out)
 
     def _fault(self, error: openai.OpenAIError) -> Exception:
-        """Whose fault an error is: the endpoint's (wait), the operator's, or this prompt's."""
-        return fault_of(error, self.settings.url, self.settings.model, self.settings.key_from)
+        """Whose fault an error is: the endpoint's (wait), the operator's, or this prompt's. What
+        is said of the first prompt that is refused is told: it may hold for all of them.
+        """
+        one = self.settings
+        fault = fault_of(error, one.url, one.model, one.key_from)
+        if isinstance(fault, RefusedPromptError) and str(fault) not in self._told:
+            self._told.add(str(fault))
+            said = said_of(error, one.key_from)
+            self._log(f"{self.model} refuses a prompt, others may follow ({fault}): {said}")
+        return fault
 
 
 class OpenAiEmbedder:
@@ -171,7 +193,7 @@ def fault_of(error: openai.OpenAIError, url: str, model: str, key_from: str) -> 
         return TransferError("transient", "connection", f"{url}: {error.__cause__ or error}")
     if not isinstance(error, openai.APIStatusError):
         return TransferError("transient", "not_the_protocol", f"{url}: {type(error).__name__}")
-    status, said = error.status_code, _said(error, os.environ.get(key_from))
+    status, said = error.status_code, said_of(error, key_from)
     if status in (401, 403):
         return AccessError(
             f"{url} refuses the key (HTTP {status}); put a right one into the environment variable "
@@ -186,6 +208,8 @@ def fault_of(error: openai.OpenAIError, url: str, model: str, key_from: str) -> 
             f"{url} sends us elsewhere (HTTP {status}), which is not followed; name the last "
             "address in the settings"
         )
+    if status == 402 or error.code == NO_CREDIT:
+        return AccessError(f"{url}: nothing is left to pay with (HTTP {status}: {said})")
     if status in BUSY or status >= 500:
         wait = retry_after(error.response.headers.get("Retry-After"))
         reason = "rate_limited" if status == 429 else f"http_{status}"
@@ -193,23 +217,49 @@ def fault_of(error: openai.OpenAIError, url: str, model: str, key_from: str) -> 
     return RefusedPromptError(f"refused_with_{status}")
 
 
-def _said(error: openai.APIStatusError, key: str | None) -> str:
+def said_of(error: openai.OpenAIError, key_from: str) -> str:
     """What an endpoint says of an error, in a line, without the key: some repeat it."""
-    said = " ".join(str(error.message).split())
+    said, key = " ".join(str(error).split()), os.environ.get(key_from)
     return (said.replace(key, "***") if key else said)[:LONGEST_SAID]
 
 
-def _messages(prompt: Prompt) -> Any:
-    """The prompt as the protocol has it, pictures as data URLs."""
+def _parameters(prompt: Prompt, ways: Mapping[str, str], longest: int) -> dict[str, Any]:
+    """Of a request, all but the messages."""
+    values: dict[str, Any] = {
+        "limit": longest,
+        "temperature": 0.0 if prompt.turn == 0 else 0.7,
+        "seed": prompt.turn,
+    }
+    found = {ways[what]: value for what, value in values.items() if what in ways}
+    form = ways.get("form")
+    if form == "json_schema":
+        schema = {"name": prompt.shape, "schema": dict(prompt.schema), "strict": True}
+        found["response_format"] = {"type": form, "json_schema": schema}
+    elif form:
+        found["response_format"] = {"type": form}
+    return found
+
+
+def _messages(prompt: Prompt, ways: Mapping[str, str], detail: str | None) -> Any:
+    """The prompt as the protocol has it, pictures as data URLs. Where no schema goes with it, the
+    form stands in the text.
+    """
+    text = prompt.text
+    if ways.get("form") != "json_schema":
+        text = f"{text}\n\n{prompt.form_in_words}"
+    how = {"detail": detail} if "detail" in ways else {}
     content: list[dict[str, Any]] = [
         {
             "type": "image_url",
-            "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"},
+            "image_url": {
+                "url": f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}",
+                **how,
+            },
         }
         for jpeg in (prompt.pictures.jpegs if prompt.pictures else ())
     ]
-    content.append({"type": "text", "text": prompt.text})
+    content.append({"type": "text", "text": text})
     return [
         {"role": "system", "content": prompt.system},
-        {"role": "user", "content": content if prompt.pictures else prompt.text},
+        {"role": "user", "content": content if prompt.pictures else text},
     ]

@@ -30,8 +30,8 @@ class Endpoint(Section):
     )
     structured: bool = Field(
         default=True,
-        description="ask for answers of a given JSON schema (response_format); turned off by "
-        "itself, with a line in the log, where the endpoint refuses it",
+        description="ask for answers of a given JSON schema (response_format); where the endpoint "
+        "refuses it, the form is told in words, with a line in the log",
     )
     concurrency: int = Field(default=4, ge=1, le=256, description="questions at a time")
     timeout_s: float = Field(default=180.0, gt=0, description="seconds for one answer")
@@ -48,6 +48,11 @@ class Endpoint(Section):
         "stops the run, which goes on from there when it is started again",
     )
     longest_answer: int = Field(default=2048, ge=16, description="tokens")
+    detail: Literal["auto", "low", "high"] | None = Field(
+        default=None,
+        description="how closely a hosted model is to look at pictures; another one is another "
+        "question",
+    )
     input_price: float = Field(default=0.0, ge=0, description="money for a million tokens read")
     output_price: float = Field(default=0.0, ge=0, description="money for a million tokens written")
     picture_tokens: int = Field(

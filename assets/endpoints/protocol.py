@@ -4,6 +4,7 @@ local checkpoint are the same.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -44,11 +45,17 @@ class Prompt:
     pictures: Pictures | None = None
     turn: int = 0
 
-    def key(self, model: str) -> str:
+    def key(self, asked: str) -> str:
         """Identity of the prompt and of who is asked: the same prompt is never asked twice."""
         seen = self.pictures.identity if self.pictures else ""
         parts = [self.system, self.text, self.shape, dict(self.schema), seen, self.turn]
-        return hash_value([model, parts])
+        return hash_value([asked, parts])
+
+    @property
+    def form_in_words(self) -> str:
+        """The form, for a model that no decoder binds to it."""
+        schema = json.dumps(self.schema, sort_keys=True)
+        return f"Answer with one JSON object of this schema and nothing else: {schema}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +96,25 @@ class RefusedPromptError(Exception):
     """
 
 
+class AskOtherwiseError(Exception):
+    """The prompt was not taken in the way in which it was asked, and there is another: asked again,
+    it goes that way. No way is taken twice, so this ends.
+    """
+
+
 class Backend(Protocol):
     """Somebody who answers.
 
     Attributes:
         model: its name, as lineage holds it.
+        identity: whose answers are kept together: the model, and what else decides what it sees.
         concurrency: how many prompts it takes at a time.
         prices: money for a million tokens read, and written.
         patience: when it does not answer.
     """
 
     model: str
+    identity: str
     concurrency: int
     prices: tuple[float, float]
     patience: Patience
@@ -111,6 +126,7 @@ class Backend(Protocol):
         """The answer to a prompt, asked for once.
 
         Raises:
+            AskOtherwiseError: asked again, it is asked in another way.
             RefusedPromptError: to this prompt, there is none.
             OperatorError: a person must act.
             TransferError: there is none now; another try may help.

@@ -8,12 +8,13 @@ import pytest
 
 from assets.endpoints.asker import Asker, SetAsideError, in_parallel
 from assets.endpoints.budget import BudgetSpentError, Ledger
+from assets.endpoints.dialect import Dialect
 from assets.endpoints.json_answers import MalformedAnswerError, read_answer, schema_of
 from assets.endpoints.openai_backend import OpenAiBackend
 from assets.endpoints.options import Budget, Endpoint
 from assets.endpoints.protocol import Pictures, Prompt
 from assets.fetching.errors import AccessError, OperatorError, TransferError
-from benchmarks.question_world import ModelServer
+from benchmarks.model_server import ModelServer
 from model.configuration import Section
 from training.formats import layout
 from training.formats.storage import Storage
@@ -40,7 +41,7 @@ class World:
         self.ledger = Ledger(self.storage, "mine", Budget(**budget or {}))
         self.asker = Asker(
             self.storage,
-            OpenAiBackend(endpoint, self.log.append),
+            OpenAiBackend(endpoint, Dialect("seer", self.log.append), self.log.append),
             self.ledger,
             attempts,
             self.log.append,
@@ -55,8 +56,8 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setenv("HOURLLAVA_ENDPOINT_KEY", SECRET)
     opened = []
 
-    def make(*faults, answer=lambda *_: {"colour": "red"}, **settings):
-        server = ModelServer(answer, list(faults)).__enter__()
+    def make(*faults, answer=lambda *_: {"colour": "red"}, refuses=None, **settings):
+        server = ModelServer(answer, list(faults), refuses).__enter__()
         opened.append(server)
         return World(server, tmp_path / "root", **settings)
 
@@ -130,7 +131,9 @@ def test_the_key_of_a_repaired_answer_is_that_of_the_try_that_gave_it(world):
     one = world("not json")
     _, key = one.asker.ask_with_key(prompt(), Colour)
     assert key != prompt().key("seer")
-    assert one.storage.read_json(layout.model_answer(key))["text"] == '{"colour": "red"}'
+    kept = one.storage.read_json(layout.model_answer(key))
+    assert kept["text"] == '{"colour": "red"}'
+    assert kept["prompt"]["text"].startswith("Which colour?\n\nYour last answer could not be used")
 
 
 @pytest.mark.parametrize(
@@ -148,14 +151,6 @@ def test_what_stays_without_the_form_is_set_aside_with_its_reason_and_not_asked_
 
 def test_json_within_prose_is_read(world):
     assert world("prose").ask() == "red"
-
-
-def test_an_endpoint_without_structured_output_is_asked_without_it(world):
-    one = world("no format")
-    assert one.ask() == "red"
-    assert one.ask("And now?") == "red"
-    assert [("response_format" in body) for body in one.server.requests] == [True, False, False]
-    assert one.log == ["seer offers no structured output; answers are read without it"]
 
 
 def test_a_key_is_sent_and_told_to_nobody(world):

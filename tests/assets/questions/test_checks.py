@@ -24,7 +24,7 @@ from assets.questions.sheet import frames_html, sheet_csv
 from assets.questions.text_checks import text_faults
 from assets.questions.texts import QuestionTexts
 from assets.records.intervals import wilson
-from benchmarks.question_world import ModelServer
+from benchmarks.model_server import ModelServer
 from training.formats.storage import Storage
 
 

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from assets.records.withdrawals import Withdrawal, Withdrawals
-from benchmarks.question_world import ModelServer, Painter
+from benchmarks.model_server import ModelServer
+from benchmarks.question_world import Painter
 from pipeline.demo.drawing import invent_film, write_film
 from tests.materializing import materialize_asset
 from tests.pages import REPOSITORY
