@@ -16,7 +16,7 @@ import dagster as dg
 import yaml
 
 PODS_VARIABLE = "HOURLLAVA_PODS"
-POOLS = ("gpu", "download", "cpu")
+POOLS = ("gpu", "download", "endpoint", "cpu")
 # Steps are forked from a process that has imported these, so that each starts fast. The last one
 # makes steps die with their run.
 PRELOADED = ["dagster", "pipeline.definitions", "pipeline.fork_server"]

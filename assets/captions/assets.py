@@ -3,8 +3,10 @@
 import dagster as dg
 
 from assets.automation.rules import BY_HAND, RETRY_NETWORK
+from assets.deployment.graph import CAPTIONS_POOL
 from assets.deployment.partitions import asked_source_partitions
 from assets.deployment.resources import Deployment
+from assets.endpoints.options import ENDPOINT
 from assets.records.publishing import (
     CODE_VERSION,
     OWNERS,
@@ -25,8 +27,8 @@ from training.formats.receipts import describe_files
     kinds={"parquet", "openai"},
     owners=OWNERS,
     tags=BY_HAND,
-    pool="download",
-    retry_policy=RETRY_NETWORK,
+    pool=CAPTIONS_POOL,
+    retry_policy=RETRY_NETWORK if CAPTIONS_POOL == ENDPOINT else None,
     code_version=CODE_VERSION,
     check_specs=[
         check_spec(

@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 
 from model.configuration import Section
 
+# Pools of steps, those of scarcer things first.
+GPU, CPU, ENDPOINT = POOLS = "gpu", "cpu", "endpoint"
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
@@ -62,6 +64,13 @@ class Endpoint(Section):
         "said what it counted",
     )
 
+    @property
+    def pool(self) -> str:
+        """The pool of steps that ask it: of their own, so that days of asking hold up neither
+        downloads nor training.
+        """
+        return ENDPOINT
+
     @field_validator("url")
     @classmethod
     def _web_address(cls, value: str) -> str:
@@ -85,6 +94,11 @@ class LocalModel(Section):
     checkpoint: Path = Field(description="folder of the checkpoint, in safetensors")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     longest_answer: int = Field(default=1024, ge=16, description="tokens")
+
+    @property
+    def pool(self) -> str:
+        """The pool of steps that run it."""
+        return CPU if self.device == "cpu" else GPU
 
 
 Answerer = Annotated[Endpoint | LocalModel, Field(discriminator="kind")]
@@ -168,6 +182,14 @@ class Questions(Section):
     judged: Path | None = Field(
         default=None, description="folder with sheets that a person filled in: SOURCE.csv"
     )
+
+    @property
+    def pools(self) -> tuple[str, str]:
+        """The pools in which captions, and in which questions are made: those of the scarcest thing
+        that is asked.
+        """
+        asked = [one.pool for one in (self.describer, self.writer) if one] or [ENDPOINT]
+        return min(asked, key=POOLS.index), asked[-1]
 
     @model_validator(mode="after")
     def _complete(self) -> Questions:

@@ -4,8 +4,10 @@ import dagster as dg
 
 from assets.automation.rules import BY_HAND, RETRY_NETWORK
 from assets.captions.assets import captions
+from assets.deployment.graph import QUESTIONS_POOL
 from assets.deployment.partitions import asked_source_partitions, same_partition
 from assets.deployment.resources import Deployment
+from assets.endpoints.options import ENDPOINT
 from assets.records.lineage import input_versions, product
 from assets.records.publishing import (
     CODE_VERSION,
@@ -29,8 +31,8 @@ from training.formats.receipts import describe_files
     kinds={"parquet", "openai"},
     owners=OWNERS,
     tags=BY_HAND,
-    pool="download",
-    retry_policy=RETRY_NETWORK,
+    pool=QUESTIONS_POOL,
+    retry_policy=RETRY_NETWORK if QUESTIONS_POOL == ENDPOINT else None,
     code_version=CODE_VERSION,
     check_specs=[
         up_to_date_spec("questions"),

@@ -226,7 +226,7 @@ def test_a_pool_that_there_is_not_is_named(tmp_path):
 
     (tmp_path / "pods.yaml").write_text("gpus: {}")
     with pytest.raises(
-        ValueError, match=r"there is no pool gpus; the pools are gpu, download, cpu"
+        ValueError, match=r"there is no pool gpus; the pools are gpu, download, endpoint, cpu"
     ):
         pod_executor(tmp_path / "pods.yaml", [])
 

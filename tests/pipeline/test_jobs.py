@@ -109,13 +109,13 @@ def test_every_step_that_is_heavy_on_something_is_in_a_pool(defs):
         "stage3",
         "features",
     }
-    assert set(pools.values()) <= {"gpu", "download", "cpu", None}
+    assert set(pools.values()) <= {"gpu", "download", "endpoint", "cpu", None}
 
 
 def test_what_asks_other_machines_is_tried_again_and_nothing_else_is(defs):
     steps = [item.node_def for item in defs.assets if isinstance(item, dg.AssetsDefinition)]
     assert {step.name for step in steps if step.retry_policy} == {
-        step.name for step in steps if step.pool == "download"
+        step.name for step in steps if step.pool in ("download", "endpoint")
     }
 
 

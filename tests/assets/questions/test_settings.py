@@ -1,6 +1,8 @@
 """Settings of questions, and how written rows land."""
 
 import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ import yaml
 from assets.annotations.collect import collect_annotations
 from assets.annotations.landing import landing_fingerprint, look_into_landing
 from assets.deployment.settings import load_settings
+from assets.endpoints.options import Questions
 from training.formats import layout
 from training.formats.storage import Storage
 
@@ -46,6 +49,37 @@ def load(tmp_path):
 def test_settings_that_cannot_work_are_refused_by_name(load, questions, said):
     with pytest.raises(ValueError, match=said):
         load(questions)
+
+
+LOCAL = {"kind": "local", "checkpoint": "any"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "pools"),
+    [
+        ({}, ("endpoint", "endpoint")),
+        ({"describer": ENDPOINT}, ("endpoint", "endpoint")),
+        ({"describer": LOCAL}, ("gpu", "gpu")),
+        ({"describer": {**LOCAL, "device": "cpu"}}, ("cpu", "cpu")),
+        ({"describer": LOCAL, "writer": ENDPOINT}, ("gpu", "endpoint")),
+        ({"describer": ENDPOINT, "writer": LOCAL}, ("gpu", "gpu")),
+    ],
+)
+def test_the_gpu_is_held_by_who_uses_it(asked, pools):
+    assert Questions(**asked).pools == pools
+
+
+def test_the_pools_of_the_graph_are_those_of_the_settings(load, tmp_path):
+    asked = {"sources": ["mine"], "describer": LOCAL, "writer": ENDPOINT}
+    load(asked, landing="landing")
+    script = (
+        "from assets.captions.assets import captions as c; "
+        "from assets.questions.assets import questions as q; "
+        "print(c.op.pool, q.op.pool, c.op.retry_policy is None, q.op.retry_policy is None)"
+    )
+    given = {**os.environ, "HOURLLAVA_CONFIG": str(tmp_path / "deployment.yaml")}
+    said = subprocess.check_output([sys.executable, "-c", script], env=given, text=True)
+    assert said.split() == ["gpu", "endpoint", "True", "False"]
 
 
 def write_rows(storage: Storage, *questions: str) -> None:
