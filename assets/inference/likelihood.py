@@ -63,7 +63,9 @@ class CachedPrompts:
             if bool(ended_B.all()) or step + 1 == longest:
                 break
             logits_BV, mask_BS = self._step(chosen_B[:, None], mask_BS)
-        self.cache.crop(self.length)
+        # Told as tokens to take away, which every version understands; 0 would be another thing.
+        if added := self.cache.get_seq_length() - self.length:
+            self.cache.crop(-added)
         answers = ([tokens[row] for tokens in steps] for row in range(len(ended_B)))
         return [ids[: ids.index(self.end)] if self.end in ids else ids for ids in answers]
 
