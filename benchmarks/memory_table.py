@@ -233,7 +233,7 @@ def prepare_run(row: Row, ranks: Ranks, options: argparse.Namespace) -> RunConfi
 
 
 @torch.no_grad()
-def fill_randomly(wrapper: HourLlavaForCausalLM, start: Path) -> None:
+def fill_randomly(wrapper: HourLlavaForCausalLM, start: Path, seed: str = "") -> None:
     """N(0, 0.02), norms 1, biases 0, drawn on the device by a seed of each name."""
     rank = int(os.environ.get("RANK", "0"))
     device = (

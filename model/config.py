@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -16,6 +17,23 @@ from pydantic.dataclasses import dataclass
 from model.configuration import parse
 
 KNOWN_ONLY = ConfigDict(extra="forbid")  # an unknown key is an error
+
+# The ways of forgetting frames, each a file of the folder. Read by name, because they need torch.
+FRAME_RULES = tuple(
+    sorted(
+        path.stem
+        for path in (Path(__file__).parent / "frame_rules").glob("*.py")
+        if path.stem != "__init__"
+    )
+)
+TemplateTokens = Literal["hidden", "seen"]
+
+
+def scale_fault(scale: float) -> str | None:
+    """What is wrong with a share of a memory, of which every n-th frame or none is looked up."""
+    if scale == 0 or (0 < scale <= 1 and 1 / scale == round(1 / scale)):
+        return None
+    return f"memory_scale is {scale}; it must be 1, 1/2, 1/3, ... or 0"
 
 
 @dataclass(frozen=True, slots=True, config=KNOWN_ONLY)
@@ -73,7 +91,9 @@ class MemoryConfig:
 
     A frame is pooled to `pooled_side`^2 tokens; fewer than `min_frames` frames are repeated up to
     that many. Forgetting keeps `temporal_ratio` of the frames, at most `max_query_frames`, and
-    `spatial_ratio` of each one's tokens.
+    `spatial_ratio` of each one's tokens. `temporal_forgetting` names the rule by which frames stay,
+    a file of model/frame_rules. `scale` is the share of a video's frames that MemAug looks up; 0:
+    only the tokens that stay, see `model.memory.looked_up`.
     """
 
     pooled_side: int = 8
@@ -81,8 +101,17 @@ class MemoryConfig:
     max_query_frames: int = 512
     temporal_ratio: float = 0.25
     spatial_ratio: float = 0.25
+    temporal_forgetting: str = "uniform"
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.temporal_forgetting not in FRAME_RULES:
+            raise ValueError(
+                f"memory.temporal_forgetting is {self.temporal_forgetting!r}; known: "
+                f"{', '.join(FRAME_RULES)}"
+            )
+        if fault := scale_fault(self.scale):
+            raise ValueError(fault)
         for name in ("temporal_ratio", "spatial_ratio"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"memory.{name} is {getattr(self, name)}; it must lie in (0, 1]")
@@ -115,13 +144,20 @@ class MemoryConfig:
 
 @dataclass(frozen=True, slots=True, config=KNOWN_ONLY)
 class HourLlavaConfig:
-    """A whole model. `variant` names it and decides which feature files belong to it."""
+    """A whole model. `variant` names it and decides which feature files belong to it.
+
+    `memaug_depth` counts the blocks of MemAug; without any, the tokens that stay go to the language
+    model as they are. `memaug_positions`: whether MemAug rotates by positions. `template_tokens`:
+    whether MemAug sees those of the chat template, see `model.inputs.with_template_tokens`.
+    """
 
     variant: str
     vision: VisionConfig
     llm: LLMConfig
     memory: MemoryConfig = MemoryConfig()
     memaug_depth: int = 4
+    memaug_positions: bool = True
+    template_tokens: TemplateTokens = "hidden"
     max_length: int = 32768  # LLM tokens of one sample, visual ones included
     image_grid: int = 6  # an anyres image is cut into at most image_grid x image_grid tiles
     # The map of an anyres image is shrunk to about this many tiles' worth of tokens
@@ -132,6 +168,8 @@ class HourLlavaConfig:
     vision_gradient_frames: int | None = 128
 
     def __post_init__(self) -> None:
+        if self.memaug_depth < 0:
+            raise ValueError(f"memaug_depth is {self.memaug_depth}; it cannot be below 0")
         if self.llm.hidden_size % self.llm.num_heads or self.llm.num_heads % self.llm.num_kv_heads:
             raise ValueError(
                 f"llm: {self.llm.num_heads} heads must divide the width {self.llm.hidden_size} "
@@ -147,6 +185,11 @@ class HourLlavaConfig:
                 f"max_length {self.max_length} is above llm.max_position_embeddings "
                 f"{self.llm.max_position_embeddings}"
             )
+
+    @property
+    def looks_at_frames(self) -> bool:
+        """Whether MemAug looks whole frames up, so that one can ask at which."""
+        return self.memaug_depth > 0 and self.memory.scale > 0
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries of numbers and strings, ready for JSON."""

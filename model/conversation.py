@@ -44,6 +44,22 @@ def tokenize(
     Raises ValueError if a turn has an unknown role, an assistant's turn holds an `<image>` that
     stands for a visual, no turn is left, or an answer is asked for after an answer.
     """
+    ids, labels, _ = tokenize_seen(
+        conversations, tokenizer, add_generation_prompt=add_generation_prompt, visuals=visuals
+    )
+    return ids, labels
+
+
+def tokenize_seen(
+    conversations: Conversations,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    add_generation_prompt: bool = False,
+    visuals: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `tokenize`, and bool [L]: all tokens but what the answers say, so also those of the chat
+    template. MemAug sees these where a model's `template_tokens` are `seen`.
+    """
     turns = _turns(conversations, visuals)
     if add_generation_prompt and turns[-1][0] == "assistant":
         raise ValueError(
@@ -52,13 +68,19 @@ def tokenize(
         )
     newline = _only_token(tokenizer, "\n")
     start, end = (_special(tokenizer, token) for token in (START, END))
+    header = [start, *_ids(["assistant\n"], tokenizer)]
     ids: list[int] = []
     labels: list[int] = []
+    seen: list[bool] = []
     for role, content in turns:
         text = f"{role}\n{content}"
         pieces = text.split(IMAGE) if visuals else [text]
         message = [start, *_ids(pieces, tokenizer), end, newline]
         ids += message
+        # The newline of the header may have become one token with what an answer begins with.
+        opening = header if message[: len(header)] == header else header[:-1]
+        answer = len(message) - len(opening) - 2 if role == "assistant" else 0
+        seen += [True] * (len(message) - answer - 2) + [False] * answer + [True, True]
         if role == "assistant":
             labels += message
         else:
@@ -66,10 +88,10 @@ def tokenize(
                 token if token in (newline, start, end) else IGNORE_INDEX for token in message
             ]
     if add_generation_prompt:
-        header = [start, *_ids(["assistant\n"], tokenizer)]
         ids += header
         labels += header
-    return torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long)
+        seen += [True] * len(header)
+    return torch.tensor(ids), torch.tensor(labels), torch.tensor(seen)
 
 
 def video_prompt(

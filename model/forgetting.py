@@ -1,8 +1,8 @@
 """Forgetting: which tokens of a memory stay as queries for MemAug.
 
-Of a video's frames some stay, spread evenly. Of each map of tokens that stays (a frame, an image,
-the base or the map of an anyres image) a rule chooses tokens. A new rule is one function with
-`@rule`.
+Of a video's frames some stay; which ones is decided in model/frame_rules. Of each map of tokens
+that stays (a frame, an image, the base or the map of an anyres image) a rule of this file chooses
+tokens. A new rule is one function with `@rule`.
 """
 
 from __future__ import annotations
@@ -71,10 +71,14 @@ def spread(count: int, total: int) -> Tensor:
     return torch.from_numpy(np.linspace(0, total - 1, count).astype(np.int64))
 
 
+def kept_count(frames: int, memory: MemoryConfig) -> int:
+    """How many of a video's frames stay, at least one; with the published numbers 32 to 512."""
+    return max(1, min(memory.max_query_frames, int(frames * memory.temporal_ratio)))
+
+
 def kept_frames(frames: int, memory: MemoryConfig) -> Tensor:
-    """Which of a video's frames stay, at least one: [kept], ascending."""
-    count = int(frames * memory.temporal_ratio)
-    return spread(max(1, min(memory.max_query_frames, count)), frames)
+    """Which of a video's frames stay by the rule `uniform`: [kept], ascending."""
+    return spread(kept_count(frames, memory), frames)
 
 
 def kept_tokens(tokens: int, memory: MemoryConfig) -> int:

@@ -153,8 +153,8 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         *,
         samples: SampleInputs | Sequence[SampleInputs] | None = None,
         forgetting: str = "uniform",
-        template_tokens: str = "hidden",
-        memory_scale: float = 1,
+        template_tokens: str | None = None,
+        memory_scale: float | None = None,
         kept_frames: int | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -171,8 +171,9 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
             samples: of `Processor` with `add_generation_prompt=True`. Several that share a `Visual`
                 share its memory.
             forgetting: `uniform` is deterministic; `random` follows each sample's seed.
-            template_tokens: whether MemAug sees the chat template's tokens: `hidden` as in
-                training, `seen` as the published code has it where labels are missing.
+            template_tokens: whether MemAug sees the chat template's tokens: `hidden` as in the
+                published training, `seen` as the published code has it where labels are missing;
+                None: as the samples were made, by the checkpoint's configuration.
             memory_scale, kept_frames: see `HourLlava.prepare`.
 
         Raises:
@@ -186,7 +187,8 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         _check_batch(
             samples, prompt, kwargs.pop("attention_mask", None), kwargs.pop("labels", None)
         )
-        samples = [with_template_tokens(sample, template_tokens) for sample in samples]
+        if template_tokens is not None:
+            samples = [with_template_tokens(sample, template_tokens) for sample in samples]
         llm_input = self.model.prepare(
             samples, forgetting=forgetting, memory_scale=memory_scale, kept_frames=kept_frames
         )

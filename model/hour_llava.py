@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from model.attention import LLM_ATTENTION, SequenceLengths, as_rows, refuse_attention
+from model.choice import choose_frames
 from model.chunks import in_chunks
 from model.config import HourLlavaConfig, LLMConfig
 from model.inputs import SampleInputs, Visual, check
@@ -69,7 +70,7 @@ class HourLlava(nn.Module):
         self.vision = VisionEncoder(config.vision)
         self.projector = Projector(config.vision.hidden_size, config.llm.hidden_size)
         self.image_newline = nn.Parameter(torch.zeros(config.llm.hidden_size))
-        self.memaug = MemAug(config.llm, config.memaug_depth)
+        self.memaug = MemAug(config.llm, config.memaug_depth, config.memaug_positions)
         self.llm = Qwen2ForCausalLM(qwen2_config(config.llm))
         # Frames whose memory is made at a time, and made again in the backward pass; None: all are,
         # and what lies between features and memory is kept.
@@ -97,7 +98,7 @@ class HourLlava(nn.Module):
         *,
         forgetting: str,
         memory_ND: Tensor | None = None,
-        memory_scale: float = 1,
+        memory_scale: float | None = None,
         kept_frames: int | None = None,
     ) -> LLMInput:
         """Everything before the language model.
@@ -105,7 +106,8 @@ class HourLlava(nn.Module):
         Args:
             samples: at least one.
             forgetting: what is kept of the memories as queries.
-            memory_scale: share of a video's memory that MemAug looks up, see `memory.looked_up`.
+            memory_scale: share of a video's memory that MemAug looks up, instead of what the
+                configuration says; see `memory.looked_up`.
             kept_frames: how many of a video's frames stay as queries, instead of what the
                 configuration says.
             memory_ND: the memories of the samples' visuals, where `remember` has made them before.
@@ -118,13 +120,16 @@ class HourLlava(nn.Module):
         for sample in samples:
             check(sample, self.config)
         visuals = [visual for sample in samples for visual in sample.visuals]
-        if memory_ND is None and visuals:
-            memory_ND = self._memories(visuals)
-        # Planned only now, on the host: the device is busy with the memories meanwhile.
         config = self.config
         if kept_frames is not None:
             config = replace(config, memory=config.memory.keeping(kept_frames))
-        plan = plan_pack(samples, config, forgetting, memory_scale)
+        features: dict[int, Tensor] = {}
+        if memory_ND is None and visuals:
+            memory_ND, features = self._memories(visuals)
+        # Planned only now, on the host: the device is busy with the memories meanwhile.
+        embed = self.llm.model.embed_tokens
+        frames = choose_frames(samples, config, memory_ND, features, embed)
+        plan = plan_pack(samples, config, forgetting, memory_scale, frames)
         embeds_SD = text_LD = self.llm.model.embed_tokens(self._to_device(plan.ids_L))
         if memory_ND is not None:  # [text | visual tokens], L + Q rows
             embeds_SD = torch.cat([text_LD, self._augment(plan, text_LD, memory_ND)])
@@ -134,7 +139,7 @@ class HourLlava(nn.Module):
 
     def remember(self, visual: Visual) -> Tensor:
         """The memory [N, D] of a visual. `prepare` takes it for any number of questions."""
-        return self._memories([visual])
+        return self._memories([visual])[0]
 
     def run_llm(self, llm_input: LLMInput) -> Tensor:
         """Final hidden states [S, D] of a pack; `llm.lm_head` makes logits of them."""
@@ -163,17 +168,18 @@ class HourLlava(nn.Module):
 
     # -- the steps of `prepare` -------------------------------------------------------------------
 
-    def _memories(self, visuals: list[Visual]) -> Tensor:
-        """The memories [N, D] of the visuals, one after another. One that several samples share is
-        made once.
+    def _memories(self, visuals: list[Visual]) -> tuple[Tensor, dict[int, Tensor]]:
+        """The memories [N, D] of the visuals, one after another, and the features [T, P, C] that
+        they were made of, by the visual's id. What several samples share is made once.
         """
         distinct = {id(visual): visual for visual in visuals}
-        made = self._distinct_memories([self._visual_to_device(x) for x in distinct.values()])
+        features = self._encode(moved := [self._visual_to_device(x) for x in distinct.values()])
+        made = self._distinct_memories(moved, features)
         memories = dict(zip(distinct, made, strict=True))
-        return made[0] if len(visuals) == 1 else torch.cat([memories[id(x)] for x in visuals])
+        memory_ND = made[0] if len(visuals) == 1 else torch.cat([memories[id(x)] for x in visuals])
+        return memory_ND, dict(zip(distinct, features, strict=True))
 
-    def _distinct_memories(self, visuals: list[Visual]) -> list[Tensor]:
-        features = self._encode(visuals)  # of each visual [T, P, C]
+    def _distinct_memories(self, visuals: list[Visual], features: list[Tensor]) -> list[Tensor]:
         at_once = [
             not self._in_chunks(visual, x) for visual, x in zip(visuals, features, strict=True)
         ]

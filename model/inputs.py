@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from model.anyres import AnyresLayout, plan_anyres
-from model.config import HourLlavaConfig
+from model.config import HourLlavaConfig, TemplateTokens
 
 # A label that is not supervised; an input token with it is a prompt token, which MemAug sees.
 IGNORE_INDEX = -100
@@ -59,7 +60,8 @@ class SampleInputs:
     A sample holds either no visual, one of kind frames, features or anyres, or any number of
     images. `labels` are those of the ids (not shifted); placeholders carry IGNORE_INDEX. `seed`
     decides random forgetting and nothing else. `damage` says for people what is wrong with its
-    video; empty where nothing shows.
+    video; empty where nothing shows. `shown` says which ids MemAug sees; None: those without a
+    label.
     """
 
     id: str
@@ -68,6 +70,12 @@ class SampleInputs:
     visuals: list[Visual] = field(default_factory=list)
     seed: int | None = None
     damage: str = ""
+    shown: Tensor | None = None  # [L] bool
+
+    @property
+    def shown_L(self) -> Tensor:
+        """Which ids MemAug sees: [L] bool, also true at the placeholders."""
+        return self.labels == IGNORE_INDEX if self.shown is None else self.shown
 
 
 def check(sample: SampleInputs, config: HourLlavaConfig) -> None:
@@ -84,6 +92,10 @@ def check(sample: SampleInputs, config: HourLlavaConfig) -> None:
             f"input_ids and labels must be int64, not {sample.input_ids.dtype} and "
             f"{sample.labels.dtype}"
         )
+    if sample.shown is not None and (
+        sample.shown.shape != sample.labels.shape or sample.shown.dtype != torch.bool
+    ):
+        raise bad("shown must be a bool for each of its tokens")
     if not len(sample.input_ids):
         raise bad("it has no tokens")
     placeholder_L = sample.input_ids == IMAGE_TOKEN_INDEX
@@ -140,11 +152,12 @@ def _problem(visual: Visual, config: HourLlavaConfig) -> str | None:
     return None
 
 
-TEMPLATE_TOKENS = ("hidden", "seen")
+TEMPLATE_TOKENS = get_args(TemplateTokens)
 
 
 def with_template_tokens(sample: SampleInputs, template_tokens: str) -> SampleInputs:
-    """A prompt whose chat template (headers, ends of turns, lone newlines) MemAug sees or not.
+    """A prompt whose chat template (headers, ends of turns, lone newlines) MemAug sees or not,
+    whatever the model's configuration says.
 
     `hidden` is how the released weights were trained: these tokens are supervised, and MemAug sees
     no supervised token. `seen` is what the published code does where labels are missing.
@@ -155,8 +168,8 @@ def with_template_tokens(sample: SampleInputs, template_tokens: str) -> SampleIn
     if template_tokens not in TEMPLATE_TOKENS:
         raise ValueError(f"template_tokens is {template_tokens!r}; known: {TEMPLATE_TOKENS}")
     if template_tokens == "hidden":
-        return sample
-    return replace(sample, labels=torch.full_like(sample.labels, IGNORE_INDEX))
+        return replace(sample, shown=None)
+    return replace(sample, shown=torch.ones_like(sample.labels, dtype=torch.bool))
 
 
 def pad_left(rows: Sequence[Tensor], value: float = 0) -> tuple[Tensor, Tensor]:

@@ -21,11 +21,14 @@ Rotation = tuple[Tensor, Tensor]  # cosine and sine of every token's position
 
 
 class MemAug(nn.Module):
-    """Heads, key-value heads and rotary base are the language model's; biases everywhere."""
+    """Heads, key-value heads and rotary base are the language model's; biases everywhere.
 
-    def __init__(self, llm: LLMConfig, depth: int) -> None:
+    Without blocks the queries stay as they are; without `positions` nothing is rotated.
+    """
+
+    def __init__(self, llm: LLMConfig, depth: int, positions: bool = True) -> None:
         super().__init__()
-        self.head_dim, self.rope_theta = llm.head_dim, llm.rope_theta
+        self.head_dim, self.rope_theta, self.positions = llm.head_dim, llm.rope_theta, positions
         self.blocks = nn.ModuleList(MemAugBlock(llm) for _ in range(depth))
 
     def forward(
@@ -40,6 +43,9 @@ class MemAug(nn.Module):
         """Enriched queries [Q, D]. Samples are packed: queries number i see queries and memory
         number i only.
         """
+        if not self.positions:  # all at 0: an angle of zero
+            query_positions_Q = torch.zeros_like(query_positions_Q)
+            memory_positions_N = torch.zeros_like(memory_positions_N)
         query_rotation = rotary_table(query_positions_Q, self.head_dim, self.rope_theta, x_QD.dtype)
         memory_rotation = rotary_table(
             memory_positions_N, self.head_dim, self.rope_theta, x_QD.dtype

@@ -1,7 +1,8 @@
 """The memory of a visual, how many of its tokens become queries, and where every token stands.
 
 `lay_out` and `token_counts` are pure geometry on the host and need no tensor of the model;
-`build_memory` makes the memory itself. Which tokens stay is decided in model/forgetting.py.
+`build_memory` makes the memory itself. Which frames stay is decided in model/frame_rules, which of
+their tokens in model/forgetting.py.
 
     visual   memory                                   queries
     video    each frame's tokens, then the newline    of a quarter of the frames a quarter of the
@@ -24,8 +25,8 @@ from torch import Tensor
 
 from model.anyres import arrange_map, memory_order, query_order
 from model.attention import as_rows
-from model.config import HourLlavaConfig
-from model.forgetting import find_rule, kept_frames, kept_tokens, spread
+from model.config import HourLlavaConfig, scale_fault
+from model.forgetting import find_rule, kept_count, kept_frames, kept_tokens, spread
 from model.inputs import Visual, anyres_layout
 
 
@@ -44,6 +45,7 @@ def lay_out(
     config: HourLlavaConfig,
     forgetting: str,
     generator: torch.Generator | None,
+    frames_K: Tensor | None = None,
 ) -> Layout:
     """Plan a sample's memory and what forgetting keeps of it.
 
@@ -51,6 +53,8 @@ def lay_out(
         visuals: of one sample, at least one.
         forgetting: name of a rule of model/forgetting.py.
         generator: on the CPU, of the sample's seed.
+        frames_K: the frames of its video that stay; evenly spread ones where only lengths matter,
+            which do not depend on it.
 
     Raises:
         ValueError: there is no such rule, or it needs a seed.
@@ -62,7 +66,7 @@ def lay_out(
     if visual.kind == "images":
         return _lay_out_images(sum(visual.placeholders for visual in visuals), config, keep)
     assert visual.tensor is not None  # `inputs.check` saw to it
-    return _lay_out_video(len(visual.tensor), config, keep)
+    return _lay_out_video(len(visual.tensor), config, keep, frames_K)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +84,13 @@ class _Keep:
         return rule(height, width, total, chosen, self.config.memory, self.generator)
 
 
-def _lay_out_video(frames: int, config: HourLlavaConfig, keep: _Keep) -> Layout:
+def _lay_out_video(
+    frames: int, config: HourLlavaConfig, keep: _Keep, frames_K: Tensor | None
+) -> Layout:
     memory = config.memory
     frames = max(frames, memory.min_frames)
     frame_step = memory.frame_tokens + 1  # with the newline
-    chosen_T = kept_frames(frames, memory)
+    chosen_T = kept_frames(frames, memory) if frames_K is None else frames_K
     kept_TP = keep(memory.pooled_side, memory.pooled_side, frames, chosen_T)
     newline_T1 = torch.full((len(chosen_T), 1), memory.frame_tokens)
     rows_Q = (torch.cat([kept_TP, newline_T1], dim=1) + frame_step * chosen_T[:, None]).flatten()
@@ -132,8 +138,8 @@ def looked_up(
     Raises:
         ValueError: the scale is neither 0 nor 1, 1/2, 1/3, ...
     """
-    if scale != 0 and (not 0 < scale <= 1 or 1 / scale != round(1 / scale)):
-        raise ValueError(f"memory_scale is {scale}; it must be 1, 1/2, 1/3, ... or 0")
+    if fault := scale_fault(scale):
+        raise ValueError(fault)
     if scale == 1 or visuals[0].kind not in ("features", "frames"):
         return None
     if scale == 0:
@@ -163,7 +169,7 @@ def video_token_counts(frames: int, config: HourLlavaConfig) -> tuple[int, int]:
     memory = config.memory
     frames = max(frames, memory.min_frames)
     kept = kept_tokens(memory.frame_tokens, memory) + 1  # with the newline
-    return frames * (memory.frame_tokens + 1), len(kept_frames(frames, memory)) * kept
+    return frames * (memory.frame_tokens + 1), kept_count(frames, memory) * kept
 
 
 def build_memory(

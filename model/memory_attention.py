@@ -47,13 +47,16 @@ def memory_attention(
 
     Returns:
         [T] float32 on the CPU, adding up to 1: the mean over queries, heads and blocks. A video
-        with fewer frames than the memory must have is spread over `min_frames`.
+        with fewer frames than the memory must have is spread over `min_frames`; of a model that
+        looks up a share of the frames, T counts those.
 
     Raises:
         ValueError: the sample is not about a video, has no such queries, or there is no such block.
     """
     if [visual.kind in ("features", "frames") for visual in sample.visuals] != [True]:
         raise ValueError(f"sample {sample.id!r}: attention over frames needs one video")
+    if not model.config.looks_at_frames:
+        raise ValueError(f"sample {sample.id!r}: MemAug of this model looks no whole frames up")
     chosen_blocks = _blocks(model, blocks)
     noted: dict[int, tuple[Any, ...]] = {}
     hooks = [

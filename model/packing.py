@@ -105,8 +105,17 @@ class PackPlan:
         return rows_R, next_S[rows_R]
 
 
-def plan_sample(sample: SampleInputs, config: HourLlavaConfig, forgetting: str) -> SamplePlan:
+def plan_sample(
+    sample: SampleInputs,
+    config: HourLlavaConfig,
+    forgetting: str,
+    frames_K: Tensor | None = None,
+) -> SamplePlan:
     """Check a sample and lay it out.
+
+    Args:
+        forgetting: which tokens of a frame or picture stay.
+        frames_K: which frames of its video stay; may be left out where only lengths matter.
 
     Raises:
         ValueError: it is malformed or too long for the model; it is named.
@@ -115,10 +124,11 @@ def plan_sample(sample: SampleInputs, config: HourLlavaConfig, forgetting: str) 
     layout = None
     if sample.visuals:
         try:
-            layout = lay_out(sample.visuals, config, forgetting, forgetting_generator(sample))
+            generator = forgetting_generator(sample)
+            layout = lay_out(sample.visuals, config, forgetting, generator, frames_K)
         except ValueError as error:
             raise ValueError(f"sample {sample.id!r}: {error}") from error
-    plan = join(sample.input_ids.cpu(), sample.labels.cpu(), layout)
+    plan = join(sample.input_ids.cpu(), sample.labels.cpu(), layout, sample.shown_L.cpu())
     if plan.length > config.max_length:
         visual = sum(layout.query_lengths) if layout else 0
         raise ValueError(
@@ -134,8 +144,12 @@ def forgetting_generator(sample: SampleInputs) -> torch.Generator | None:
     return None if sample.seed is None else torch.Generator().manual_seed(sample.seed)
 
 
-def join(ids_L: Tensor, labels_L: Tensor, layout: Layout | None) -> SamplePlan:
+def join(
+    ids_L: Tensor, labels_L: Tensor, layout: Layout | None, shown_L: Tensor | None = None
+) -> SamplePlan:
     """Walk the text between the placeholders, and the visuals that stand for the placeholders.
+
+    MemAug sees the ids of `shown_L`, by default those without a label.
 
     MemAug's positions run on through the sample. A visual's positions count from the memory's start
     and are shifted by what came before; as those of a later image already count the earlier images,
@@ -144,9 +158,10 @@ def join(ids_L: Tensor, labels_L: Tensor, layout: Layout | None) -> SamplePlan:
     query_sources, query_positions, sources, labels = [], [], [], []
     next_position = next_visual = start = 0
     lengths = iter(layout.query_lengths if layout else ())
+    shown_L = labels_L == IGNORE_INDEX if shown_L is None else shown_L
     for end in [*(ids_L == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist(), len(ids_L)]:
         text = torch.arange(start, end)
-        prompt = text[labels_L[start:end] == IGNORE_INDEX]
+        prompt = text[shown_L[start:end]]
         query_sources.append(prompt)
         query_positions.append(torch.arange(next_position, next_position + len(prompt)))
         sources.append(text)
@@ -172,17 +187,24 @@ def plan_pack(
     samples: Sequence[SampleInputs],
     config: HourLlavaConfig,
     forgetting: str,
-    memory_scale: float = 1,
+    memory_scale: float | None = None,
+    frames: Sequence[Tensor | None] | None = None,
 ) -> PackPlan:
     """Lay several samples out one after another.
 
     Args:
-        memory_scale: share of a video's memory that MemAug looks up, see `looked_up`.
+        memory_scale: share of a video's memory that MemAug looks up, instead of the
+            configuration's; see `looked_up`.
+        frames: of each sample, which frames of its video stay; see `model.choice.choose_frames`.
 
     Raises:
         ValueError: a sample cannot be used; it is named.
     """
-    plans = [plan_sample(sample, config, forgetting) for sample in samples]
+    scale = config.memory.scale if memory_scale is None else memory_scale
+    plans = [
+        plan_sample(sample, config, forgetting, frames_K)
+        for sample, frames_K in zip(samples, frames or [None] * len(samples), strict=True)
+    ]
     seeing = [(number, plan) for number, plan in enumerate(plans) if plan.layout is not None]
     layouts = [plan.layout for plan in plans if plan.layout is not None]
     text_starts = _starts(len(sample.input_ids) for sample in samples)
@@ -190,7 +212,7 @@ def plan_pack(
     memory_starts = _starts(len(layout.memory_positions_N) for layout in layouts)
 
     chosen = [
-        looked_up(samples[number].visuals, layout, config, memory_scale)
+        looked_up(samples[number].visuals, layout, config, scale)
         for (number, _), layout in zip(seeing, layouts, strict=True)
     ]
     rows = [

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from model import images as pictures
 from model.config import HourLlavaConfig
-from model.conversation import Conversations, tokenize, video_prompt
+from model.conversation import Conversations, tokenize_seen, video_prompt
 from model.images import ImageSource, load_image, refuse_address
 from model.inputs import SampleInputs, Visual, anyres_layout, check
 from model.media.damage import damage_counts, describe_damage, refuse_too_corrupt
@@ -215,7 +215,7 @@ class Processor:
         add_generation_prompt: bool = False,
     ) -> SampleInputs:
         try:
-            input_ids, labels = tokenize(
+            input_ids, labels, seen = tokenize_seen(
                 conversations,
                 self.tokenizer,
                 add_generation_prompt=add_generation_prompt,
@@ -223,7 +223,8 @@ class Processor:
             )
         except ValueError as error:
             raise ValueError(f"sample {id!r}: {error}") from error
-        sample = SampleInputs(id, input_ids, labels, visuals, seed)
+        shown = seen if self.config.template_tokens == "seen" else None
+        sample = SampleInputs(id, input_ids, labels, visuals, seed, shown=shown)
         check(sample, self.config)
         return sample
 

@@ -96,6 +96,7 @@ def weights_of(
             (0 if module in whole else size) / layers,
         )
         for module, (size, layers) in repeated.items()
+        if layers
     ]
     embeddings = counts["embeddings"]
     return Weights(

@@ -205,7 +205,7 @@ class Trainer:
         select(self.model, run.modules, run.adapted)
         savings = self.memory.savings
         self.recomputation = prepare(self.model, ranks, compiled=compiled, savings=savings)
-        load_weights(self.wrapper, Path(run.start))
+        load_weights(self.wrapper, Path(run.start), run.seed)
         fill_adapters(self.model, run.seed)
         self.model.train()
         if savings.optimizer_on_host or savings.parameters_on_host:

@@ -18,7 +18,9 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_valid
 from pydantic.dataclasses import dataclass
 
 from model.atomic import writing_file
+from model.changes import ModelChanges
 from model.configuration import parse
+from training.formats.kinds import KINDS
 from training.recipes import MODULES, Lora, Recipe, recipe
 
 Loss = Literal["tokens", "micro_batch"]
@@ -89,6 +91,10 @@ class RunConfig:
             weight_decay: instead of the recipe's.
         lora: low-rank adapters for the language model, or for other tuned modules; see
             `training.recipes.Lora`. None: every tuned module is trained whole.
+        model: settings of the model in place of the start's, see `model.changes`. They go into the
+            export.
+        rows: how many rows of a kind of shards are read, from the beginning of each shard; of the
+            kinds that are not named all are.
         held_out_share: share of the videos, and of the samples without one, that are never trained
             on; their loss is measured while the run goes on. 0: none.
         held_out_every, held_out_samples: after how many steps it is measured, and on how many
@@ -159,6 +165,8 @@ class RunConfig:
     betas: tuple[float, float] | None = None
     weight_decay: float | None = Field(default=None, ge=0)
     lora: Lora | None = None
+    model: ModelChanges | None = None
+    rows: Mapping[str, NonNegativeInt] | None = None
     stream_batch: PositiveInt | None = None
     held_out_share: float = Field(default=0.0, ge=0, lt=1)
     held_out_every: PositiveInt = 200
@@ -202,6 +210,13 @@ class RunConfig:
             raise ValueError(f"found {dict(rates)}; leave a module out to freeze it")
         return rates
 
+    @field_validator("rows")
+    @classmethod
+    def _known_kinds(cls, rows: Mapping[str, int] | None) -> Mapping[str, int] | None:
+        if unknown := sorted(set(rows or ()) - set(KINDS)):
+            raise ValueError(f"unknown kinds {', '.join(unknown)}; known: {', '.join(KINDS)}")
+        return rows
+
     @field_validator("betas")
     @classmethod
     def _betas_forget(cls, betas: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -215,6 +230,9 @@ class RunConfig:
         own = {name: getattr(self, name) for name in _RECIPE_FIELDS}
         changes = {name: value for name, value in own.items() if value is not None}
         chosen = replace(recipe(self.variant, self.stage), **changes)
+        if self.model is not None and self.model.memaug_blocks == 0:
+            left = {name: rate for name, rate in chosen.rates.items() if name != "memaug"}
+            chosen = replace(chosen, rates=left)
         if self.reference_effective:
             chosen = replace(chosen, rates=dict.fromkeys(chosen.rates, chosen.reference_rate))
         if self.lora is not None:

@@ -20,6 +20,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from model.changes import ModelChanges
 from model.config import HourLlavaConfig
 from model.weights.tensors import checkpoint_files
 from training.formats.hashing import data_version, hash_file
@@ -31,7 +32,7 @@ Identity = dict[str, Any]  # parts by name, plain JSON values
 # Fields of a run, and of its recipe after the run's deviations, that change its steps.
 COUNTED = (
     "variant", "stage", "seed", "max_steps", "loss", "canonical_nodes", "shuffle_block",
-    "held_out_share", "stream_batch", "lora",
+    "held_out_share", "stream_batch", "lora", "rows",
 )  # fmt: skip
 COUNTED_OF_RECIPE = (
     "rates", "global_batch", "max_length", "epochs", "warmup", "clip", "betas", "weight_decay",
@@ -51,6 +52,7 @@ NEUTRAL: Mapping[str, Any] = {
     "held_out_share": 0.0,
     "stream_batch": None,
     "lora": None,
+    "rows": None,
 }
 
 
@@ -67,7 +69,7 @@ def identity_of(run: RunConfig, start_version: str) -> Identity:
     parts |= {name: getattr(run.recipe, name) for name in COUNTED_OF_RECIPE}
     if run.loss == "micro_batch":  # their size weighs the samples
         parts |= {"micro_batch": run.recipe.micro_batch, "micro_tokens": run.micro_tokens}
-    parts |= {"start": start_version, **_start_parts(Path(run.start))}
+    parts |= {"start": start_version, **_start_parts(Path(run.start), run.model)}
     parts |= {"features": run.features_version, "shards": _shards(run)}
     plain = json.loads(json.dumps(parts, default=_plain))
     return {
@@ -121,8 +123,10 @@ def version_of_weights(hashes: Mapping[str, str]) -> str:
     return data_version({name: hashes[name] for name in sorted(hashes)})
 
 
-def _start_parts(start: Path) -> Identity:
-    """The model's configuration and the vocabulary of the start: small, and read in any case."""
+def _start_parts(start: Path, changes: ModelChanges | None) -> Identity:
+    """The model's configuration, with the run's changes, and the vocabulary of the start: small,
+    and read in any case.
+    """
     config = start / "config.json"
     if not config.exists():
         raise ValueError(
@@ -130,8 +134,10 @@ def _start_parts(start: Path) -> Identity:
             "stage first"
         )
     described = json.loads(config.read_text()).get("hour_llava")
-    model = _without_defaults(HourLlavaConfig.from_dict(described)) if described else None
-    return {"model": data_version(model), "vocabulary": _vocabulary(start)}
+    model = HourLlavaConfig.from_dict(described) if described else None
+    if model is not None and changes is not None:
+        model = changes.applied(model)
+    return {"model": data_version(_without_defaults(model)), "vocabulary": _vocabulary(start)}
 
 
 def _without_defaults(value: Any) -> Any:

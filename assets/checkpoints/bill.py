@@ -64,8 +64,8 @@ def write_bill(
     shards: dict[tuple[str, str, str], _Shards] = {}
     sources: dict[tuple[str, str], _Source] = {}
     unread: list[str] = []
-    for stream in run.streams:
-        for kind, folder, entry in _entries(stream):
+    for stream, entries in zip(run.streams, _read_rows(run), strict=True):
+        for kind, folder, entry in entries:
             key = (stream.name, kind, folder.rpartition("_")[2])
             found = shards.setdefault(key, _Shards(*key[1:]))
             found.samples += entry["samples"]
@@ -173,6 +173,22 @@ def trained_videos(storage: Storage, folder: str) -> set[str] | None:
     return set(text.decode().splitlines())
 
 
+def _read_rows(run: RunConfig) -> list[list[tuple[str, str, dict[str, Any]]]]:
+    """The entries of each stream, with the samples that the run reads of them."""
+    streams = [list(_entries(stream)) for stream in run.streams]
+    if run.rows is None:
+        return streams
+    from training.data.shard_index import Shard, first_rows
+
+    entries = [entry for stream in streams for entry in stream]
+    shards = [Shard(0, f"{folder}/x", entry["samples"], 0, "") for _, folder, entry in entries]
+    counts = iter(first_rows(shards, run.rows))
+    return [
+        [(kind, folder, {**entry, "samples": next(counts)}) for kind, folder, entry in stream]
+        for stream in streams
+    ]
+
+
 def _entries(stream: StreamConfig) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(kind, folder of the part, index entry) of every shard of a stream."""
     storage = Storage(stream.root)
@@ -197,7 +213,8 @@ def _count(
     if row.rows not in ("short video", "long video"):  # its rows name no source of their own
         sources.setdefault((kind, row.collection), _Source()).samples += entry["samples"]
         return
-    for video, seconds in list(shard_videos(storage, folder, entry)):  # all of it, or nothing
+    videos = list(shard_videos(storage, folder, entry))  # all of it, or nothing
+    for video, seconds in videos[: entry["samples"]]:
         name = video if row.rows == "long video" else f"{layout.LLAVA_VIDEO}/{video}"
         of = name.split("/", 1)[0] if row.rows == "long video" else row.collection
         source = sources.setdefault((kind, of), _Source())

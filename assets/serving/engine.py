@@ -165,7 +165,8 @@ class Engine:
         answer = session.answer(prompt, asked.longest)
         yield from answer
         looked: list[float] = []
-        if asked.attention and video is not None:
+        looks = session.processor.config.looks_at_frames
+        if asked.attention and video is not None and looks:
             looked = session.attention(prompt).tolist()
         yield Outcome(
             prompt_tokens=answer.prompt_tokens,

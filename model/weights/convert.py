@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from model.atomic import remove_unfinished, writing_folder
+from model.changes import ModelChanges
 from model.config import PRESETS, HourLlavaConfig
 from model.hf_config import HourLlavaHFConfig
 from model.hf_processor import processor_files
@@ -116,6 +117,11 @@ def convert_parts(
 def publish(source: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """One of our checkpoints under the published names."""
     config = load_config(source).model_config
+    if unsaid := ModelChanges.unlike_published(config):
+        raise ValueError(
+            f"{source}: the published layout has no setting for {', '.join(unsaid)}; a reader "
+            "would compute something else with these weights"
+        )
     wanted = shapes(config)
     held = _held(WeightSource(source, _own(config)), config, wanted)
     _refuse_differences(held, wanted, (), [source])

@@ -22,7 +22,9 @@ MINIMAL = {
 
 
 def test_a_run_survives_its_file(tmp_path):
-    run = parse_run({**MINIMAL, "rates": {"memaug": 1e-3}, "max_steps": 7})
+    changed = {"model": {"memaug_blocks": 0, "memory_scale": 0.5}, "rows": {"llavavideo_si": 4}}
+    run = parse_run({**MINIMAL, "rates": {"memaug": 1e-3, "llm": 1e-5}, "max_steps": 7, **changed})
+    assert dict(run.recipe.rates) == {"llm": 1e-5}  # there is no MemAug to tune
     run.write(tmp_path / "run.json")
     assert load_run(tmp_path / "run.json") == run
 
@@ -55,6 +57,15 @@ def test_reference_effective_gives_every_tuned_module_the_rate_of_the_llm():
             r"missing 'streams\[0\].root'; missing 'streams\[0\].indexes'",
         ),
         ({"rates": {"lm": 1.0}}, "a recipe tunes some of vision, projector, memaug, llm; found lm"),
+        (
+            {"model": {"memory": 1}},
+            r"unknown key 'model.memory'.* \(known: memaug_blocks, memaug_positions, ",
+        ),
+        ({"model": {"memory_scale": 0.4}}, "model: memory_scale is 0.4; it must be 1, 1/2"),
+        ({"model": {"temporal_forgetting": "best"}}, "'best'; known: keyframe, question_guided"),
+        ({"model": {"memaug_blocks": -1}}, "model.memaug_blocks: .* greater than or equal to 0"),
+        ({"stage": 1, "model": {"memaug_blocks": 0}}, "a recipe tunes some of .*; found none"),
+        ({"rows": {"llavavideo": 3}}, "rows: unknown kinds llavavideo; known: llava_ov_si_onlyimg"),
         ({"rates": {"llm": 0}}, "leave a module out to freeze it"),
         ({"rates": {"llm": "fast"}}, "rates.llm: .* valid number, found 'fast'"),
         ({"loss": "sum"}, "loss: .* 'tokens' or 'micro_batch', found 'sum'"),

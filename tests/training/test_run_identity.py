@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from model.changes import ModelChanges
 from model.config import PRESETS
 from training.recipes import Lora
 from training.run_config import RunConfig, SavingsWanted, StreamConfig, parse_run
@@ -53,7 +54,7 @@ COUNT = {
     "epochs": 3, "rates": {"memaug": 1e-3}, "warmup": 0.5, "clip": 2.0, "betas": (0.8, 0.9),
     "weight_decay": 0.1, "max_steps": 5, "loss": "micro_batch", "canonical_nodes": 2,
     "shuffle_block": 64, "features_version": "f", "held_out_share": 0.1, "stream_batch": 4,
-    "lora": Lora(),
+    "lora": Lora(), "model": ModelChanges(memory_scale=0.5), "rows": {"llavavideo_si": 3},
 }  # fmt: skip
 DO_NOT_COUNT = {
     "out": "/elsewhere", "start_version": VERSION, "features_root": "/elsewhere",
@@ -173,3 +174,24 @@ def test_weights_have_one_version_wherever_it_is_computed(tmp_path):
 
     hashes = {name: hash_file(tmp_path / name) for name in ("b.safetensors", "a.safetensors")}
     assert weights_version(tmp_path) == version_of_weights(hashes)
+
+
+CHANGES = {
+    "temporal_forgetting": "keyframe",
+    "memory_scale": 0.25,
+    "memaug_blocks": 8,
+    "memaug_positions": False,
+    "template_tokens": "seen",
+}
+
+
+def test_every_change_of_the_model_is_another_run_and_none_is_the_same(run):
+    plain = short_name(identity_of(run, VERSION))
+    names = [
+        short_name(identity_of(replace(run, model=ModelChanges(**{name: value})), VERSION))
+        for name, value in CHANGES.items()
+    ]
+    assert len({plain, *names}) == 1 + len(CHANGES)
+    assert set(CHANGES) == {field.name for field in dataclasses.fields(ModelChanges)}
+    as_it_is = ModelChanges(temporal_forgetting="uniform", memory_scale=1.0, memaug_blocks=2)
+    assert short_name(identity_of(replace(run, model=as_it_is), VERSION)) == plain

@@ -85,7 +85,7 @@ def _rows_of_shard(
     if not any(columns.counts("video")):
         videos = [""] * shard.samples
     else:
-        videos = columns.text("video")
+        videos = columns.text("video")[: shard.samples]
     chosen = []
     for place, video in enumerate(videos):
         if of_video[video] < OF_ONE_VIDEO and split.holds(video, shard.rel, place):

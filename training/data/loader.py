@@ -65,7 +65,7 @@ def build_loader(run: RunConfig, processor: Processor, rank: int, world_size: in
         ValueError: an index is broken, too many samples are in damaged shards, the ranks cannot
             share the global batch, or a stream is smaller than one.
     """
-    open_index = partial(ShardIndex, run.streams, shard_cache(run), run.shard_cache_bytes)
+    open_index = partial(ShardIndex, run.streams, shard_cache(run), run.shard_cache_bytes, run.rows)
     index = wait_out(open_index, run.machine_wait_s)
     order = EpochOrder(run, index, rank, world_size)
     together = dist.is_available() and dist.is_initialized() and world_size > 1

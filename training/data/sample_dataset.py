@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from model.config import HourLlavaConfig
-from model.conversation import tokenize, video_prompt
+from model.conversation import tokenize_seen, video_prompt
 from model.inputs import SampleInputs
 from model.media.refusals import MediaError
 from model.packing import plan_sample
@@ -199,8 +199,11 @@ class SampleDataset(Dataset):
             visuals = [replace(visuals[0], features=features)]
         elif sample.video:
             return None  # to decode it once more is not worth it
-        ids, labels = tokenize(turns, self.processor.tokenizer, add_generation_prompt=True)
-        prompt = SampleInputs(sample.id, ids, labels, visuals, prepared.sample.seed)
+        ids, labels, seen = tokenize_seen(
+            turns, self.processor.tokenizer, add_generation_prompt=True
+        )
+        shown = seen if self.processor.config.template_tokens == "seen" else None
+        prompt = SampleInputs(sample.id, ids, labels, visuals, prepared.sample.seed, shown=shown)
         return HeldOutQuestion(prompt, first["value"], answer)
 
     def _prepare(self, sample: Sample, seed: int) -> PreparedSample:

@@ -7,7 +7,7 @@ index is read here, and every shard is checked before training.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Shard:
     Attributes:
         stream: number of its stream.
         rel: its name below the stream's root.
-        samples, bytes, xxh64: what its index says.
+        samples: rows that are read, the first ones; all of them unless the run limits a kind.
+        bytes, xxh64: what its index says.
     """
 
     stream: int
@@ -48,6 +49,11 @@ class Shard:
         """What its file has to be."""
         return FileEntry(self.rel, self.bytes, f"{HASH}:{self.xxh64}")
 
+    @property
+    def kind(self) -> str:
+        """The kind that its folder is named after."""
+        return self.rel.rpartition("/")[0].rpartition("/")[2].rpartition("_part")[0]
+
 
 class ShardIndex:
     """All shards of a run, stream after stream. Rows are numbered through all of them.
@@ -55,6 +61,7 @@ class ShardIndex:
     Args:
         streams: as configured.
         cache, cache_bytes: where copies of remote shards are kept, and how much of them.
+        rows: how many rows of some kinds are read, see `first_rows`.
 
     Attributes:
         streams: as configured.
@@ -73,6 +80,7 @@ class ShardIndex:
         streams: Sequence[StreamConfig],
         cache: Path | None = None,
         cache_bytes: int = DEFAULT_BYTES,
+        rows: Mapping[str, int] | None = None,
     ) -> None:
         self.streams = tuple(streams)
         self.storages = [Storage(stream.root) for stream in self.streams]
@@ -83,10 +91,15 @@ class ShardIndex:
             shards, entries = read_indexes(config, number, storage)
             self.shards += shards
             self.readers += [reader_from_json("", "", entry) for entry in entries]
+        if rows is not None:
+            counts = first_rows(self.shards, rows)
+            used = [number for number, count in enumerate(counts) if count]
+            self.readers = [self.readers[number] for number in used]
+            self.shards = [replace(self.shards[n], samples=counts[n]) for n in used]
         for reader in self.readers:
             reader.validate(allow_unsafe_types=False)
-        rows = np.cumsum([shard.samples for shard in self.shards])
-        self.first_row = np.concatenate([[0], rows]).astype(np.int64)
+        ends = np.cumsum([shard.samples for shard in self.shards])
+        self.first_row = np.concatenate([[0], ends]).astype(np.int64)
         self.damaged: Faults = {}
 
     def __len__(self) -> int:
@@ -146,6 +159,31 @@ class ShardIndex:
             for root, of_root in seen.items():
                 stamps[root].known.update(of_root)
         return self.damaged
+
+
+def first_rows(shards: Sequence[Shard], rows: Mapping[str, int]) -> list[int]:
+    """How many rows of each shard are read: of the kinds in `rows` so many in all, the same share
+    of every shard up to rounding; of others all.
+
+    It depends on nothing else, so runs that read other numbers of a kind read the same rows first.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    counts = [shard.samples for shard in shards]
+    for kind, wanted in rows.items():
+        numbers = [number for number, shard in enumerate(shards) if shard.kind == kind]
+        total = sum(shards[number].samples for number in numbers)
+        if wanted > total:
+            raise ValueError(
+                f"rows: {wanted:,} of {kind} are asked for, and its shards hold {total:,}"
+            )
+        seen = 0
+        for number in numbers:
+            before = seen * wanted // total
+            seen += shards[number].samples
+            counts[number] = seen * wanted // total - before
+    return counts
 
 
 def read_indexes(

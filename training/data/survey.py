@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,7 @@ def _video_uses(
     chosen = [
         number
         for number in numbers
-        if number not in index.damaged and _may_hold_videos(index.shards[number].rel)
+        if number not in index.damaged and _may_hold_videos(index.shards[number].kind)
     ]
     uses: Uses = Counter()
     damaged: dict[int, str] = {}
@@ -179,9 +180,9 @@ def _video_uses(
     return uses, damaged
 
 
-def _may_hold_videos(rel: str) -> bool:
-    """Whether samples of a shard may name videos: by the kind that its folder is named after."""
-    kind = KINDS.get(rel.rpartition("/")[0].rpartition("/")[2].rpartition("_part")[0])
+def _may_hold_videos(name: str) -> bool:
+    """Whether samples of a shard of this kind may name videos."""
+    kind = KINDS.get(name)
     return kind is None or kind.group in VIDEO_GROUPS
 
 
@@ -195,8 +196,9 @@ def _uses_of_shard(index: ShardIndex, number: int) -> Uses | str:
             np.memmap(path, np.uint8, "r"), reader.column_names, reader.column_sizes, str(path)
         )
         kinds, videos = columns.counts("kind"), columns.counts("video")
-        if len(kinds) > 1:  # not a shard of this pipeline
-            pairs = Counter(zip(columns.text("kind"), columns.text("video"), strict=True))
+        if len(kinds) > 1 or shard.samples < reader.samples:  # of others, or not all is read
+            named = zip(columns.text("kind"), columns.text("video"), strict=True)
+            pairs = Counter(islice(named, shard.samples))
         else:
             pairs = Counter({(next(iter(kinds)), video): n for video, n in videos.items()})
     except FileNotFoundError as error:

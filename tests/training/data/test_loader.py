@@ -656,6 +656,38 @@ def test_the_order_is_that_of_a_plain_streaming_dataset(pristine, monkeypatch, n
             assert np.array_equal(order, expected[(expected >= 0).all(axis=1)])
 
 
+@pytest.mark.parametrize("limits", [{"llavavideo_si": 23, "videomarathon_video": 40}, {}])
+def test_a_limited_kind_is_read_from_the_beginning_of_each_of_its_shards(pristine, limits):
+    """An independent count: rows of the whole index, shard by shard."""
+    run = pristine.run(rows=limits, global_batch=1, micro_batch=1)
+    whole, limited = ShardIndex(run.streams), ShardIndex(run.streams, rows=run.rows)
+    of_kind = {
+        kind: [shard for shard in whole.shards if f"/{kind}_part" in f"/{shard.rel}"]
+        for kind in ("llavavideo_si", "videomarathon_video")
+    }
+    read = Counter(
+        {shard.rel: shard.samples for shard in limited.shards},
+    )
+    for kind, shards in of_kind.items():
+        total = sum(shard.samples for shard in shards)
+        wanted = limits.get(kind, total)
+        assert sum(read[shard.rel] for shard in shards) == wanted
+        for shard in shards:
+            assert abs(read[shard.rel] - shard.samples * wanted / total) < 1
+    loader = loader_of(pristine, rows=limits, global_batch=1, micro_batch=1)
+    rows = [row for batch in loader for row in batch.sample_ids]
+    assert len(rows) == len(set(rows)) == len(limited)
+    places = dict(map(loader._dataset.rows.place, range(len(limited))))
+    assert all(place == read[name] - 1 for name, place in places.items())
+
+
+def test_more_rows_than_there_are_are_refused(pristine):
+    with pytest.raises(
+        ValueError, match=r"rows: 9,999 of llavavideo_si are asked for, and .* hold"
+    ):
+        loader_of(pristine, rows={"llavavideo_si": 9999})
+
+
 def test_rows_of_one_video_are_read_close_together_while_a_batch_mixes_videos(pristine):
     """The point of grouped rows and a small block: few feature files are open at a time, yet
     batches are mixed.
