@@ -10,7 +10,8 @@ memory capped, beside the memory plan's estimate.
 Models of full shapes with random weights, drawn on the device; generated samples about videos of an
 hour (or four), read by the real loader. Each row is a process of its own, so that one that fails
 does not stop the others; rows that end in -plain run uncapped and with no saving, and the losses of
-the row they belong to are compared with theirs. A capped process may take 0.6 GiB less than the
+the row they belong to are compared with theirs. Samples have about as many tokens as the plan makes
+room for. A capped process may take 0.6 GiB less than the
 card has, which is what a CUDA context takes there.
 
 Columns: the plan, its estimate, the highest that the allocator gave out and had reserved, the
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -53,6 +55,7 @@ from training.run_config import RunConfig, parse_run
 CONTEXT_GIB = 0.6
 MEASURED_RATE, DATASHEET_RATE = 790.0, 989.0
 ROW_TIMEOUT_S = 300
+PROMPT, ANSWER = 640, 256  # tokens of a sample's text; the template adds about 100
 PLAIN = {
     "chunks": False,
     "memaug": False,
@@ -85,20 +88,25 @@ class Row:
 
 
 _LORA: dict[str, Any] = {"lora": {}}
-_PLAIN: dict[str, Any] = {"savings": PLAIN}
+# Without recomputation, one of the longest samples that stage 3 takes would not fit.
+_PLAIN: dict[str, Any] = {"savings": PLAIN, "max_length": 9728}
 _FOUR_HOURS = {"frames": 14_400, "samples": 2}
 ROWS = {
     "3b-24": Row("3b", 24, _LORA, "3b-24-plain"),
     "3b-24-plain": Row("3b", None, _LORA | _PLAIN),
     "3b-48": Row("3b", 48, {}, "3b-plain"),
     "3b-80": Row("3b", 80, {}, "3b-plain"),
+    "3b-80-offload": Row("3b", 80, {"savings": {"parameters_on_host": True}}, "3b-plain"),
     "3b-plain": Row("3b", None, _PLAIN),
     "7b-80": Row("7b", 80, _LORA, "7b-80-plain"),
     "7b-80-plain": Row("7b", None, _LORA | _PLAIN),
     "3b-141-4h": Row("3b", None, {}, "3b-141-4h-plain", **_FOUR_HOURS),  # type: ignore[arg-type]
     "3b-141-4h-plain": Row("3b", None, _PLAIN, **_FOUR_HOURS),  # type: ignore[arg-type]
 }
-FOR_TWO = {"7b-2x141": Row("7b")}
+FOR_TWO = {
+    "7b-2x141": Row("7b"),
+    "3b-2x24": Row("3b", 24, _LORA),
+}
 _ON_HOST = {"inputs_on_host": True, "chunks": True, "memaug": True, "layers": 1}
 TINY = {
     "tiny": Row(
@@ -155,7 +163,9 @@ def measure_apart(name: str, options: argparse.Namespace) -> dict[str, Any]:
         return {"error": f"not done after {ROW_TIMEOUT_S} s"}
     wall = round(time.monotonic() - began, 1)
     if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["?"])[-1][:300], "wall_s": wall}
+        lines = done.stderr.strip().splitlines() or ["?"]
+        raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        return {"error": (raised or lines)[-1][:600], "wall_s": wall}
     return {**json.loads(done.stdout.splitlines()[-1]), "wall_s": wall}
 
 
@@ -179,7 +189,7 @@ def measure_here(row: Row, options: argparse.Namespace) -> None:
         "gpus": ranks.world,
         "plan": str(trainer.memory),
         "estimated_gib": estimated,
-        **{name: found[name] for name in ("s_per_step", "samples_per_s", "losses")},
+        **{n: found[n] for n in ("s_per_step", "samples_per_s", "tokens_per_s", "losses")},
     }
     if cuda:
         peak = found["peak_gib"]
@@ -204,7 +214,7 @@ def prepare_run(row: Row, ranks: Ranks, options: argparse.Namespace) -> RunConfi
         training_data.write_description(start, config)
         tokenizer = load_tokenizer(start)
         seconds = [row.frames] * (row.samples * ranks.world)
-        training_data.write_long(data, seconds, config, tokenizer, ranks.device)
+        training_data.write_long(data, seconds, config, tokenizer, ranks.device, PROMPT, ANSWER)
     ranks.barrier()
     if ranks.device.type == "cuda":
         torch.cuda.empty_cache()

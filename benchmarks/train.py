@@ -233,8 +233,7 @@ def _train_as_published(trainer: Trainer, stack: ExitStack) -> None:
     trainer.memory = replace(
         trainer.memory,
         budget=Budget(1 << 40, 1 << 40, 1 << 40),
-        kept_tokens=0,
-        layers=trainer.memory.all_layers,
+        steps=((1 << 40, trainer.memory.total_layers),),
     )
     attention.PRIORITY = [
         backend for backend in attention.PRIORITY if backend is not attention.PRIORITY[0]

@@ -8,8 +8,10 @@ what has to pass between device and host, at rates that are written here.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from model.config import HourLlavaConfig
 from training.data.packing import Budget
@@ -22,6 +24,7 @@ from training.run_config import RunConfig
 PICTURES = 128  # in a pack, where the model sets no limit of its own
 FULL_PACK = 8192  # tokens from which on a longer pack is no faster
 SMALLEST_BUDGET = 2048
+TEXT = 1024  # tokens of a sample's text that a pack has room for: five questions with options
 # Of what a device has free: what the allocator cannot use, and kernels' workspaces and buffers of
 # collectives besides.
 MARGIN = 1.04
@@ -39,32 +42,32 @@ class MemoryPlan:
 
     Attributes:
         budget: of a pack.
-        kept_tokens: packs of at most so many tokens keep all of the language model's activations.
-        layers: of it that recompute theirs in a longer pack within the budget; `all_layers` do in
-            one that is above it.
+        steps: (tokens, layers), rising: in a pack of at most so many tokens, so many of the
+            language model's layers recompute their activations. A sample longer than the last
+            is a pack that recomputes as many as the last says.
+        layers: that do in a pack as long as the budget; of `total_layers`.
         savings: what is done besides.
         needed: estimate for the largest pack.
         slower: share of the time of a step that all this costs, by the estimate.
     """
 
     budget: Budget
-    kept_tokens: int
+    steps: tuple[tuple[int, int], ...]
     layers: int
-    all_layers: int
+    total_layers: int
     savings: Savings
     needed: Footprint
     slower: float
 
     def recomputed(self, tokens: int) -> int:
         """Layers of the language model that recompute their activations in a pack."""
-        if tokens <= self.kept_tokens:
-            return 0
-        return self.layers if tokens <= self.budget.tokens else self.all_layers
+        enough = (layers for longest, layers in self.steps if tokens <= longest)
+        return next(enough, self.steps[-1][1])
 
     def __str__(self) -> str:
         done = [text for name, text in _TOLD.items() if getattr(self.savings, name)]
         if self.layers:
-            done.append(f"{self.layers} of {self.all_layers} layers of the LLM recomputed")
+            done.append(f"{self.layers} of {self.total_layers} layers of the LLM recomputed")
         cost = f"; that costs about {100 * self.slower:.0f} % of the speed" if done else ""
         return (
             f"packs of at most {self.budget.tokens} tokens, estimated need {self.needed}; "
@@ -162,8 +165,21 @@ class _Trial:
         """The fastest plan that fits."""
         if self.available is None:
             return self._without_a_count()
-        plans = (self._plan(way) for way in self.ways())
-        return min((plan for plan in plans if plan), key=lambda plan: plan.slower, default=None)
+        found = ((way, self._enough(way)) for way in self.ways())
+        fitting = [(way, layers) for way, layers in found if layers is not None]
+        if not fitting:
+            return None
+        way, layers = min(fitting, key=lambda choice: self._seconds(*choice))
+        cost = self._seconds(way, layers)
+        return MemoryPlan(
+            self.budget(self.tokens),
+            self._steps(way),
+            layers,
+            self.config.llm.num_layers,
+            way,
+            self._needed(self.tokens, way, layers),
+            cost / (self._base + cost),
+        )
 
     def ways(self) -> Iterator[Savings]:
         """All savings that the run's settings allow, the fewest first."""
@@ -188,23 +204,34 @@ class _Trial:
             return (False,)  # they always do
         return (False, True)
 
-    def _plan(self, way: Savings) -> MemoryPlan | None:
-        """The plan that recomputes the fewest layers."""
-        every = self.config.llm.num_layers
-        tokens = self.tokens
-        layers = next((n for n in self._layers() if self._fits(tokens, way, n)), None)
-        if layers is None:
+    def _enough(self, way: Savings) -> int | None:
+        """The fewest layers that have to be recomputed in a pack as long as the budget; None: the
+        way does not fit.
+        """
+        if not self._fits(self._longest_pack, way, self._layers()[-1]):
             return None
-        # A single longer sample is a pack of its own, so the longest one has to fit, too.
-        longest = max(tokens, self.config.max_length) if self.checkpointing else tokens
-        if not self._fits(longest, way, max(self._layers()), self.longest.memory):
-            return None
-        kept = next((t for t in range(tokens, 0, -256) if self._fits(t, way, 0)), 0)
-        needed = self._needed(tokens, way, layers)
-        cost = self._seconds(way, layers)
-        return MemoryPlan(
-            self.budget(tokens), kept, layers, every, way, needed, cost / (self._base + cost)
-        )
+        return next((n for n in self._layers() if self._fits(self.tokens, way, n)), None)
+
+    def _steps(self, way: Savings) -> tuple[tuple[int, int], ...]:
+        """How many layers packs of any length recompute."""
+
+        def is_too_long(layers: int, tokens: int) -> bool:
+            return not self._fits(tokens, way, layers)
+
+        lengths = range(self._longest_pack + 1)
+        steps: list[tuple[int, int]] = []
+        for layers in self._layers():
+            longest = bisect_left(lengths, True, key=partial(is_too_long, layers)) - 1
+            if longest > (steps[-1][0] if steps else 0):
+                steps.append((longest, layers))
+        return tuple(steps)
+
+    @property
+    def _longest_pack(self) -> int:
+        """A single sample that is longer than the budget is a pack of its own, so the longest one
+        that the run takes has to fit, too.
+        """
+        return max(self.tokens, self.config.max_length) if self.checkpointing else self.tokens
 
     def _without_a_count(self) -> MemoryPlan:
         limit = self.run.micro_tokens or self.config.max_length
@@ -212,9 +239,7 @@ class _Trial:
         layers = max(self._layers())
         needed = self._needed(limit, way, layers)
         every = self.config.llm.num_layers
-        return MemoryPlan(
-            self.budget(limit), 0 if layers else limit, layers, every, way, needed, 0.0
-        )
+        return MemoryPlan(self.budget(limit), ((limit, layers),), layers, every, way, needed, 0.0)
 
     def _layers(self) -> list[int]:
         """Numbers of layers that may recompute their activations."""
@@ -235,7 +260,7 @@ class _Trial:
     def longest(self) -> Sizes:
         """A sample about the longest video that the run has."""
         frames = self.run.longest_frames or STAGES[self.run.stage].longest_frames
-        return video_sizes(frames, 400, 256, self.config)
+        return video_sizes(frames, TEXT, TEXT // 2, self.config)
 
     def budget(self, tokens: int) -> Budget:
         return Budget(
@@ -248,17 +273,15 @@ class _Trial:
         """The smallest footprint of one way."""
         return self._needed(self.tokens, way, max(self._layers()))
 
-    def _needed(
-        self, tokens: int, way: Savings, layers: int, memory: int | None = None
-    ) -> Footprint:
-        budget = self.budget(tokens)
-        largest = Sizes(pictures=budget.pictures, memory=memory or budget.memory, queries=tokens)
+    def _needed(self, tokens: int, way: Savings, layers: int) -> Footprint:
+        budget = self.budget(self.tokens)
+        largest = Sizes(pictures=budget.pictures, memory=budget.memory, queries=tokens)
         load = Load(self.config, self.run.modules, self.run.lora, self.world, self.compiled)
         return load.footprint(largest, way, layers)
 
-    def _fits(self, tokens: int, way: Savings, layers: int, memory: int | None = None) -> bool:
+    def _fits(self, tokens: int, way: Savings, layers: int) -> bool:
         assert self.available is not None
-        needed = self._needed(tokens, way, layers, memory)
+        needed = self._needed(tokens, way, layers)
         if self.host is not None and needed.host > self.host:
             return False
         return needed.total * MARGIN + RUNTIME <= self.available

@@ -13,7 +13,7 @@ from model.config import PRESETS
 from model.hf import HourLlavaForCausalLM
 from model.hf_config import HourLlavaHFConfig
 from training.adapters import insert_adapters, is_adapter
-from training.flops import adapter_parameters, parameters, video_sizes
+from training.flops import Sizes, adapter_parameters, parameters, video_sizes
 from training.footprint import GIB, Load
 from training.memory_plan import plan_memory
 from training.optimizer import module_of
@@ -86,10 +86,31 @@ def test_adapters_are_counted_as_peft_makes_them():
 
 def test_3b_fits_one_h200_with_all_its_activations():
     found = plan(1)
-    assert found.budget.tokens == 9104  # an hour-long sample is one pack
-    assert found.recomputed(9104) == 0
-    assert found.recomputed(9105) == 36  # a sample above the budget is a pack of its own
+    hour = video_sizes(3600, 0, 0, PRESETS["3b"]).tokens
+    assert found.budget.tokens == hour + 1024  # a sample about an hour and its text is one pack
+    assert found.recomputed(found.budget.tokens) == 0
     assert not found.savings.memaug
+
+
+@pytest.mark.parametrize("gib", [139, 80, 64])
+def test_a_longer_pack_recomputes_as_much_as_it_needs_and_no_more(gib):
+    available = gib * GIB
+    found = plan(1, available=available)
+    load = Load(PRESETS["3b"], STAGE_3, None, 1, True)
+    numbers = []
+    for tokens in range(1024, 32_769, 1024):
+        layers = found.recomputed(tokens)
+        largest = Sizes(pictures=found.budget.pictures, memory=found.budget.memory, queries=tokens)
+
+        def fits(layers: int, largest: Sizes = largest) -> bool:
+            needed = load.footprint(largest, found.savings, layers).total
+            return needed * 1.04 + GIB <= available
+
+        assert fits(layers)
+        assert layers == 0 or not fits(layers - 1)
+        numbers.append(layers)
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) > 5  # not all or nothing
 
 
 @pytest.mark.parametrize(
@@ -144,7 +165,7 @@ def test_what_fits_nowhere_is_answered_with_what_would():
 
 
 def test_longer_samples_that_alone_do_not_fit_can_be_left_out():
-    with pytest.raises(ValueError, match="set max_length to 9104, so that longer samples are left"):
+    with pytest.raises(ValueError, match="set max_length to 9728, so that longer samples are left"):
         plan(1, available=15 * GIB, lora={})
     assert plan(1, available=15 * GIB, lora={}, max_length=9104).budget.tokens == 9104
 
