@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NO_KEY = "none"  # servers that need no key want one all the same, and take any
 CONNECT_S = 20.0
+LISTING_S = 20.0
 BUSY = (408, 409, 425, 429)
 REFUSED = (400, 422)  # what an endpoint says of a parameter that it does not take
 NO_CREDIT = "insufficient_quota"  # comes as a 429, and no wait helps
@@ -158,6 +159,22 @@ class OpenAiEmbedder:
                 "transient", "no_answer", f"{len(found)} vectors came for {len(texts)} texts"
             )
         return [item.embedding for item in found]
+
+
+def listed_models(one: Endpoint | Embedder) -> list[str]:
+    """The models that an endpoint lists, which costs nothing.
+
+    Raises:
+        OperatorError, TransferError, RefusedPromptError: as `OpenAiBackend.answer`.
+    """
+    import openai
+
+    limit = min(one.timeout_s, LISTING_S)
+    try:
+        client = make_client(one.url, one.key_from, limit)
+        return [str(model.id) for model in client.models.list().data]
+    except openai.OpenAIError as error:
+        raise fault_of(error, one.url, one.model, one.key_from) from error
 
 
 def make_client(url: str, key_from: str, timeout_s: float) -> openai.OpenAI:

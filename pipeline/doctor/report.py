@@ -12,6 +12,7 @@ from pathlib import Path
 
 from assets.deployment.settings import Settings
 from assets.sources.findings import Finding
+from pipeline.doctor.endpoints import check_questions
 from pipeline.doctor.gpus import check_gpus, check_optional, installed_gpus
 from pipeline.doctor.machine import (
     check_decoder_isolation,
@@ -55,6 +56,7 @@ CHECKS: tuple[Callable[[Asked], Iterable[Finding]], ...] = (
     lambda asked: check_sources(asked.settings),
     lambda asked: check_starts(asked.settings),
     lambda asked: check_hub(asked.settings),
+    lambda asked: check_questions(asked.settings),
     lambda asked: check_gpus(asked.settings, installed_gpus()),
     lambda asked: check_optional(asked.settings),
     lambda asked: check_instance(asked.home),
