@@ -7,9 +7,11 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -58,24 +60,46 @@ def make_videos(root: Path, count: int, minutes: float) -> list[PresentVideo]:
 
 
 def encode_unit(path: Path, frames: int, seed: int) -> Path:
-    """Drifting textures with grain and a cut every ten seconds, 640x360, some 0.5 Mbit a second."""
+    """640x360 H.264 at 30 frames a second and some 0.5 Mbit a second."""
+    return draw_unit(path, frames, seed, Coding())
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How a drawn video is encoded."""
+
+    codec: str = "libx264"
+    width: int = 640
+    height: int = 360
+    fps: int = FPS
+    options: Mapping[str, str] = field(
+        default_factory=lambda: {"preset": "veryfast", "b": "500k", "g": "250"}
+    )
+    bit_rate: int = 500_000
+
+
+def draw_unit(path: Path, frames: int, seed: int, coding: Coding) -> Path:
+    """Drifting textures with grain and a cut every ten seconds."""
     rng = np.random.default_rng(seed)
+    width, height = coding.width, coding.height
     texture = np.asarray(
         Image.fromarray(rng.integers(0, 256, (60, 100, 3), dtype=np.uint8)).resize(
-            (1600, 960), Image.Resampling.BICUBIC
+            (width + 960, height + 600), Image.Resampling.BICUBIC
         )
     )
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(
-            "libx264", rate=FPS, options={"preset": "veryfast", "b": "500k", "g": "250"}
+        stream: Any = container.add_stream(
+            coding.codec, rate=coding.fps, options=dict(coding.options)
         )
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 640, 360, "yuv420p", 500_000
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.bit_rate = coding.bit_rate
         stream.codec_context.thread_count = 4
         for i in range(frames):
-            scene, t = divmod(i, 10 * FPS)
+            scene, t = divmod(i, 10 * coding.fps)
             x, y = (scene * 311 + 2 * t) % 900, (scene * 173 + t) % 560
-            picture = texture[y : y + 360, x : x + 640].astype(np.int16)
-            grain = rng.integers(-6, 7, (90, 160, 1), dtype=np.int16).repeat(4, 0).repeat(4, 1)
+            picture = texture[y : y + height, x : x + width].astype(np.int16)
+            grain = rng.integers(-6, 7, (-(-height // 4), -(-width // 4), 1), dtype=np.int16)
+            grain = grain.repeat(4, 0).repeat(4, 1)[:height, :width]
             frame = av.VideoFrame.from_ndarray(
                 np.clip(picture + grain, 0, 255).astype(np.uint8), format="rgb24"
             )

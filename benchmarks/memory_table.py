@@ -37,7 +37,7 @@ import torch
 
 import training.loop as loop
 from benchmarks import training_data
-from benchmarks.train import measure
+from benchmarks.steps import measure
 from model.config import PRESETS
 from model.hf import HourLlavaForCausalLM
 from model.weights.loading import load_tokenizer
@@ -181,7 +181,7 @@ def measure_here(row: Row, options: argparse.Namespace) -> None:
     loop.load_weights = fill_randomly  # nothing is downloaded, nothing is read
     checkpoints = Checkpoints(options.folder / "state", 2, ranks)
     trainer = loop.Trainer(run, {}, ranks, Reporter(), build_loader, checkpoints)
-    found = measure(trainer, options.steps, published=False, profiled=False)
+    found = measure(trainer, options.steps)
     trainer.loader.close()
     estimated = trainer.memory.needed.total / GIB
     result: dict[str, Any] = {
@@ -214,7 +214,9 @@ def prepare_run(row: Row, ranks: Ranks, options: argparse.Namespace) -> RunConfi
         training_data.write_description(start, config)
         tokenizer = load_tokenizer(start)
         seconds = [row.frames] * (row.samples * ranks.world)
-        training_data.write_long(data, seconds, config, tokenizer, ranks.device, PROMPT, ANSWER)
+        training_data.write_long(
+            data, data, seconds, config, tokenizer, ranks.device, PROMPT, ANSWER
+        )
     ranks.barrier()
     if ranks.device.type == "cuda":
         torch.cuda.empty_cache()

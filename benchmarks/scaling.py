@@ -192,7 +192,7 @@ def resume(variant: str, many: int, few: int, options: argparse.Namespace) -> di
     tokenizer = load_tokenizer(folder / "start")
     batch = 2 * many
     seconds = [120 if options.preset else 600] * batch
-    training_data.write_long(folder, seconds, config, tokenizer, device)
+    training_data.write_long(folder, folder, seconds, config, tokenizer, device)
     stream = {
         "name": "generated",
         "root": str(folder / "sharding"),

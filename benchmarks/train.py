@@ -29,27 +29,18 @@ import json
 import os
 import shutil
 import time
-import types
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-import model.attention as attention
-import training.data.prefetch as prefetch
 from benchmarks import training_data
-from benchmarks.communication import communication
-from model.attention import SequenceLengths
+from benchmarks.steps import measure
 from model.config import PRESETS, HourLlavaConfig
-from model.hour_llava import HourLlava, Output
-from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from model.weights.loading import load_tokenizer
 from training.checkpoint import Checkpoints
 from training.data.loader import build_loader
-from training.data.packing import Budget
 from training.export import export_vision_encoder
 from training.formats.kinds import (
     IMAGE_KIND,
@@ -59,7 +50,6 @@ from training.formats.kinds import (
     TEXT_KIND,
 )
 from training.loop import Trainer, train
-from training.memory_plan import GIB
 from training.parallel import Ranks, join_ranks, leave_ranks
 from training.reporting import Reporter, open_reporter
 from training.run_config import RunConfig, parse_run
@@ -123,28 +113,32 @@ def compare(
     reporter: Reporter,
 ) -> None:
     """One model, and the arms one after another."""
+    start = training_data.start_folder(options.folder, config)
     if ranks.local == 0:
-        training_data.write_start(folder / "start", config, ranks.device)
-        tokenizer = load_tokenizer(folder / "start")
+        training_data.write_start(start, config, ranks.device)
+        tokenizer = load_tokenizer(start)
         patterns = {"hour": training_data.HOUR, "mixed": training_data.MIXED}
         for name, pattern in [
             (n, p) for n, p in patterns.items() if n in map(_data_of, options.arms)
         ]:
             count = 2 * options.samples * ranks.world
             seconds = [int(pattern[i % len(pattern)] * options.scale) for i in range(count)]
-            training_data.write_long(folder / name, seconds, config, tokenizer, ranks.device)
+            shards = folder / f"{name}-{count}"
+            training_data.write_long(shards, folder, seconds, config, tokenizer, ranks.device)
     ranks.barrier()
     torch.cuda.empty_cache()
     trainer: Trainer | None = None
     for arm in options.arms:
+        # Another number of ranks needs other shards; all of them name the same feature files.
+        shards = folder / f"{_data_of(arm)}-{2 * options.samples * ranks.world}"
         run = parse_run(
             {
                 "variant": options.variant,
                 "stage": 3,
-                "start": str(folder / "start"),
+                "start": str(start),
                 "out": str(folder / "out"),
-                "streams": _streams(folder / _data_of(arm), LONG_VIDEO_KIND),
-                "features_root": str(folder / _data_of(arm) / "features"),
+                "streams": _streams(shards, LONG_VIDEO_KIND),
+                "features_root": str(folder / "features"),
                 "global_batch": options.samples * ranks.world,
                 "micro_batch": PUBLISHED_BATCH if arm == "published" else min(4, options.samples),
                 "epochs": options.steps + 2,
@@ -167,7 +161,7 @@ def compare(
             trainer.micro_batch, trainer.accumulation = run.batches(ranks.world)
             trainer.loader = build_loader(run, trainer.processor, ranks.rank, ranks.world)
         if arm == "cold":
-            training_data.forget_cached(folder / "hour" / "features")
+            training_data.forget_cached(folder / "features")
         row = {
             "arm": arm,
             "variant": options.variant,
@@ -175,105 +169,15 @@ def compare(
             "gpus": ranks.world,
         }
         row |= measure(
-            trainer, options.steps, published=arm == "published", profiled=options.communication
+            trainer,
+            options.steps,
+            published=PUBLISHED_BATCH if arm == "published" else None,
+            profiled=options.communication,
         )
         if ranks.first:
             _print(row, options.json)
     if trainer is not None:
         trainer.loader.close()
-
-
-def measure(trainer: Trainer, steps: int, published: bool, profiled: bool) -> dict[str, Any]:
-    """Take one step and then `steps` that count; means over those. One more under the profiler,
-    where asked for.
-    """
-    records: list[dict[str, Any]] = []
-    recorder = types.SimpleNamespace(write=records.append, close=lambda: None)
-    trainer.metrics = recorder  # type: ignore[assignment]
-    trainer.state = replace(trainer.state, step=0)
-    trainer.steps = steps + 1 + profiled
-    with ExitStack() as stack:
-        if published:
-            _train_as_published(trainer, stack)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        groups = trainer.pack_groups()
-        stack.callback(groups.close)
-        for _ in range(steps + 1):
-            trainer.step(groups)
-        shares = communication(lambda: trainer.step(groups)) if profiled else {}
-    timed = records[1 : steps + 1]
-    seconds = sum(record["step_s"] for record in timed)
-    return {
-        "samples": sum(record["samples"] for record in timed),
-        "samples_per_s": sum(record["samples"] for record in timed) / seconds,
-        "tokens_per_s": sum(record["tokens"] for record in timed) / seconds,
-        "s_per_step": seconds / len(timed),
-        "data_wait": sum(record["data_wait_s"] for record in timed) / seconds,
-        "packs_per_step": sum(record["packs"] for record in timed) / len(timed),
-        "mfu": sum(record.get("mfu", 0) * record["step_s"] for record in timed) / seconds,
-        "peak_gib": max(record.get("peak_gib", 0) for record in timed),
-        "estimated_gib": trainer.memory.needed.total / GIB,
-        "loss": timed[-1]["loss"],
-        "losses": [record["loss"] for record in records],
-        **shares,
-    }
-
-
-def _train_as_published(trainer: Trainer, stack: ExitStack) -> None:
-    """Replace what the published way does otherwise; all is put back when `stack` closes."""
-    held = (prefetch.GROUP_SAMPLES, trainer.memory, attention.PRIORITY, trainer.model.forward)
-
-    def restore() -> None:
-        prefetch.GROUP_SAMPLES, trainer.memory, attention.PRIORITY, trainer.model.forward = held
-        torch.compiler.set_stance("default")
-
-    stack.callback(restore)
-    prefetch.GROUP_SAMPLES = PUBLISHED_BATCH
-    trainer.memory = replace(
-        trainer.memory,
-        budget=Budget(1 << 40, 1 << 40, 1 << 40),
-        steps=((1 << 40, trainer.memory.total_layers),),
-    )
-    attention.PRIORITY = [
-        backend for backend in attention.PRIORITY if backend is not attention.PRIORITY[0]
-    ]
-    trainer.model.forward = types.MethodType(_published_forward, trainer.model)
-    torch.compiler.set_stance("force_eager")
-
-
-def _published_forward(self: HourLlava, samples: list[SampleInputs], forgetting: Any) -> Output:
-    """A batch padded to its longest sample, and logits of all its tokens."""
-    for sample in samples:
-        if not sample.visuals:
-            size = self.config.vision.image_size
-            blank = Visual("images", pixels=torch.zeros(1, 3, size, size, dtype=torch.uint8))
-            ids = torch.tensor([IMAGE_TOKEN_INDEX, 0])
-            self.prepare(
-                [SampleInputs("blank", ids, torch.full_like(ids, IGNORE_INDEX), [blank], seed=0)],
-                forgetting=forgetting,
-            )
-    prepared = self.prepare(samples, forgetting=forgetting)
-    lengths = prepared.plan.lengths
-    longest, count = max(lengths), len(lengths)
-    padded = torch.nn.utils.rnn.pad_sequence(prepared.embeds_SD.split(lengths), batch_first=True)
-    hidden = self.llm.model(
-        inputs_embeds=padded.flatten(0, 1)[None],
-        position_ids=torch.arange(longest, device=padded.device).repeat(count)[None],
-        attention_mask={"full_attention": None},
-        sequence_lengths=SequenceLengths.of([longest] * count, padded.device),
-        use_cache=False,
-    ).last_hidden_state[0]
-    targets = torch.full((count * longest,), IGNORE_INDEX)
-    rows, wanted = prepared.plan.targets
-    starts = torch.tensor([0, *lengths]).cumsum(0)
-    owner = torch.bucketize(rows, starts[1:], right=True)
-    targets[owner * longest + rows - starts[owner]] = wanted
-    logits = self.llm.lm_head(hidden).float()
-    loss = F.cross_entropy(
-        logits, targets.to(logits.device), ignore_index=IGNORE_INDEX, reduction="sum"
-    )
-    return Output(loss, len(rows), lengths)
 
 
 def chain(

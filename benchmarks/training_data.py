@@ -38,6 +38,7 @@ MINUTE = 60
 # among texts.
 HOUR = (60 * MINUTE,)
 MIXED = (60 * MINUTE, 0, 3 * MINUTE, 10 * MINUTE, 5 * MINUTE, 0, 40 * MINUTE, 20 * MINUTE)
+DISTINCT_VIDEOS = 16  # feature files of one length; an hour's has 0.5 GB
 
 COLORS = {
     "red": (220, 40, 40),
@@ -56,6 +57,11 @@ def write_description(folder: Path, config: HourLlavaConfig) -> HourLlavaHFConfi
     )
     settings.save_pretrained(folder)
     return settings
+
+
+def start_folder(root: Path, config: HourLlavaConfig) -> Path:
+    """Where the benchmarks keep the checkpoint with random weights of a model."""
+    return root / f"start-{config.variant}-{config.llm.num_layers}"
 
 
 def write_start(folder: Path, config: HourLlavaConfig, device: torch.device) -> None:
@@ -83,6 +89,7 @@ def write_start(folder: Path, config: HourLlavaConfig, device: torch.device) -> 
 
 def write_long(
     folder: Path,
+    root: Path,
     seconds: Iterable[int],
     config: HourLlavaConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -91,19 +98,19 @@ def write_long(
     answer: int = 256,
 ) -> None:
     """Samples about stored features of random numbers (and texts, where a length is 0): part 0 of
-    the long videos.
+    the long videos, below `folder`. Its features lie below `root`.
     """
     samples = []
     for number, length in enumerate(seconds):
         turns = [
-            {"from": "human", "value": _text(tokenizer, prompt)},
-            {"from": "gpt", "value": _text(tokenizer, answer)},
+            {"from": "human", "value": text_of(tokenizer, prompt)},
+            {"from": "gpt", "value": text_of(tokenizer, answer)},
         ]
         if not length:
             samples.append(Sample(f"text-{number}", TEXT_KIND, "text", turns))
             continue
-        name = f"generated/{number}-{length}"
-        path = folder / "features" / f"{name}.safetensors"
+        name = f"generated/{number % DISTINCT_VIDEOS}-{length}"
+        path = root / "features" / f"{name}.safetensors"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             generator = torch.Generator(device).manual_seed(seed_of(name))
@@ -113,7 +120,8 @@ def write_long(
                 path, features, torch.arange(length, dtype=torch.float32), {"duration": str(length)}
             )
         turns[0]["value"] = "<image>\n" + turns[0]["value"]
-        samples.append(Sample(name, LONG_VIDEO_KIND, "video", turns, video=name, duration=length))
+        sample = Sample(f"long-{number}", LONG_VIDEO_KIND, "video", turns, [], name, length)
+        samples.append(sample)
     write_shards(folder / "sharding" / f"{LONG_VIDEO_KIND}_part0", samples)
 
 
@@ -216,7 +224,7 @@ def forget_cached(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
     """Words of about so many tokens."""
     ids = tokenizer("the man walks in the street and then he opens the door " * tokens)[
         "input_ids"
