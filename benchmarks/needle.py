@@ -68,13 +68,13 @@ Row = dict[str, Any]  # the fields of a NeedleResult
 
 
 def benchmark(
-    preset: Preset, arms: Sequence[Arm], seeds: int, device: str, results: Path | None
+    preset: Preset, arms: Sequence[Arm], seeds: Sequence[int], device: str, results: Path | None
 ) -> list[Row]:
     """Run what is not in the results file yet."""
     rows = json.loads(results.read_text()) if results is not None and results.exists() else []
     done = {(row["arm"], row["seed"], row["device"]) for row in rows}
     kind = torch.device(device).type
-    for seed in map(str, range(1, seeds + 1)):
+    for seed in map(str, seeds):
         for arm in arms:
             if (arm, seed, kind) in done:
                 continue
@@ -174,7 +174,7 @@ def main() -> None:
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="lengths")
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: the preset's")
-    parser.add_argument("--seeds", type=int, help="default: the preset's")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as the preset has")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--results", type=Path, help="JSON file of the runs; they are added to it")
     parser.add_argument("--plot", type=Path)
@@ -183,7 +183,7 @@ def main() -> None:
     rows = benchmark(
         preset,
         given.arms or preset.arms,
-        preset.seeds if given.seeds is None else given.seeds,
+        given.seeds or range(1, preset.seeds + 1),
         given.device,
         given.results,
     )

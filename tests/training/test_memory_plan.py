@@ -62,6 +62,32 @@ def test_the_estimate_is_near_peaks_measured_on_h200(
     assert found.total / GIB == pytest.approx(measured, rel=0.1)
 
 
+MEMAUG = Savings(chunks=True, memaug=True, optimizer_on_host=True)
+COPIES = Savings(chunks=True, gathered_again=True)
+
+
+@pytest.mark.parametrize(
+    ("variant", "frames", "lora", "savings", "recomputed", "measured"),
+    [
+        ("3b", 3600, Lora(), MEMAUG, 28, 20.5),
+        ("3b", 3600, None, replace(MEMAUG, gathered_again=True), 21, 42.3),
+        ("3b", 3600, None, COPIES, 18, 73.4),
+        ("7b", 3600, Lora(), Savings(chunks=True), 6, 73.1),
+        ("3b", 14_400, None, Savings(chunks=True), 0, 100.9),
+        ("3b", 3600, Lora(), Savings(), 0, 51.2),
+        ("7b", 3600, Lora(), Savings(), 0, 84.4),
+    ],
+)
+def test_the_estimate_is_within_five_percent_of_the_memory_table(
+    variant, frames, lora, savings, recomputed, measured
+):
+    # docs/memory.md, "What fits which card".
+    config = PRESETS[variant]
+    load = Load(config, STAGE_3, lora, 1, True)
+    found = load.footprint(video_sizes(frames, 1024, 512, config), savings, recomputed)
+    assert found.total / GIB == pytest.approx(measured, rel=0.05)
+
+
 def test_states_are_sixteen_bytes_for_each_tuned_parameter_over_all_devices():
     counts = parameters(PRESETS["7b"])
     tuned = sum(counts[module] for module in STAGE_3)
