@@ -29,11 +29,17 @@ FRAME_RULES = tuple(
 TemplateTokens = Literal["hidden", "seen"]
 
 
-def scale_fault(scale: float) -> str | None:
-    """What is wrong with a share of a memory, of which every n-th frame or none is looked up."""
-    if scale == 0 or (0 < scale <= 1 and 1 / scale == round(1 / scale)):
-        return None
-    return f"memory_scale is {scale}; it must be 1, 1/2, 1/3, ... or 0"
+def frame_step(memory_scale: float) -> int:
+    """Of how many frames MemAug looks one up; 0: only the tokens that stay as queries.
+
+    Raises:
+        ValueError: the scale is neither 0 nor 1, 1/2, 1/3, ...
+    """
+    step = round(1 / memory_scale) if 1e-9 < memory_scale <= 1 else 0
+    # Written as a decimal fraction, a third is not quite one.
+    if memory_scale != 0 and (not step or abs(memory_scale * step - 1) > 5e-3):
+        raise ValueError(f"memory_scale is {memory_scale}; it must be 1, 1/2, 1/3, ... or 0")
+    return step
 
 
 @dataclass(frozen=True, slots=True, config=KNOWN_ONLY)
@@ -110,8 +116,7 @@ class MemoryConfig:
                 f"memory.temporal_forgetting is {self.temporal_forgetting!r}; known: "
                 f"{', '.join(FRAME_RULES)}"
             )
-        if fault := scale_fault(self.scale):
-            raise ValueError(fault)
+        frame_step(self.scale)
         for name in ("temporal_ratio", "spatial_ratio"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"memory.{name} is {getattr(self, name)}; it must lie in (0, 1]")
@@ -185,11 +190,6 @@ class HourLlavaConfig:
                 f"max_length {self.max_length} is above llm.max_position_embeddings "
                 f"{self.llm.max_position_embeddings}"
             )
-
-    @property
-    def looks_at_frames(self) -> bool:
-        """Whether MemAug looks whole frames up, so that one can ask at which."""
-        return self.memaug_depth > 0 and self.memory.scale > 0
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries of numbers and strings, ready for JSON."""

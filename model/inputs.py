@@ -166,7 +166,9 @@ def with_template_tokens(sample: SampleInputs, template_tokens: str) -> SampleIn
         ValueError: it is neither.
     """
     if template_tokens not in TEMPLATE_TOKENS:
-        raise ValueError(f"template_tokens is {template_tokens!r}; known: {TEMPLATE_TOKENS}")
+        raise ValueError(
+            f"template_tokens is {template_tokens!r}; known: {', '.join(TEMPLATE_TOKENS)}"
+        )
     if template_tokens == "hidden":
         return replace(sample, shown=None)
     return replace(sample, shown=torch.ones_like(sample.labels, dtype=torch.bool))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from model.anyres import arrange_map, memory_order, query_order
 from model.attention import as_rows
-from model.config import HourLlavaConfig, scale_fault
+from model.config import HourLlavaConfig, frame_step
 from model.forgetting import find_rule, kept_count, kept_frames, kept_tokens, spread
 from model.inputs import Visual, anyres_layout
 
@@ -138,14 +138,13 @@ def looked_up(
     Raises:
         ValueError: the scale is neither 0 nor 1, 1/2, 1/3, ...
     """
-    if fault := scale_fault(scale):
-        raise ValueError(fault)
-    if scale == 1 or visuals[0].kind not in ("features", "frames"):
+    step = frame_step(scale)
+    if step == 1 or visuals[0].kind not in ("features", "frames"):
         return None
-    if scale == 0:
+    if step == 0:
         return layout.query_rows_Q
     rows_TP = torch.arange(len(layout.memory_positions_N)).view(-1, config.memory.frame_tokens + 1)
-    return rows_TP[:: round(1 / scale)].flatten()
+    return rows_TP[::step].flatten()
 
 
 def token_counts(visual: Visual, config: HourLlavaConfig) -> tuple[int, int]:

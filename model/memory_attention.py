@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.hour_llava import HourLlava
-from model.inputs import SampleInputs
+from model.inputs import SampleInputs, with_template_tokens
 from model.memaug import Rotation, rotate
+from model.options import AskOptions
 
 QUERY_CHUNK, FRAME_CHUNK = 64, 64  # scores of one step: about 30 MB at 7B
 MOST_QUERIES = 512
@@ -33,7 +34,7 @@ def memory_attention(
     queries: Literal["visual", "prompt"] = "visual",
     most: int | None = MOST_QUERIES,
     blocks: tuple[int, ...] | None = None,
-    forgetting: str = "uniform",
+    options: AskOptions | None = None,
 ) -> Tensor:
     """Share of MemAug's attention that each frame of a sample's video got, for its question.
 
@@ -44,19 +45,23 @@ def memory_attention(
             `prompt`: the tokens of the question, which steer them.
         most: take so many of these, evenly spread; None takes all.
         blocks: numbers of MemAug's blocks; all of them where left out.
+        options: with which the question is asked; as in training where left out.
 
     Returns:
         [T] float32 on the CPU, adding up to 1: the mean over queries, heads and blocks. A video
-        with fewer frames than the memory must have is spread over `min_frames`; of a model that
-        looks up a share of the frames, T counts those.
+        with fewer frames than the memory must have is spread over `min_frames`; where a share of
+        the frames is looked up, T counts those.
 
     Raises:
         ValueError: the sample is not about a video, has no such queries, or there is no such block.
     """
     if [visual.kind in ("features", "frames") for visual in sample.visuals] != [True]:
         raise ValueError(f"sample {sample.id!r}: attention over frames needs one video")
-    if not model.config.looks_at_frames:
+    options = options or AskOptions()
+    if not options.looks_at_frames(model.config):
         raise ValueError(f"sample {sample.id!r}: MemAug of this model looks no whole frames up")
+    if options.template_tokens is not None:
+        sample = with_template_tokens(sample, options.template_tokens)
     chosen_blocks = _blocks(model, blocks)
     noted: dict[int, tuple[Any, ...]] = {}
     hooks = [
@@ -64,7 +69,13 @@ def memory_attention(
         for number, block in chosen_blocks.items()
     ]
     try:
-        plan = model.prepare([sample], forgetting=forgetting, memory_ND=memory_ND).plan
+        plan = model.prepare(
+            [sample],
+            forgetting=options.forgetting,
+            memory_ND=memory_ND,
+            memory_scale=options.memory_scale,
+            kept_frames=options.kept_frames,
+        ).plan
     finally:
         for hook in hooks:
             hook.remove()

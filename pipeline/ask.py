@@ -7,12 +7,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.options import TEMPLATE_TOKENS, AskOptions
+
 if TYPE_CHECKING:
-    from assets.inference.session import RememberedVideo, Session
-    from assets.inference.subtitles import Cue
+    from assets.inference.session import StreamedAnswer
 
 # Exit codes besides 0: what a person has to mend, and the two that a shell gives to what Ctrl+C and
 # a closed pipe end.
@@ -44,6 +46,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="where an answer is cut off",
     )
     parser.add_argument(
+        "--memory-scale",
+        type=_share,
+        metavar="SHARE",
+        help="look up so much of the memory: 1, 1/2, 1/3, ...; 0: only what stays as queries "
+        "(default of this and the next two: as the checkpoint was trained)",
+    )
+    parser.add_argument(
+        "--kept-frames",
+        type=at_least_one,
+        metavar="FRAMES",
+        help="so many frames stay as queries",
+    )
+    parser.add_argument(
+        "--template-tokens",
+        choices=TEMPLATE_TOKENS,
+        help="whether MemAug sees the chat template's tokens",
+    )
+    parser.add_argument(
+        "--forgetting-seed",
+        type=int,
+        metavar="SEED",
+        help="draw the tokens that stay (default: nothing is drawn)",
+    )
+    parser.add_argument(
         "--any-encoder",
         action="store_true",
         help="take features that another vision encoder made than this one",
@@ -65,6 +91,14 @@ def add_fetching_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="you have read them and decide that you may download",
     )
+
+
+def _share(text: str) -> float:
+    """An argument that is a number or a fraction."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a fraction") from None
 
 
 def at_least_one(text: str) -> int:
@@ -98,6 +132,12 @@ def _ask(chosen: argparse.Namespace) -> int:
     log = log_to_terminal
     if chosen.question is not None and not chosen.question.strip():
         raise ValueError("the question is empty")
+    options = AskOptions(
+        memory_scale=chosen.memory_scale,
+        kept_frames=chosen.kept_frames,
+        template_tokens=chosen.template_tokens,
+        forgetting_seed=chosen.forgetting_seed,
+    )
     # What can be told at once comes first: nobody waits for a download that then is of no use.
     check_named(chosen.video)
     subtitles = read_subtitles(chosen.subtitles) if chosen.subtitles else []
@@ -115,22 +155,17 @@ def _ask(chosen: argparse.Namespace) -> int:
     status = 0
     for question in _questions(chosen):
         try:
-            _answer(session, question, video, subtitles, chosen.longest, log)
+            answer = session.ask(
+                question, video, chosen.longest, subtitles=subtitles, options=options
+            )
+            _write(answer, log)
         except ValueError as error:  # the next question can still be answered about this video
             log(f"hourllava ask: {error}")
             status = FAILED
     return status
 
 
-def _answer(
-    session: Session,
-    question: str,
-    video: RememberedVideo,
-    subtitles: list[Cue],
-    longest: int,
-    log: Callable[[str], None],
-) -> None:
-    answer = session.ask(question, video, longest, subtitles=subtitles)
+def _write(answer: StreamedAnswer, log: Callable[[str], None]) -> None:
     for piece in answer:
         print(piece, end="", flush=True)
     print(flush=True)

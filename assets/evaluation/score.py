@@ -10,7 +10,8 @@ from assets.evaluation.grading import is_right, same_answer
 from assets.evaluation.questions import EvaluationQuestion
 from assets.evaluation.report import EvaluationReport
 from assets.inference.checkpoint import checkpoint_hash
-from assets.inference.session import Prompt, RememberedVideo, Session
+from assets.inference.prompts import Prompt, RememberedVideo
+from assets.inference.session import Session
 from assets.inference.subtitles import read_subtitles
 from model.conversation import IMAGE
 from training.formats.hashing import data_version

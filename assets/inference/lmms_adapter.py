@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
 from assets.inference.checkpoint import log_to_terminal
-from assets.inference.session import Prompt, Session
+from assets.inference.prompts import Prompt
+from assets.inference.session import Session
 from model.conversation import IMAGE
+from model.options import AskOptions
 
 LONGEST = 128  # tokens of an answer, where a task does not say
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -38,6 +41,8 @@ class HourLlavaLmms(lmms):
         device: `auto`, `cpu` or `cuda`.
         batch_size: requests that pass the model together.
         max_batch_size: handed over by lmms-eval for batches that it sizes itself; these are not.
+        memory_scale, kept_frames, template_tokens, forgetting_seed: see `model/options.py`; the
+            first two act on videos alone.
 
     Raises:
         ValueError: model arguments that are not known, or a way to run that this adapter lacks.
@@ -51,13 +56,17 @@ class HourLlavaLmms(lmms):
         device: str = "auto",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
+        memory_scale: float | str | None = None,
+        kept_frames: int | str | None = None,
+        template_tokens: str | None = None,
+        forgetting_seed: int | str | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
         if unknown:
             raise ValueError(
                 f"unknown model_args {', '.join(sorted(unknown))} (known: pretrained, device, "
-                "batch_size)"
+                "batch_size, memory_scale, kept_frames, template_tokens, forgetting_seed)"
             )
         if not str(batch_size).isdecimal() or int(batch_size) < 1 or max_batch_size is not None:
             raise ValueError(
@@ -69,6 +78,13 @@ class HourLlavaLmms(lmms):
                 "several processes: this adapter runs as one; leave out torchrun or accelerate "
                 "launch"
             )
+        # Strings where they come from a command line.
+        self.options = AskOptions(
+            memory_scale=None if memory_scale is None else float(Fraction(memory_scale)),
+            kept_frames=None if kept_frames is None else int(kept_frames),
+            template_tokens=template_tokens,
+            forgetting_seed=None if forgetting_seed is None else int(forgetting_seed),
+        )
         self.session = Session(Path(pretrained), device)
         self.device = self.session.model.device
         self.requests_together = int(batch_size)
@@ -144,8 +160,8 @@ class HourLlavaLmms(lmms):
             video = self.session.video(Path(visuals[0]))
             if video.damage:
                 log_to_terminal(f"{visuals[0]} is damaged ({video.damage})")
-            return self.session.prompt(context, video=video)
-        return self.session.prompt(context, images=visuals)
+            return self.session.prompt(context, video=video, options=self.options)
+        return self.session.prompt(context, images=visuals, options=self.options)
 
 
 def _check_greedy(settings: Sequence[dict[str, Any]]) -> None:

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from assets.inference.checkpoint import find_checkpoint, load_checkpoint, log_to_terminal
 from assets.inference.likelihood import CachedPrompts
+from assets.inference.prompts import AS_TRAINED, Prompt, RememberedVideo, Said
 from assets.inference.subtitles import Cue, with_subtitles
 from assets.inference.videos import (
     GREY,
@@ -34,51 +34,17 @@ from model.conversation import IMAGE, Conversations
 from model.generate import greedy_tokens
 from model.hour_llava import LLMInput
 from model.images import ImageSource
-from model.inputs import IMAGE_TOKEN_INDEX, SampleInputs, Visual
+from model.inputs import IMAGE_TOKEN_INDEX, Visual, with_template_tokens
 from model.media.sampling import stored_frame_indices
 from model.memory import video_token_counts
 from model.memory_attention import memory_attention
+from model.options import AskOptions
 from training.formats.feature_file import FeatureFile
 
 # What a character decodes to while some of its bytes are still to come.
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 # What people write in its place where `<image>` would stand for a visual.
 LITERAL_IMAGE = "\u2039image\u203a"
-
-
-@dataclass(frozen=True, slots=True)
-class RememberedVideo(VideoFeatures):
-    """A video that can be asked about.
-
-    Attributes:
-        features_TPC: the frames that the model sees, one a second, on the host.
-        duration: seconds.
-        damage: what is wrong with the video, for people; empty where nothing shows.
-        memory_ND: what the model keeps of them, on its device.
-    """
-
-    memory_ND: Tensor = field(kw_only=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt that ends where the answer begins.
-
-    Attributes:
-        inputs: token ids, and the visuals behind the placeholders.
-        memory_ND: the memory of the visuals; None for text alone.
-    """
-
-    inputs: SampleInputs
-    memory_ND: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """One turn of a conversation: its text, and the number of images that came with it."""
-
-    text: str
-    images: int = 0
 
 
 class Session:
@@ -161,6 +127,7 @@ class Session:
         images: Sequence[ImageSource] = (),
         earlier: Conversations = (),
         grey: bool = False,
+        options: AskOptions = AS_TRAINED,
         id: str = "",
     ) -> Prompt:
         """A prompt about a video, about images, or about nothing but its text.
@@ -175,12 +142,16 @@ class Session:
             ValueError: the placeholders do not fit the visuals, or an image cannot be used.
             OSError: an image cannot be read.
         """
-        turn = {"from": "human", "value": text}
         inputs = self.processor.sample(
-            [*earlier, turn], video=video, images=images, id=id, add_generation_prompt=True
+            [*earlier, {"from": "human", "value": text}],
+            video=video,
+            images=images,
+            id=id,
+            seed=options.forgetting_seed,
+            add_generation_prompt=True,
         )
         if video is not None:
-            return Prompt(inputs, video.memory_ND)
+            return Prompt(inputs, video.memory_ND, options)
         if not inputs.visuals:
             return Prompt(inputs, None)
         [visual] = inputs.visuals  # several images are one visual
@@ -189,7 +160,7 @@ class Session:
             visual = replace(visual, pixels=torch.full_like(visual.pixels, GREY))
             inputs.visuals = [visual]
         with torch.inference_mode():
-            return Prompt(inputs, self.model.model.remember(visual))
+            return Prompt(inputs, self.model.model.remember(visual), options)
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt with its chat template, and `<image>` where a visual stands."""
@@ -211,6 +182,7 @@ class Session:
         *,
         subtitles: Sequence[Cue] = (),
         earlier: Sequence[tuple[str, str]] = (),
+        options: AskOptions = AS_TRAINED,
     ) -> StreamedAnswer:
         """The answer to a question about a video, while it is written.
 
@@ -219,6 +191,7 @@ class Session:
             subtitles: of the video; they stand above the first question, see
                 `assets/inference/subtitles.py`.
             earlier: questions and answers that this one follows.
+            options: see `model/options.py`.
 
         Raises:
             ValueError: an empty question. One that is too long is told when the first piece is
@@ -227,7 +200,7 @@ class Session:
         started = time.perf_counter()
         texts = [text for turn in earlier for text in turn]
         said = [Said(text) for text in (*texts, question)]
-        prompt = self.conversation(said, video=video, subtitles=subtitles)
+        prompt = self.conversation(said, video=video, subtitles=subtitles, options=options)
         return StreamedAnswer(self, prompt, longest, started)
 
     def conversation(
@@ -238,6 +211,7 @@ class Session:
         images: Sequence[ImageSource] = (),
         subtitles: Sequence[Cue] = (),
         system: str = "",
+        options: AskOptions = AS_TRAINED,
     ) -> Prompt:
         """A prompt of what a person and the model said in turn, the person first and last. Nothing
         in these texts is more than text: beside visuals, `<image>` is written with other brackets.
@@ -246,39 +220,58 @@ class Session:
             system: replaces the system message that the model was trained with.
 
         Raises:
-            ValueError: the last question is empty, or the visuals do not fit.
+            ValueError: the last question is empty, the visuals do not fit, or an option has
+                nothing to act on.
         """
         if not said[-1].text.strip():
             raise ValueError("the question is empty")
+        options.check_visuals(video is not None, len(images) > 0)
         shown = video is not None or len(images) > 0
         texts = [system, *(turn.text for turn in said)]
         if shown:
             texts = [text.replace(IMAGE, LITERAL_IMAGE) for text in texts]
         system, *texts = texts
         if video is not None:
-            texts[0] = f"{IMAGE}\n{self.subtitled(texts[0], video, subtitles)}"
+            texts[0] = f"{IMAGE}\n{self.subtitled(texts[0], video, subtitles, options)}"
         texts = [IMAGE * turn.images + text for turn, text in zip(said, texts, strict=True)]
         senders = ("human", "gpt")
         turns = [{"from": "system", "value": system}] if system else []
         turns += [{"from": senders[n % 2], "value": text} for n, text in enumerate(texts)]
-        return self.prompt(texts[-1], video=video, images=images, earlier=turns[:-1], id="question")
+        return self.prompt(
+            texts[-1],
+            video=video,
+            images=images,
+            earlier=turns[:-1],
+            options=options,
+            id="question",
+        )
 
     def answer(self, prompt: Prompt, longest: int = 512) -> StreamedAnswer:
         """The answer to any prompt, while it is written; at most `longest` tokens."""
         return StreamedAnswer(self, prompt, longest, time.perf_counter())
 
-    def subtitled(self, question: str, video: RememberedVideo, cues: Sequence[Cue]) -> str:
+    def subtitled(
+        self,
+        question: str,
+        video: RememberedVideo,
+        cues: Sequence[Cue],
+        options: AskOptions = AS_TRAINED,
+    ) -> str:
         """A question below its video's subtitles, which take at most half of the room that the
         video leaves.
         """
         config = self.processor.config
+        if options.kept_frames is not None:
+            config = replace(config, memory=config.memory.keeping(options.kept_frames))
         _, visual = video_token_counts(video.frames, config)
         room = (config.max_length - visual) // 2
         return with_subtitles(question, cues, lambda text: len(self.ids(text)), room)
 
-    def attention(self, prompt: Prompt, **options: Any) -> Tensor:
+    def attention(self, prompt: Prompt) -> Tensor:
         """Where MemAug looks for a prompt about a video, see `model/memory_attention.py`: [T]."""
-        return memory_attention(self.model.model, prompt.inputs, prompt.memory_ND, **options)
+        return memory_attention(
+            self.model.model, prompt.inputs, prompt.memory_ND, options=prompt.options
+        )
 
     def tokens(self, prompt: Prompt, longest: int) -> Iterator[int]:
         """The tokens of one answer as they come, at most `longest`, without the end token.
@@ -302,14 +295,25 @@ class Session:
         """Prompts as the language model takes them, with what MemAug found for each.
 
         Raises:
-            ValueError: a prompt is too long.
+            ValueError: a prompt is too long, or they are to be asked with different options.
         """
+        if len(asked := {prompt.options for prompt in prompts if prompt.inputs.visuals}) > 1:
+            raise ValueError("prompts with different options cannot pass the model together")
+        options = next(iter(asked), AS_TRAINED)
         inputs = [prompt.inputs for prompt in prompts]
+        if options.template_tokens is not None:
+            inputs = [with_template_tokens(sample, options.template_tokens) for sample in inputs]
         memories = [prompt.memory_ND for prompt in prompts if prompt.memory_ND is not None]
         with torch.inference_mode():
             # One memory is not copied: an hour's takes gigabytes.
             memory_ND = torch.cat(memories) if len(memories) > 1 else next(iter(memories), None)
-            return self.model.model.prepare(inputs, forgetting="uniform", memory_ND=memory_ND)
+            return self.model.model.prepare(
+                inputs,
+                forgetting=options.forgetting,
+                memory_ND=memory_ND,
+                memory_scale=options.memory_scale,
+                kept_frames=options.kept_frames,
+            )
 
     def generate(self, prompts: Sequence[Prompt], longest: int) -> list[list[int]]:
         """The tokens of each prompt's answer, at most `longest`, without the end token.

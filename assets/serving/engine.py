@@ -11,14 +11,16 @@ import threading
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.serving.library import Library
+from model.options import AskOptions
 
 if TYPE_CHECKING:
-    from assets.inference.session import Prompt, RememberedVideo, Said, Session
+    from assets.inference.prompts import Prompt, RememberedVideo, Said
+    from assets.inference.session import Session
     from assets.inference.subtitles import Cue
     from assets.inference.videos import VideoFeatures
 
@@ -49,6 +51,7 @@ class Asked:
         images: the bytes of each image, in the order of the turns that name them.
         system: replaces the system message that the model was trained with.
         longest: where the answer is cut off, in tokens.
+        options: see `model/options.py`.
         attention: whether to tell where MemAug looked.
     """
 
@@ -59,6 +62,7 @@ class Asked:
     subtitles: tuple[Cue, ...] = ()
     system: str = ""
     longest: int = 512
+    options: AskOptions = field(default_factory=AskOptions)
     attention: bool = False
 
 
@@ -161,11 +165,12 @@ class Engine:
             images=asked.images,
             subtitles=asked.subtitles,
             system=asked.system,
+            options=asked.options,
         )
         answer = session.answer(prompt, asked.longest)
         yield from answer
         looked: list[float] = []
-        looks = session.processor.config.looks_at_frames
+        looks = asked.options.looks_at_frames(session.processor.config)
         if asked.attention and video is not None and looks:
             looked = session.attention(prompt).tolist()
         yield Outcome(

@@ -24,11 +24,11 @@ from assets.fetching.probe import InvalidVideo, ProbePool, check_video
 from assets.inference.checkpoint import log_to_terminal
 from assets.inference.fetch import local_video
 from assets.records.lineage import all_records
+from assets.sources.base import VIDEO_SUFFIXES
 from training.formats import layout
 from training.formats.storage import Storage
 
 CHECKPOINT_ASSETS = ("stage3", "stage2", "stage1", "base_model")  # the order of the list
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts")
 LISTED_FOR_S = 60.0
 KEPT_VIDEOS = 8  # uploads and fetched ones; the oldest makes room
 

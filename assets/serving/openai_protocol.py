@@ -8,16 +8,19 @@ a greedy answer and are taken.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.options import AskOptions
 
 if TYPE_CHECKING:
     from assets.serving.engine import Outcome
 
 MOST_MESSAGES = 200
 MOST_TEXT = 400_000  # characters of one text
+OPTIONS = tuple(option.name for option in fields(AskOptions))
 
 
 class _Strict(BaseModel):
@@ -76,12 +79,31 @@ class ChatRequest(_Strict):
     top_p: float | None = None
     seed: int | None = None
     user: str | None = None
+    # What follows is not OpenAI's.
     subtitles: str | None = Field(default=None, description="of the video: SRT or WebVTT")
+    memory_scale: float | None = None
+    kept_frames: int | None = None
+    template_tokens: str | None = None
+    forgetting_seed: int | None = None
 
     @property
     def longest(self) -> int:
         """Tokens at which the answer is cut off."""
         return self.max_completion_tokens or self.max_tokens or 512
+
+    @property
+    def options(self) -> AskOptions:
+        """Those that are given.
+
+        Raises:
+            ProtocolError: one has no meaning.
+        """
+        given = {name: getattr(self, name) for name in OPTIONS}
+        try:
+            return AskOptions(**{name: value for name, value in given.items() if value is not None})
+        except ValueError as error:
+            parameter = next(name for name in OPTIONS if str(error).startswith(name))
+            raise ProtocolError(400, str(error), parameter=parameter) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +139,9 @@ def parse_request(body: bytes) -> ChatRequest:
         where = ".".join(map(str, first["loc"]))
         message = f"{where}: {first['msg']}" if where else first["msg"]
         if first["type"] == "extra_forbidden":
+            known = ", ".join(("subtitles", *OPTIONS)) if len(first["loc"]) == 1 else ""
             message = f"{where}: this server does not know it"
+            message += f"; besides OpenAI's it knows {known}" if known else ""
         if where == "temperature":
             message = "temperature: answers are greedy; leave it out, or give 0"
         raise ProtocolError(400, message, parameter=where or None) from error

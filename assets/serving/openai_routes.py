@@ -28,7 +28,7 @@ from assets.serving.openai_protocol import (
 )
 
 if TYPE_CHECKING:
-    from assets.inference.session import Said
+    from assets.inference.prompts import Said
 
 
 SYSTEM_ROLES = ("system", "developer")
@@ -115,6 +115,7 @@ def to_asked(request: ChatRequest, engine: Engine) -> Asked:
         subtitles=tuple(parse_subtitles(subtitles.encode(), suffix)) if subtitles else (),
         system="\n".join(system),
         longest=request.longest,
+        options=request.options,
     )
 
 
@@ -122,7 +123,7 @@ def _conversation(messages: Sequence[Message]) -> tuple[list[Said], list[Any]]:
     """Turns of a person and the model, and the media of all of them. Several turns of one side in a
     row are one.
     """
-    from assets.inference.session import Said
+    from assets.inference.prompts import Said
 
     turns: list[tuple[str, Said]] = []
     media: list[Any] = []

@@ -19,9 +19,12 @@ from starlette.concurrency import run_in_threadpool
 
 from assets.serving.band import HEIGHT, WIDTH, band_svg, clock, peaks
 from assets.serving.engine import Asked, BusyError, Engine, FailedError, Outcome
+from assets.serving.options_form import OptionsForm
+from assets.sources.base import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     from assets.inference.subtitles import Cue
+    from model.options import AskOptions
 
 MOST_COMPARED = 2
 MOST_SUBTITLES_BYTES = 4 << 20
@@ -106,7 +109,9 @@ class AskPage:
                 auto_upload=True,
                 on_upload=self._upload,
                 on_rejected=lambda: ui.notify("refused: too large"),
-            ).props('accept="video/*,.mkv" data-testid="upload"').classes("w-1/2")
+            ).props(f'accept="video/*,{",".join(VIDEO_SUFFIXES)}" data-testid="upload"').classes(
+                "w-1/2"
+            )
             ui.upload(
                 label="its subtitles (.srt, .vtt)",
                 max_file_size=MOST_SUBTITLES_BYTES,
@@ -176,6 +181,7 @@ class AskPage:
         self.question = ui.textarea("Question").classes("w-full")
         self.question.props(f'autogrow maxlength="{LONGEST_QUESTION}"')
         self.question.on("keydown.enter.prevent", self._ask)
+        self.form = OptionsForm()
         with ui.row():
             self.button = ui.button("Ask", on_click=self._ask)
             ui.button("Begin anew", on_click=self._forget).props("flat")
@@ -193,6 +199,11 @@ class AskPage:
             return
         if not self.button.enabled:
             return
+        try:
+            options = self.form.options()
+        except ValueError as error:
+            ui.notify(str(error), type="negative")
+            return
         self.button.disable()
         self.question.set_value("")
         self.bands.clear()
@@ -202,7 +213,7 @@ class AskPage:
                 with ui.row().classes("w-full no-wrap items-start"):
                     labels = [self._answer_card(name) for name in names[:MOST_COMPARED]]
             for name, (text, told) in zip(names, labels, strict=False):
-                await self._answer(name, question, text, told)
+                await self._answer(name, question, options, text, told)
         finally:
             if not self.button.is_deleted:
                 self.button.enable()
@@ -219,9 +230,11 @@ class AskPage:
             told = ui.label("waiting ...").classes("text-xs text-gray-500")
         return text, told.props('data-testid="told"')
 
-    async def _answer(self, name: str, question: str, text: ui.label, told: ui.label) -> None:
+    async def _answer(
+        self, name: str, question: str, options: AskOptions, text: ui.label, told: ui.label
+    ) -> None:
         """Write one checkpoint's answer while it comes, as long as somebody looks."""
-        from assets.inference.session import Said
+        from assets.inference.prompts import Said
 
         chosen = self.chosen
         said = [Said(words) for turn in chosen.said[name] for words in turn]
@@ -230,6 +243,7 @@ class AskPage:
             said=(*said, Said(question)),
             video=chosen.video,
             subtitles=chosen.subtitles,
+            options=options,
             attention=True,
         )
         answer = ""
@@ -243,14 +257,15 @@ class AskPage:
                         text.set_text(answer)
                         told.set_text("writing ...")
                     else:
-                        self._finish(name, piece, told)
+                        self._finish(name, piece, options, told)
         except CANNOT as error:
             told.set_text(str(error))
             return
         chosen.said[name].append((question, answer))
 
-    def _finish(self, name: str, outcome: Outcome, told: ui.label) -> None:
+    def _finish(self, name: str, outcome: Outcome, options: AskOptions, told: ui.label) -> None:
         facts = [f"first token {outcome.first_token:.2f} s", f"{outcome.tokens} tokens"]
+        facts += [f"{option} {value}" for option, value in options.given().items()]
         facts += ["cut off"] if outcome.cut_off else []
         facts += ["the answer is empty"] if not outcome.tokens else []
         facts += [f"the video is damaged: {outcome.damage}"] if outcome.damage else []

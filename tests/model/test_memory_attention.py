@@ -9,6 +9,7 @@ from model.hour_llava import HourLlava
 from model.initialise import initialise
 from model.inputs import SampleInputs, Visual
 from model.memory_attention import memory_attention
+from model.options import AskOptions
 
 CONFIG = PRESETS["tiny"]
 FRAME = CONFIG.memory.frame_tokens + 1
@@ -39,7 +40,7 @@ def rotated(x_THE, cos, sin):
     return torch.cat([turned.real, turned.imag, x_THE[..., 2 * pairs :]], dim=-1)
 
 
-def whole_matrices(model, sample):
+def whole_matrices(model, sample, **options):
     """Each block's probabilities [heads, queries, memory tokens], all at once. That they are the
     model's is shown by its outputs: these times the values are what the block gave.
     """
@@ -49,7 +50,7 @@ def whole_matrices(model, sample):
         for block in model.memaug.blocks
     ]
     with torch.no_grad():
-        plan = model.prepare([sample], forgetting="uniform").plan
+        plan = model.prepare([sample], forgetting="uniform", **options).plan
         for hook in hooks:
             hook.remove()
         found = []
@@ -105,3 +106,14 @@ def test_what_has_no_frames_is_refused(model, sample):
         memory_attention(model, text)
     with pytest.raises(ValueError, match="blocks 0 to 1, not \\[7\\]"):
         memory_attention(model, sample, blocks=(7,))
+
+
+def test_of_a_share_of_the_memory_the_frames_that_are_looked_up_have_a_place(model, sample):
+    asked = {"memory_scale": 0.5, "kept_frames": 5}
+    plan, matrices = whole_matrices(model, sample, **asked)
+    blocks = [matrix[:, plan.visual_rows_Q].mean((0, 1)) for matrix in matrices]
+    found = memory_attention(model, sample, most=None, options=AskOptions(**asked))
+    assert len(found) == 19
+    torch.testing.assert_close(found, torch.stack(blocks).mean(0).view(19, -1).sum(-1))
+    with pytest.raises(ValueError, match="looks no whole frames up"):
+        memory_attention(model, sample, options=AskOptions(memory_scale=0))

@@ -98,6 +98,20 @@ def test_an_answer_that_nobody_waits_for_makes_room_for_the_next(ui):
     expect(page.get_by_test_id("band")).to_have_count(1)
 
 
+def test_how_it_is_asked_is_chosen_in_a_section_that_is_closed_at_first(ui):
+    page = ui.page
+    ui.open("/?checkpoint=first&video=films/drawn.mp4")
+    frames = page.get_by_label("Frames that stay as queries")
+    expect(frames).to_be_hidden()
+    page.get_by_test_id("options").get_by_text("Options").click()
+    page.get_by_label("Memory that MemAug looks up").click()
+    page.get_by_role("option", name="1/4").click()
+    frames.fill("2")
+    ask(page, QUESTION)
+    expect(page.get_by_test_id("told")).to_contain_text("memory_scale 0.25, kept_frames 2")
+    assert page.get_by_test_id("band").locator("rect").count() == 10 + 1  # a quarter of 40 frames
+
+
 def test_two_checkpoints_answer_side_by_side(ui):
     page = ui.page
     ui.open("/?checkpoint=first&video=films/drawn.mp4")

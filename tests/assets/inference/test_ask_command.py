@@ -273,3 +273,36 @@ def test_subtitles_are_part_of_the_question(ask, media, tmp_path):
 
 def _raise(error):
     raise error
+
+
+def test_how_it_is_asked_can_be_chosen_and_changes_the_answer(ask, media):
+    usual = ask(media / "short.mp4", QUESTION, "--longest", "8")[1]
+    shares = [
+        ask(media / "short.mp4", QUESTION, "--longest", "8", "--memory-scale", share)[1]
+        for share in ("1/3", "0.3333", "1")
+    ]
+    assert shares[0] == shares[1] != usual == shares[2]
+    for option, value in (("--kept-frames", "1"), ("--forgetting-seed", "1")):
+        chosen = [ask(media / "short.mp4", QUESTION, "--longest", "8", option, value) for _ in "ab"]
+        assert chosen[0][1] == chosen[1][1] != usual
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--memory-scale", "0.4", "memory_scale is 0.4; it must be 1, 1/2, 1/3, ... or 0"),
+        ("--memory-scale", "1/0", "'1/0' is neither a number nor a fraction"),
+        ("--kept-frames", "0", "0 is not at least 1"),
+        ("--template-tokens", "some", "invalid choice: 'some'"),
+        ("--forgetting-seed", "-1", "forgetting_seed is -1"),
+    ],
+)
+def test_an_option_that_has_no_meaning_is_told_before_anything_is_loaded(
+    ask, media, capfd, option, value, message
+):
+    try:
+        status, _, told = ask(media / "short.mp4", QUESTION, f"{option}={value}", checkpoint="gone")
+    except SystemExit as ended:  # what the parser of the command line refuses
+        status, told = ended.code, capfd.readouterr().err
+    assert status == 2
+    assert message in told

@@ -13,10 +13,13 @@ import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+
+from model.options import AskOptions
 
 ADAPTER = "assets.inference.lmms_adapter"
 REAL = importlib.util.find_spec("lmms_eval") is not None
@@ -221,3 +224,22 @@ def test_what_cannot_be_done_is_refused_by_name(adapter, model, export, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="runs as one"):
         adapter.HourLlavaLmms(pretrained=str(export), device="cpu")
+
+
+def test_how_it_is_asked_is_a_model_argument(adapter, export, docs, model):
+    given = "memory_scale=1/2,kept_frames=2,template_tokens=seen,forgetting_seed=3"
+    other = adapter.HourLlavaLmms.create_from_arg_string(
+        f"pretrained={export},{given}", {"batch_size": 3, "device": "cpu"}
+    )
+    other.task_dict["films"] = model.task_dict["films"]
+    assert other.options == AskOptions(0.5, 2, "seen", 3)
+    asked = [generation(number, "What is it?", max_new_tokens=4) for number in (0, 1, 2)]
+    answers = other.generate_until(asked)
+    prompt = other.session.prompt(
+        "<image>\nWhat is it?",
+        video=other.session.video(Path(docs[0]["visuals"][0])),
+        options=AskOptions(0.5, 2, "seen", 3),
+    )
+    assert answers[0] == other.session.text(other.session.generate([prompt], 4)[0]).strip()
+    with pytest.raises(ValueError, match=r"memory_scale is 0\.4"):
+        adapter.HourLlavaLmms.create_from_arg_string(f"pretrained={export},memory_scale=0.4")

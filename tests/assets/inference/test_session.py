@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from assets.inference import session as session_module
+from assets.inference.prompts import Said
 from assets.inference.session import UNFINISHED, Session
 from assets.inference.videos import encode_video
 from model.conversation import IMAGE
 from model.inputs import IMAGE_TOKEN_INDEX
 from model.media.refusals import MediaError
+from model.options import AskOptions
 from tests.model.media import tricky
 from training.formats.feature_file import write_features
 
@@ -200,3 +202,41 @@ def test_where_memaug_looked_is_one_share_for_each_frame(session, video):
     shares = session.attention(session.ask(QUESTION, video).prompt)
     assert len(shares) == video.frames
     assert float(shares.sum()) == pytest.approx(1)
+
+
+CHOICES = [
+    {"memory_scale": 0.5},
+    {"memory_scale": 0.0},
+    {"kept_frames": 2},
+    {"template_tokens": "seen"},
+    {"forgetting_seed": 7},
+]
+
+
+@pytest.mark.parametrize("chosen", CHOICES, ids=str)
+def test_an_option_is_what_transformers_generate_makes_of_it(session, video, media, chosen):
+    asked = AskOptions(**chosen)
+    prompt = session.conversation([Said(QUESTION)], video=video, options=asked)
+    usual = session.conversation([Said(QUESTION)], video=video)
+    with torch.no_grad():
+        mine, other = (session.llm_input(one).embeds_SD for one in (prompt, usual))
+    assert mine.shape != other.shape or not torch.allclose(mine, other)
+    turn = {"from": "human", "value": f"<image>\n{QUESTION}"}
+    encoded = encode_video(session.model.model, media / "short.mp4")
+    seed = chosen.get("forgetting_seed")
+    sample = session.processor.video(encoded, [turn], seed=seed, add_generation_prompt=True)
+    options = {name: value for name, value in chosen.items() if name != "forgetting_seed"}
+    options |= {"forgetting": "random"} if seed is not None else {}
+    expected = session.model.generate(samples=sample, max_new_tokens=12, **options)[0]
+    assert session.text(session.generate([prompt], 12)[0]) == session.text(expected.tolist())
+    if asked.looks_at_frames(session.processor.config):
+        assert session.attention(prompt).sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_prompts_that_are_asked_differently_do_not_pass_together(session, video):
+    prompts = [
+        session.conversation([Said(QUESTION)], video=video, options=AskOptions(kept_frames=kept))
+        for kept in (2, 3)
+    ]
+    with pytest.raises(ValueError, match="different options"):
+        session.read(prompts)

@@ -12,6 +12,7 @@ from assets.serving import library as subject
 from assets.serving.engine import Engine
 from assets.serving.library import Library
 from assets.serving.server import make_app
+from assets.sources.base import VIDEO_SUFFIXES
 from training.formats.storage import Storage
 
 
@@ -114,3 +115,11 @@ def test_the_player_gets_ranges_and_the_gallery_may_run_nothing(library):
         assert "sandbox" in page.headers["content-security-policy"]
         assert client.get("/gallery/..").status_code == 404
         assert client.get("/gallery/7b").status_code == 404
+
+
+def test_every_kind_of_video_file_is_listed(media, tmp_path):
+    (tmp_path / "films").mkdir()
+    for suffix in (*VIDEO_SUFFIXES, ".WMV", ".txt", ".srt"):
+        shutil.copy(media / "short.mp4", tmp_path / "films" / f"film{suffix}")
+    with Library({}, None, [tmp_path / "films"], tmp_path / "uploads") as library:
+        assert library.videos() == sorted(f"films/film{end}" for end in (*VIDEO_SUFFIXES, ".WMV"))

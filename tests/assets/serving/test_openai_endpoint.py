@@ -12,10 +12,12 @@ import openai
 import pytest
 import uvicorn
 
-from assets.inference.session import Said, Session
+from assets.inference.prompts import Said
+from assets.inference.session import Session
 from assets.serving.engine import MOST_WAITING, Engine
 from assets.serving.library import Fetching, Library
 from assets.serving.server import make_app
+from model.options import AskOptions
 from tests.servers.faulty import FaultyMediaServer
 
 TOKEN = "a token of this test alone"
@@ -165,6 +167,48 @@ def test_subtitles_are_a_field_of_the_request(client, media):
     assert with_them.usage.prompt_tokens > ask(client, part, QUESTION).usage.prompt_tokens
     with pytest.raises(openai.BadRequestError, match="there is no video"):
         ask(client, QUESTION, extra_body=extra)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"memory_scale": 0.5},
+        {"kept_frames": 2},
+        {"template_tokens": "seen"},
+        {"forgetting_seed": 7},
+    ],
+    ids=str,
+)
+def test_how_it_is_asked_is_a_field_of_the_request(client, session, media, chosen):
+    path = media / "short.mp4"
+    part = {"type": "video", "video": f"{media.name}/short.mp4"}
+    found = said(ask(client, part, QUESTION, extra_body=chosen))
+    prompt = session.conversation(
+        [Said(QUESTION)], video=session.video(path), options=AskOptions(**chosen)
+    )
+    assert found == "".join(session.answer(prompt, 8))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"memory_scale": 0.4}, "memory_scale is 0.4"),
+        ({"kept_frames": 0}, "kept_frames is 0"),
+        ({"kept_frames": 1.5}, "kept_frames: "),
+        ({"template_tokens": "some"}, "template_tokens is 'some'; known: hidden, seen"),
+        ({"forgetting_seed": -1}, "forgetting_seed is -1"),
+        ({"keep_frames": 3}, "keep_frames: this server does not know it; besides OpenAI's it"),
+        ({"keep_frames": 3}, "subtitles, memory_scale, kept_frames, template_tokens, forgett"),
+    ],
+)
+def test_an_option_that_has_no_meaning_is_named(client, media, chosen, message):
+    part = {"type": "video", "video": f"{media.name}/short.mp4"}
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(client, part, QUESTION, extra_body=chosen)
+    assert message in refused.value.body["message"]
+    assert refused.value.body["param"] == next(iter(chosen))
+    with pytest.raises(openai.BadRequestError, match="there is no video"):
+        ask(client, QUESTION, extra_body={"kept_frames": 1})
 
 
 @pytest.mark.parametrize(
