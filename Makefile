@@ -27,7 +27,7 @@ else
 # and Dagster again: importing streaming takes 10 s instead of 4.5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo demo-own ui test test-slow test-all lint bench browser screenshots clean
+.PHONY: help install demo demo-own ablations ui test test-slow test-all lint bench browser screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ demo: install ## build a small corpus in .demo/ and run the whole pipeline on it
 
 demo-own: install ## fine-tune a tiny checkpoint of the released layout on forty videos, on the CPU
 	$(BIN)/hourllava demo --own
+
+ablations: install ## every arm of the paper's ablations at a small size, on the CPU
+	$(BIN)/hourllava ablate
 
 # The instance's history (.dagster/) lies in the folder that Dagster is started in.
 ui: install ## open Dagster's web UI for the demo's deployment, or for CONFIG=my.yaml (PORT=3000)
@@ -86,6 +89,6 @@ screenshots: install browser ## take the pictures of docs/images from a finished
 	$(BIN)/python -m docs.screenshots
 
 clean: ## remove the demo and Dagster's history
-	rm -rf .demo .demo-own .dagster
+	rm -rf .demo .demo-own .ablation .dagster
 
 endif

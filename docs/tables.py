@@ -14,6 +14,7 @@ import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
 from assets.deployment.partitions import (
+    arm_partitions,
     asked_source_partitions,
     llava_part_partitions,
     part_partitions,
@@ -100,6 +101,7 @@ def _partitions(definition: dg.PartitionsDefinition | None) -> str:
         "variant": variant_partitions,
         "source": source_partitions,
         "asked source": asked_source_partitions,
+        "arm": arm_partitions,
     }
     return next((name for name, one in known.items() if one == definition), "")
 

@@ -62,6 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     fine_tune.add_argument("--variant", help="which, where the settings name several")
     _add_config_option(fine_tune)
 
+    ablate = commands.add_parser(
+        "ablate",
+        help="train and score every arm of the paper's ablations and print the table; without "
+        "--config all of them at a small size in .ablation/, on the CPU",
+    )
+    ablate.add_argument("--table", action="store_true", help="only print the table that is there")
+    ablate.add_argument("--config", type=Path, help="settings with a section ablation (no default)")
+
     doctor = commands.add_parser("doctor", help="what this machine lacks for what the settings ask")
     doctor.add_argument(
         "--port", type=int, default=3000, help="where the web UI is to listen (default: 3000)"
@@ -165,6 +173,20 @@ def _fine_tune(chosen: argparse.Namespace) -> int:
     config = chosen.config or Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
     home = _instance_folder()
     return fine_tune(config, chosen.variant, home / ".dagster" / "fine_tune.log", home)
+
+
+def _ablate(chosen: argparse.Namespace) -> int:
+    from assets.deployment.settings import load_settings
+    from pipeline.demo.ablations import SMALL_FOLDER, ablate, ablate_small, print_arms
+
+    if chosen.table:
+        print_arms(load_settings(chosen.config or SMALL_FOLDER / "ablation.yaml"))
+        return 0
+    _stop_on_sigterm()
+    if chosen.config is None:
+        return ablate_small()
+    home = _instance_folder()
+    return ablate(chosen.config, home / ".dagster" / "ablate.log", home)
 
 
 def _stop_on_sigterm() -> None:
@@ -307,6 +329,7 @@ def _deployment(chosen: argparse.Namespace) -> Iterator[tuple[DagsterInstance, S
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "ablate": _ablate,
     "ask": ask.ask,
     "bill": _bill,
     "checkpoints": checkpoints.checkpoints,

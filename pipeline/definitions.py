@@ -10,6 +10,7 @@ import warnings
 
 import dagster as dg
 
+from assets.ablations import assets as ablations
 from assets.annotations import assets as annotation_assets
 from assets.captions import assets as captions
 from assets.checkpoints import assets as checkpoints
@@ -48,6 +49,7 @@ ROOMS = [
     checkpoints,
     features,
     evaluation,
+    ablations,
 ]
 
 

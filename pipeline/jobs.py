@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from assets.deployment.graph import COLLECTIONS, HOLDS_OUT, LLAVA_READ
+from assets.deployment.graph import ABLATION, COLLECTIONS, HOLDS_OUT, LLAVA_READ
 from assets.deployment.partitions import stage_partitions, variant_partitions
 from pipeline.executors import single_process_executor
 from pipeline.integrity import check_integrity, without_intact
@@ -60,6 +60,26 @@ def _shard_llava() -> Iterator[UnresolvedAssetJobDefinition]:
             "backfill it.",
             _SINGLE_PROCESS,
         )
+
+
+def _ablations() -> Iterator[UnresolvedAssetJobDefinition]:
+    if ABLATION is None:
+        return
+    yield _job(
+        "13_ablate",
+        "training",
+        ["ablation", "ablation_scores"],
+        "Train and score one arm of the ablations with one seed. All of them: backfill it, or run "
+        "`hourllava ablate`.",
+        _SINGLE_PROCESS,
+    )
+    yield _job(
+        "14_compare_arms",
+        "training",
+        ["ablation_table"],
+        "Put all arms that were scored into one table.",
+        _SINGLE_PROCESS,
+    )
 
 
 def _early_stages() -> Iterator[UnresolvedAssetJobDefinition]:
@@ -160,5 +180,6 @@ JOBS: list[UnresolvedAssetJobDefinition | dg.JobDefinition] = [
         "anything.",
         _SINGLE_PROCESS,
     ),
+    *_ablations(),
     check_integrity,
 ]

@@ -22,6 +22,7 @@ from model.initialise import drawn
 from model.processor import Processor
 from model.weights.loading import load_config, load_tokenizer
 from model.weights.tensors import StoredTensor, checkpoint_files, stored_tensors
+from model.weights.vision_encoder import load_vision_encoder
 from training.adapters import insert_adapters, is_adapter, plain_name
 from training.run_config import RunConfig
 
@@ -129,6 +130,21 @@ def load_weights(wrapper: HourLlavaForCausalLM, start: Path, seed: str = "") -> 
             f"start: {start} lacks {len(names)} tensors: "
             f"{', '.join(names[:5])}{' ...' * (len(names) > 5)}"
         )
+
+
+@torch.no_grad()
+def load_vision(wrapper: HourLlavaForCausalLM, folder: Path) -> None:
+    """Fill the vision encoder from a folder of its own, in place of the start's.
+
+    Raises:
+        ValueError: it is none, or of another shape than the model's.
+    """
+    encoder = load_vision_encoder(folder)
+    if encoder.config != wrapper.model.config.vision:
+        raise ValueError(f"vision_start: {folder} holds an encoder of another shape than the model")
+    own = wrapper.model.vision.state_dict(keep_vars=True)
+    for name, whole in encoder.state_dict().items():
+        _fill_rows(own[name], partial(_rows, whole))
 
 
 def _fill(target: Tensor, stored: StoredTensor) -> None:

@@ -41,7 +41,7 @@ from training.flops import flops
 from training.formats.hashing import seed_of
 from training.formats.machine_faults import MachineFault
 from training.held_out import HeldOutMeasure
-from training.loading import load_weights, model_and_processor
+from training.loading import load_vision, load_weights, model_and_processor
 from training.memory_plan import plan_memory
 from training.metrics import MetricsWriter, held_out_line, step_line, step_record
 from training.optimizer import build_optimizer, gradient_norm, scale_gradients, select, set_rates
@@ -206,6 +206,8 @@ class Trainer:
         savings = self.memory.savings
         self.recomputation = prepare(self.model, ranks, compiled=compiled, savings=savings)
         load_weights(self.wrapper, Path(run.start), run.seed)
+        if run.vision_start is not None:
+            load_vision(self.wrapper, Path(run.vision_start))
         fill_adapters(self.model, run.seed)
         self.model.train()
         if savings.optimizer_on_host or savings.parameters_on_host:

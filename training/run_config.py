@@ -93,6 +93,8 @@ class RunConfig:
             `training.recipes.Lora`. None: every tuned module is trained whole.
         model: settings of the model in place of the start's, see `model.changes`. They go into the
             export.
+        vision_start: folder of a vision encoder, as the pipeline exports it, whose weights stand in
+            place of the start's: for features that another encoder made than that of the start.
         rows: how many rows of a kind of shards are read, from the beginning of each shard; of the
             kinds that are not named all are.
         held_out_share: share of the videos, and of the samples without one, that are never trained
@@ -166,6 +168,7 @@ class RunConfig:
     weight_decay: float | None = Field(default=None, ge=0)
     lora: Lora | None = None
     model: ModelChanges | None = None
+    vision_start: str | None = None
     rows: Mapping[str, NonNegativeInt] | None = None
     stream_batch: PositiveInt | None = None
     held_out_share: float = Field(default=0.0, ge=0, lt=1)

@@ -53,6 +53,7 @@ NEUTRAL: Mapping[str, Any] = {
     "stream_batch": None,
     "lora": None,
     "rows": None,
+    "vision_start": None,
 }
 
 
@@ -70,6 +71,7 @@ def identity_of(run: RunConfig, start_version: str) -> Identity:
     if run.loss == "micro_batch":  # their size weighs the samples
         parts |= {"micro_batch": run.recipe.micro_batch, "micro_tokens": run.micro_tokens}
     parts |= {"start": start_version, **_start_parts(Path(run.start), run.model)}
+    parts["vision_start"] = weights_version(Path(run.vision_start)) if run.vision_start else None
     parts |= {"features": run.features_version, "shards": _shards(run)}
     plain = json.loads(json.dumps(parts, default=_plain))
     return {

@@ -20,7 +20,7 @@ from training.flops import parameters
 from training.formats.storage import Storage
 from training.recipes import MODULES
 
-_PRODUCT = re.compile(r"(?:base_model|stage[1-9])\[[^\[\]/]+\]")
+_PRODUCT = re.compile(r"(?:base_model|stage[1-9]|ablation)\[[^\[\]/]+\]")
 BFLOAT16 = 2  # bytes of a parameter
 
 

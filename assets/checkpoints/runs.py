@@ -5,9 +5,10 @@ go.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from assets.deployment.settings import Settings
 from assets.deployment.variants import previous
@@ -55,11 +56,49 @@ def stage_run(
     Args:
         inputs: versions of the input products, by name.
     """
-    row = STAGES[stage]
-    overrides = settings.training.overrides.get(f"stage{stage}", {})
-    indexes: dict[str, tuple[str, ...]]
     before = previous_checkpoint(settings, variant, stage)
-    start = Lineage.read(storage, before).folder
+    values = stage_values(settings, storage, variant, stage, inputs)
+    values |= start_values(storage, before, inputs)
+    values |= settings.training.overrides.get(f"stage{stage}", {})
+    return placed(settings, storage, values, lambda name: layout.stage_folder(variant, stage, name))
+
+
+def start_values(storage: Storage, before: str, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The values of a run that starts from the product `before`, one of `inputs`."""
+    folder = Lineage.read(storage, before).folder
+    return {
+        "start": str(storage.local_folder(f"{folder}/export")),
+        "start_version": inputs[before],
+    }
+
+
+def placed(
+    settings: Settings,
+    storage: Storage,
+    values: Mapping[str, Any],
+    folder_of: Callable[[str], str],
+) -> tuple[RunConfig, str]:
+    """A run and its folder below the storage root, named after the run's identity.
+
+    Args:
+        values: of the run, as JSON has them, without `out`.
+        folder_of: the identity's short name -> the folder.
+    """
+    run = parse_run({**values, "out": ""})
+    folder = folder_of(short_name(identity_of(run, str(run.start_version))))
+    return replace(run, out=str(run_folder(settings, storage, folder))), folder
+
+
+def stage_values(
+    settings: Settings,
+    storage: Storage,
+    variant: str,
+    stage: int,
+    inputs: Mapping[str, str],
+) -> dict[str, Any]:
+    """The values of any run by the recipe of a stage, but for its start and its folder."""
+    row = STAGES[stage]
+    indexes: dict[str, tuple[str, ...]]
     if row.reads_long_videos:
         names = mixed_streams(settings.training.long_videos_only)
         views = [(f"{layout.MIXTURE}/{number}/index.json",) for number in range(len(names))]
@@ -71,23 +110,14 @@ def stage_run(
         {"name": name, "root": storage.path(layout.SHARDS), "indexes": of_stream}
         for name, of_stream in indexes.items()
     ]
-    run = parse_run(
-        {
-            "variant": settings.variants[variant].preset,
-            "stage": stage,
-            "start": str(storage.local_folder(f"{start}/export")),
-            "start_version": inputs[before],
-            "out": "",
-            "streams": streams,
-            "features_root": storage.path(layout.features(variant)),
-            "features_version": _features_version(inputs),
-            "videos_root": storage.path(layout.LLAVA_VIDEO_FILES),
-            **overrides,
-        }
-    )
-    identity = identity_of(run, str(run.start_version))
-    folder = layout.stage_folder(variant, stage, short_name(identity))
-    return replace(run, out=str(run_folder(settings, storage, folder))), folder
+    return {
+        "variant": settings.variants[variant].preset,
+        "stage": stage,
+        "streams": streams,
+        "features_root": storage.path(layout.features(variant)),
+        "features_version": _features_version(inputs),
+        "videos_root": storage.path(layout.LLAVA_VIDEO_FILES),
+    }
 
 
 def _features_version(inputs: Mapping[str, str]) -> str | None:

@@ -13,6 +13,7 @@ SETTINGS = load_settings()
 VARIANTS = SETTINGS.variants
 LONG_VIDEOS_ONLY = SETTINGS.training.long_videos_only
 CAPTIONS_POOL, QUESTIONS_POOL = SETTINGS.questions.pools
+ABLATION = SETTINGS.ablation
 HOLDS_OUT = SETTINGS.held_out_share > 0
 
 TRAINED_STAGES = tuple(stage for stage in STAGES if trained(VARIANTS, stage))

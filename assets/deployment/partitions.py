@@ -8,6 +8,7 @@
 - **source**: where a long video comes from, as the deployment's settings list them.
 - **asked source**: the drop sources whose videos are described and asked about
   (`questions.sources`); none where the settings name none.
+- **arm**: an arm of the ablations and one of its seeds; none where there is no `ablation`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from assets.deployment.graph import SETTINGS, TRAINED_STAGES, VARIANTS
+from assets.deployment.ablation import run_keys
+from assets.deployment.graph import ABLATION, LONG_VIDEOS_ONLY, SETTINGS, TRAINED_STAGES, VARIANTS
 from assets.deployment.parts import LLAVA_PARTS, part_name
 from assets.deployment.variants import Variant, trained
 
@@ -32,6 +34,14 @@ stage_partitions = {
 }
 source_partitions = dg.StaticPartitionsDefinition(sorted(SETTINGS.sources))
 asked_source_partitions = dg.StaticPartitionsDefinition(sorted(set(SETTINGS.questions.sources)))
+arm_partitions = dg.StaticPartitionsDefinition(
+    [
+        key
+        for variant in VARIANTS.values()
+        if ABLATION is not None
+        for key in run_keys(ABLATION.chosen(variant.preset, LONG_VIDEOS_ONLY), ABLATION.seeds)
+    ]
+)
 
 source_and_part = dg.MultiPartitionsDefinition(
     {"source": source_partitions, "part": part_partitions}
@@ -46,6 +56,7 @@ _DIMENSIONS = (
     *(("variant", of_stage) for of_stage in stage_partitions.values()),
     ("variant", variant_partitions),
     ("asked source", asked_source_partitions),
+    ("arm", arm_partitions),
 )
 
 # Of a dimension with several sets, the last one holds all keys. No asset has partitions by source

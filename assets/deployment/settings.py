@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from assets.deployment.variants import Variant, llava_kinds, named, refuse_names
+from assets.deployment.ablation import Ablation
+from assets.deployment.variants import Variant, checkpoints_of, llava_kinds, named, refuse_names
 from assets.endpoints.options import Questions
 from assets.fetching.options import Download
 from assets.sources.drop import DropSource
@@ -330,6 +331,28 @@ class Settings(Section):
     notices: Notices = Notices()
     integrity: Integrity = Integrity()
     questions: Questions = Questions()
+    ablation: Ablation | None = Field(
+        default=None, description="a study of the model's own choices; None: there is none"
+    )
+
+    @model_validator(mode="after")
+    def _ablation_of_one_variant(self) -> Settings:
+        if self.ablation is None:
+            return self
+        if len(self.variants) != 1:
+            raise ValueError(
+                "ablation: a study is of one variant; write settings of its own for it, with the "
+                f"same root and one of {', '.join(self.variants)}"
+            )
+        (variant,) = self.variants.values()
+        known = checkpoints_of(variant)
+        if (start := self.ablation.start) is not None and start not in known:
+            raise ValueError(
+                f"ablation.start is {start}, which the variant does not make; it has "
+                f"{', '.join(name for name in known if name != 'stage3')}"
+            )
+        self.ablation.chosen(variant.preset, self.training.long_videos_only)
+        return self
 
     @model_validator(mode="after")
     def _own_sources(self) -> Settings:

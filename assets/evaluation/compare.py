@@ -90,14 +90,7 @@ def compare_checkpoints(
         ValueError: the settings name no questions, or the file is not one.
         FileNotFoundError: a checkpoint is not there yet.
     """
-    if questions_file is None:
-        raise ValueError(
-            "the settings name no questions; set evaluation.questions to a questions file"
-        )
-    questions = read_questions(questions_file)[:limit]
-    media = Path(storage.root) if below_root and storage.is_local else questions_file.parent
-    if below_root and not storage.is_local:
-        questions = [replace(asked, path=str(storage.local(asked.path))) for asked in questions]
+    questions_file, questions, media = open_questions(storage, questions_file, below_root, limit)
     folder = layout.evaluation(variant)
     local = Path(storage.path(folder)) if storage.is_local else scratch / folder
     records = {name: Lineage.read(storage, product(name, variant)) for name in checkpoints}
@@ -127,6 +120,25 @@ def compare_checkpoints(
     files.append(f"{folder}/{GALLERY}")
     checkpoint = records[LAST].version
     return _summarise(storage, folder, files, questions_file, questions, reports, checkpoint)
+
+
+def open_questions(
+    storage: Storage, questions_file: Path | None, below_root: bool, limit: int | None
+) -> tuple[Path, list[EvaluationQuestion], Path]:
+    """The questions file, what is asked of it, and the folder that its media's paths count from.
+
+    Raises:
+        ValueError: the settings name no questions, or the file is not one.
+    """
+    if questions_file is None:
+        raise ValueError(
+            "the settings name no questions; set evaluation.questions to a questions file"
+        )
+    questions = read_questions(questions_file)[:limit]
+    media = Path(storage.root) if below_root and storage.is_local else questions_file.parent
+    if below_root and not storage.is_local:
+        questions = [replace(asked, path=str(storage.local(asked.path))) for asked in questions]
+    return questions_file, questions, media
 
 
 def _summarise(

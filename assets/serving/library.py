@@ -28,7 +28,8 @@ from assets.sources.base import VIDEO_SUFFIXES
 from training.formats import layout
 from training.formats.storage import Storage
 
-CHECKPOINT_ASSETS = ("stage3", "stage2", "stage1", "base_model")  # the order of the list
+# In the order of the list.
+CHECKPOINT_ASSETS = ("stage3", "stage2", "stage1", "base_model", "ablation")
 LISTED_FOR_S = 60.0
 KEPT_VIDEOS = 8  # uploads and fetched ones; the oldest makes room
 

@@ -280,7 +280,7 @@ def _checkpoints(storage: Storage, video: str, parts: Sequence[str]) -> tuple[li
     of_part = {product(LONG_VIDEO_KIND, part) for part in parts}
     for name in storage.list(layout.CHECKPOINTS, f"/{LINEAGE_NAME}"):
         record = Lineage(**storage.read_json(name))
-        if not record.product.startswith("stage"):
+        if not record.product.startswith(("stage", "ablation[")):
             continue
         folder = name.rpartition("/")[0]
         videos = trained_videos(storage, folder)
@@ -292,9 +292,11 @@ def _checkpoints(storage: Storage, video: str, parts: Sequence[str]) -> tuple[li
 
 
 def _checkpoint(folder: str) -> str:
-    """`stage3[tiny]` of `checkpoints/tiny/stage3/<run>`."""
-    _, variant, stage, *_ = folder.split("/")
-    return product(stage, variant)
+    """`stage3[tiny]` of `checkpoints/tiny/stage3/<run>`, `ablation[random-1]` of
+    `checkpoints/tiny/ablation/random-1/<run>`.
+    """
+    _, variant, made, name, *_ = folder.split("/")
+    return product(made, name if made == "ablation" else variant)
 
 
 def _holds_text(storage: Storage, name: str, text: str) -> bool:

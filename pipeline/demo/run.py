@@ -8,6 +8,7 @@ second demo is quick.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,8 +121,10 @@ def run_demo(folder: Path = REPOSITORY / ".demo", home: Path = REPOSITORY) -> in
     return 1 if failed else 0
 
 
-def run_step(client: DagsterClient, step: Step) -> bool:
-    """Materialize what of a step is missing or out of date; True when all of it is there."""
+def run_step(client: DagsterClient, step: Step, timeout_s: float | None = RUN_TIMEOUT_S) -> bool:
+    """Materialize what of a step is missing or out of date; True when all of it is there. None
+    waits for its runs as long as they take.
+    """
     launched: dict[str, str] = {}
     states = {asset: client.states(asset, step.partitions) for asset in step.assets}
     for number, partition in enumerate(step.partitions):
@@ -137,7 +140,7 @@ def run_step(client: DagsterClient, step: Step) -> bool:
     before = f", {done_before} already done" if done_before else ""
     say(f"{step.title}: {len(launched)} run{'s' if len(launched) > 1 else ''}{before}")
     began = time.monotonic()
-    states_of_runs = wait(client, list(launched))
+    states_of_runs = wait(client, list(launched), timeout_s)
     failures = {run: state for run, state in states_of_runs.items() if state != "SUCCESS"}
     for run, state in failures.items():
         say(f"  {launched[run] or step.title}: {state}: {client.failure(run)}")
@@ -145,19 +148,21 @@ def run_step(client: DagsterClient, step: Step) -> bool:
     return not failures
 
 
-def wait(client: DagsterClient, runs: Sequence[str]) -> dict[str, str]:
+def wait(
+    client: DagsterClient, runs: Sequence[str], timeout_s: float | None = RUN_TIMEOUT_S
+) -> dict[str, str]:
     """Wait for runs to end; `{run id: status}`.
 
     Raises:
         DagsterError: not all ended in time.
     """
-    deadline = time.monotonic() + RUN_TIMEOUT_S
+    deadline = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
     while time.monotonic() < deadline:
         found = client.runs(runs)
         if all(run["status"] in FINISHED for run in found.values()) and len(found) == len(runs):
             return {name: run["status"] for name, run in found.items()}
         time.sleep(1)
-    raise DagsterError(f"runs did not end within {RUN_TIMEOUT_S} s: {', '.join(runs)}")
+    raise DagsterError(f"runs did not end within {timeout_s} s: {', '.join(runs)}")
 
 
 def say(line: str) -> None:

@@ -167,6 +167,16 @@ def stage_folder(variant: str, stage: int, inputs: str) -> str:
     return f"{CHECKPOINTS}/{variant}/stage{stage}/{inputs}"
 
 
+def ablation_folder(variant: str, arm: str, inputs: str) -> str:
+    """One run of an arm of the ablations; `arm` with its seed, `inputs` as for a stage."""
+    return f"{CHECKPOINTS}/{variant}/ablation/{arm}/{inputs}"
+
+
+def ablation_scores(variant: str, *steps: str) -> str:
+    """The folder with the answers and scores of the arms, or a file in it (`steps`)."""
+    return "/".join((evaluation(variant), "ablation", *steps))
+
+
 def evaluation(variant: str) -> str:
     """Answers and scores of a variant's checkpoints."""
     return f"evaluation/{variant}"
