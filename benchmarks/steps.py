@@ -100,6 +100,7 @@ def _train_as_published(trainer: Trainer, batch: int, stack: ExitStack) -> None:
         trainer.memory,
         budget=Budget(1 << 40, 1 << 40, 1 << 40),
         steps=((1 << 40, trainer.memory.total_layers),),
+        room=None,
     )
     attention.PRIORITY = [
         backend for backend in attention.PRIORITY if backend is not attention.PRIORITY[0]

@@ -126,17 +126,22 @@ class Load:
     world: int
     compiled: bool
 
-    def footprint(self, largest: Sizes, savings: Savings, recomputed: int) -> Footprint:
+    def footprint(
+        self, largest: Sizes, savings: Savings, recomputed: int, vision: int | None = None
+    ) -> Footprint:
         """Memory of one rank.
 
         Args:
             largest: sizes of the largest pack.
             recomputed: layers of the language model that recompute their activations.
+            vision: the same of the vision encoder, where `savings.chunks` allows it; None: all.
         """
         weights = weights_of(self.config, self.tuned, self.lora)
         states, host = self._states(weights, savings)
         gathered = self._gathered(weights, savings)
-        activations = self._activations(weights, largest, savings, recomputed)
+        layers = self.config.vision.num_layers
+        of_vision = 0 if not savings.chunks else layers if vision is None else vision
+        activations = self._activations(weights, largest, savings, recomputed, of_vision)
         if savings.inputs_on_host:
             host += recomputed * largest.tokens * self.config.llm.hidden_size * HALF
         return Footprint(states, gathered, activations, host)
@@ -176,7 +181,7 @@ class Load:
         )
 
     def _activations(
-        self, weights: Weights, sizes: Sizes, savings: Savings, recomputed: int
+        self, weights: Weights, sizes: Sizes, savings: Savings, recomputed: int, of_vision: int
     ) -> float:
         """The highest of four moments: the language model's backward pass, MemAug's, the reduction
         of the rest's gradients at the end, and the vision encoder.
@@ -188,7 +193,7 @@ class Load:
         # This pack's features, and the next one's on their way.
         held: float = 2 * sizes.memory * config.vision.hidden_size * HALF + memory
         between = 0 if savings.chunks else 2 * memory
-        held += self._vision(sizes, savings)[0] + between
+        held += self._vision(sizes, of_vision)[0] + between
         block = sizes.memory * 1.5 * kv * HALF + MEMAUG_WIDTHS[self.compiled] * queries
         depth = config.memaug_depth
         memaug: float = depth * (queries if savings.memaug else block)
@@ -203,7 +208,7 @@ class Load:
         if savings.chunks:  # a chunk's rows between the two products, and their gradients
             rows = min(sizes.memory, MEMORY_CHUNK * (config.memory.frame_tokens + 1))
             at_end = max(at_end, held + memory + waiting + 6 * rows * d * HALF)
-        return max(in_llm, in_memaug, at_end, sum(self._vision(sizes, savings)))
+        return max(in_llm, in_memaug, at_end, sum(self._vision(sizes, of_vision)))
 
     def _llm(self, sizes: Sizes, savings: Savings, recomputed: int) -> float:
         """The language model at the start of its backward pass, with the head's logits."""
@@ -220,7 +225,7 @@ class Load:
         live = max(gradients + (layer if recomputed else 0), head)
         return kept * layer + inputs + live
 
-    def _vision(self, sizes: Sizes, savings: Savings) -> tuple[float, float]:
+    def _vision(self, sizes: Sizes, recomputed: int) -> tuple[float, float]:
         """What the vision encoder keeps until its backward pass, and what it needs besides while it
         runs.
         """
@@ -230,6 +235,5 @@ class Load:
             return 0.0, (128 * vision.patches * 8 * c * HALF if sizes.pictures else 0.0)
         patches = sizes.pictures * vision.patches
         inside = patches * (12 * c + 3 * vision.intermediate_size) * HALF
-        if savings.chunks:
-            return vision.num_layers * patches * c * HALF, inside
-        return vision.num_layers * inside, 0.0
+        kept = recomputed * patches * c * HALF + (vision.num_layers - recomputed) * inside
+        return kept, inside if recomputed else 0.0

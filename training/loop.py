@@ -204,7 +204,7 @@ class Trainer:
         self.model.config = self.model_config
         select(self.model, run.modules, run.adapted)
         savings = self.memory.savings
-        self.recomputation = prepare(self.model, ranks, compiled=compiled, savings=savings)
+        self.switches = prepare(self.model, ranks, compiled=compiled, savings=savings)
         load_weights(self.wrapper, Path(run.start), run.seed)
         if run.vision_start is not None:
             load_vision(self.wrapper, Path(run.vision_start))
@@ -326,7 +326,8 @@ class Trainer:
         loss = torch.zeros((), device=self.ranks.device)
         for group in self._groups_of_step(groups, own):
             for pack in self.device_prefetcher.on_device(group.packs):
-                self.recomputation.layers = self.memory.recomputed(pack.sizes.tokens)
+                self.switches.llm.layers = self.memory.recomputed(pack.sizes.tokens)
+                self.switches.vision.layers = self.memory.vision_recomputed(pack.sizes)
                 output = self.model(pack.samples, forgetting="random")
                 loss += output.loss_sum.detach()
                 if output.loss_sum.requires_grad:

@@ -8,6 +8,7 @@ what has to pass between device and host, at rates that are written here.
 from __future__ import annotations
 
 import itertools
+import sys
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,11 +30,28 @@ TEXT = 1024  # tokens of a sample's text that a pack has room for: five question
 # collectives besides.
 MARGIN = 1.04
 RUNTIME = 1.0 * GIB
+KEPT_SHARE = 0.92  # of a device, up to which activations of pictures are kept
 # For comparing ways with each other: operations a second that training reaches, bytes a second
 # between device and host, and bytes a second that the host's optimizer goes through.
 RATE = 450e12
 LINK = 40e9
 HOST_RATE = 60e9
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one device has for a pack, `available` bytes."""
+
+    load: Load
+    available: float
+
+    def holds(self, sizes: Sizes, savings: Savings, layers: int, vision: int) -> bool:
+        """Whether a pack fits in which so many layers of the language model and of the vision
+        encoder recompute. Some stays free: packs follow each other in many sizes, and what is kept
+        of pictures are the largest pieces.
+        """
+        needed = self.load.footprint(sizes, savings, layers, vision).total
+        return needed * MARGIN + RUNTIME <= KEPT_SHARE * self.available
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +67,7 @@ class MemoryPlan:
         savings: what is done besides.
         needed: estimate for the largest pack.
         slower: share of the time of a step that all this costs, by the estimate.
+        room: of a device, where somebody counts it.
     """
 
     budget: Budget
@@ -58,11 +77,25 @@ class MemoryPlan:
     savings: Savings
     needed: Footprint
     slower: float
+    room: Room | None = None
 
     def recomputed(self, tokens: int) -> int:
         """Layers of the language model that recompute their activations in a pack."""
         enough = (layers for longest, layers in self.steps if tokens <= longest)
         return next(enough, self.steps[-1][1])
+
+    def vision_recomputed(self, sizes: Sizes) -> int:
+        """Layers of a tuned vision encoder that recompute their activations in a pack: with
+        `savings.chunks`, as many as it takes; without, none.
+        """
+        if not self.savings.chunks:
+            return 0
+        if self.room is None:
+            return sys.maxsize
+        layers = range(self.room.load.config.vision.num_layers)
+        llm = self.recomputed(sizes.tokens)
+        enough = (n for n in layers if self.room.holds(sizes, self.savings, llm, n))
+        return next(enough, len(layers))
 
     def __str__(self) -> str:
         done = [text for name, text in _TOLD.items() if getattr(self.savings, name)]
@@ -179,6 +212,7 @@ class _Trial:
             way,
             self._needed(self.tokens, way, layers),
             cost / (self._base + cost),
+            Room(self._load, self.available),
         )
 
     def ways(self) -> Iterator[Savings]:
@@ -276,8 +310,11 @@ class _Trial:
     def _needed(self, tokens: int, way: Savings, layers: int) -> Footprint:
         budget = self.budget(self.tokens)
         largest = Sizes(pictures=budget.pictures, memory=budget.memory, queries=tokens)
-        load = Load(self.config, self.run.modules, self.run.lora, self.world, self.compiled)
-        return load.footprint(largest, way, layers)
+        return self._load.footprint(largest, way, layers)
+
+    @property
+    def _load(self) -> Load:
+        return Load(self.config, self.run.modules, self.run.lora, self.world, self.compiled)
 
     def _fits(self, tokens: int, way: Savings, layers: int) -> bool:
         assert self.available is not None

@@ -198,7 +198,7 @@ class Savings:
 
 def prepare(
     model: HourLlava, ranks: Ranks, *, compiled: bool, savings: Savings | None = None
-) -> Recomputation:
+) -> Switches:
     """Compile, recompute, keep in step, shard and allocate `model` in place, in that order; its
     weights are filled in afterwards.
 
@@ -211,19 +211,21 @@ def prepare(
         savings: what is given for memory; nothing by default.
 
     Returns:
-        A switch that says, pass by pass, how many of the language model's layers recompute their
-        activations; none at first.
+        Switches that say, pass by pass, how many layers recompute their activations: none of the
+        language model's at first, and of the vision encoder's all, or none without `chunks`.
     """
     savings = savings or Savings()
     if compiled:
         compile_blocks(model)
+    vision = recompute(model, "vision")
     if savings.chunks:
-        recompute(model, "vision")
         model.memory_chunk = MEMORY_CHUNK
+    else:
+        vision.layers = 0
     if savings.memaug:
         recompute(model, "memaug")
-    recomputation = recompute(model, "llm", inputs_on_host=savings.inputs_on_host)
-    recomputation.layers = 0
+    llm = recompute(model, "llm", inputs_on_host=savings.inputs_on_host)
+    llm.layers = 0
     if ranks.world > 1:
         keep_in_step(model)
     half = ranks.device.type == "cuda"
@@ -251,7 +253,7 @@ def prepare(
     _allocate(model, ranks.device, on_host=savings.parameters_on_host)
     if model.config.llm.tie_word_embeddings:  # allocating parted them
         model.llm.lm_head.weight = model.llm.model.embed_tokens.weight
-    return recomputation
+    return Switches(llm, vision)
 
 
 def units(model: HourLlava) -> list[nn.Module]:
@@ -321,6 +323,14 @@ class Recomputation:
         if not self.inputs_on_host:
             return nullcontext()
         return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """Of the language model's layers, and of the vision encoder's."""
+
+    llm: Recomputation
+    vision: Recomputation
 
 
 # Objects rather than functions inside functions: a deep copy of a model takes them along, so that

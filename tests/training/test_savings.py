@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.chunks import in_chunks
-from model.inputs import Visual
+from model.inputs import IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from tests.model import golden
 from tests.training.fake_training import start, torchrun_command
 from tests.training.generated_samples import (
@@ -144,7 +145,8 @@ def test_recomputed_inputs_wait_on_the_host():
     with single_rank() as ranks:
         wrapper = empty_model(tiny_base())
         select(wrapper.model, RECIPES["tiny", 3].rates)
-        switch = prepare(wrapper.model, ranks, compiled=False, savings=Savings(inputs_on_host=True))
+        savings = Savings(inputs_on_host=True)
+        switch = prepare(wrapper.model, ranks, compiled=False, savings=savings).llm
         load_weights(wrapper, tiny_base())
         switch.layers = 1
         packed = []
@@ -160,6 +162,37 @@ def test_recomputed_inputs_wait_on_the_host():
             text = replace(samples[3], input_ids=samples[3].input_ids % 500)
             wrapper.model([text], forgetting="uniform")
         assert len(packed) == 1
+
+
+def test_as_many_layers_of_the_vision_encoder_run_twice_as_a_pass_says():
+    """And the gradients are the same to the last bit."""
+    with single_rank() as ranks:
+        wrapper = empty_model(tiny_base())
+        select(wrapper.model, RECIPES["tiny", 2].rates)
+        switch = prepare(wrapper.model, ranks, compiled=False, savings=Savings(chunks=True)).vision
+        load_weights(wrapper, tiny_base())
+        ran = [0, 0]
+        for number, layer in enumerate(wrapper.model.vision.layers):
+
+            def count(*_, number=number):
+                ran[number] += 1
+
+            layer.up.register_forward_hook(count)
+        size = wrapper.model.config.vision.image_size
+        pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+        ids = torch.tensor([5, IMAGE_TOKEN_INDEX, IMAGE_TOKEN_INDEX, 6, 7])
+        labels = torch.tensor([-100, -100, -100, 6, 7])
+        sample = SampleInputs("two", ids, labels, [Visual("images", pixels=pixels)], seed=0)
+        found = []
+        for layers in (sys.maxsize, 1, 0):
+            switch.layers, ran[:] = layers, [0, 0]
+            wrapper.model([sample], forgetting="uniform").loss_sum.backward()
+            gradient = wrapper.model.vision.layers[0].up.weight.grad
+            found.append((list(ran), gradient.full_tensor().clone()))
+            wrapper.model.zero_grad(set_to_none=True)
+    assert [counts for counts, _ in found] == [[2, 2], [2, 1], [1, 1]]
+    assert all(torch.equal(gradient, found[0][1]) for _, gradient in found)
+    assert float(found[0][1].abs().max()) > 0
 
 
 @pytest.mark.slow
