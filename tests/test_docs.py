@@ -48,6 +48,12 @@ COMMANDS: dict[str, str] = {
     "test_the_list_names_the_released_ones_with_what_to_write_and_the_deployments_own",
     "hourllava fine-tune --config my.yaml": "tests/pipeline/test_own_videos.py::"
     "test_the_start_and_the_tuned_checkpoint_are_scored_on_the_same_questions",
+    "make ablations": "runs `hourllava ablate` for the better part of an hour; "
+    "tests/assets/ablations/test_ablation_runs.py trains, scores and compares arms",
+    "hourllava ablate --config ablation_3b.yaml": "weeks on GPUs; "
+    "tests/pipeline/test_ablate.py reads the file and asks for what is missing",
+    "hourllava ablate --table --config ablation_3b.yaml": "tests/pipeline/test_ablate.py::"
+    "test_the_table_is_printed_as_it_is",
     "make demo": "tests/pipeline/test_demo.py::test_every_asset_was_made",
     "make ui": "tests/pipeline/test_running_instance.py::"
     "test_assets_materialize_over_graphql_and_a_bad_file_is_told_to_its_owner",
