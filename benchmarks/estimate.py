@@ -4,8 +4,9 @@ rates, nothing is run.
     python -m benchmarks.estimate            # the tables of docs/estimate.md
     python -m benchmarks.estimate --write    # puts them there
 
-Every input stands in `INPUTS`, with where it is from. Floating point operations of a sample are
-those that training counts (`training/flops.py`).
+Every input stands in `INPUTS`, with where it is from. Measured ones are those of
+`training/rates.py`, the arithmetic is that of `hourllava estimate`, and floating point operations
+of a sample are those that training counts (`training/flops.py`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,20 @@ import torch
 from assets.collections.mixtures import MixtureEntry, read_mixture
 from model.config import PRESETS, HourLlavaConfig
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
+from pipeline.estimate.arithmetic import (
+    BIT_RATE,
+    SUPERVISED,
+    TEXT,
+    decoding_hours,
+    examination_hours,
+    export_bytes,
+    feature_bytes,
+    feature_hours,
+    state_bytes,
+    training_hours,
+    utilisation,
+)
 from training.flops import Sizes, flops, parameters, sizes_of, video_sizes
-from training.formats.feature_file import HEADER_ROOM
 from training.formats.kinds import (
     IMAGE_KIND,
     LONG_VIDEO_KIND,
@@ -32,31 +45,38 @@ from training.formats.kinds import (
     TEXT_KIND,
     kinds_of,
 )
+from training.rates import CARDS, DECODERS, RATES
 from training.recipes import MODULES, recipe, stage_inputs
 
 PAGE = Path(__file__).parents[1] / "docs" / "estimate.md"
 BEGIN, END = "<!-- printed by benchmarks/estimate.py -->", "<!-- end -->"
 
 MEASURED, PUBLISHED, ASSUMED = "measured, docs/performance.md", "published", "**assumed**"
+
+
+def measured(name: str) -> tuple[float, str, str]:
+    return RATES[name].value, RATES[name].unit, MEASURED
+
+
 INPUTS: dict[str, tuple[float, str, str]] = {
     "hours of long video": (9_700, "h", PUBLISHED),
     "long videos": (28_000, "", PUBLISHED),
     "question-answer rows about them": (3_300_000, "", PUBLISHED),
     "rows about short videos": (1_600_000, "", PUBLISHED),
-    "bit rate of a long video": (0.5, "Mbit/s", ASSUMED),
-    "download": (71, "MiB/s", MEASURED),
+    "bit rate of a long video": (BIT_RATE / 1e6, "Mbit/s", ASSUMED),
+    "download": measured("download"),
     "least time between two requests to one host": (5, "s", "`download.min_interval_s`"),
-    "features, one H200 and 16 cores": (626, "h of video an hour", MEASURED),
-    "CPU time of one sampled second of video": (22.1, "ms", MEASURED),
-    "grouping of all rows": (30.8, "s", MEASURED),
-    "rate of a matrix product, H200": (790, "TFLOP/s", MEASURED),
-    "MFU of stage 3, 3B": (0.497, "", MEASURED),
-    "MFU of stage 3, 7B": (0.501, "", MEASURED),
+    "features, one H200 and 16 cores": measured("features, one H200 and 16 cores"),
+    "CPU time of one sampled second of video": measured("CPU time of one sampled second of video"),
+    "grouping of all rows": measured("grouping of all rows"),
+    "rate of a matrix product, H200": measured("rate of a matrix product, H200"),
+    "MFU of stage 3, 3B": measured("MFU of stage 3, 3B"),
+    "MFU of stage 3, 7B": measured("MFU of stage 3, 7B"),
     "MFU of stages 1 and 2": (0.4, "", ASSUMED),
     "rows of an annotation file whose name has no number": (100_000, "", ASSUMED),
     "size of an image": (640, "x 480 pixels", ASSUMED),
     "images of a multi-image sample": (3, "", ASSUMED),
-    "text of a sample": (400, "tokens, 256 supervised", ASSUMED),
+    "text of a sample": (TEXT, f"tokens, {SUPERVISED} supervised", ASSUMED),
     "frames of a short video": (128, "", "the least, `training/data/loader.py`"),
 }
 # Samples about long videos are spread over lengths of 3 to 60 minutes, as many between 5 and 10 as
@@ -115,7 +135,7 @@ def samples_of_stage(stage: int) -> dict[str, float]:
 
 def sizes_of_kind(kind: str, config: HourLlavaConfig) -> list[Sizes]:
     """Typical samples of a kind; their mean counts."""
-    text, supervised = int(of("text of a sample")), 256
+    text, supervised = TEXT, SUPERVISED
     if kind == LONG_VIDEO_KIND:
         steps = [(number + 0.5) / LENGTHS for number in range(LENGTHS)]
         lengths = [int(SHORTEST_S * (LONGEST_S / SHORTEST_S) ** step) for step in steps]
@@ -153,13 +173,12 @@ def gpu_hours(variant: str, stage: int) -> tuple[float, float]:
     """(samples, hours of one H200) of a stage."""
     samples = samples_of_stage(stage)
     work = sum(count * work_of_sample(kind, variant, stage) for kind, count in samples.items())
-    mfu = of(f"MFU of stage 3, {variant.upper()}") if stage == 3 else of("MFU of stages 1 and 2")
-    return sum(samples.values()), work / (mfu * of("rate of a matrix product, H200") * 1e12) / 3600
+    mfu = utilisation(variant, stage) or of("MFU of stages 1 and 2")
+    return sum(samples.values()), training_hours(work, mfu, CARDS["H200"])
 
 
 def feature_bytes_per_hour(variant: str) -> int:
-    config = PRESETS[variant]
-    return HEADER_ROOM + 3600 * (config.memory.frame_tokens * config.vision.hidden_size * 2 + 4)
+    return int(feature_bytes(3600, 1, PRESETS[variant]))
 
 
 def video_bytes() -> float:
@@ -182,12 +201,12 @@ def disk() -> str:
         rows += [
             [
                 f"an export, {variant}",
-                f"{2 * whole / 1e9:.0f} GB",
+                f"{export_bytes(whole) / 1e9:.0f} GB",
                 "bfloat16; four are kept: base and three stages",
             ],
             [
                 f"state of a running stage, {variant}",
-                f"{3 * 12 * whole / 1e9:.0f} GB",
+                f"{state_bytes(whole) / 1e9:.0f} GB",
                 (
                     "stage 2: float32 parameters and two moments; two checkpoints kept, a third "
                     "being written"
@@ -207,12 +226,11 @@ def disk() -> str:
 def preparation() -> str:
     slow = of("long videos") * of("least time between two requests to one host")
     frames = of("frames of a short video")
-    decode = of("CPU time of one sampled second of video") / 1000
-    short = of("rows about short videos") * frames * decode / 3600
+    short = decoding_hours(of("rows about short videos") * frames / 3600)
     rows = [
         [
             "download, at the measured rate",
-            f"{video_bytes() / (of('download') * 2**20) / 3600:.0f} h",
+            f"{examination_hours(video_bytes()):.0f} h",
             "4 connections",
         ],
         [
@@ -222,7 +240,7 @@ def preparation() -> str:
         ],
         [
             "features, for each variant",
-            f"{of('hours of long video') / of('features, one H200 and 16 cores'):.0f} h",
+            f"{feature_hours(of('hours of long video'), DECODERS, CARDS['H200']):.0f} h",
             "one H200 with 16 cores; parts are independent, so n machines take an n-th",
         ],
         ["grouping", f"{of('grouping of all rows'):.0f} s", "all parts, two cores"],

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.weights.released import AUTHOR
+
+if TYPE_CHECKING:
+    from assets.deployment.settings import Settings
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -17,33 +24,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="list those there are (the default), or fetch one from the hub",
     )
     parser.add_argument(
-        "name", nargs="?", help="with fetch: 3b-tuning, or namespace/name[@revision]"
+        "name",
+        nargs="?",
+        help="with fetch: 3b-tuning, or namespace/name[@revision]; with list: whose (default: "
+        f"{AUTHOR})",
     )
     parser.add_argument("--to", type=Path, help="with fetch: the folder")
 
 
 def checkpoints(chosen: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
-    from assets.checkpoints.named import fetch_released, own_checkpoints, released_rows
+    from assets.checkpoints.named import fetch_released, own_checkpoints
     from assets.deployment.settings import load_settings
+    from assets.fetching.errors import TransferError
     from pipeline.demo.summary import text_table
+
+    def log(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     settings = load_settings(chosen.config)
     if chosen.action == "fetch":
         if not chosen.name:
             raise ValueError("say which one to fetch; hourllava checkpoints lists them")
-
-        def log(line: str) -> None:
-            print(line, file=sys.stderr, flush=True)
-
-        folder, stage = fetch_released(settings, chosen.name, chosen.to, log)
-        print(f"{folder}\nas a start: {{folder: {folder.resolve()}, stage: {stage or 'N'}}}")
+        try:
+            folder, stage = fetch_released(settings, chosen.name, chosen.to, log)
+        except TransferError as error:
+            raise ValueError(f"{error}. {_offline()}") from error
+        known = "N" if stage is None else stage
+        print(f"{folder}\nas a start: {{folder: {folder.resolve()}, stage: {known}}}")
         return 0
-    print(
-        "released, on the hub; hourllava checkpoints fetch NAME takes one to this machine. These "
-        "names were never checked against the hub: any repository can be named instead"
-    )
-    print(text_table(list(released_rows())))
+    _list_released(settings, chosen.name or AUTHOR, log)
     print("\nthe deployment's own; --checkpoint takes them by name")
     rows = [
         {
@@ -55,3 +65,41 @@ def checkpoints(chosen: argparse.Namespace) -> int:
     ]
     print(text_table(rows))
     return 0
+
+
+def _list_released(settings: Settings, author: str, log: Callable[[str], None]) -> None:
+    """Print what the hub has of an author; what is expected and what is here, where it does not
+    answer.
+    """
+    from assets.checkpoints.named import guessed_rows, released_rows
+    from assets.checkpoints.on_hub import look_at, models_of
+    from assets.fetching.errors import TransferError
+    from assets.fetching.hub import Hub
+    from pipeline.demo.summary import text_table
+
+    once = settings.download.model_copy(update={"attempts": 1})
+    hub = Hub(settings.hub_endpoint, once, log)
+    try:
+        there = models_of(hub, author)
+    except TransferError as error:
+        print(f"{hub.api.endpoint} does not answer: {error}\n")
+        print("expected there, by names that were never checked against it:")
+        print(text_table(list(guessed_rows())))
+        print(f"\n{_offline()}")
+        return
+    print(
+        f"of {author}, on {hub.api.endpoint}; hourllava checkpoints fetch REPOSITORY takes one to "
+        "this machine. The stage is the name's; N: it does not say"
+    )
+    print(text_table(list(released_rows(look_at(hub, repo) for repo in there))))
+
+
+def _offline() -> str:
+    """What of the hub is on this machine."""
+    from assets.checkpoints.on_hub import cached_models
+    from pipeline.demo.summary import text_table
+
+    rows = cached_models()
+    if not rows:
+        return "The hub's cache on this machine holds no model"
+    return f"In the hub's cache on this machine:\n{text_table(rows)}"

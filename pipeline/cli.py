@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import __version__, ask, checkpoints, serve
+from pipeline.estimate import command as estimate
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -91,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     checkpoints.add_options(listing)
     _add_config_option(listing)
+
+    estimating = commands.add_parser(
+        "estimate", help="what fine-tuning on own videos should need: hours, disk, money"
+    )
+    estimate.add_options(estimating)
+    _add_config_option(estimating)
 
     serving = commands.add_parser(
         "serve", help="a page to ask checkpoints about videos, and an OpenAI-compatible endpoint"
@@ -335,6 +342,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "checkpoints": checkpoints.checkpoints,
     "demo": _demo,
     "doctor": _doctor,
+    "estimate": estimate.estimate,
     "fine-tune": _fine_tune,
     "give-up": _give_up,
     "lineage": _lineage,

@@ -6,7 +6,7 @@ after any other button.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
@@ -16,14 +16,18 @@ from dagster._core.execution.backfill import (
     BulkActionsFilter,
     BulkActionStatus,
 )
+from pydantic import Field
 
 from assets.automation.conditions import state_of
 from assets.automation.runs import fault_of
+from assets.deployment.addresses import FINE_TUNE_JOB, FINE_TUNE_OP
 from assets.deployment.graph import COLLECTIONS
 from assets.deployment.resources import Deployment
+from assets.deployment.settings import Estimate, Settings
 from assets.records.lineage import is_recorded, product
-from assets.records.publishing import failure_for_a_person
+from assets.records.publishing import errors_for_people, failure_for_a_person
 from assets.records.withdrawals import active_parts
+from model.configuration import parse
 from pipeline.backfill import (
     VariantConfig,
     add_backfill,
@@ -31,18 +35,46 @@ from pipeline.backfill import (
     due_subsets,
     start_backfill,
 )
+from pipeline.estimate.installed import installed_gpus
+from pipeline.estimate.scope import refuse_others
 from training.formats.storage import Storage
 
-JOB, OP = "fine_tune", "fine_tune_variant"
 LOOK_S = 2.0
 SAY_S = 60.0
 DESCRIPTION = """From videos to a fine-tuned and scored checkpoint of one variant.
 
-Reads the rows, then has made whatever is missing or out of date: videos, conversations, shards,
-the mixture, the variant's starting point, features, stage 3, and the scores before and after. The
+Reads the rows, says what the rest should need (hours, disk, money: `estimate` in the step's
+output), then has made whatever is missing or out of date: videos, conversations, shards, the
+mixture, the variant's starting point, features, stage 3, and the scores before and after. The
 run waits for all of it, and fails with the first cause where something fails; started again, it
 goes on from there. Ending the run also ends what it has started. On a larger deployment, the job
 `02_everything_for_variant` does the same without waiting."""
+
+
+class FineTuneConfig(VariantConfig):
+    """What the job is asked for."""
+
+    card: str | None = Field(
+        default=None,
+        description="For the estimate alone: a card by its name (RTX 4090) or memory (24GiB), in "
+        "place of estimate.card or the machine's own.",
+    )
+    price: float | None = Field(
+        default=None,
+        ge=0,
+        description="For the estimate alone: of a card and an hour, in place of estimate.price.",
+    )
+
+    def applied(self, settings: Settings) -> Settings:
+        """The settings of this run.
+
+        Raises:
+            ValueError: no such card; names the known ones.
+        """
+        given = {"card": self.card, "price": self.price}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        estimate = parse(Estimate, {**settings.estimate.model_dump(), **chosen})
+        return settings.model_copy(update={"estimate": estimate})
 
 
 def fine_tune_job(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefinition:
@@ -53,10 +85,16 @@ def fine_tune_job(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefinition:
     """
 
     # The pool: those that wait must leave slots to the runs that they wait for.
-    @dg.op(name=OP, pool=JOB, description="Makes what a variant lacks, and waits for it.")
+    @dg.op(
+        name=FINE_TUNE_OP,
+        pool=FINE_TUNE_JOB,
+        description="Makes what a variant lacks, and waits for it.",
+    )
     def fine_tune(
-        context: dg.OpExecutionContext, config: VariantConfig, deployment: Deployment
-    ) -> None:
+        context: dg.OpExecutionContext, config: FineTuneConfig, deployment: Deployment
+    ) -> Iterator[dg.Output[None]]:
+        with errors_for_people():
+            settings = config.applied(deployment.settings())
         instance, graph, storage = context.instance, asset_graph(), deployment.storage()
         title = f"fine-tuning of {config.variant}"
         for begun in _unfinished(instance, title):  # by a run that died
@@ -67,6 +105,10 @@ def fine_tune_job(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefinition:
         _wait(context, start_backfill(instance, graph, wanted, "rows and the list of videos"))
         parts = active_parts(storage)
         check_request(parts, config.variant)
+        # Before anything that takes long: a person decides by it whether to go on.
+        estimate = _estimated(settings, config.variant, context.log.info)
+        context.log.info(estimate)
+        yield dg.Output(None, metadata={"estimate": dg.MetadataValue.md(f"```\n{estimate}\n```")})
         stale = _out_of_date(instance, graph, storage)
         due = due_subsets(instance, graph, config.variant, parts, stale)
         if due:
@@ -78,7 +120,7 @@ def fine_tune_job(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefinition:
         context.log.info("%s is tuned; its scores are those of %s", config.variant, scored)
 
     @dg.job(
-        name=JOB,
+        name=FINE_TUNE_JOB,
         executor_def=dg.in_process_executor,
         tags={"hourllava/step": "everything"},
         description=DESCRIPTION,
@@ -87,6 +129,17 @@ def fine_tune_job(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefinition:
         fine_tune()
 
     return job
+
+
+def _estimated(settings: Settings, variant: str, log: Callable[[str], None]) -> str:
+    """What the run should need, or why nobody can say."""
+    try:
+        refuse_others(settings, variant)
+        from pipeline.estimate.needs import needs_here  # imports torch
+
+        return str(needs_here(settings, variant, installed_gpus(), log))
+    except ValueError as error:
+        return f"not estimated: {error}"
 
 
 def _out_of_date(instance: dg.DagsterInstance, graph: AssetGraph, storage: Storage) -> set[str]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from assets.deployment.settings import Notices
+from assets.deployment.automation import Notices
 
 LONGEST = 3000  # characters of a notice
 EXTRA = "pip install -c constraints.txt -e '.[notify]'"

@@ -13,10 +13,13 @@ In reading order:
     host_optimizer AdamW with its moments on the host
     parallel       ranks, and the model laid over them
     lockstep       ranks with different samples run the same parts of the model
+    sharded        the part of a tensor that a rank has
     flops          what a sample costs
     footprint      bytes that a run needs, by arithmetic
+    rates          measured rates, and cards
     memory_plan    what is done so that it fits, chosen by speed
     device         name, free memory and utilisation of a device
+    host_memory    free memory of the machine
     checkpoint     state of a running stage, written in the background
     loading        what a run starts from
     export         what leaves a run

@@ -56,6 +56,7 @@ from training.formats.receipts import FileEntry, set_aside
 from training.formats.storage import Storage
 from training.parallel import Ranks
 from training.progress import size_text
+from training.sharded import own_part
 
 log = logging.getLogger(__name__)
 
@@ -288,7 +289,7 @@ class Checkpoints:
 
     def _check_room(self, tensors: dict[str, Tensor]) -> None:
         """Refuse to begin what cannot fit, on all ranks alike."""
-        local = sum(_local(tensor).nbytes for tensor in tensors.values())
+        local = sum(own_part(tensor).nbytes for tensor in tensors.values())
         needed = self.ranks.sum(local)[0]
         free = shutil.disk_usage(self.folder).free if self.ranks.first else float("inf")
         free = -self.ranks.max(-free)[0]
@@ -323,11 +324,6 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 def _updates(optimizer: torch.optim.Optimizer) -> float:
     """How often the optimizer moved the parameters: the same for all of them."""
     return float(next(iter(optimizer.state.values()))["step"])
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _random_state() -> dict[str, Tensor]:

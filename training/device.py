@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 
 import torch
 
+from training.host_memory import free_memory_of_host
 from training.parallel import Ranks
 
 # Floating point operations a second that bfloat16 matrix products really reach, by a part of the
@@ -27,11 +27,11 @@ def free_memory(ranks: Ranks) -> float | None:
 
 
 def free_host_memory(ranks: Ranks) -> float | None:
-    """Bytes of the host's memory that one of its ranks may take, on the fullest host: what the
-    kernel calls available, or the container's limit leaves. None where the kernel does not say.
+    """Bytes of the host's memory that one of its ranks may take, on the fullest host. None where
+    the kernel does not say.
     """
-    found = [size for size in (_available(), _left_in_container()) if size is not None]
-    least = -ranks.max(-min(found, default=math.inf) / _ranks_here())[0]
+    free = free_memory_of_host()
+    least = -ranks.max(-(math.inf if free is None else free) / _ranks_here())[0]
     return least if math.isfinite(least) else None
 
 
@@ -45,27 +45,6 @@ def share_host_cores(ranks: Ranks) -> None:
 
 def _ranks_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _available() -> float | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kibibytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return 1024.0 * int(kibibytes[0]) if kibibytes else None
-
-
-def _left_in_container() -> float | None:
-    """Of the limit of control group version 2."""
-    try:
-        limit, used = (
-            Path("/sys/fs/cgroup", name).read_text().strip()
-            for name in ("memory.max", "memory.current")
-        )
-    except OSError:
-        return None
-    return None if limit == "max" else float(int(limit) - int(used))
 
 
 def device_name(ranks: Ranks) -> str:

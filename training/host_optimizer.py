@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.sharded import own_part
+
 PIECE = 1 << 26  # numbers that are moved at once; four buffers of so many lie in pinned memory
 
 
@@ -67,7 +69,7 @@ class AdamWOnHost(torch.optim.Optimizer):
                 state = self.state[parameter]
                 state["step"] += 1
                 own = [
-                    _local(tensor).view(-1).split(PIECE)
+                    own_part(tensor).view(-1).split(PIECE)
                     for tensor in (
                         parameter.detach(),
                         parameter.grad,
@@ -145,10 +147,5 @@ class _Slot:
 
 def _zeros_on_host(parameter: Tensor) -> Tensor:
     moments = torch.empty_like(parameter, device="cpu")
-    _local(moments).zero_()
+    own_part(moments).zero_()
     return moments.requires_grad_(False)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -12,6 +12,7 @@ from training.adapters import is_adapter
 from training.host_optimizer import AdamWOnHost
 from training.parallel import Savings
 from training.recipes import MODULES, Recipe
+from training.sharded import own_part
 
 
 def module_of(name: str) -> str:
@@ -136,5 +137,5 @@ def gradient_norm(parameters: list[Tensor]) -> Tensor:
 def scale_gradients(parameters: list[Tensor], factor: Tensor | float) -> None:
     """Multiply every gradient in place."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    local = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+    local = [own_part(gradient) for gradient in gradients]
     torch._foreach_mul_(local, factor)

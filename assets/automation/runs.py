@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.deployment.settings import Automation
+from assets.deployment.automation import Automation
 from assets.records.lineage import split_product
 from assets.records.publishing import FOR_A_PERSON
 

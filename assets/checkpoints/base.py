@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from assets.checkpoints.on_hub import find_model
 from assets.checkpoints.results import read_weights
 from assets.deployment.settings import Settings
-from assets.deployment.variants import Start
+from assets.deployment.variants import Start, start_of
 from assets.fetching.hub import Hub, HubRepo
-from assets.records.lineage import origin_name
-from model.config import VARIANTS
+from assets.records.lineage import Lineage, is_recorded, origin_name, product
 from training.formats import layout
 from training.formats.storage import Storage
 
@@ -45,8 +45,8 @@ def prepare_base(
         OperatorError: the hub does not have them, or asks for a token.
     """
     chosen = settings.variants[variant]
-    published = VARIANTS[chosen.preset].start
-    if chosen.start is None and published is None:
+    start = start_of(chosen)
+    if start is None:
         from model.weights.tiny import build_tiny
 
         def build(export: Path) -> str:
@@ -56,8 +56,6 @@ def prepare_base(
         return _publish(storage, variant, {"model/weights/tiny.py": "tiny"}, build)
 
     from model.weights.starts import write_start
-
-    start = chosen.start or Start(repo=published, stage=0)
 
     def write(export: Path) -> str:
         return write_start(source, export, chosen.preset, start.finished, seed=variant)
@@ -70,6 +68,15 @@ def prepare_base(
     report = _publish(storage, variant, origins, write)
     shutil.rmtree(source)
     return report
+
+
+def base_is_made(settings: Settings, variant: str) -> bool:
+    """Whether the starting point of a variant was made from the start that the settings have."""
+    storage, name = Storage(settings.root), product("base_model", variant)
+    if not is_recorded(storage, name):
+        return False
+    facts = settings.variants[variant].facts
+    return bool(Lineage.read(storage, name).config.get("start") == facts)
 
 
 def _publish(
@@ -87,7 +94,7 @@ def _download(
 ) -> tuple[Path, dict[str, str]]:
     """Fetch a model repository, verified and resumable."""
     hub = Hub(settings.hub_endpoint, settings.download, log)
-    repo = hub.repo(str(start.repo), start.revision, kind="model")
+    repo = find_model(hub, str(start.repo), start.revision)
     folder = f"{repo.repo.replace('/', '--')}@{repo.commit}"
     target = settings.training.scratch / "downloads" / folder
     fetch_model(repo, target, log)

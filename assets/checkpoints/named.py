@@ -5,17 +5,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from assets.checkpoints.base import fetch_model
+from assets.checkpoints.on_hub import OnHub, find_model, look_at, models_of
 from assets.deployment.settings import Settings, load_settings
 from assets.deployment.variants import HUB_NAME, checkpoints_of
-from assets.fetching.hub import Hub
+from assets.fetching.errors import OperatorError
+from assets.fetching.hub import Hub, HubRepo
 from assets.records.lineage import Lineage, is_recorded, product
 from model.config import PRESETS
-from model.weights.released import RELEASED, STAGE_NAMES
+from model.weights.kinds import Kind
+from model.weights.released import AUTHOR, RELEASED, STAGE_NAMES, stage_by_name
 from training.flops import parameters
 from training.formats.storage import Storage
 from training.recipes import MODULES
@@ -56,18 +59,33 @@ def checkpoint_folder(given: Path, config: Path | None) -> Path:
     return storage.local_folder(f"{Lineage.read(storage, str(given)).folder}/export")
 
 
-def released_rows() -> Iterator[dict[str, str]]:
-    """The released checkpoints, a row each; the size is that of bfloat16 weights."""
+def released_rows(found: Iterable[OnHub]) -> Iterator[dict[str, str]]:
+    """What the hub has, a row each, with what to write for it in the settings."""
+    for model in found:
+        stage = "N" if model.stage is None else f"{model.stage}"
+        start = f"{{repo: {model.repo}, stage: {stage}}}"
+        named = f"stage {stage}, {STAGE_NAMES[model.stage]}" if model.stage else f"stage {stage}"
+        yield {
+            "repository": model.repo,
+            "what": model.kind or model.why_not,
+            "finished": named if model.kind else "",
+            "size": f"{model.size / 1e9:.1f} GB",
+            "as a variant": (
+                f"NAME: {{preset: {model.preset}, start: {start}}}" if model.can_start else ""
+            ),
+        }
+
+
+def guessed_rows() -> Iterator[dict[str, str]]:
+    """The released checkpoints as this project expects them, where the hub cannot be asked; the
+    size is that of bfloat16 weights.
+    """
     for repo, known in RELEASED.items():
         of_modules = parameters(PRESETS[known.preset])
-        count = sum(of_modules[name] for name in MODULES)
-        start = f"{{repo: {repo}, stage: {known.stage}}}"
-        yield {
-            "name": known.name,
-            "finished": f"stage {known.stage}, {STAGE_NAMES[known.stage]}",
-            "size": f"{BFLOAT16 * count / 1e9:.1f} GB",
-            "as a variant": f"NAME: {{preset: {known.preset}, start: {start}}}",
-        }
+        size = BFLOAT16 * sum(of_modules[name] for name in MODULES)
+        kind: Kind = "released Hour-LLaVA"
+        guess = OnHub(repo, "", kind, known.preset, known.stage, size)
+        yield {"name": known.name, **next(released_rows([guess]))}
 
 
 def own_checkpoints(settings: Settings) -> Iterator[OwnCheckpoint]:
@@ -99,18 +117,47 @@ def fetch_released(
 
     Raises:
         ValueError: there is no such name; the known ones are named.
-        OperatorError: the hub does not have it, or asks for a token.
+        OperatorError: the hub does not have it, or asks for a token; says what it has.
+        TransferError: the hub does not answer.
     """
-    repos = {known.name: repo for repo, known in RELEASED.items()}
-    text, _, revision = repos.get(name, name).partition("@")
-    if not re.fullmatch(HUB_NAME, text):
-        raise ValueError(
-            f"no released checkpoint {name!r}; they are {', '.join(repos)}, or name any repository "
-            "as namespace/name[@revision]"
-        )
     hub = Hub(settings.hub_endpoint, settings.download, log)
-    repo = hub.repo(text, revision or "main", kind="model")
-    target = folder or Path("checkpoints") / f"{text.replace('/', '--')}@{repo.commit[:12]}"
+    repo = _released(hub, name, log) if "/" not in name else None
+    if repo is None:
+        text, _, revision = name.partition("@")
+        if not re.fullmatch(HUB_NAME, text):
+            known = ", ".join(known.name for known in RELEASED.values())
+            raise ValueError(
+                f"no released checkpoint {name!r}; they are {known}, or name any repository as "
+                "namespace/name[@revision]"
+            )
+        repo = find_model(hub, text, revision or "main")
+    target = folder or Path("checkpoints") / f"{repo.repo.replace('/', '--')}@{repo.commit[:12]}"
     fetch_model(repo, target, log)
-    known = RELEASED.get(text)
-    return target, known.stage if known else None
+    return target, stage_by_name(repo.repo)
+
+
+def _released(hub: Hub, name: str, log: Callable[[str], None]) -> HubRepo | None:
+    """The repository of a released checkpoint: the one that is expected, else the only one of the
+    author's that holds it. None: there is no such name.
+
+    Raises:
+        OperatorError: the hub has none that is it, or not one alone; says what it has.
+    """
+    expected = {known.name: (repo, known) for repo, known in RELEASED.items()}
+    if name not in expected:
+        return None
+    guess, known = expected[name]
+    there = models_of(hub, AUTHOR)
+    if guess in there:
+        return hub.repo(guess, kind="model")
+    looked = [look_at(hub, repo) for repo in there]
+    wanted = ("released Hour-LLaVA", known.preset, known.stage)
+    fitting = [one for one in looked if (one.kind, one.preset, one.stage) == wanted]
+    if len(fitting) == 1:
+        log(f"{name} is {fitting[0].repo} on the hub")
+        return hub.repo(fitting[0].repo, kind="model")
+    which = "several that may be it" if fitting else "nothing that is known to be it"
+    raise OperatorError(
+        f"{name}: the hub has no {guess}, and {which}. Of {AUTHOR} it has "
+        f"{', '.join(there) or 'no model'}; name one as namespace/name"
+    )

@@ -1,8 +1,11 @@
-"""Where `hourllava serve` is found by default, as the pages of the UI tell it."""
+"""What others have to know to find something: where `hourllava serve` listens by default, as the
+pages of the UI tell it, and what the job is called that the command line launches.
+"""
 
 from urllib.parse import quote, urlencode
 
 PORT = 8765
+FINE_TUNE_JOB, FINE_TUNE_OP = "fine_tune", "fine_tune_variant"
 
 
 def ask_address(checkpoint: str) -> str:

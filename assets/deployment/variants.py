@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import PRESETS
+from model.config import PRESETS, VARIANTS
 from model.configuration import Section
 from model.weights.released import RELEASED
 from training.formats.kinds import KINDS, LLAVA_KINDS, MIXED_KINDS
@@ -80,6 +80,11 @@ class Variant(Section):
     start: Start | None = None
 
     @property
+    def is_demo(self) -> bool:
+        """Whether it is of a preset for demos, which is trained on a CPU."""
+        return VARIANTS[self.preset].is_demo
+
+    @property
     def first_stage(self) -> int:
         """The first stage that is trained; a tuned checkpoint is tuned again."""
         finished = 0 if self.start is None else self.start.finished or 0
@@ -114,9 +119,32 @@ def refuse_names(variants: Mapping[str, Variant]) -> None:
         )
 
 
+def one_of(variants: Mapping[str, Variant], name: str | None) -> str:
+    """The variant of a name, or the only one where no name is given.
+
+    Raises:
+        ValueError: there is no such variant, or it is not said which.
+    """
+    names = ", ".join(variants)
+    if name is None and len(variants) > 1:
+        raise ValueError(f"say which: --variant, one of {names}")
+    chosen = next(iter(variants)) if name is None else name
+    if chosen not in variants:
+        raise ValueError(f"no variant {chosen!r}; the settings have {names}")
+    return chosen
+
+
 def trained(variants: Mapping[str, Variant], stage: int) -> list[str]:
     """The variants that train a stage."""
     return [name for name, variant in variants.items() if stage in variant.stages]
+
+
+def start_of(variant: Variant) -> Start | None:
+    """Where the training of a variant begins; None where the project builds it from a seed."""
+    published = VARIANTS[variant.preset].start
+    if variant.start is None and published is not None:
+        return Start(repo=published, stage=0)
+    return variant.start
 
 
 def previous(variant: Variant, stage: int) -> str:

@@ -1,17 +1,12 @@
 """A checkpoint that training starts from, whatever its kind: recognised, checked, and written as
 one of ours.
-
-Only the configuration and the names of the tensors decide what a folder holds.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
 
 from model.config import PRESETS, HourLlavaConfig
 from model.weights.convert import (
@@ -20,16 +15,8 @@ from model.weights.convert import (
     convert_onevision,
     convert_released,
 )
-from model.weights.tensors import INDEX_NAME, checkpoint_files, stored_tensors
-
-Kind = Literal["LLaVA-OneVision", "released Hour-LLaVA", "own export"]
-
-ACCEPTED = (
-    "an export of this project (its config.json has hour_llava), a released Hour-LLaVA checkpoint "
-    "(tensors model.vision_resampler.layers.*), or LLaVA-OneVision single-image weights (tensors "
-    "model.vision_tower.* and model.mm_projector.*, without a resampler)"
-)
-NAMED = 5  # tensors that a refusal names
+from model.weights.kinds import Kind, differences, read_config, recognise
+from model.weights.tensors import INDEX_NAME, checkpoint_files
 
 
 def write_start(source: Path, out: Path, preset: str, finished: int | None, seed: str) -> Kind:
@@ -64,51 +51,10 @@ def write_start(source: Path, out: Path, preset: str, finished: int | None, seed
     return kind
 
 
-def recognise(folder: Path) -> Kind:
-    """What the checkpoint in a folder is.
-
-    Raises:
-        ValueError: of no kind that is known; says what was found and what is accepted.
-    """
-    if "hour_llava" in _config(folder):
-        return "own export"
-    names = [tensor.name for tensor in stored_tensors(*checkpoint_files(folder))]
-    if any(name.startswith("model.vision_resampler.layers.") for name in names):
-        return "released Hour-LLaVA"
-    if all(
-        any(name.startswith(part) for name in names)
-        for part in ("model.vision_tower.", "model.mm_projector.")
-    ):
-        return "LLaVA-OneVision"
-    found = f"tensors {', '.join(names[:NAMED])}" if names else "no *.safetensors file"
-    raise ValueError(
-        f"{folder}: not a checkpoint to start from. Found {found}; accepted: {ACCEPTED}"
-    )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        written = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(written, dict):
-        raise ValueError(f"{path}: expected an object, found {type(written).__name__}")
-    return written
-
-
 def _take_own(source: Path, out: Path, preset: str) -> None:
     """Take one of our own exports as it is."""
-    config, wanted = HourLlavaConfig.from_dict(_config(source)["hour_llava"]), PRESETS[preset]
-    different = [
-        f"{field.name} is {getattr(config, field.name)!r}, {preset} has "
-        f"{getattr(wanted, field.name)!r}"
-        for field in fields(config)
-        if field.name != "max_length" and getattr(config, field.name) != getattr(wanted, field.name)
-    ]
-    if different:
+    config = HourLlavaConfig.from_dict(read_config(source)["hour_llava"])
+    if different := differences(config, PRESETS[preset]):
         raise ValueError(f"{source}: an export of another model: {'; '.join(different)}")
     if not (source / "tokenizer_config.json").exists():
         raise ValueError(f"{source}: an export without its tokenizer (no tokenizer_config.json)")

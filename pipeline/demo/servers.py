@@ -34,7 +34,7 @@ LFS_SUFFIXES = (
     ".arrow",
 )
 LFS_BYTES = 10 << 20  # the hub keeps any larger file in LFS, whatever it is called
-TREE_PAGE = 1000  # entries; the hub pages its listings like this
+LIST_PAGE = 1000  # entries; the hub pages its listings like this
 
 
 class MediaServer(LocalServer):
@@ -114,10 +114,10 @@ class ServedRepo:
 class HubServer(LocalServer):
     """A Hugging Face hub with the repositories that were published into it.
 
-    Answers dataset and model information, file trees (paged, recursive or not), path information
-    and resolved files with ranges, by branch `main` or by revision; errors carry the hub's
-    `X-Error-Code`. Point a client at `server.url`, for example through
-    `HfApi(endpoint=server.url)`.
+    Answers listings of repositories by author, dataset and model information, file trees (paged,
+    recursive or not), path information and resolved files with ranges, by branch `main` or by
+    revision; errors carry the hub's `X-Error-Code`. Point a client at `server.url`, for example
+    through `HfApi(endpoint=server.url)`.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -175,6 +175,8 @@ class HubServer(LocalServer):
             return self._api(
                 request, kind, name, action or "revision", revision or "main", rest or ""
             )
+        if match := re.fullmatch(r"/api/(datasets|models)", request.path):
+            return self._listing(request, match[1])
         if match := re.fullmatch(r"(/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", request.path):
             kind = "datasets" if match[1] else "models"
             return self._resolve(request, kind, match[2], match[3], match[4])
@@ -207,6 +209,26 @@ class HubServer(LocalServer):
             | {"lastModified": "2025-01-01T00:00:00.000Z", "tags": [], "siblings": siblings},
         )
 
+    def _listing(self, request: Request, kind: str) -> Reply:
+        """The open repositories of an author, or all of them, a page at a time."""
+        author = request.query.get("author")
+        names = [
+            name
+            for (of_kind, name), repo in self._repos.items()
+            if of_kind == kind and repo.token is None and author in (None, name.partition("/")[0])
+        ]
+        page, headers = self._page(request, [{"id": name, "private": False} for name in names])
+        return Reply.json(200, page, headers)
+
+    def _page(self, request: Request, entries: list[Any]) -> tuple[list[Any], dict[str, str]]:
+        """The entries that a request asks for, and a link to those behind them."""
+        start = int(request.query.get("cursor", "0"))
+        headers = {}
+        if start + LIST_PAGE < len(entries):
+            query = urlencode({**request.query, "cursor": str(start + LIST_PAGE)})
+            headers["Link"] = f'<{self.url}{quote(request.path)}?{query}>; rel="next"'
+        return entries[start : start + LIST_PAGE], headers
+
     def _tree(self, request: Request, files: dict[str, ServedFile], folder: str) -> Reply:
         prefix = f"{folder}/" if folder else ""
         recursive = request.query.get("recursive", "").lower() in ("1", "true")
@@ -223,12 +245,7 @@ class HubServer(LocalServer):
                 entries[path] = file.entry(path)
         if folder and not entries:
             return _hub_error(404, "EntryNotFound", f"{folder} does not exist")
-        start = int(request.query.get("cursor", "0"))
-        page = list(entries.values())[start : start + TREE_PAGE]
-        headers = {}
-        if start + TREE_PAGE < len(entries):
-            query = urlencode({**request.query, "cursor": str(start + TREE_PAGE)})
-            headers["Link"] = f'<{self.url}{quote(request.path)}?{query}>; rel="next"'
+        page, headers = self._page(request, list(entries.values()))
         return Reply.json(200, page, headers)
 
     def _resolve(self, request: Request, kind: str, name: str, revision: str, path: str) -> Reply:

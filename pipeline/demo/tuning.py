@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from assets.deployment.addresses import FINE_TUNE_JOB, FINE_TUNE_OP
 from assets.deployment.settings import load_settings
+from assets.deployment.variants import one_of
 from assets.records.lineage import Lineage, is_recorded, product
 from pipeline.demo.client import FINISHED, DagsterClient
 from pipeline.demo.instance import REPOSITORY, dagster
 from pipeline.demo.summary import text_table
 from training.formats.storage import Storage
 
-JOB, OP = "fine_tune", "fine_tune_variant"  # of pipeline/fine_tuning.py
 LOOK_S = 1.0
 
 
@@ -29,19 +30,14 @@ def fine_tune(config: Path, variant: str | None, log: Path, home: Path = REPOSIT
         ValueError: there is no such variant, or it is not said which.
     """
     settings = load_settings(config)
-    names = list(settings.variants)
-    if variant is None and len(names) > 1:
-        raise ValueError(f"say which: --variant, one of {', '.join(names)}")
-    chosen = variant or names[0]
-    if chosen not in names:
-        raise ValueError(f"no variant {chosen!r}; the settings have {', '.join(names)}")
+    chosen = one_of(settings.variants, variant)
     log.parent.mkdir(parents=True, exist_ok=True)
     with dagster(config.resolve(), log, home) as client:
         print(f"{client.url} shows every step while this runs; Dagster's own log: {log}")
         seen: set[str] = set()
         client.ended_runs(seen)  # those of an earlier day
-        given = {"ops": {OP: {"config": {"variant": chosen}}}}
-        done = _follow(client, client.launch(JOB, config=given), seen)
+        given = {"ops": {FINE_TUNE_OP: {"config": {"variant": chosen}}}}
+        done = _follow(client, client.launch(FINE_TUNE_JOB, config=given), seen)
     if done:
         print_scores(Storage(settings.root), chosen)
     return 0 if done else 1

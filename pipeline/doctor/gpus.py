@@ -1,48 +1,22 @@
-"""Which GPUs there are, and whether the stages of the settings' variants fit into them."""
+"""Which GPUs there are, and what makes them faster."""
 
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 
 from assets.deployment.settings import Settings
-from assets.sources.findings import Finding, missing, note, ok
-from model.config import PRESETS, VARIANTS
+from assets.sources.findings import Finding, missing, ok
 from pipeline.doctor.machine import GIB, run_python
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A GPU as the driver tells it; `memory` in bytes."""
-
-    name: str
-    memory: float
-    driver: str
-
-
-def installed_gpus() -> list[Gpu]:
-    """NVIDIA GPUs that the driver shows."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = "--query-gpu=name,memory.total,driver_version"
-    done = subprocess.run(
-        ["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True
-    )
-    if done.returncode:
-        return []
-    rows = [line.split(", ") for line in done.stdout.splitlines() if line]
-    return [Gpu(name, float(mebibytes) * 2**20, driver) for name, mebibytes, driver in rows]
+from pipeline.estimate.installed import Gpu
 
 
 def check_gpus(settings: Settings, gpus: list[Gpu]) -> Iterator[Finding]:
-    """Whether there are the GPUs that the settings' variants and processes need."""
-    large = [
-        name for name, chosen in settings.variants.items() if not VARIANTS[chosen.preset].is_demo
-    ]
+    """Whether there are the GPUs that the settings' variants and processes need; whether a stage
+    fits into them is looked at in `fitting`.
+    """
+    large = large_variants(settings)
     if gpus:
         first = gpus[0]
         yield ok(
@@ -59,9 +33,11 @@ def check_gpus(settings: Settings, gpus: list[Gpu]) -> Iterator[Finding]:
         found = f"training.processes is {settings.training.processes}"
         advice = "set training.processes to the number of GPUs"
         yield missing("training.processes", found, advice)
-    smallest = min((gpu.memory for gpu in gpus), default=None)
-    for variant in large:
-        yield from _check_stages(settings, variant, smallest)
+
+
+def large_variants(settings: Settings) -> list[str]:
+    """The variants that are trained on GPUs."""
+    return [name for name, variant in settings.variants.items() if not variant.is_demo]
 
 
 def _check_cuda() -> Finding:
@@ -70,41 +46,6 @@ def _check_cuda() -> Finding:
     if usable == "True":
         return ok("CUDA", f"torch for CUDA {build}")
     return missing("CUDA", f"torch for CUDA {build} cannot use the GPU", "update the NVIDIA driver")
-
-
-def _check_stages(settings: Settings, variant: str, memory: float | None) -> Iterator[Finding]:
-    """For each stage: whether its largest pack fits into a device.
-
-    Args:
-        memory: bytes of the smallest device; None tells how much a device needs.
-    """
-    from training.memory_plan import plan_memory
-    from training.run_config import parse_run
-
-    world = settings.training.processes * settings.training.nodes
-    # Where a run reads and writes does not change its memory.
-    stream = {"name": "any", "root": "", "indexes": ["index.json"]}
-    nowhere = {"start": "", "out": "", "streams": [stream]}
-    chosen = settings.variants[variant]
-    for stage in chosen.stages:
-        what = f"{variant}, stage {stage}"
-        overrides = settings.training.overrides.get(f"stage{stage}", {})
-        run = parse_run({"variant": chosen.preset, "stage": stage, **nowhere, **overrides})
-        checkpointing = run.checkpointing is not False
-        try:
-            plan = plan_memory(
-                run, PRESETS[chosen.preset], world, memory, checkpointing=checkpointing
-            )
-        except ValueError as error:
-            problem, _, rest = str(error).partition(";")
-            yield missing(what, problem, rest.removeprefix(" "))
-            continue
-        estimate = f"an estimated {plan.needed} on each of {world} device(s)"
-        if memory is None:
-            advice = "choose GPUs with that much, or more of them"
-            yield note(what, f"needs {estimate}", advice)
-        else:
-            yield ok(what, f"{estimate}, {memory / GIB:.0f} GiB there")
 
 
 def check_optional(settings: Settings) -> Iterator[Finding]:

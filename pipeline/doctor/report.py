@@ -13,7 +13,8 @@ from pathlib import Path
 from assets.deployment.settings import Settings
 from assets.sources.findings import Finding
 from pipeline.doctor.endpoints import check_questions
-from pipeline.doctor.gpus import check_gpus, check_optional, installed_gpus
+from pipeline.doctor.fitting import check_estimate, check_fitting
+from pipeline.doctor.gpus import check_gpus, check_optional
 from pipeline.doctor.machine import (
     check_decoder_isolation,
     check_descriptors,
@@ -26,9 +27,10 @@ from pipeline.doctor.services import (
     check_hub,
     check_instance,
     check_sources,
-    check_starts,
     check_storage,
 )
+from pipeline.doctor.starts import check_starts
+from pipeline.estimate.installed import installed_gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ CHECKS: tuple[Callable[[Asked], Iterable[Finding]], ...] = (
     lambda asked: check_hub(asked.settings),
     lambda asked: check_questions(asked.settings),
     lambda asked: check_gpus(asked.settings, installed_gpus()),
+    lambda asked: check_fitting(asked.settings, installed_gpus()),
+    lambda asked: check_estimate(asked.settings, installed_gpus()),
     lambda asked: check_optional(asked.settings),
     lambda asked: check_instance(asked.home),
     lambda asked: check_port(asked.port),

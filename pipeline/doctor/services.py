@@ -19,19 +19,6 @@ from training.formats.storage import Storage
 MANY_PARTS = 100
 
 
-def check_starts(settings: Settings) -> Iterator[Finding]:
-    """Whether the folders that variants start from hold something."""
-    for name, variant in settings.variants.items():
-        folder = variant.start.folder if variant.start else None
-        if folder is None:
-            continue
-        if (folder / "config.json").exists():
-            yield ok(f"start of {name}", str(folder))
-        else:
-            advice = "put the checkpoint there, or correct its start; see hourllava checkpoints"
-            yield missing(f"start of {name}", f"no config.json in {folder}", advice)
-
-
 def check_storage(settings: Settings) -> Iterator[Finding]:
     """Whether files can be written below the root, and how much room there is."""
     try:

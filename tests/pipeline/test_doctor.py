@@ -12,10 +12,18 @@ import pytest
 from dagster import DagsterInstance
 
 from assets.deployment.settings import load_settings
+from model.weights.convert import publish
+from model.weights.tiny import build_tiny
 from pipeline.cli import main
+from pipeline.demo.drawing import invent_film, write_film
 from pipeline.demo.instance import REPOSITORY
-from pipeline.doctor.gpus import Gpu, check_gpus
+from pipeline.demo.servers import HubServer
+from pipeline.doctor import fitting
+from pipeline.doctor.fitting import check_estimate, check_fitting
+from pipeline.doctor.gpus import check_gpus
 from pipeline.doctor.services import check_instance
+from pipeline.estimate.installed import Gpu
+from pipeline.estimate.machine import plan_of, run_of
 
 TINY = """
 root: root
@@ -24,6 +32,7 @@ variants: [tiny]
 annotations: {paths: [rows.jsonl]}
 sources: {clips: {kind: drop, folder: drop}}
 download: {min_free_bytes: 1}
+hub_endpoint: http://127.0.0.1:9
 """
 
 
@@ -94,11 +103,43 @@ def test_a_start_that_is_not_there_is_missing_and_one_that_is_there_is_not(machi
     start = "variants: {mine: {preset: tiny, start: {folder: given, stage: 3}}}"
     code, rows, _ = doctor(machine, capsys, ("variants: [tiny]", start))
     assert code == 1
-    assert rows["start of mine"] == ("missing", f"no config.json in {machine / 'given'}")
-    (machine / "given").mkdir()
-    (machine / "given" / "config.json").write_text("{}")
+    given = machine / "given"
+    assert rows["start of mine"] == ("missing", f"no config.json in {given}")
+    build_tiny(given)
     _, rows, _ = doctor(machine, capsys, ("variants: [tiny]", start))
-    assert rows["start of mine"] == ("ok", str(machine / "given"))
+    assert rows["start of mine"] == ("ok", f"{given}: own export of tiny, whole, stage 3")
+    large = ("variants: [tiny]", start.replace("preset: tiny", "preset: 3b"))
+    _, rows, _ = doctor(machine, capsys, large)
+    assert rows["start of mine"] == ("missing", f"{given}: own export of tiny")
+    (weights,) = given.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    _, rows, _ = doctor(machine, capsys, ("variants: [tiny]", start))
+    assert rows["start of mine"][0] == "missing"
+    assert str(given) in rows["start of mine"][1]
+
+
+def test_a_start_on_the_hub_is_looked_at_there(machine, capsys, tmp_path):
+    build_tiny(tmp_path / "own")
+    publish(tmp_path / "own", tmp_path / "released")
+    start = "variants: {mine: {preset: tiny, start: {repo: someone/HL-tuning, stage: 3}}}"
+    with HubServer() as hub:
+        commit = hub.publish("someone/HL-tuning", tmp_path / "released", kind="models")
+        there = ("variants: [tiny]", start), ("http://127.0.0.1:9", hub.url)
+        _, rows, _ = doctor(machine, capsys, *there)
+        state, found = rows["start of mine"]
+        assert state == "ok"
+        assert found.startswith(f"someone/HL-tuning@{commit[:12]}: released Hour-LLaVA of tiny")
+        earlier = start.replace("stage: 3", "stage: 2")
+        _, rows, _ = doctor(machine, capsys, ("variants: [tiny]", earlier), there[1])
+        assert rows["start of mine"][0] == "note"
+        assert "its name says stage 3" in rows["start of mine"][1]
+        other = start.replace("HL-tuning", "HL")
+        code, rows, _ = doctor(machine, capsys, ("variants: [tiny]", other), there[1])
+        assert (code, rows["start of mine"][0]) == (1, "missing")
+        assert "Of someone it has someone/HL-tuning" in rows["start of mine"][1]
+    _, rows, todo = doctor(machine, capsys, ("variants: [tiny]", start))
+    assert rows["start of mine"][0] == "note"
+    assert "http://127.0.0.1:9 does not answer; in its cache here: no model" in todo + str(rows)
 
 
 def test_large_variants_need_a_gpu(machine, capsys):
@@ -110,11 +151,12 @@ def test_large_variants_need_a_gpu(machine, capsys):
     assert "GiB" in rows["3b, stage 3"][1]
 
 
-def gpu_findings(tmp_path, variant, gpus, processes=1):
-    text = TINY.replace("[tiny]", f"[{variant}]") + f"training: {{processes: {processes}}}\n"
+def gpu_findings(tmp_path, variant, gpus, processes=1, more=""):
+    text = TINY.replace("[tiny]", f"[{variant}]") + f"training: {{processes: {processes}}}\n{more}"
     (tmp_path / "deployment.yaml").write_text(text)
     settings = load_settings(tmp_path / "deployment.yaml")
-    return {finding.what: finding for finding in check_gpus(settings, gpus)}
+    checks = (check_gpus, check_fitting, check_estimate)
+    return {finding.what: finding for check in checks for finding in check(settings, gpus)}
 
 
 def test_a_stage_that_does_not_fit_is_told_with_what_would(tmp_path):
@@ -123,6 +165,57 @@ def test_a_stage_that_does_not_fit_is_told_with_what_would(tmp_path):
     assert "devices of this size" in alone["7b, stage 2"].advice
     large = gpu_findings(tmp_path, "7b", [Gpu("large", 140 * 2**30, "999")] * 8, processes=8)
     assert {large[f"7b, stage {stage}"].state for stage in (1, 2, 3)} == {"ok"}
+
+
+def test_the_plans_words_are_the_doctors_and_the_hosts_memory_counts(tmp_path, monkeypatch):
+    gpus = [Gpu("NVIDIA GeForce RTX 4090", 24 * 2**30, "999")]
+    lora = "training: {overrides: {stage3: {lora: {rank: 64}}}}"
+    text = TINY.replace("[tiny]", "[3b]") + lora
+    (tmp_path / "deployment.yaml").write_text(text)
+    settings = load_settings(tmp_path / "deployment.yaml")
+
+    def stage3(gib):
+        monkeypatch.setattr(fitting, "free_memory_of_host", lambda: gib * 2**30)
+        return {finding.what: finding for finding in check_fitting(settings, gpus)}["3b, stage 3"]
+
+    enough = stage3(64)
+    run = run_of(settings, "3b", 3)
+    assert enough.state == "ok"
+    assert enough.found.endswith(str(plan_of(run, 1, 24 * 2**30, 64 * 2**30)))
+    assert "costs about" in enough.found
+    less = stage3(1)
+    assert less.found != enough.found
+    assert "of the host;" not in less.found
+
+
+def test_the_sizes_of_cards_that_a_stage_fits_are_told(tmp_path):
+    what = "7b, stage 3, fits"
+    alone = gpu_findings(tmp_path, "7b", [])[what].found
+    assert alone.startswith("1 x 24 GiB: no; ")
+    assert alone.endswith(" of the host")
+    two = gpu_findings(tmp_path, "7b", [], processes=2)[what].found
+    assert two.startswith("2 x 24 GiB: ")
+    assert two.endswith("slower")
+
+
+def test_a_card_that_is_not_known_is_asked_for_and_one_in_the_settings_is_taken(tmp_path):
+    gpus = [Gpu("Tesla T4", 16 * 2**30, "999")]
+    own = "lectures: {preset: 3b, start: {folder: given, stage: 3}}"
+    more = "estimate: {card: RTX 4090}\n"
+
+    def told(text):
+        (tmp_path / "deployment.yaml").write_text(text)
+        (found,) = check_estimate(load_settings(tmp_path / "deployment.yaml"), gpus)
+        return found.found
+
+    recipe = TINY.replace("[tiny]", "[3b]")
+    assert "docs/estimate.md has the published recipe" in told(recipe + more)
+    lectures = TINY.replace("[tiny]", f"{{{own}}}") + "training: {long_videos_only: true}\n"
+    assert "no rate is known of Tesla T4" in told(lectures)
+    assert "give --hours, --videos and --questions" in told(lectures + more)
+    write_film(tmp_path / "drop" / "one.mp4", invent_film("one", 4, 2, 2))
+    (tmp_path / "rows.jsonl").write_text('{"video": "one.mp4", "question": "?", "answer": "!"}\n')
+    assert "1 videos of 0.0 h and 1 questions on 1 x RTX 4090, 24 GiB" in told(lectures + more)
 
 
 def test_more_ranks_than_gpus_are_noticed(tmp_path):

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from assets.deployment.settings import Notices
+from assets.deployment.automation import Notices
 from pipeline.notices import notify
 
 SECRET = "s3cret-token"

@@ -219,7 +219,7 @@ def test_a_tree_tells_sizes_and_the_hashes_that_the_hub_would(hub):
 
 
 def test_a_long_tree_is_paged(hub, monkeypatch):
-    monkeypatch.setattr(servers, "TREE_PAGE", 7)
+    monkeypatch.setattr(servers, "LIST_PAGE", 7)
     names = {f"{i:03d}.txt": b"x" for i in range(20)}
     hub.publish("org/data", names)
     found = HfApi(endpoint=hub.url).list_repo_tree("org/data", repo_type="dataset", recursive=True)

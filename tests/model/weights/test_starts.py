@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from model.hf import HourLlavaForCausalLM
 from model.weights.convert import publish
-from model.weights.starts import recognise, write_start
+from model.weights.kinds import recognise
+from model.weights.starts import write_start
 from model.weights.tiny import build_tiny
 
 
