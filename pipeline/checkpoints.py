@@ -13,6 +13,8 @@ from model.weights.released import AUTHOR
 if TYPE_CHECKING:
     from assets.deployment.settings import Settings
 
+WIDEST = 400  # characters of a cell: what a person copies has to be whole
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What `hourllava checkpoints` takes."""
@@ -84,14 +86,14 @@ def _list_released(settings: Settings, author: str, log: Callable[[str], None]) 
     except TransferError as error:
         print(f"{hub.api.endpoint} does not answer: {error}\n")
         print("expected there, by names that were never checked against it:")
-        print(text_table(list(guessed_rows())))
+        print(text_table(list(guessed_rows()), WIDEST))
         print(f"\n{_offline()}")
         return
     print(
         f"of {author}, on {hub.api.endpoint}; hourllava checkpoints fetch REPOSITORY takes one to "
         "this machine. The stage is the name's; N: it does not say"
     )
-    print(text_table(list(released_rows(look_at(hub, repo) for repo in there))))
+    print(text_table(list(released_rows(look_at(hub, repo) for repo in there)), WIDEST))
 
 
 def _offline() -> str:
@@ -102,4 +104,4 @@ def _offline() -> str:
     rows = cached_models()
     if not rows:
         return "The hub's cache on this machine holds no model"
-    return f"In the hub's cache on this machine:\n{text_table(rows)}"
+    return f"In the hub's cache on this machine:\n{text_table(rows, WIDEST)}"

@@ -43,11 +43,13 @@ COMMANDS: dict[str, str] = {
     "make test-slow": "the slow part of `make test-all`, which `.ci/run` calls",
     "make help": "tests/test_docs.py::test_make_help_lists_every_command",
     "make demo-own": "tests/pipeline/test_own_videos.py::"
-    "test_the_start_and_the_tuned_checkpoint_are_scored_on_the_same_questions",
+    "test_the_tuned_checkpoint_is_better_than_the_start_by_more_than_the_interval",
     "hourllava checkpoints": "tests/assets/checkpoints/test_named.py::"
-    "test_the_list_names_the_released_ones_with_what_to_write_and_the_deployments_own",
+    "test_what_the_author_has_is_known_by_its_files_and_never_by_its_name",
+    'hourllava estimate --config my.yaml --card "RTX 4090" --price 0.5': "tests/pipeline/"
+    "test_estimate.py::test_the_command_tells_steps_plan_and_where_each_rate_was_measured",
     "hourllava fine-tune --config my.yaml": "tests/pipeline/test_own_videos.py::"
-    "test_the_start_and_the_tuned_checkpoint_are_scored_on_the_same_questions",
+    "test_the_tuned_checkpoint_is_better_than_the_start_by_more_than_the_interval",
     "make ablations": "runs `hourllava ablate` for the better part of an hour; "
     "tests/assets/ablations/test_ablation_runs.py trains, scores and compares arms",
     "hourllava ablate --config ablation_3b.yaml": "weeks on GPUs; "

@@ -6,7 +6,6 @@ travel. Its name decides no more than the stage, which nothing else shows.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -160,7 +159,7 @@ def cached_models() -> list[dict[str, str]]:
         {
             "repository": repo.repo_id,
             "size": f"{revision.size_on_disk / 1e9:.1f} GB",
-            "as a start": json.dumps({"folder": str(revision.snapshot_path)}),
+            "as a start": f"{{folder: {revision.snapshot_path}, stage: N}}",
         }
         for repo in sorted(found, key=lambda repo: repo.repo_id)
         if repo.repo_type == "model"

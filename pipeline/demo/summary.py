@@ -140,13 +140,13 @@ def _losses(storage: Storage, by_asset: Mapping[str, Sequence[Lineage]]) -> list
     return rows
 
 
-def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as aligned columns, numbers to the right; long cells are cut."""
+def text_table(rows: Sequence[Mapping[str, Any]], widest: int = 90) -> str:
+    """Rows as aligned columns, numbers to the right; cells are cut to `widest` characters."""
     if not rows:
         return "(nothing)"
     cells = [
         [str(name) for name in rows[0]],
-        *([f"{value}"[:90] for value in row.values()] for row in rows),
+        *([f"{value}"[:widest] for value in row.values()] for row in rows),
     ]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     right = [
