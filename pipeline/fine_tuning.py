@@ -21,9 +21,10 @@ from pydantic import Field
 from assets.automation.conditions import state_of
 from assets.automation.runs import fault_of
 from assets.deployment.addresses import FINE_TUNE_JOB, FINE_TUNE_OP
+from assets.deployment.estimate import Estimate
 from assets.deployment.graph import COLLECTIONS
 from assets.deployment.resources import Deployment
-from assets.deployment.settings import Estimate, Settings
+from assets.deployment.settings import Settings
 from assets.records.lineage import is_recorded, product
 from assets.records.publishing import errors_for_people, failure_for_a_person
 from assets.records.withdrawals import active_parts

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from assets.deployment.ablation import Ablation
 from assets.deployment.automation import Automation, Notices
+from assets.deployment.estimate import Estimate
 from assets.deployment.variants import Variant, checkpoints_of, llava_kinds, named, refuse_names
 from assets.endpoints.options import Questions
 from assets.fetching.options import Download
@@ -25,7 +26,6 @@ from assets.sources.drop import DropSource
 from assets.sources.kinds import VideoSource
 from model.configuration import Section, parse
 from model.media.limits import MAX_VIDEO_PIXELS
-from training.rates import card_of
 
 SOURCE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 OWN_HELD_OUT_SHARE = 0.15
@@ -205,27 +205,6 @@ class Evaluation(Section):
         "training.long_videos_only is set and there are no questions, else 0",
     )
     limit: int | None = None
-
-
-class Estimate(Section):
-    """What an estimate of hours, disk and money is for: `hourllava estimate`, the doctor, and the
-    job `fine_tune`.
-    """
-
-    card: str | None = Field(
-        default=None,
-        description="a card by name (RTX 4090) or memory (24GiB); default: the machine's own",
-    )
-    price: float | None = Field(
-        default=None, ge=0, description="of a card and an hour, in any money"
-    )
-
-    @field_validator("card")
-    @classmethod
-    def _known_card(cls, value: str | None) -> str | None:
-        if value is not None:
-            card_of(value)
-        return value
 
 
 class Integrity(Section):
