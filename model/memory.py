@@ -147,6 +147,17 @@ def looked_up(
     return rows_TP[::step].flatten()
 
 
+def looked_up_count(memory: int, queries: int, config: HourLlavaConfig) -> int:
+    """How many tokens of a video's memory MemAug looks up, of `memory` that it has and `queries`
+    that stay.
+    """
+    step = frame_step(config.memory.scale)
+    if step == 0:
+        return queries
+    tokens = config.memory.frame_tokens + 1
+    return -(-memory // tokens // step) * tokens
+
+
 def token_counts(visual: Visual, config: HourLlavaConfig) -> tuple[int, int]:
     """(memory tokens, query tokens) of one visual by random forgetting, without laying it out."""
     assert visual.tensor is not None  # `inputs.check` saw to it

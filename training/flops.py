@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from model.config import HourLlavaConfig
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs
-from model.memory import token_counts, video_token_counts
+from model.memory import looked_up_count, token_counts, video_token_counts
 from training.recipes import Lora
 
 
@@ -26,8 +26,9 @@ class Sizes:
         memory: memory tokens; queries: what forgetting keeps of them.
         text: text tokens; supervised: those of them that are predicted; prompt: those that MemAug
             sees.
-        scores, query_pairs, token_pairs: pairs within samples of MemAug's queries and memory, of
-            its queries, and of the language model's tokens.
+        scores, query_pairs, token_pairs: pairs within samples of MemAug's queries and the memory
+            that they look up, of its queries, and of the language model's tokens.
+        looked_up: memory tokens that MemAug looks up; fewer where a model takes a share of them.
     """
 
     pictures: int = 0
@@ -39,6 +40,7 @@ class Sizes:
     scores: int = 0
     query_pairs: int = 0
     token_pairs: int = 0
+    looked_up: int = 0
 
     @property
     def tokens(self) -> int:
@@ -55,27 +57,33 @@ def total(sizes: Iterable[Sizes]) -> Sizes:
 
 def sizes_of(sample: SampleInputs, config: HourLlavaConfig) -> Sizes:
     """Sizes of one sample."""
-    pictures = memory = queries = 0
+    pictures = memory = queries = seen = 0
     for visual in sample.visuals:
         more_memory, more_queries = token_counts(visual, config)
         memory, queries = memory + more_memory, queries + more_queries
+        video = visual.kind in ("features", "frames")
+        seen += looked_up_count(more_memory, more_queries, config) if video else more_memory
         pictures += 0 if visual.pixels is None else len(visual.pixels)
     text = int((sample.input_ids != IMAGE_TOKEN_INDEX).sum())
     supervised = int((sample.labels[1:] != IGNORE_INDEX).sum())
-    prompt = text - supervised if sample.visuals else 0
-    return _with_pairs(Sizes(pictures, memory, queries, text, supervised, prompt))
+    shown = text - supervised if sample.shown is None else int(sample.shown.sum())
+    prompt = shown if sample.visuals else 0
+    sizes = Sizes(pictures, memory, queries, text, supervised, prompt, looked_up=seen)
+    return _with_pairs(sizes)
 
 
 def video_sizes(frames: int, text: int, supervised: int, config: HourLlavaConfig) -> Sizes:
     """Sizes of a video sample given as features."""
     memory, queries = video_token_counts(frames, config)
-    return _with_pairs(Sizes(0, memory, queries, text, supervised, text - supervised))
+    seen = looked_up_count(memory, queries, config)
+    sizes = Sizes(0, memory, queries, text, supervised, text - supervised, looked_up=seen)
+    return _with_pairs(sizes)
 
 
 def _with_pairs(size: Sizes) -> Sizes:
     asked = size.queries + size.prompt
     return replace(
-        size, scores=asked * size.memory, query_pairs=asked**2, token_pairs=size.tokens**2
+        size, scores=asked * size.looked_up, query_pairs=asked**2, token_pairs=size.tokens**2
     )
 
 
@@ -138,7 +146,7 @@ def _forward(sizes: Sizes, config: HourLlavaConfig) -> list[tuple[str, bool, flo
         ("vision", True, vision_linear, vision_attention),
         ("projector", False, 2 * sizes.memory * c * d, 0.0),
         ("projector", True, 2 * sizes.memory * d * d, 0.0),
-        ("memaug", False, depth * 2 * sizes.memory * d * kv, 0.0),
+        ("memaug", False, depth * 2 * sizes.looked_up * d * kv, 0.0),
         ("memaug", True, memaug_linear, memaug_attention),
         ("llm", True, llm_linear, llm_attention),
     ]
