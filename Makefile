@@ -27,7 +27,7 @@ else
 # and Dagster again: importing streaming takes 10 s instead of 4.5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo demo-own ablations ui test test-slow test-all lint bench browser screenshots clean
+.PHONY: help install demo demo-own ablations ui test test-slow test-all lint bench browser slurm screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -83,6 +83,15 @@ browser: ## install the browser that tests of the UI and screenshots need
 		$$as_root apt-get update -qq && \
 		$$as_root env DEBIAN_FRONTEND=noninteractive \
 			apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
+	}
+
+# Debian's Slurm, where there is none yet. No service is started: tests start daemons of their own.
+slurm: ## install the Slurm that tests of jobs need
+	@{ PATH="$$PATH:/usr/sbin"; command -v slurmctld && command -v munged; } > /dev/null || { \
+		[ "$$(id -u)" = 0 ] || as_root=sudo; \
+		$$as_root apt-get update -qq && \
+		$$as_root env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends slurm-wlm munge; \
 	}
 
 screenshots: install browser ## take the pictures of docs/images from a finished demo

@@ -33,6 +33,7 @@ LONGEST = [
     "test_train",
     "test_supervise",
     "test_launcher",
+    "test_stage_jobs",
     "test_needle",
     "test_faults",
     "test_hub_acquisition",

@@ -61,6 +61,7 @@ COMMANDS: dict[str, str] = {
     "test_assets_materialize_over_graphql_and_a_bad_file_is_told_to_its_owner",
     "make ui CONFIG=my.yaml": "the same with another file; it runs until it is stopped",
     "make browser": "`.ci/run` calls it, and goes on where nothing can be installed",
+    "make slurm": "`.ci/run` calls it, and goes on where nothing can be installed",
     "make screenshots": "takes its pictures from a finished demo; tests of the UI share its code",
     "make bench": "a minute each of every benchmark, measured on a quiet machine; "
     "tests cover what they call",

@@ -30,6 +30,7 @@ from assets.deployment.graph import ABLATION, HOLDS_OUT, SETTINGS, VARIANTS
 from assets.deployment.partitions import all_partitions, arm_partitions, same_partition
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
+from assets.engines.call import call
 from assets.evaluation.assets import HELD_OUT
 from assets.records.lineage import input_versions, is_recorded, product
 from assets.records.publishing import (
@@ -94,7 +95,7 @@ assets/deployment/ablation.py, the study's settings in the section `ablation`.""
         from assets.checkpoints.results import below, read_results
 
         settings, storage = deployment.settings(), deployment.storage()
-        key, launcher = context.partition_key, Torchrun(settings.training)
+        key, launcher = context.partition_key, Torchrun(settings.training, settings.compute)
         arm, seed = arm_of(settings, key)
         with errors_for_people():
             inputs = input_versions(storage, read_products(settings, storage, key))
@@ -110,7 +111,8 @@ assets/deployment/ablation.py, the study's settings in the section `ablation`.""
             restore_results(settings, storage, folder)
             write_bill(storage, settings, run, own_name(context), inputs)
             launcher.run(context, run)
-            results, checks = read_results(run), stage_checks(run)
+            results = read_results(run)
+            checks = call(context, settings, "cpu", stage_checks, run)
         publish_results(settings, storage, folder)
         config: dict[str, Any] = {
             "arm": arm.says,
@@ -167,7 +169,9 @@ def make_scores() -> dg.AssetsDefinition:
             mend_product(context, deployment)
             split = [HELD_OUT] if settings.held_out_share else []
             inputs = input_versions(storage, [*split, product(ARM, key)])
-            found = score_arm(storage, settings, key, context.log.info)
+            found = call(
+                context, settings, "gpu", score_arm, storage, settings, key, context.log.info
+            )
         yield from publish(
             context,
             deployment,

@@ -30,6 +30,7 @@ from assets.deployment.partitions import (
 )
 from assets.deployment.resources import Deployment
 from assets.deployment.variants import Variant, encoder_from, previous
+from assets.engines.call import call
 from assets.records.lineage import Lineage, input_versions, product
 from assets.records.product_files import describe_folder
 from assets.records.publishing import (
@@ -162,8 +163,9 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
                 context.log.warning(ADOPT, path, run.out)
             restore_results(settings, storage, folder)
             write_bill(storage, settings, run, product(f"stage{stage}", variant), inputs)
-            Torchrun(settings.training).run(context, run)
-            results, checks = read_results(run), stage_checks(run)
+            Torchrun(settings.training, settings.compute).run(context, run)
+            results = read_results(run)
+            checks = call(context, settings, "cpu", stage_checks, run)
             shards = shard_products(stage)
             coverage = stage_coverage(storage, variant, shards, parts, results.dropped)
         publish_results(settings, storage, folder)
@@ -312,7 +314,10 @@ def vision_encoder(context: dg.AssetExecutionContext, deployment: Deployment) ->
     with errors_for_people():
         mend_product(context, deployment)
         inputs = input_versions(storage, [source])
-        report = publish_vision_encoder(storage, Lineage.read(storage, source).folder, variant)
+        report = call(
+            context, deployment.settings(), "cpu", publish_vision_encoder,
+            storage, Lineage.read(storage, source).folder, variant,
+        )  # fmt: skip
     yield from publish(
         context,
         deployment,

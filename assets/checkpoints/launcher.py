@@ -1,5 +1,5 @@
 """Runs a training stage under torchrun inside a Dagster step. When one of the two ends, the other
-ends too.
+ends too; a stage that is a job of Slurm (`assets.engines`) is found again instead.
 
 Dagster's own subprocess client leaves ranks alive when a child ignores signals or when the step is
 killed. Here the command is `training.supervise`, which ends all processes below it and dies with
@@ -22,15 +22,22 @@ from typing import Any
 
 import dagster as dg
 
+from assets.deployment.compute import Compute
 from assets.deployment.settings import Training
-from assets.records.publishing import failure_for_a_person
+from assets.engines.jobs import Jobs, Work
+from assets.engines.script import MEETING_VARIABLE, interpreter
+from assets.records.publishing import failure_for_a_person, own_name
+from training.checkpoint_folder import committed
+from training.formats.hashing import hash_file_xxh64
 from training.metrics import METRICS_NAME
 from training.recipes import MODULES
 from training.run_config import RunConfig
-from training.run_folder import RESULT_NAME
+from training.run_folder import RESULT_NAME, STATE_FOLDER
 from training.supervise import (
     CONFIGURATION,
     CONTROL_VARIABLE,
+    FAILED,
+    OK,
     OWNER_VARIABLE,
     PREEMPTED,
     read_failure,
@@ -48,6 +55,7 @@ class Torchrun:
 
     Attributes:
         settings: processes, nodes, rendezvous, threads.
+        compute: whether stages are Slurm's jobs (`gpu`), and how they are submitted.
         grace_s: seconds that the training gets to write a checkpoint and end after SIGINT.
         force_s: seconds that it gets to end after SIGTERM, before it is killed.
         observe_every_s: seconds between two observations of the asset.
@@ -56,6 +64,7 @@ class Torchrun:
     """
 
     settings: Training
+    compute: Compute = field(default_factory=Compute)
     grace_s: float = 120.0
     force_s: float = 20.0
     observe_every_s: float = OBSERVE_EVERY_S
@@ -75,6 +84,19 @@ class Torchrun:
         run.write(path)
         metrics = out / METRICS_NAME
         self._seen = metrics.stat().st_size if metrics.exists() else 0
+        if self.compute.gpu.is_slurm:
+            status, failure = self._as_jobs(context, path, metrics)
+        else:
+            status, failure = self._here(context, path, metrics)
+        self._observe(context, metrics, at_once=True)
+        if status != OK:
+            raise _failure(status, failure, out)
+        return dict(json.loads((out / RESULT_NAME).read_text()))
+
+    def _here(
+        self, context: dg.AssetExecutionContext, path: Path, metrics: Path
+    ) -> tuple[int, dict[str, Any] | None]:
+        """Train on this machine: the exit status, and the report of a rank that failed."""
         with (
             tempfile.TemporaryDirectory(prefix="hourllava-control-") as control,
             dg.open_pipes_session(
@@ -104,11 +126,34 @@ class Torchrun:
                         )
             finally:
                 self._stop(context, process)
-            self._observe(context, metrics, at_once=True)
-            failure = read_failure(Path(control))
-        if process.returncode:
-            raise _failure(process.returncode, failure, out)
-        return dict(json.loads((out / RESULT_NAME).read_text()))
+            return process.returncode, read_failure(Path(control))
+
+    def _as_jobs(
+        self, context: dg.AssetExecutionContext, path: Path, metrics: Path
+    ) -> tuple[int, dict[str, Any] | None]:
+        """Train as jobs of Slurm, each from the newest checkpoint on: the same."""
+        pool = self.compute.gpu
+        meeting = [
+            "--nnodes=$SLURM_JOB_NUM_NODES",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint=${MEETING_VARIABLE}",
+            "--rdzv-id=$SLURM_JOB_ID",
+        ]
+        ranks = pool.gpus_per_node or self.settings.processes
+        command = self._torchrun(interpreter(pool), meeting, ranks, path)
+        ended = Jobs(context, self.compute, pool).run(
+            Work(
+                product=own_name(context),
+                request=hash_file_xxh64(path),
+                command=lambda folder: command,
+                variables={"OMP_NUM_THREADS": str(self.settings.cpu_threads)},
+                nodes=pool.nodes,
+                grace_s=self.grace_s,
+                reached=lambda: [step.name for step in committed(path.parent / STATE_FOLDER)][-1:],
+                look=lambda: self._observe(context, metrics),
+            )
+        )
+        return FAILED if ended.status is None else ended.status, ended.report
 
     def command(self, path: Path) -> list[str]:
         """The command line; the other machines of a run over several start the same one with the
@@ -130,15 +175,12 @@ class Torchrun:
                 "--rdzv-backend=c10d",
                 f"--rdzv-endpoint={settings.rendezvous}",
             ]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting]
-        ranks = [
-            f"--nproc-per-node={settings.processes}",
-            "-m",
-            self.module,
-            str(path),
-            *self.arguments,
-        ]
-        return [sys.executable, "-m", "training.supervise", *torchrun, *ranks]
+        return self._torchrun(sys.executable, meeting, settings.processes, path)
+
+    def _torchrun(self, python: str, meeting: list[str], ranks: int, path: Path) -> list[str]:
+        torchrun = [python, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={ranks}"]
+        module = ["-m", self.module, str(path), *self.arguments]
+        return [python, "-m", "training.supervise", *torchrun, *module]
 
     def _observe(
         self, context: dg.AssetExecutionContext, metrics: Path, at_once: bool = False

@@ -13,6 +13,7 @@ from assets.deployment.partitions import (
 )
 from assets.deployment.parts import part_index
 from assets.deployment.resources import Deployment
+from assets.engines.call import call
 from assets.records.lineage import check_whole, input_versions, product
 from assets.records.publishing import (
     CODE_VERSION,
@@ -75,7 +76,10 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
         mend_product(context, deployment)
         check_whole(storage, "annotations")  # the rows of all parts are in one file
         inputs = rows_version(storage, part) | input_versions(storage, fetched)
-        report = group_part(storage, settings, part_index(part), context.log.info)
+        report = call(
+            context, settings, "cpu", group_part,
+            storage, settings, part_index(part), context.log.info,
+        )  # fmt: skip
         verdict = sound(storage, settings, part_index(part))
     yield from publish(
         context,
@@ -126,7 +130,10 @@ def videomarathon_json(context: dg.AssetExecutionContext, deployment: Deployment
         mend_product(context, deployment)
         parts = active_parts(storage)
         inputs = input_versions(storage, [product("conversations", part) for part in parts])
-        samples = export_llava_json(storage, [part_index(part) for part in parts], context.log.info)
+        samples = call(
+            context, deployment.settings(), "cpu", export_llava_json,
+            storage, [part_index(part) for part in parts], context.log.info,
+        )  # fmt: skip
     yield from publish(
         context,
         deployment,

@@ -10,8 +10,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from assets.deployment.compute import Pool, PoolName
 from assets.deployment.settings import Settings
-from model.configuration import Section
+from model.configuration import Section, parse
 
 
 def _changed(section: Section, **values: Any) -> Any:
@@ -28,6 +29,33 @@ class _Launch(dg.Config):
         """The fields that were set for this run, for the lineage record."""
         defaults = type(self)().model_dump()
         return {name: value for name, value in self.model_dump().items() if value != defaults[name]}
+
+
+class _JobLaunch(_Launch):
+    """Of assets whose work may be a job of Slurm."""
+
+    job: dict[str, Any] = Field(
+        default={},
+        description="How this run's jobs are submitted, over compute.gpu or compute.cpu of the "
+        "settings: {partition: debug, time_limit: '30', nodes: 2, gpus_per_node: 4, extra: "
+        "['--qos=high']}, or {engine: local} for none.",
+    )
+
+    def submitted(self, settings: Settings, pool: PoolName) -> Settings:
+        """The settings with this run's jobs.
+
+        Raises:
+            ValueError: there is no such key, or a value does not fit.
+        """
+        if not self.job:
+            return settings
+        earlier = settings.compute.pool(pool).model_dump(exclude_unset=True)
+        local = self.job.get("engine") == "local"
+        try:
+            chosen = parse(Pool, self.job if local else {**earlier, **self.job})
+        except ValueError as error:
+            raise ValueError(f"job: {error}") from None
+        return _changed(settings, compute=_changed(settings.compute, **{pool: chosen}))
 
 
 class VideosLaunch(_Launch):
@@ -66,7 +94,7 @@ class VideosLaunch(_Launch):
         )
 
 
-class FeaturesLaunch(_Launch):
+class FeaturesLaunch(_JobLaunch):
     """How this run makes features."""
 
     retry_quarantined: bool = Field(
@@ -90,10 +118,10 @@ class FeaturesLaunch(_Launch):
         features = _changed(
             settings.features, batch_size=self.batch_size, decode_workers=self.decode_workers
         )
-        return _changed(settings, features=features)
+        return self.submitted(_changed(settings, features=features), "gpu")
 
 
-class ShardsLaunch(_Launch):
+class ShardsLaunch(_JobLaunch):
     """How strict this run is."""
 
     max_drop_share: float | None = Field(
@@ -106,12 +134,11 @@ class ShardsLaunch(_Launch):
 
     def applied(self, settings: Settings) -> Settings:
         """The settings of this run."""
-        return _changed(
-            settings, shards=_changed(settings.shards, max_drop_share=self.max_drop_share)
-        )
+        shards = _changed(settings.shards, max_drop_share=self.max_drop_share)
+        return self.submitted(_changed(settings, shards=shards), "cpu")
 
 
-class StageLaunch(_Launch):
+class StageLaunch(_JobLaunch):
     """How this training differs."""
 
     processes: int | None = Field(
@@ -137,12 +164,11 @@ class StageLaunch(_Launch):
             **training.overrides,
             name: {**training.overrides.get(name, {}), **self.overrides},
         }
-        return _changed(
-            settings, training=_changed(training, processes=self.processes, overrides=overrides)
-        )
+        training = _changed(training, processes=self.processes, overrides=overrides)
+        return self.submitted(_changed(settings, training=training), "gpu")
 
 
-class EvaluationLaunch(_Launch):
+class EvaluationLaunch(_JobLaunch):
     """How much this run asks."""
 
     limit: int | None = Field(
@@ -154,4 +180,5 @@ class EvaluationLaunch(_Launch):
 
     def applied(self, settings: Settings) -> Settings:
         """The settings of this run."""
-        return _changed(settings, evaluation=_changed(settings.evaluation, limit=self.limit))
+        evaluation = _changed(settings.evaluation, limit=self.limit)
+        return self.submitted(_changed(settings, evaluation=evaluation), "gpu")

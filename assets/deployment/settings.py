@@ -18,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from assets.deployment.ablation import Ablation
 from assets.deployment.automation import Automation, Notices
+from assets.deployment.compute import Compute
 from assets.deployment.estimate import Estimate
 from assets.deployment.variants import Variant, checkpoints_of, llava_kinds, named, refuse_names
 from assets.endpoints.options import Questions
@@ -247,6 +248,7 @@ class Settings(Section):
     shards: Shards = Shards()
     features: Features = Features()
     training: Training = Training()
+    compute: Compute = Compute()
     evaluation: Evaluation = Evaluation()
     automation: Automation = Automation()
     notices: Notices = Notices()
@@ -283,6 +285,14 @@ class Settings(Section):
             raise ValueError(
                 f"questions.sources: {', '.join(wrong)}: only sources of the kind drop can be "
                 f"asked about before rows name their videos; here: {', '.join(drops) or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_more_nodes(self) -> Settings:
+        if self.compute.gpu.is_slurm and self.training.nodes > 1:
+            raise ValueError(
+                "training.nodes: where stages are jobs, compute.gpu.nodes says how many machines"
             )
         return self
 

@@ -11,6 +11,7 @@ from assets.deployment.launchpad import EvaluationLaunch
 from assets.deployment.partitions import all_partitions, same_partition, variant_partitions
 from assets.deployment.resources import Deployment
 from assets.deployment.variants import checkpoints_of
+from assets.engines.call import call
 from assets.records.lineage import check_whole, input_versions, product
 from assets.records.product_files import KnownFiles
 from assets.records.publishing import (
@@ -148,7 +149,11 @@ def evaluation(
         inputs = input_versions(
             storage, [*split, *(product(name, variant) for name in checkpoints)]
         )
-        found = compare_checkpoints(
+        found = call(
+            context,
+            settings,
+            "gpu",
+            compare_checkpoints,
             storage,
             variant,
             checkpoints,

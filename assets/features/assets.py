@@ -16,6 +16,7 @@ from assets.deployment.partitions import (
 )
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
+from assets.engines.call import call
 from assets.records.lineage import input_versions, origin_name, product
 from assets.records.publishing import (
     CODE_VERSION,
@@ -98,9 +99,10 @@ def features(
         present = present_videos(storage, settings, part)
         if config.retry_quarantined:
             forget_records(storage, variant, [video.video for video in present])
-        report = extract_part(
-            storage, settings, variant, present, encoder, context.log.info, own_name(context)
-        )
+        report = call(
+            context, settings, "gpu", extract_part,
+            storage, settings, variant, present, encoder, context.log.info, own_name(context),
+        )  # fmt: skip
         checks = complete(storage, settings, variant, present, encoder)
     yield from publish(
         context,

@@ -15,6 +15,7 @@ from assets.deployment.partitions import (
 )
 from assets.deployment.parts import LLAVA_PARTS, part_index, part_name
 from assets.deployment.resources import Deployment
+from assets.engines.call import call
 from assets.records.lineage import check_whole, input_versions, product
 from assets.records.product_files import describe_folder
 from assets.records.publishing import (
@@ -144,13 +145,11 @@ MosaicML Streaming shards; the same inputs give the same bytes.""",
         settings = config.applied(deployment.settings())
         with errors_for_people():
             inputs = input_versions(deployment.storage(), [row.collection])
-            report = write_kind_part(
-                deployment.storage(),
-                settings,
-                kind,
-                part_index(context.partition_key),
+            report = call(
+                context, settings, "cpu", write_kind_part,
+                deployment.storage(), settings, kind, part_index(context.partition_key),
                 context.log.info,
-            )
+            )  # fmt: skip
         coverage = collection_coverage(kind, report)
         yield from shard_result(context, deployment, config, kind, inputs, report, coverage)
 
@@ -191,9 +190,10 @@ def videomarathon_video(
         require_active(deployment.storage(), part)
         samples = product("conversations", part)
         inputs = input_versions(deployment.storage(), [samples])
-        report = write_long_video_part(
-            deployment.storage(), settings, part_index(part), context.log.info
-        )
+        report = call(
+            context, settings, "cpu", write_long_video_part,
+            deployment.storage(), settings, part_index(part), context.log.info,
+        )  # fmt: skip
         coverage = long_video_coverage(deployment.storage(), samples, report)
     yield from shard_result(context, deployment, config, LONG_VIDEO_KIND, inputs, report, coverage)
 

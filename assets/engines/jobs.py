@@ -1,0 +1,431 @@
+"""The jobs of one step: submitted, found again, watched, cancelled, followed by the next one.
+
+A job is known by its name, that of the product, and by what it was asked (`request`), which stands
+in its comment. So whoever starts the same step again, after a restart of Dagster too, finds the
+job that waits or runs, and submits none beside it. A job is one attempt; when it was lost, or had
+no time left, the step submits the next one, which goes on from what is there.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.deployment.compute import Compute, Pool
+from assets.engines import slurm
+from assets.engines.messages import JobMessages
+from assets.engines.script import CONTROL, LOG_NAME, STATUS_NAME, options, write_script
+from training.supervise import (
+    CONFIGURATION,
+    FAILED,
+    MACHINE,
+    OK,
+    PREEMPTED,
+    STOP_NAME,
+    read_failure,
+)
+
+MESSAGES_NAME = "messages.jsonl"
+KEEP = 5  # folders of earlier jobs of a step: scripts and logs
+END_S = 120.0  # for Slurm to end what was cancelled
+TELL_WAIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a step wants to be done by jobs.
+
+    Attributes:
+        product: what the step makes, `stage3[7b]`.
+        request: hash of all that decides the work.
+        command: what each node runs.
+        variables: of its environment.
+        nodes: most machines.
+        grace_s: seconds that the work gets to write a checkpoint when the step is terminated; 0
+            where it has nothing to save.
+        reached: how far the work is; another value after a job means that the job helped.
+        look: called at every look at a running job.
+    """
+
+    product: str
+    request: str
+    command: Callable[[Path], Sequence[str]]
+    variables: Mapping[str, str] = field(default_factory=dict)
+    nodes: int = 1
+    grace_s: float = 0.0
+    reached: Callable[[], object] = lambda: None
+    look: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a job ended.
+
+    Attributes:
+        status: exit status of its tasks; None where it left none.
+        folder: of the job.
+        report: what `training.supervise` had to say, where it ran: `code`, `message`, `rank`.
+    """
+
+    job: slurm.Job
+    status: int | None
+    folder: Path
+    report: dict[str, Any] | None
+
+
+class Jobs:
+    """Runs work as jobs for a step.
+
+    Args:
+        context: of the step.
+        compute: the folder of jobs, and how often to look.
+        pool: how they are submitted.
+    """
+
+    def __init__(self, context: dg.AssetExecutionContext, compute: Compute, pool: Pool) -> None:
+        self.context, self.compute, self.pool = context, compute, pool
+        self._owner = os.getppid()
+
+    def run(self, work: Work) -> Ended:
+        """Do the work, in as many jobs as it takes.
+
+        Returns:
+            Of the first job that ended well, or with an exit status that says why it failed.
+
+        Raises:
+            dg.Failure: a job was cancelled by somebody else, or too many in a row were lost.
+            ValueError: Slurm refuses the job.
+        """
+        _own_folder(self.compute.folder)
+        lost, reached, nodes = 0, work.reached(), work.nodes
+        while True:
+            ended = self._one(work, nodes)
+            if not self._goes_on(ended, work):
+                return ended
+            now = work.reached()
+            lost, reached = (lost + 1, reached) if now == reached else (0, now)
+            why = _why(ended)
+            if lost > self.pool.restarts:
+                if ended.report is not None and ended.status != PREEMPTED:
+                    return ended
+                raise self._failure(
+                    ended.job,
+                    f"{why}, and those before it got no further; look at the log and the nodes, "
+                    "and materialize again to go on, or raise the pool's restarts",
+                )
+            if ended.status != PREEMPTED and ended.job.state != "TIMEOUT":
+                nodes = max(nodes - 1, min(nodes, self.pool.least_nodes or nodes))
+            self.context.log.warning(
+                f"job {ended.job.id} {why}; the next job goes on from what is there, on {nodes} "
+                f"{'node' if nodes == 1 else 'nodes'}. Jobs in a row that got no further: {lost}, "
+                f"of at most {self.pool.restarts}"
+            )
+
+    def _goes_on(self, ended: Ended, work: Work) -> bool:
+        """Whether another job can do what this one did not.
+
+        Raises:
+            dg.Failure: a person has to decide: it was cancelled, or its memory ran out.
+        """
+        if ended.status == OK:
+            return False
+        if ended.job.state == slurm.CANCELLED:
+            raise self._failure(
+                ended.job, f"{_why(ended)}; materialize again to go on from what is there"
+            )
+        if ended.job.state == slurm.NO_MEMORY:
+            raise self._failure(
+                ended.job,
+                f"{_why(ended)}; ask for more (extra: ['--mem=...']), or do less at a time",
+            )
+        if ended.status in (None, PREEMPTED) or ended.job.state == "TIMEOUT":
+            return True
+        # Ended by a signal, so none of its tasks said why; or, of several nodes, one lost another.
+        return ended.status >= 128 or (ended.status == FAILED and work.nodes > 1)
+
+    def _one(self, work: Work, nodes: int) -> Ended:
+        """One job to its end."""
+        name = job_name(self.compute, work.product)
+        found = self._found(name, work)
+        folder = _job_folder(self.compute, name, found)
+        messages = JobMessages(folder / MESSAGES_NAME)
+        with dg.open_pipes_session(
+            context=self.context,
+            # In the environment, so that a job that is found again needs no file of this step.
+            context_injector=dg.PipesEnvContextInjector(),
+            message_reader=messages,
+        ) as session:
+            if found is None:
+                variables = {**work.variables, **session.get_bootstrap_env_vars()}
+                found = self._submit(name, folder, work, nodes, variables)
+            try:
+                job = self._watch(found, folder, messages, work)
+            except BaseException:
+                self._leave(found.id, folder, work)
+                raise
+        status, report = _status(folder), _weightiest(folder)
+        if status not in (None, OK) and report is not None:
+            status = int(report["code"])  # that of srun is the highest, a signal's for example
+        return Ended(job, status, folder, report)
+
+    def _found(self, name: str, work: Work) -> slurm.Job | None:
+        """The job that does this work already. Jobs that do other work for the same product are
+        cancelled: both would write the same files.
+        """
+        for job in self._answered(lambda: slurm.find(name)):
+            if job.comment.startswith(_comment(work)):
+                self.context.log.info(
+                    f"found job {job.id} of an earlier run, {job.state}; it is not started twice"
+                )
+                return job
+            self.context.log.warning(
+                f"job {job.id} makes {work.product} from other inputs or settings; it is cancelled"
+            )
+            self._cancel(job.id, _job_folder(self.compute, name, job), work)
+        return None
+
+    def _submit(
+        self, name: str, folder: Path, work: Work, nodes: int, variables: Mapping[str, str]
+    ) -> slurm.Job:
+        comment = f"{_comment(work)} folder={folder.name} run={self.context.run_id}"
+        script = write_script(self.pool, folder, work.command(folder), variables)
+        given = options(self.pool, folder, name, comment, nodes)
+        self.context.log.info(f"sbatch {' '.join(given)} {script}")
+
+        def once() -> str:
+            # One that was submitted although nobody answered is not submitted again.
+            earlier = [job.id for job in slurm.find(name) if job.comment == comment]
+            return earlier[0] if earlier else slurm.submit(given, str(script))
+
+        return slurm.Job(self._answered(once), "PENDING")
+
+    def _watch(self, job: slurm.Job, folder: Path, messages: JobMessages, work: Work) -> slurm.Job:
+        """Hand on what the job says until it is over."""
+        told = _Told(self.context, work.product)
+        log = _Follower(folder / LOG_NAME)
+        while True:
+            job = self._answered(partial(slurm.look, job.id), give_up=lambda: _status(folder) == OK)
+            told.tell(job)
+            log.forward()
+            messages.forward()
+            if not job.waits:
+                work.look()
+            if job.over or _status(folder) == OK:
+                log.forward()
+                return job
+            if os.getppid() != self._owner:
+                raise RuntimeError("the process that owns this step died")
+            time.sleep(self.compute.poll_s)
+
+    def _answered(self, ask: Callable[[], Any], give_up: Callable[[], bool] = lambda: False) -> Any:
+        """What Slurm answers. A controller that is away is waited for: jobs run on without it."""
+        silent = False
+        while True:
+            try:
+                answer = ask()
+            except slurm.SlurmUnreachable as error:
+                if give_up():
+                    return slurm.Job("", slurm.FORGOTTEN)
+                if not silent:
+                    self.context.log.warning(
+                        f"Slurm's controller does not answer ({error}); jobs go on without it, and "
+                        "it is asked again until it does"
+                    )
+                silent = True
+                time.sleep(self.compute.poll_s)
+                continue
+            if silent:
+                self.context.log.info("Slurm's controller answers again")
+            return answer
+
+    def _leave(self, job_id: str, folder: Path, work: Work) -> None:
+        """The step ends before its job: terminated, it takes the job with it; otherwise, as when
+        Dagster is restarted, the job goes on and is found again.
+        """
+        run = self.context.instance.get_run_by_id(self.context.run_id)
+        ended_by_person = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+        if run is not None and run.status in ended_by_person:
+            self.context.log.info(f"terminated: job {job_id} is cancelled")
+            self._cancel(job_id, folder, work)
+            self.context.log.info(f"job {job_id} has ended")
+        else:
+            self.context.log.warning(
+                f"job {job_id} goes on without this step; materialize again to find it "
+                f"(scancel {job_id} ends it)"
+            )
+
+    def _cancel(self, job_id: str, folder: Path, work: Work) -> None:
+        """End a job, after a checkpoint where it has something to save; return when it is over."""
+        job = self._answered(lambda: slurm.look(job_id))
+        if work.grace_s and job.state == "RUNNING":
+            for control in folder.glob(f"{CONTROL}*"):
+                (control / STOP_NAME).touch()
+            self._until_over(job_id, work.grace_s)
+        self._answered(lambda: slurm.cancel(job_id))
+        self._until_over(job_id, END_S)
+
+    def _until_over(self, job_id: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._answered(lambda: slurm.look(job_id)).over:
+                return
+            time.sleep(min(1.0, self.compute.poll_s))
+
+    def _failure(self, job: slurm.Job, text: str) -> dg.Failure:
+        facts = {"slurm job": job.id, "state": job.state, "nodes": job.nodes or "none"}
+        return dg.Failure(f"job {job.id} {text}", metadata=facts, allow_retries=False)
+
+
+class _Told:
+    """Tells the run's log and the asset's page how a job is, when that changes."""
+
+    def __init__(self, context: dg.AssetExecutionContext, product: str) -> None:
+        self._context, self._product = context, product
+        self._last: object = None
+        self._waited = float("-inf")
+
+    def tell(self, job: slurm.Job) -> None:
+        now = (job.state, job.reason, job.nodes)
+        if now == self._last:
+            return
+        if job.waits:
+            if time.monotonic() - self._waited < TELL_WAIT_S and self._last is not None:
+                return
+            self._waited = time.monotonic()
+            self._context.log.info(_waits(job))
+        elif job.state == "RUNNING":
+            self._context.log.info(f"job {job.id} runs on {job.nodes}")
+            self._context.log_event(
+                dg.AssetObservation(
+                    asset_key=self._context.asset_key,
+                    partition=self._context.partition_key
+                    if self._context.has_partition_key
+                    else None,
+                    description=f"job {job.id} runs on {job.nodes}",
+                    metadata={
+                        "slurm job": job.id,
+                        "nodes": job.nodes,
+                        "partition": job.partition,
+                    },
+                )
+            )
+        elif job.id:
+            self._context.log.info(f"job {job.id}: {job.state.lower()}")
+        self._last = now
+
+
+class _Follower:
+    """Hands what is written to a file on to this process's output, which the UI shows."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._read = file, 0
+
+    def forward(self) -> None:
+        if not self._file.exists():
+            return
+        with open(self._file, "rb") as file:
+            file.seek(self._read)
+            text = file.read()
+        self._read += len(text)
+        if text:
+            sys.stdout.write(text.decode(errors="replace"))
+            sys.stdout.flush()
+
+
+def job_name(compute: Compute, product: str) -> str:
+    """The name of the jobs that make a product of this deployment."""
+    deployment = hashlib.sha256(str(compute.folder).encode()).hexdigest()[:8]
+    return f"hourllava-{deployment}-{re.sub(r'[^A-Za-z0-9._-]+', '-', product).strip('-')}"
+
+
+def _comment(work: Work) -> str:
+    return f"request={work.request}"
+
+
+def _own_folder(folder: Path) -> None:
+    """Make the folder of jobs, for this user alone: what lies there is run.
+
+    Raises:
+        ValueError: it belongs to somebody else, or others may write in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise ValueError(
+            f"{folder}: others may write here, and what lies here is run by jobs; make it "
+            f"{getpass.getuser()}'s alone (chmod 700), or set compute.folder"
+        )
+
+
+def _job_folder(compute: Compute, name: str, job: slurm.Job | None) -> Path:
+    """The folder of a job, a new one for a job that is still to be submitted; old ones go."""
+    folder = compute.folder / name
+    if job is not None and (named := re.search(r" folder=(\d+)\b", job.comment)):
+        return folder / named[1]
+    earlier = sorted(int(path.name) for path in folder.glob("[0-9]*")) if folder.exists() else []
+    for number in earlier[:-KEEP]:
+        shutil.rmtree(folder / str(number))
+    new = folder / str(earlier[-1] + 1 if earlier else 1)
+    new.mkdir(parents=True)
+    return new
+
+
+def _status(folder: Path) -> int | None:
+    """Exit status that the batch script wrote; None where it did not come to that."""
+    try:
+        return int((folder / STATUS_NAME).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _weightiest(folder: Path) -> dict[str, Any] | None:
+    """Of the reports of a job's nodes the one that says why: ranks that only lost another one say
+    little.
+    """
+    order = (CONFIGURATION, MACHINE, PREEMPTED)
+    found = [read_failure(control) for control in sorted(folder.glob(f"{CONTROL}*"))]
+    reports = [report for report in found if report is not None]
+    weights = [order.index(r["code"]) if r["code"] in order else len(order) for r in reports]
+    return reports[weights.index(min(weights))] if reports else None
+
+
+def _waits(job: slurm.Job) -> str:
+    """`job 12 waits in gpu: Resources, 3rd of 9; expected at 2026-...`."""
+    try:
+        place, waiting = slurm.position(job)
+        where = f", number {place} of {waiting} that wait there"
+    except slurm.SlurmUnreachable:
+        where = ""
+    expected = f"; expected to begin at {job.start}" if job.start else ""
+    reason = job.reason or "not looked at yet"
+    return f"job {job.id} waits in {job.partition}: {reason}{where}{expected}"
+
+
+def _why(ended: Ended) -> str:
+    """How a job ended, in words."""
+    job = ended.job
+    where = f" on {job.nodes}" if job.nodes else ""
+    if ended.status == PREEMPTED and job.state != slurm.CANCELLED:
+        return f"wrote a checkpoint and ended, because its time was up{where}"
+    told = {
+        "TIMEOUT": "reached its time limit",
+        "NODE_FAIL": "lost a node",
+        "BOOT_FAIL": "lost a node",
+        "PREEMPTED": "had to make room for another job",
+        slurm.CANCELLED: "was cancelled (scancel), not from here",
+        slurm.NO_MEMORY: "was ended because its memory ran out",
+        slurm.FORGOTTEN: "is gone, and Slurm does not know how it ended",
+    }
+    return told.get(job.state, f"ended as {job.state}, with status {ended.status}") + where
