@@ -6,6 +6,7 @@ Importing this module registers the Auto classes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from model.attention import LLM_ATTENTION, refuse_attention
 from model.generate import CACHE, greedy_tokens
 from model.hf_config import HourLlavaHFConfig
-from model.hf_generation import MAX_NEW, behind, is_greedy, limited, longest_answer
+from model.hf_generation import (
+    MAX_NEW,
+    behind,
+    is_greedy,
+    limited,
+    longest_answer,
+    refuse_drafts,
+)
 from model.hf_processor import HourLlavaProcessor
 from model.hour_llava import HourLlava
 from model.initialise import drawn
@@ -151,7 +159,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         *,
-        samples: SampleInputs | Sequence[SampleInputs] | None = None,
+        samples: SampleInputs | Sequence[SampleInputs | Sequence[SampleInputs]] | None = None,
         forgetting: str = "uniform",
         template_tokens: str | None = None,
         memory_scale: float | None = None,
@@ -169,7 +177,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
 
         Args:
             samples: of `Processor` with `add_generation_prompt=True`. Several that share a `Visual`
-                share its memory.
+                share its memory. Lists of lists, as transformers' pipelines batch, are one list.
             forgetting: `uniform` is deterministic; `random` follows each sample's seed.
             template_tokens: whether MemAug sees the chat template's tokens: `hidden` as in the
                 published training, `seen` as the published code has it where labels are missing;
@@ -182,7 +190,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         """
         if samples is None:
             return self._generate_text(inputs, generation_config, kwargs)
-        samples = [samples] if isinstance(samples, SampleInputs) else list(samples)
+        samples = _flat(samples)
         prompt = kwargs.pop("input_ids", inputs)
         _check_batch(
             samples, prompt, kwargs.pop("attention_mask", None), kwargs.pop("labels", None)
@@ -194,6 +202,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         )
         lengths = llm_input.plan.lengths
         longest, settings = self._settings(generation_config, kwargs, max(lengths))
+        refuse_drafts(settings, kwargs)
         generation_config, kwargs = limited(longest, generation_config, kwargs)
         if longest == 0:
             new: Any = torch.empty(len(samples), 0, dtype=torch.int64, device=self.device)
@@ -272,6 +281,13 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
 
     # -- what transformers asks of a model --------------------------------------------------------
 
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # its arguments are looked at
+    def prepare_inputs_for_generation(  # type: ignore[override]  # it takes two more
+        self, *args: Any, tokenizer: Any = None, assistant_tokenizer: Any = None, **kwargs: Any
+    ) -> Any:
+        """As in transformers, which hands a tokenizer (of `stop_strings`) on to every step."""
+        return super().prepare_inputs_for_generation(*args, **kwargs)
+
     def load_custom_generate(self, *_: Any, **__: Any) -> Any:
         """Never: version 4.57 asks this whenever it loads a local folder, and would run the file
         `custom_generate/generate.py` of it whatever `trust_remote_code` says.
@@ -314,6 +330,12 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
             module.image_newline.data.copy_(
                 drawn("image_newline", tuple(module.image_newline.shape), "hour_llava")
             )
+
+
+def _flat(samples: SampleInputs | Sequence[Any]) -> list[SampleInputs]:
+    if isinstance(samples, SampleInputs):
+        return [samples]
+    return [sample for part in samples for sample in _flat(part)]
 
 
 def _check_batch(

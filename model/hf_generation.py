@@ -50,6 +50,19 @@ def longest_answer(settings: GenerationConfig, by_length: bool, prompt: int, con
     return room if wanted is None else min(wanted, room)
 
 
+def refuse_drafts(settings: GenerationConfig, kwargs: dict[str, Any]) -> None:
+    """Raise ValueError where drafts are to be made from the prompt's ids: a prompt of samples has
+    visual tokens, which are none.
+    """
+    names = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+    for name in names:
+        if kwargs.get(name) is not None or getattr(settings, name, None) is not None:
+            raise ValueError(
+                f"{name}: drafts are made from a prompt's ids; samples have visual tokens, which "
+                "have none. Leave it out, or give input_ids of text alone"
+            )
+
+
 def behind(prompt: Tensor, new: Any) -> Any:
     """What was generated, behind the prompt that it continues; beams and the like repeat it."""
     ids = new if isinstance(new, Tensor) else new.sequences

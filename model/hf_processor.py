@@ -25,6 +25,7 @@ from model.hf_requests import (
     pictures_for_each,
     refuse_special_tokens,
     request_of_messages,
+    seconds_of,
     turns_of_text,
     videos_for_each,
 )
@@ -139,7 +140,8 @@ class HourLlavaProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
         requests = []
         for number, content in enumerate(texts):
             turns, prompted = turns_of_text(content)
-            request = Request(turns, pictures[number], films[number], seconds[number], prompted)
+            lasts = seconds_of(seconds[number])
+            request = Request(turns, pictures[number], films[number], lasts, prompted)
             visuals = len(request.images) + len(request.videos)
             if visuals and not content.startswith(START) and IMAGE not in content:
                 turns[0]["value"] = f"{IMAGE}\n" * visuals + content
@@ -178,7 +180,10 @@ class HourLlavaProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
             raise ValueError(f"processor_kwargs: not known here: {sorted(processor_kwargs)}")
         single = not conversation or isinstance(conversation[0], Mapping)
         chats = [conversation] if single else list(conversation)
-        requests = [request_of_messages(chat, add_generation_prompt) for chat in chats]
+        requests = [
+            request_of_messages(chat, add_generation_prompt, with_sources=tokenize)
+            for chat in chats
+        ]
         if not tokenize:
             for request in requests:
                 refuse_special_tokens(request.turns)

@@ -27,28 +27,45 @@ class Request:
     add_generation_prompt: bool = True
 
 
-def request_of_messages(messages: Sequence[Any], add_generation_prompt: bool) -> Request:
+def request_of_messages(
+    messages: Sequence[Any], add_generation_prompt: bool, *, with_sources: bool = True
+) -> Request:
+    """The conversation that messages are.
+
+    Args:
+        with_sources: whether each visual must say where it is; for a prompt's text alone, which
+            the processor is then given with the visuals beside it, it need not.
+
+    Raises:
+        ValueError: a message means nothing; it is told by number.
+    """
     request = Request([], add_generation_prompt=add_generation_prompt)
     for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ValueError(f"message {number} is {message!r:.80}, no {{'role', 'content'}}")
         role, content = message.get("role"), message.get("content")
         if role not in FROM:
             raise ValueError(f"message {number} has the role {role!r}; known: {', '.join(FROM)}")
+        if role == "system" and number:
+            raise ValueError(f"message {number}: a system message may only be the first")
         if isinstance(content, str):
             value = content
         elif isinstance(content, Sequence):
-            value = _joined(content, request, number)
+            value = _joined(content, request, number, with_sources)
         else:
             raise ValueError(f"message {number}: its content is neither text nor parts")
         request.turns.append({"from": FROM[role], "value": value})
     return request
 
 
-def _joined(parts: Sequence[Any], request: Request, number: int) -> str:
+def _joined(parts: Sequence[Any], request: Request, number: int, with_sources: bool) -> str:
     """The text of a message's parts, with a placeholder for each visual, which `request` notes."""
     text = ""
     for place, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text":
+            if not isinstance(part.get("text"), str):
+                raise ValueError(f"message {number}: a part of type 'text' has no text")
             text += part["text"]
             continue
         if kind not in ("image", "video"):
@@ -56,17 +73,30 @@ def _joined(parts: Sequence[Any], request: Request, number: int) -> str:
                 f"message {number}: a part of type {kind!r}; known: text, image, video"
             )
         sources = [part[key] for key in (kind, "path", "url") if part.get(key) is not None]
-        if len(sources) != 1:
+        if len(sources) != 1 and (sources or with_sources):
             raise ValueError(f"message {number}: its {kind} needs one of {kind!r}, 'path', 'url'")
         if kind == "image":
-            request.images.append(sources[0])
+            request.images += sources
         else:
             if any(turn["from"] == "human" for turn in request.turns):
                 raise ValueError(f"message {number}: a video belongs in the first user message")
-            request.videos.append(sources[0])
-            request.duration = part.get("duration")
+            request.videos += sources
+            request.duration = seconds_of(part.get("duration"))
         text += IMAGE + ("\n" if place + 1 < len(parts) else "")
     return text
+
+
+def seconds_of(duration: Any) -> float | None:
+    """A duration as a number, or None.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if duration is None or (isinstance(duration, int | float) and not isinstance(duration, bool)):
+        return duration
+    if isinstance(duration, np.number):
+        return float(duration)
+    raise ValueError(f"duration is {duration!r}; it must be a number of seconds")
 
 
 def turns_of_text(text: str) -> tuple[list[dict[str, str]], bool]:

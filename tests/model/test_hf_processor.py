@@ -126,6 +126,17 @@ def test_the_text_of_a_prompt_gives_what_its_messages_give(processor):
     assert "system\nYou are a helpful assistant." in processor.apply_chat_template(asking())
 
 
+def test_the_text_of_a_prompt_needs_only_places_for_what_is_given_beside_it(processor):
+    places = [{"type": "image"}, {"type": "image"}]
+    text = processor.apply_chat_template(asking(*places), add_generation_prompt=True)
+    pictures = [picture(), picture(60)]
+    parts = [{"type": "image", "image": one} for one in pictures]
+    whole = processor.apply_chat_template(asking(*parts), tokenize=True, add_generation_prompt=True)
+    same(processor(text=text, images=pictures)["samples"][0], whole["samples"][0])
+    with pytest.raises(ValueError, match="its image needs one of"):
+        processor.apply_chat_template(asking(*places), tokenize=True)
+
+
 def test_answered_messages_have_the_labels_of_training(processor):
     messages = [*asking(), {"role": "assistant", "content": "A car."}]
     batch = processor.apply_chat_template([messages, asking()], tokenize=True)
@@ -183,6 +194,26 @@ def test_an_argument_that_nothing_reads_is_refused_by_name(processor):
     [
         ([{"role": "tool", "content": "x"}], "message 0 has the role 'tool'"),
         ([{"role": "user", "content": 3}], "neither text nor parts"),
+        ([*asking(), "hi"], "message 1 is 'hi', no {'role', 'content'}"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "a part of type 'text' has no text"),
+        (
+            [*asking(), {"role": "system", "content": "Be brief."}],
+            "message 1: a system message may only be the first",
+        ),
+        *(
+            (
+                asking({"type": "video", "video": [picture()], "duration": wrong}),
+                "duration is .*; it must be a number of seconds",
+            )
+            for wrong in ("3", True, [1.0])
+        ),
+        *(
+            (
+                asking({"type": "video", "video": [picture()], "duration": wrong}),
+                "a video cannot last",
+            )
+            for wrong in (float("nan"), float("inf"), -5)
+        ),
         (asking({"type": "audio"}), "a part of type 'audio'"),
         (asking({"type": "image"}), "its image needs one of"),
         (

@@ -247,6 +247,34 @@ def test_a_transformers_streamer_gives_the_answers_text(model, processor):
     assert "".join(streamer) == written
 
 
+def test_an_answer_ends_at_a_string(model, processor):
+    batch = processor(text="What is it?", images=picture())
+    free = model.generate(**batch, max_new_tokens=8, **GREEDY)[0, batch["input_ids"].shape[1] :]
+    stop = processor.tokenizer.decode(free[:3])[-1]
+    ended = model.generate(
+        **batch, max_new_tokens=8, stop_strings=[stop], tokenizer=processor.tokenizer, **GREEDY
+    )[0, batch["input_ids"].shape[1] :].tolist()
+    assert ended == free[: len(ended)].tolist()
+    assert len(ended) <= 3
+    assert stop in processor.tokenizer.decode(ended)
+
+
+@pytest.mark.parametrize("drafts", ["assistant_model", "prompt_lookup_num_tokens"])
+def test_drafts_are_refused_where_the_prompt_has_visual_tokens(recorded, drafts):
+    model, prompts = recorded
+    given = {drafts: model if drafts == "assistant_model" else 2}
+    with pytest.raises(ValueError, match=f"{drafts}: drafts are made from a prompt's ids"):
+        model.generate(samples=prompts[0], max_new_tokens=2, **given)
+
+
+def test_a_smaller_models_drafts_change_nothing_of_an_answer_to_text(recorded):
+    model, prompts = recorded
+    ids = prompts[3].input_ids[None]
+    options = {"max_new_tokens": 6, "do_sample": False}
+    drafted = model.generate(ids, assistant_model=copy.deepcopy(model), **options)
+    assert drafted.tolist() == model.generate(ids, **options).tolist()
+
+
 def test_what_nothing_reads_is_refused_by_name(recorded):
     model, prompts = recorded
     pixels = torch.zeros(1, 3, 8, 8)
@@ -396,6 +424,22 @@ def test_the_pipeline_answers_about_a_picture(with_chat, model, processor):
             images=picture(), text="What is it?", return_full_text=False, generate_kwargs=options
         )
     assert said["generated_text"] == expected
+
+
+def test_the_pipeline_answers_several_conversations_together_as_alone(model, processor):
+    ask = pipeline("image-text-to-text", model=model, processor=processor)
+    options = {"max_new_tokens": 4, "do_sample": False}
+    chats = [asked({"type": "image", "image": picture(size)}) for size in (40, 90)]
+    said = [
+        ask(text=chats, return_full_text=False, generate_kwargs=options, batch_size=size)
+        for size in (2, 1)
+    ]
+    together, alone = (
+        [one["generated_text"] for row in rows for one in (row if isinstance(row, list) else [row])]
+        for rows in said
+    )
+    assert len(together) == 2
+    assert together == alone
 
 
 @pytest.mark.parametrize("size", [(12, 112), (112, 12)])
