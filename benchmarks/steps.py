@@ -24,11 +24,11 @@ from model.attention import SequenceLengths
 from model.hour_llava import HourLlava, Output
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from training.data.packing import Budget
-from training.device import PEAK_FLOPS
 from training.loop import Trainer
 from training.memory_plan import GIB
+from training.rates import CARDS
 
-# bfloat16 products a second by the datasheet of an H200; `PEAK_FLOPS` is what was measured.
+# bfloat16 products a second by the datasheet of an H200; `Card.products` is what was measured.
 DATASHEET = 989e12
 
 
@@ -76,7 +76,7 @@ def measure(
         "data_wait": sum(record["data_wait_s"] for record in timed) / seconds,
         "packs_per_step": sum(record["packs"] for record in timed) / len(timed),
         "mfu": mfu,
-        "mfu_datasheet": mfu * PEAK_FLOPS["H200"] / DATASHEET,
+        "mfu_datasheet": mfu * CARDS["H200"].products / DATASHEET,
         "peak_gib": max(record.get("peak_gib", 0) for record in timed),
         "estimated_gib": trainer.memory.needed.total / GIB,
         "loss": timed[-1]["loss"],

@@ -9,10 +9,7 @@ import torch
 
 from training.host_memory import free_memory_of_host
 from training.parallel import Ranks
-
-# Floating point operations a second that bfloat16 matrix products really reach, by a part of the
-# device's name.
-PEAK_FLOPS = {"H200": 790e12, "H100": 790e12, "A100": 312e12}
+from training.rates import card_called
 
 
 def free_memory(ranks: Ranks) -> float | None:
@@ -61,8 +58,7 @@ def utilisation(ranks: Ranks, work: float, seconds: float) -> dict[str, float]:
     if ranks.device.type != "cuda":
         return {}
     found: dict[str, float] = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}
-    name = torch.cuda.get_device_name()
-    peak = next((value for part, value in PEAK_FLOPS.items() if part in name), None)
-    if peak is not None:
-        found["mfu"] = work / seconds / ranks.world / peak
+    card = card_called(torch.cuda.get_device_name())
+    if card is not None:
+        found["mfu"] = work / seconds / ranks.world / card.products
     return found

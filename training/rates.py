@@ -51,6 +51,13 @@ class Card:
         """Of the speed of the card that rates were measured on."""
         return self.teraflops / CARDS[MEASURED_ON].teraflops
 
+    @property
+    def products(self) -> float:
+        """Floating point operations a second that bfloat16 products reach: measured on an H200,
+        its share of that on another card.
+        """
+        return self.share * RATES["rate of a matrix product, H200"].value * 1e12
+
 
 MEASURED_ON = "H200"
 CARDS = {

@@ -15,6 +15,16 @@ from pipeline.demo.summary import text_table
 from training.formats.storage import Storage
 
 LOOK_S = 1.0
+SCORES = (  # columns of the evaluation's table; the interval is that of stage3
+    "questions",
+    "asked",
+    "chance",
+    "base_model",
+    "stage3",
+    "interval",
+    "nothing shown",
+    "gain",
+)
 
 
 def fine_tune(config: Path, variant: str | None, log: Path, home: Path = REPOSITORY) -> int:
@@ -66,7 +76,6 @@ def print_scores(storage: Storage, variant: str) -> None:
     if not is_recorded(storage, name):
         return
     summary = storage.read_json(f"{Lineage.read(storage, name).folder}/summary.json")
-    wanted = ("questions", "asked", "chance", "base_model", "stage3", "nothing shown", "gain")
-    rows = [{column: row[column] for column in wanted} for row in summary["accuracy"]]
+    rows = [{column: row[column] for column in SCORES} for row in summary["accuracy"]]
     print(f"\nshare of held-out questions answered right\n{text_table(rows)}")
     print(f"\nhourllava ask VIDEO --checkpoint 'stage3[{variant}]'   asks the tuned checkpoint")

@@ -54,8 +54,7 @@ def utilisation(preset: str, stage: int) -> float | None:
 
 def training_hours(work: float, utilised: float, card: Card) -> float:
     """Hours of one card for so many floating point operations."""
-    peak = rate("rate of a matrix product, H200") * 1e12 * card.share
-    return work / (utilised * peak) / HOUR
+    return work / (utilised * card.products) / HOUR
 
 
 def reading_seconds(

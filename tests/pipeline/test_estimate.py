@@ -16,6 +16,7 @@ from pipeline.estimate import arithmetic
 from pipeline.estimate.machine import machine_of, plan_of, run_of
 from pipeline.estimate.material import LOOKED_INTO, given_material, measured_material
 from pipeline.estimate.needs import needs_of
+from pipeline.fine_tuning import FineTuneConfig
 from tests.pages import page
 from training.flops import flops, video_sizes
 from training.rates import CARDS
@@ -113,6 +114,15 @@ def test_the_command_tells_steps_plan_and_where_each_rate_was_measured(deploymen
     assert "MFU of stage 3, 3B: 0.497 (one H200" in said
     assert "nothing was measured on A10G" in said
     assert re.search(r"paid, hours of a card .* at 0.5 for a card and an hour", said)
+
+
+def test_a_run_of_the_job_may_name_a_card_and_a_price(deployment):
+    settings = load_settings(deployment(estimate={"card": "H200", "price": 3.0}))
+    assert FineTuneConfig(variant="lectures").applied(settings) == settings
+    changed = FineTuneConfig(variant="lectures", card="4090", price=0.0).applied(settings)
+    assert (changed.estimate.card, changed.estimate.price) == ("4090", 0.0)
+    with pytest.raises(ValueError, match=r"'Voodoo' is none of the known cards.*known: H200"):
+        FineTuneConfig(variant="lectures", card="Voodoo").applied(settings)
 
 
 @pytest.mark.parametrize(
