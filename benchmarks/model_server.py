@@ -109,6 +109,8 @@ def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
                 key = self.headers.get("Authorization", "")
                 server.requests.append({**body, "authorization": key, "path": self.path})
                 fault = server.faults.pop(0) if server.faults else ""
+            if self._refuse(body) or self._fault(fault, body):
+                return
             if self.path.endswith("/embeddings"):
                 vectors = [_vector(text) for text in body["input"]]
                 data = [
@@ -117,7 +119,7 @@ def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
                 ]
                 usage = {"prompt_tokens": 1, "total_tokens": 1}
                 self._send(200, {"object": "list", "data": data, "model": "m", "usage": usage})
-            elif not (self._refuse(body) or self._fault(fault, body)):
+            else:
                 self._answer(body, fault)
 
         def _refuse(self, body: dict[str, Any]) -> bool:

@@ -6,6 +6,10 @@ what the checks do with an examiner that reads captions rightly, and nothing abo
 
     python -m benchmarks.questions --preset tiny      # seconds, on any CPU
     python -m benchmarks.questions --preset small
+    python -m benchmarks.questions --preset tiny --writer http://localhost:8000/v1 --model NAME
+
+With a writer, a real model has the text steps: events, questions and their checks. What is wrong
+with its rows nobody knows; what became of them is told.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import argparse
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +40,12 @@ ROW_ERRORS, CAPTION_ERRORS = 0.25, 0.1
 NO_ERROR = "nothing"
 
 
-def run(films: int, folder: Path) -> dict[str, Any]:
-    """Make captions and questions about drawn films; what became of the rows, by what is wrong."""
+def run(films: int, folder: Path, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Make captions and questions about drawn films; what became of the rows, by what is wrong.
+
+    Args:
+        more: of the section `questions` of the settings.
+    """
     for number in range(films):
         # Each film has its own length, so that no two have a question in common.
         film = invent_film(f"film{number}", 40 + number, 2, 3)
@@ -44,33 +53,36 @@ def run(films: int, folder: Path) -> dict[str, Any]:
     painter = Painter(ROW_ERRORS, CAPTION_ERRORS)
     started = time.monotonic()
     with ModelServer(painter) as server:
-        storage, report = _ask(folder, server.url)
+        storage, captioned, report = _ask(folder, server.url, more or {})
         requests = len(server.requests)
     captions = pq.read_table(storage.local(layout.captions("own", "clips.parquet"))).to_pylist()
     summaries = {(row["video"], row["clip"]): row["summary"] for row in captions}
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for name in ("rows.parquet", "rejected.parquet"):
         for row in pq.read_table(storage.local(layout.questions("own", name))).to_pylist():
-            clip = row["evidence_clips"][0]
-            seen = summaries[f"own/{row['video']}", clip]
+            clip = next(iter(row["evidence_clips"]), None)  # a real model names any, or none
+            seen = summaries.get((f"own/{row['video']}", clip), "")
             kind = painter.wrong.get(row["question"])
             kind = kind or painter.wrong_captions.get(seen, NO_ERROR)
             found[kind][row["reasons"][0] if row["reasons"] else "used"] += 1
     return {
         "rows": report.counts["rows written"],
+        "counts": {**captioned.counts, **report.counts},
+        "answers": dict(Counter(captioned.answers) + Counter(report.answers)),
+        "spent": storage.read_json(layout.spent("own")),
         "requests": requests,
         "seconds": time.monotonic() - started,
         "found": found,
     }
 
 
-def _ask(folder: Path, url: str) -> tuple[Storage, Any]:
+def _ask(folder: Path, url: str, more: Mapping[str, Any]) -> tuple[Storage, Any, Any]:
     describer = {"kind": "endpoint", "url": url, "model": "painter"}
     chosen = {"sources": ["own"], "describer": describer, "clip_s": 10, "frames": 4, "side": 160}
     settings = {
         "root": "root",
         "sources": {"own": {"kind": "drop", "folder": "videos"}},
-        "questions": {**chosen, "sheet_rows": 1},
+        "questions": {**chosen, "sheet_rows": 1, **more},
     }
     path = folder / "deployment.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -78,7 +90,8 @@ def _ask(folder: Path, url: str) -> tuple[Storage, Any]:
     storage = Storage(given.root)
     describer_asker, writer = askers(storage, given, "own", print)
     captions = describe_source(storage, given, "own", describer_asker, writer, print)
-    return storage, ask_about_source(storage, given, "own", captions.version, writer, print)
+    report = ask_about_source(storage, given, "own", captions.version, writer, print)
+    return storage, captions, report
 
 
 def table(found: dict[str, Counter[str]]) -> str:
@@ -98,13 +111,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--writer", help="address of an endpoint for the text steps")
+    parser.add_argument("--model", help="its model")
+    parser.add_argument("--longest", type=int, default=512, help="tokens of its answers")
+    parser.add_argument("--concurrency", type=int, default=4, help="its prompts at a time")
+    parser.add_argument("--prompts", help="folder with other prompts (questions.prompts)")
     given = parser.parse_args()
+    more: dict[str, Any] = {"prompts": str(Path(given.prompts).resolve())} if given.prompts else {}
+    if given.writer:
+        writer = {"kind": "endpoint", "url": given.writer, "model": given.model}
+        size = {"longest_answer": given.longest, "concurrency": given.concurrency}
+        more["writer"] = {**writer, **size, "timeout_s": 600}
     with tempfile.TemporaryDirectory(prefix="hourllava-questions-") as folder:
-        result = run(PRESETS[given.preset], Path(folder))
+        result = run(PRESETS[given.preset], Path(folder), more)
     print(
         f"{result['rows']:,} rows of {PRESETS[given.preset]} films, {result['requests']:,} "
         f"requests, {result['seconds']:.0f} s\n\n{table(result['found'])}"
     )
+    for what in ("counts", "answers", "spent"):
+        print(f"\n{what}: {result[what]}")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     lineage.add_argument(
         "what",
         help="a product (stage3[tiny], or the beginning of one name alone), a path inside of one, "
-        "or a video as for `why`",
+        "a video as for `why`, or the id of a row that was written (own/talk#...)",
     )
     lineage.add_argument(
         "--verify",
@@ -229,6 +229,7 @@ def _why(chosen: argparse.Namespace) -> int:
 
 def _lineage(chosen: argparse.Namespace) -> int:
     from assets.deployment.settings import load_settings
+    from assets.questions.origin import MARK, find_row, origin_lines
     from assets.records.provenance import Register
     from assets.tracing.holdings import find_holdings
     from assets.tracing.names import catalogued_rows, find_video
@@ -236,13 +237,17 @@ def _lineage(chosen: argparse.Namespace) -> int:
 
     settings = load_settings(chosen.config)
     register = Register(Storage(settings.root))
-    if catalogued_rows(register.storage, settings, chosen.what):
-        video = find_video(register.storage, settings, chosen.what)
+    what = chosen.what
+    if MARK in what and (row := find_row(register.storage, what)):
+        print("\n".join(origin_lines(register.storage, row)))
+        what = f"questions[{row['data_source']}]"
+    if catalogued_rows(register.storage, settings, what):
+        video = find_video(register.storage, settings, what)
         holdings = find_holdings(register.storage, settings, video)
         print("\n".join(holdings.lines()))
         products = sorted({holding.product for holding in holdings.found})
     else:
-        name = register.find(chosen.what)
+        name = register.find(what)
         products = sorted({name, *register.ancestors(name)})
         print("made from:")
         print("\n".join(f"  {line}" for line in register.up(name)))

@@ -40,16 +40,18 @@ from pipeline.estimate.installed import installed_gpus
 from pipeline.estimate.scope import refuse_others
 from training.formats.storage import Storage
 
+WRITTEN = "captions", "questions"
 LOOK_S = 2.0
 SAY_S = 60.0
 DESCRIPTION = """From videos to a fine-tuned and scored checkpoint of one variant.
 
-Reads the rows, says what the rest should need (hours, disk, money: `estimate` in the step's
-output), then has made whatever is missing or out of date: videos, conversations, shards, the
-mixture, the variant's starting point, features, stage 3, and the scores before and after. The
-run waits for all of it, and fails with the first cause where something fails; started again, it
-goes on from there. Ending the run also ends what it has started. On a larger deployment, the job
-`02_everything_for_variant` does the same without waiting."""
+Has captions and questions written for sources of `questions.sources` that have none yet, within
+`questions.budget`. Reads the rows, says what the rest should need (hours, disk, money: `estimate`
+in the step's output), then has made whatever is missing or out of date: videos, conversations,
+shards, the mixture, the variant's starting point, features, stage 3, and the scores before and
+after. The run waits for all of it, and fails with the first cause where something fails; started
+again, it goes on from there. Ending the run also ends what it has started. On a larger deployment,
+the job `02_everything_for_variant` does the same without waiting."""
 
 
 class FineTuneConfig(VariantConfig):
@@ -100,6 +102,9 @@ def fine_tune_job(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefinition:
         title = f"fine-tuning of {config.variant}"
         for begun in _unfinished(instance, title):  # by a run that died
             _wait(context, begun)
+        if asked := sources_to_ask_about(storage, deployment.settings()):
+            unwritten = {dg.AssetKey(name): asked for name in WRITTEN}
+            _wait(context, start_backfill(instance, graph, unwritten, "captions and questions"))
         sources = ["annotations", "catalogue"]
         sources += [name for name in COLLECTIONS if not is_recorded(storage, name)]
         wanted = {dg.AssetKey(name): None for name in sources}
@@ -141,6 +146,14 @@ def _estimated(settings: Settings, variant: str, log: Callable[[str], None]) -> 
         return str(needs_here(settings, variant, installed_gpus(), log))
     except ValueError as error:
         return f"not estimated: {error}"
+
+
+def sources_to_ask_about(storage: Storage, settings: Settings) -> list[str]:
+    """The sources whose videos were never asked about. What was asked once costs money again only
+    where a person starts it.
+    """
+    named = sorted(set(settings.questions.sources))
+    return [source for source in named if not is_recorded(storage, product(WRITTEN[-1], source))]
 
 
 def _out_of_date(instance: dg.DagsterInstance, graph: AssetGraph, storage: Storage) -> set[str]:

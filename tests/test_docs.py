@@ -68,6 +68,8 @@ COMMANDS: dict[str, str] = {
     "hourllava why panda/abc": "tests/pipeline/test_demo.py::test_why_tells_what_became_of_a_video",
     "hourllava lineage 'stage3[3b]' --verify": "tests/pipeline/test_demo.py::"
     "test_lineage_walks_from_the_checkpoint_to_the_annotations_and_back",
+    "hourllava lineage 'own/talk#scene-place-mc-1a2b3c4d5e6f' --config my.yaml": "tests/pipeline/"
+    "test_own_questions.py::test_the_command_line_says_where_a_row_comes_from",
     "hourllava lineage panda/abc": "tests/pipeline/test_demo.py::"
     "test_lineage_walks_from_the_checkpoint_to_the_annotations_and_back",
     'hourllava ask video.mp4 "What happens at the end?" --config my.yaml '

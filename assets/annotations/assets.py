@@ -103,6 +103,7 @@ it again to pick up a new revision, a landing or a correction.""",
 def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.annotations.checks import usable
     from assets.annotations.collect import collect_annotations
+    from assets.annotations.landing import written_versions
     from assets.annotations.tables import SCHEMA
     from assets.annotations.watched import HUB_ANNOTATIONS, watched_version
     from assets.records.columns import ANNOTATIONS
@@ -111,6 +112,7 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
     with errors_for_people():
         # Before it is read: what lands meanwhile is then newer than what is recorded.
         looked_at = {name: watched_version(name, settings) for name in (LANDING, HUB_ANNOTATIONS)}
+        written = written_versions(storage, settings)
         mend_product(context, deployment)
         report = collect_annotations(storage, settings, context.log.info)
     rejected = [{"reason": reason, "rows": rows} for reason, rows in report.rejected.items()]
@@ -118,7 +120,7 @@ def annotations(context: dg.AssetExecutionContext, deployment: Deployment) -> Pu
         context,
         deployment,
         version=report.version,
-        inputs=report.origins | looked_at,
+        inputs=report.origins | looked_at | written,
         counts=report.counts,
         files=KnownFiles(storage, own_name(context)).describe(report.files),
         checks=[usable(report, settings)],

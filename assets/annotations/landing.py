@@ -12,6 +12,7 @@ from pathlib import Path
 from assets.annotations.files import AnnotationFile, local_file
 from assets.deployment.settings import Settings
 from assets.fetching.table_files import SUFFIXES
+from assets.records.lineage import Lineage, is_recorded, product
 from training.formats import layout
 from training.formats.storage import Storage
 
@@ -67,6 +68,14 @@ def landing_fingerprint(settings: Settings, now: float | None = None) -> str:
     storage = Storage(settings.root)
     entries += [f"{name}:{storage.stamp(rel)}" for name, rel in _written(storage, settings)]
     return hashlib.sha256("\n".join(entries).encode()).hexdigest()[:32] if entries else ""
+
+
+def written_versions(storage: Storage, settings: Settings) -> dict[str, str]:
+    """Of the rows that were written here: `questions[source]` -> its version. By it the lineage of
+    annotations goes on to captions and models.
+    """
+    names = [product("questions", source) for source in settings.questions.sources]
+    return {n: Lineage.read(storage, n).version for n in names if is_recorded(storage, n)}
 
 
 def _written(storage: Storage, settings: Settings) -> list[tuple[str, str]]:

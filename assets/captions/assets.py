@@ -43,7 +43,8 @@ from training.formats.receipts import describe_files
 
 Written by the vision-language model that the settings name (`questions.describer`: an endpoint, or
 a checkpoint on this machine) for every video in the folder of a drop source of `questions.sources`.
-It costs what the model costs, so it starts by hand alone; `questions.budget` bounds it. Every
+It costs what the model costs, so it starts by hand, or with `fine_tune` where it was never made;
+`questions.budget` bounds it. Every
 answer is kept: whatever ends a run, materialize it again and it goes on from there, and new videos
 cost only themselves. Clips without a usable answer are set aside with their reason.""",
 )

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from assets.endpoints.budget import Cost, Ledger
@@ -19,6 +20,7 @@ from assets.endpoints.json_answers import MalformedAnswerError, read_answer
 from assets.endpoints.protocol import (
     AskOtherwiseError,
     Backend,
+    Patience,
     Prompt,
     RefusedPromptError,
     Reply,
@@ -129,24 +131,17 @@ class Asker:
 
     def _answer(self, prompt: Prompt) -> Reply:
         """An answer from the backend, after as many tries as it is worth."""
-        patience, name = self.backend.patience, self.backend.model
-        attempt = 1
+
+        def told(reason: str, line: str) -> None:
+            self._count(reason)
+            self._log(f"{self.backend.model}: {line}")
+
+        patience, ask = self.backend.patience, partial(self._try, prompt)
         while True:
             try:
-                return self._try(prompt)
+                return patiently(patience, prompt.shape, told, ask)
             except AskOtherwiseError:
-                continue  # no try: the endpoint is neither busy nor ill
-            except TransferError as error:
-                pause = backoff(patience.backoff_s, attempt, prompt.shape, error.retry_after)
-                if attempt == patience.tries or pause > patience.longest_wait_s:
-                    raise
-                self._log(
-                    f"{name}: {error.reason}, try {attempt} of {patience.tries}, next in "
-                    f"{pause:.1f} s"
-                )
-                self._count(error.reason)
-                time.sleep(pause)
-                attempt += 1
+                continue  # the endpoint is neither busy nor ill
 
     def _try(self, prompt: Prompt) -> Reply:
         most = Cost.of(self.backend.most_tokens(prompt), self.backend.prices)
@@ -191,6 +186,32 @@ class Asker:
     def _count(self, what: str) -> None:
         with self._lock:
             self.counts[what] += 1
+
+
+def patiently(
+    patience: Patience, name: str, told: Callable[[str, str], None], ask: Callable[[], R]
+) -> R:
+    """What `ask` returns, after as many tries as somebody who is busy, fails or hangs is worth.
+
+    Args:
+        name: of what is asked, which spreads the waits.
+        told: is told of each wait: the reason in one word, and a line.
+
+    Raises:
+        TransferError: there is no answer in all tries, or a longer wait is asked for.
+    """
+    attempt = 1
+    while True:
+        try:
+            return ask()
+        except TransferError as error:
+            pause = backoff(patience.backoff_s, attempt, name, error.retry_after)
+            if attempt == patience.tries or pause > patience.longest_wait_s:
+                raise
+            line = f"{error.reason}, try {attempt} of {patience.tries}, next in {pause:.1f} s"
+            told(error.reason, line)
+            time.sleep(pause)
+            attempt += 1
 
 
 def in_parallel(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from assets.endpoints.dialect import Dialect, Refusal
-from assets.endpoints.options import Embedder, Endpoint
+from assets.endpoints.options import Address, Embedder, Endpoint
 from assets.endpoints.protocol import (
     AskOtherwiseError,
     Patience,
@@ -55,7 +55,7 @@ class OpenAiBackend:
         self.model, self.concurrency = settings.model, settings.concurrency
         self.identity = f"{self.model}, detail {settings.detail}" if settings.detail else self.model
         self.prices = settings.input_price, settings.output_price
-        self.patience = Patience(settings.tries, settings.backoff_s, settings.longest_wait_s)
+        self.patience = patience_of(settings)
         self._client = make_client(settings.url, settings.key_from, settings.timeout_s)
         self._count_scale = 1.0
         self._told: set[str] = set()
@@ -132,14 +132,20 @@ class OpenAiBackend:
 
 
 class OpenAiEmbedder:
-    """Vectors of texts from an endpoint."""
+    """Vectors of texts from an endpoint.
+
+    Attributes:
+        model: the name in the settings.
+        prices, patience: see `Backend`.
+    """
 
     def __init__(self, settings: Embedder) -> None:
         self.settings, self.model = settings, settings.model
+        self.prices, self.patience = (settings.input_price, 0.0), patience_of(settings)
         self._client = make_client(settings.url, settings.key_from, settings.timeout_s)
 
-    def vectors(self, texts: list[str]) -> list[list[float]]:
-        """A vector for each text.
+    def vectors(self, texts: list[str]) -> tuple[list[list[float]], int | None]:
+        """A vector for each text; and the tokens that were read, where the endpoint says so.
 
         Raises:
             OperatorError, TransferError, RefusedPromptError: as `OpenAiBackend.answer`.
@@ -158,7 +164,13 @@ class OpenAiEmbedder:
             raise TransferError(
                 "transient", "no_answer", f"{len(found)} vectors came for {len(texts)} texts"
             )
-        return [item.embedding for item in found]
+        usage = said.usage.prompt_tokens if said.usage else None
+        return [item.embedding for item in found], usage
+
+
+def patience_of(settings: Address) -> Patience:
+    """How long an endpoint is waited for."""
+    return Patience(settings.tries, settings.backoff_s, settings.longest_wait_s)
 
 
 def listed_models(one: Endpoint | Embedder) -> list[str]:

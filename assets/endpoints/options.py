@@ -17,12 +17,9 @@ GPU, CPU, ENDPOINT = POOLS = "gpu", "cpu", "endpoint"
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
-class Endpoint(Section):
-    """A model behind the OpenAI-compatible protocol: vLLM, SGLang, Ollama, llama.cpp, or a hosted
-    service.
-    """
+class Address(Section):
+    """Where a model answers, and how long it is waited for."""
 
-    kind: Literal["endpoint"]
     url: str = Field(description="base address of the protocol, such as http://localhost:8000/v1")
     model: str = Field(min_length=1, description="as the endpoint calls it")
     key_from: str = Field(
@@ -30,12 +27,6 @@ class Endpoint(Section):
         pattern=VARIABLE,
         description="environment variable with the key; many local servers need none",
     )
-    structured: bool = Field(
-        default=True,
-        description="ask for answers of a given JSON schema (response_format); where the endpoint "
-        "refuses it, the form is told in words, with a line in the log",
-    )
-    concurrency: int = Field(default=4, ge=1, le=256, description="questions at a time")
     timeout_s: float = Field(default=180.0, gt=0, description="seconds for one answer")
     tries: int = Field(
         default=6, ge=1, description="of one question when the endpoint is busy, fails or hangs"
@@ -49,13 +40,40 @@ class Endpoint(Section):
         description="most seconds between two tries; an endpoint that asks for more (Retry-After) "
         "stops the run, which goes on from there when it is started again",
     )
+    input_price: float = Field(default=0.0, ge=0, description="money for a million tokens read")
+
+    @field_validator("url")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{value!r} is no address; it looks like http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                "the address holds a password or a query; secrets stand in the environment "
+                "(key_from), never in the settings"
+            )
+        return value
+
+
+class Endpoint(Address):
+    """A model behind the OpenAI-compatible protocol: vLLM, SGLang, Ollama, llama.cpp, or a hosted
+    service.
+    """
+
+    kind: Literal["endpoint"]
+    structured: bool = Field(
+        default=True,
+        description="ask for answers of a given JSON schema (response_format); where the endpoint "
+        "refuses it, the form is told in words, with a line in the log",
+    )
+    concurrency: int = Field(default=4, ge=1, le=256, description="questions at a time")
     longest_answer: int = Field(default=2048, ge=16, description="tokens")
     detail: Literal["auto", "low", "high"] | None = Field(
         default=None,
         description="how closely a hosted model is to look at pictures; another one is another "
         "question",
     )
-    input_price: float = Field(default=0.0, ge=0, description="money for a million tokens read")
     output_price: float = Field(default=0.0, ge=0, description="money for a million tokens written")
     picture_tokens: int = Field(
         default=1200,
@@ -70,19 +88,6 @@ class Endpoint(Section):
         downloads nor training.
         """
         return ENDPOINT
-
-    @field_validator("url")
-    @classmethod
-    def _web_address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{value!r} is no address; it looks like http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
-            raise ValueError(
-                "the address holds a password or a query; secrets stand in the environment "
-                "(key_from), never in the settings"
-            )
-        return value
 
 
 class LocalModel(Section):
@@ -104,13 +109,8 @@ class LocalModel(Section):
 Answerer = Annotated[Endpoint | LocalModel, Field(discriminator="kind")]
 
 
-class Embedder(Section):
+class Embedder(Address):
     """An embedding model behind the same protocol, for duplicates by meaning."""
-
-    url: str
-    model: str = Field(min_length=1)
-    key_from: str = Field(default="HOURLLAVA_ENDPOINT_KEY", pattern=VARIABLE)
-    timeout_s: float = Field(default=60.0, gt=0)
 
 
 class Budget(Section):
@@ -195,11 +195,9 @@ class Questions(Section):
     def _complete(self) -> Questions:
         if self.sources and self.describer is None:
             raise ValueError("questions.sources needs a questions.describer")
-        prices = [
-            one.input_price + one.output_price
-            for one in (self.describer, self.writer)
-            if isinstance(one, Endpoint)
-        ]
+        asked = (self.describer, self.writer, self.embedder)
+        prices = [one.input_price for one in asked if isinstance(one, Address)]
+        prices += [one.output_price for one in asked if isinstance(one, Endpoint)]
         if self.budget.money is not None and not any(prices):
             raise ValueError(
                 "questions.budget.money needs prices: input_price and output_price of the describer"

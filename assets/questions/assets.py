@@ -61,7 +61,7 @@ without the video, contradicted by another clip, two right options and others) a
 their reason in `rejected.parquet`. The others land by themselves: `annotations` reads them like
 files of the landing folder. A sample waits for a person in `sheet.csv` and `frames.html`; a filled
 sheet in `questions.judged` corrects the rows and gives the error rate. It costs what the model
-costs, so it starts by hand alone.""",
+costs, so it starts by hand, or with `fine_tune` where it was never made.""",
 )
 def questions(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
     from assets.captions.answerers import askers

@@ -112,7 +112,7 @@ def ask_about_source(
     described, durations = read_described(storage, source)
     videos = {one.video: one for one in described if one.video not in withdrawn}
     rows, unwritten = _write(asker, texts, list(videos.values()), durations, settings)
-    measure = _check(storage, asker, texts, rows, videos, settings)
+    measure = _check(storage, asker, texts, rows, videos, settings, log)
     place_options(rows)
     on_sheet = sample(rows, chosen.sheet_rows)
     own = own_videos(settings, source, withdrawn, log)
@@ -173,6 +173,7 @@ def _check(
     rows: list[Row],
     videos: dict[str, Described],
     settings: Settings,
+    log: Log,
 ) -> str:
     """Give every row that does not pass its reasons, what costs nothing first; returns by what
     duplicates were found.
@@ -182,7 +183,7 @@ def _check(
         row.reasons += [fault for fault in text_faults(row) if fault not in row.reasons]
     measure: WordLikeness | VectorLikeness = WordLikeness()
     if chosen.embedder is not None:
-        measure = VectorLikeness(storage, make_embedder(chosen.embedder), asker.ledger)
+        measure = VectorLikeness(storage, make_embedder(chosen.embedder), asker.ledger, log)
     mark_duplicates(rows, measure, chosen.checks.similar)
     blind, window = chosen.checks.blind_times, chosen.window
     examiners = {

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from assets.endpoints.asker import patiently
 from assets.endpoints.budget import Cost, Ledger
 from assets.endpoints.openai_backend import OpenAiEmbedder
 from assets.questions.rows import Row
@@ -19,6 +21,7 @@ from training.formats.hashing import hash_value
 from training.formats.storage import Storage
 
 DUPLICATE = "duplicate"
+AT_ONCE = 256  # texts of one request; hosted services take up to some thousands
 Likeness = Callable[[int, int], float]
 
 
@@ -35,19 +38,47 @@ class WordLikeness:
 class VectorLikeness:
     """Cosine of the vectors that an endpoint gives, which are kept."""
 
-    def __init__(self, storage: Storage, embedder: OpenAiEmbedder, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        embedder: OpenAiEmbedder,
+        ledger: Ledger,
+        log: Callable[[str], None],
+    ) -> None:
         self._storage, self._embedder, self._ledger = storage, embedder, ledger
+        self._log = log
         self.name = f"vectors of {embedder.model}"
 
     def of(self, texts: Sequence[str]) -> Likeness:
         """How alike two of the texts are, from -1 to 1."""
-        rel = layout.model_answer(hash_value([self._embedder.model, "vectors", list(texts)]))
-        if not self._storage.exists(rel):
-            read = sum(len(text.encode()) for text in texts)
-            self._ledger.reserve(Cost(1, read))
-            self._storage.write_json(rel, {"vectors": self._embedder.vectors(list(texts))})
-        vectors = self._storage.read_json(rel)["vectors"]
+        batches = [list(texts[n : n + AT_ONCE]) for n in range(0, len(texts), AT_ONCE)]
+        vectors = [vector for batch in batches for vector in self._vectors(batch)]
         return _cosine([Counter(dict(enumerate(vector))) for vector in vectors])
+
+    def _vectors(self, texts: list[str]) -> list[list[float]]:
+        """Vectors that are kept, or asked for once."""
+        one = self._embedder
+        rel = layout.model_answer(hash_value([one.model, "vectors", texts]))
+        if not self._storage.exists(rel):
+
+            def told(_: str, line: str) -> None:
+                self._log(f"{one.model}: {line}")
+
+            found = patiently(one.patience, "vectors", told, partial(self._ask, texts))
+            self._storage.write_json(rel, {"vectors": found})
+        return list(self._storage.read_json(rel)["vectors"])
+
+    def _ask(self, texts: list[str]) -> list[list[float]]:
+        # No tokenizer makes more tokens than there are bytes.
+        most = Cost.of((sum(len(text.encode()) for text in texts), 0), self._embedder.prices)
+        self._ledger.reserve(most)
+        real = most
+        try:
+            vectors, read = self._embedder.vectors(texts)
+            real = most if read is None else Cost.of((read, 0), self._embedder.prices)
+        finally:
+            self._ledger.settle(most, real)
+        return vectors
 
 
 def mark_duplicates(

@@ -40,9 +40,9 @@ def build_own(folder: Path, seed: str = "own") -> Path:
     if not given.exists():
         with writing_folder(given, durable=False) as building:
             _write_videos(building, seed)
-            _write_released(building / "released", seed)
+            write_released(building / "released", seed)
     settings = folder / "own_videos.yaml"
-    settings.write_text(yaml.safe_dump(_settings(), sort_keys=False))
+    settings.write_text(yaml.safe_dump(tiny_settings(EXAMPLE), sort_keys=False))
     return settings
 
 
@@ -85,7 +85,7 @@ def invent_colours() -> dict[str, tuple[str, str]]:
     return found
 
 
-def _write_released(folder: Path, seed: str) -> None:
+def write_released(folder: Path, seed: str) -> None:
     """A tiny checkpoint under the names and in the layout of the released ones."""
     from model.weights.convert import publish
     from model.weights.tiny import build_tiny
@@ -95,11 +95,13 @@ def _write_released(folder: Path, seed: str) -> None:
         publish(Path(scratch) / "export", folder)
 
 
-def _settings() -> dict[str, Any]:
-    settings: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
+def tiny_settings(example: Path) -> dict[str, Any]:
+    """The settings of an example with a tiny model that starts from `given/released`."""
+    settings: dict[str, Any] = yaml.safe_load(example.read_text())
     start = {"folder": "given/released", "stage": 3}
     settings["variants"] = {VARIANT: {"preset": "tiny", "start": start}}
-    settings["annotations"] = {"paths": ["given/rows.jsonl"]}
+    if "annotations" in settings:
+        settings["annotations"] = {"paths": ["given/rows.jsonl"]}
     settings["sources"]["own"]["folder"] = "given/videos"
     settings["features"] = {"decode_workers": 2, "device": "cpu"}
     settings["download"] = {"min_free_bytes": 1 << 29}

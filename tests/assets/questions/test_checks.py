@@ -91,15 +91,19 @@ def test_rows_of_the_same_words_are_duplicates_unless_their_numbers_differ():
 def test_vectors_find_other_words_are_kept_and_stand_in_the_ledger(tmp_path):
     storage = Storage(str(tmp_path))
     ledger = Ledger(storage, "mine", Budget())
-    with ModelServer(None) as server:  # its vectors count letters
-        embedder = OpenAiEmbedder(Embedder(url=server.url, model="letters"))
+    log = []
+    with ModelServer(None, ["status 429 0"]) as server:  # its vectors count letters
+        given = {"url": server.url, "model": "letters", "input_price": 1000.0, "backoff_s": 0}
+        embedder = OpenAiEmbedder(Embedder(**given))
         for _ in range(2):
             rows = [row("Who is listening?", "Ann"), row("Silent whong si ie?", "Nan")]
             rows.append(row("Where?", "At the quay"))
-            mark_duplicates(rows, VectorLikeness(storage, embedder, ledger), 0.95)
+            mark_duplicates(rows, VectorLikeness(storage, embedder, ledger, log.append), 0.95)
             assert [one.reasons for one in rows] == [[], ["duplicate"], []]
-        assert len(server.requests) == 1
-    assert ledger.spent.requests == 1
+        assert len(server.requests) == 2  # one when it was busy
+    assert "rate_limited, try 1 of 6" in log[0]
+    assert ledger.spent.requests == 2
+    assert ledger.spent.money >= 0.001  # one token, as the endpoint counted
 
 
 def test_right_options_are_balanced_within_a_video_and_stay_when_another_is_added():
