@@ -68,7 +68,7 @@ def run(films: int, folder: Path, more: Mapping[str, Any] | None = None) -> dict
     return {
         "rows": report.counts["rows written"],
         "counts": {**captioned.counts, **report.counts},
-        "answers": dict(Counter(captioned.answers) + Counter(report.answers)),
+        "answers": report.answers,
         "spent": storage.read_json(layout.spent("own")),
         "requests": requests,
         "seconds": time.monotonic() - started,
