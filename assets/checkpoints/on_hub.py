@@ -7,7 +7,7 @@ travel. Its name decides no more than the stage, which nothing else shows.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,14 +100,19 @@ def describe(repo: HubRepo) -> OnHub:
         ValueError: its configuration, its index or a header is none.
         AccessError, OperatorError, TransferError: the hub does not give them.
     """
-    files = {file.path: file for file in repo.files(("*.safetensors", "config.json", INDEX_NAME))}
+    wanted = ("*.safetensors", "config.json", INDEX_NAME)
+    files = {file.path: file for file in repo.files(wanted) if "/" not in file.path}
     weights = [file for path, file in files.items() if path.endswith(".safetensors")]
     size = sum(file.size for file in weights)
     if "config.json" not in files or not weights:
         lacking = "config.json" if "config.json" not in files else "*.safetensors"
         return OnHub(repo.repo, repo.commit, size=size, why_not=f"it has no {lacking}")
+    places = _index(repo, files[INDEX_NAME]) if INDEX_NAME in files else None
+    if absent := sorted(set((places or {}).values()) - set(files)):
+        why_not = f"{', '.join(absent[:3])} of its index is not there"
+        return OnHub(repo.repo, repo.commit, size=size, why_not=why_not)
     config = _json(repo, files["config.json"])
-    kind = kind_of(config, _tensor_names(repo, files, weights))
+    kind = kind_of(config, _names_in(repo, weights) if places is None else places)
     preset = preset_of(config)
     why_not = ""
     if kind is None:
@@ -118,12 +123,20 @@ def describe(repo: HubRepo) -> OnHub:
     return OnHub(repo.repo, repo.commit, kind, preset, stage, size, why_not)
 
 
-def _tensor_names(
-    repo: HubRepo, files: Mapping[str, HubFile], weights: list[HubFile]
-) -> Iterator[str]:
-    if INDEX_NAME in files:
-        yield from _json(repo, files[INDEX_NAME]).get("weight_map", {})
-        return
+def _index(repo: HubRepo, file: HubFile) -> dict[str, str]:
+    """Tensor -> the file that holds it.
+
+    Raises:
+        ValueError: the index is none.
+    """
+    found = _json(repo, file).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f"{repo}: {file.path} has no weight_map of file names")
+    return found
+
+
+def _names_in(repo: HubRepo, weights: Iterable[HubFile]) -> Iterator[str]:
+    """Names of the tensors, from the files' headers."""
     for file in weights:
         with repo.open(file) as opened:
             length = int.from_bytes(opened.read(8), "little")

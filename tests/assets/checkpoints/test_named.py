@@ -98,12 +98,26 @@ def test_what_the_author_has_is_known_by_its_files_and_never_by_its_name(
     alone["model.safetensors"] = tmp_path / "alone.safetensors"
     hub.publish("jylins/onevision", alone, kind="models")
     hub.publish("jylins/broken", alone | {"config.json": b"[]"}, kind="models")
+    lists = {"model.safetensors.index.json": b'{"weight_map": [1]}'}
+    hub.publish("jylins/lists", alone | lists, kind="models")
+    lists = {"model.safetensors.index.json": b'{"weight_map": {"a": "second.safetensors"}}'}
+    hub.publish("jylins/half", alone | lists, kind="models")
     assert main(["checkpoints", "--config", str(config)]) == 0
     rows = rows_of(capsys.readouterr().out)
     assert {name for name in rows if "/" in name} == {
         f"jylins/{name}"
-        for name in ("Anything-adaptation", "plain", "Hour-LLaVA-3B", "onevision", "broken")
+        for name in (
+            "Anything-adaptation",
+            "plain",
+            "Hour-LLaVA-3B",
+            "onevision",
+            "broken",
+            "lists",
+            "half",
+        )
     }
+    assert "second.safetensors of its index is not there" in rows["jylins/half"]
+    assert "has no weight_map of file names" in rows["jylins/lists"]
     line = rows["jylins/Anything-adaptation"]
     assert "released Hour-LLaVA" in line
     assert "{preset: tiny, start: {repo: jylins/Anything-adaptation, stage: 2}}" in line
