@@ -3,6 +3,7 @@ never saw.
 
     python -m benchmarks.longvideo --preset tiny                # a minute on a CPU: does it run?
     python -m benchmarks.longvideo --preset cpu --start EXPORT  # stage 3 only, from a checkpoint
+    python -m benchmarks.longvideo --preset first --seed 1      # for one GPU, not run yet
     python -m benchmarks.longvideo --preset gpu                 # for one GPU, not run yet
 
 Films of 3 to 60 minutes are drawn (`longvideo_world.py`) and put through the pipeline's own
@@ -17,6 +18,9 @@ finished is kept, so a run that was stopped goes on.
 | 64 frames            | stage 3, trained on 64 frames | 64 frames, spread evenly |
 | 64 frames, untrained | stage 3                       | 64 frames, spread evenly |
 | blind                | stage 3                       | grey frames              |
+
+The table is of a balanced part of the questions (`longvideo_gates.balanced`). Whether it shows
+anything is for `benchmarks.longvideo_gates` to say, over seeds.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +46,6 @@ from assets.conversations.grouping import group_part
 from assets.deployment.parts import LLAVA_PARTS
 from assets.deployment.settings import Settings
 from assets.evaluation.questions import EvaluationQuestion
-from assets.evaluation.report import duration_class
 from assets.evaluation.score import score_checkpoint
 from assets.features.extract import extract_part
 from assets.records.lineage import Lineage, product
@@ -50,8 +53,10 @@ from assets.shards.mixture_views import write_mixture
 from assets.shards.writer import write_kind_part, write_long_video_part
 from assets.videos.acquire import acquire_part
 from benchmarks.longvideo_corpus import HELD_OUT, SOURCE, Held, Sizes, settings_of, write_corpus
+from benchmarks.longvideo_gates import balanced
+from benchmarks.longvideo_table import FEW, answered, markdown, rows_of
 from model.config import PRESETS as MODELS
-from model.config import HourLlavaConfig, LLMConfig, MemoryConfig
+from model.config import HourLlavaConfig, LLMConfig
 from training.formats.feature_file import FeatureFile, write_features
 from training.formats.hashing import hash_file
 from training.formats.kinds import LLAVA_KINDS
@@ -60,7 +65,6 @@ from training.parallel import join_ranks, leave_ranks
 from training.run_config import RunConfig
 
 VARIANT, PART = "tiny", "part0"
-FEW = 64
 FEATURES, FEW_FEATURES = f"VideoMarathon/features/{VARIANT}", f"few_frames/{VARIANT}"
 Log = Callable[[str], None]
 
@@ -96,6 +100,19 @@ PRESETS = {
         ),
         (60, 200, 400),
     ),
+    # A first answer: meant to take some six minutes of one H200 for each seed.
+    "first": Preset(
+        Sizes(
+            train=((200, 180, 600), (30, 600, 1800)),
+            held_out=((80, 180, 600), (20, 600, 1800)),
+            pictures=2000,
+            clips=300,
+            texts=100,
+        ),
+        (100, 700, 700),
+        batch=16,
+        workers=8,
+    ),
     "gpu": Preset(
         Sizes(
             train=((600, 180, 600), (300, 600, 1800), (100, 1800, 3600)),
@@ -117,10 +134,17 @@ class LongVideoBenchmark:
 
     Args:
         stage2: an export that stands for stages 1 and 2, which are then not trained here.
+        seed: of films, first weights and order.
     """
 
     def __init__(
-        self, preset: Preset, folder: Path, device: str, stage2: Path | None, log: Log
+        self,
+        preset: Preset,
+        folder: Path,
+        device: str,
+        stage2: Path | None,
+        log: Log,
+        seed: int = 1,
     ) -> None:
         self.preset, self.folder, self.device, self.stage2, self.log = (
             preset,
@@ -129,6 +153,7 @@ class LongVideoBenchmark:
             stage2,
             log,
         )
+        self.seed = seed
         settings = settings_of(self.folder, device)
         self.settings: Settings = settings.model_copy(
             update={
@@ -138,9 +163,11 @@ class LongVideoBenchmark:
         self.storage = Storage(settings.root)
         self.ranks = join_ranks(device)
 
-    def run(self) -> list[dict[str, Any]]:
-        """The whole way; returns the rows of the table, see `rows_of`."""
-        held = write_corpus(self.folder, self.preset.sizes, self.log)
+    def run(self) -> dict[str, Any]:
+        """The whole way; returns `rows` of the table, see `rows_of`, and the `questions` that they
+        are of, as `longvideo_gates` reads them.
+        """
+        held = write_corpus(self.folder, self.preset.sizes, self.log, self.seed)
         self.make_shards()
         self.start()
         for stage in (1, 2) if self.stage2 is None else ():
@@ -148,7 +175,10 @@ class LongVideoBenchmark:
         self.make_features(held)
         memory = self.train(3)
         few = self.train(3, FEW_FEATURES)
-        return self.examine(held, memory, few)
+        right = self.examine(held, memory, few)
+        chosen = balanced(held)
+        questions = [asked for asked in answered(held, right) if asked["id"] in chosen]
+        return {"seed": self.seed, "rows": rows_of(questions), "questions": questions}
 
     def make_shards(self) -> None:
         """From annotation rows to the mixture, as the assets do it."""
@@ -170,7 +200,9 @@ class LongVideoBenchmark:
         folder = f"checkpoints/{VARIANT}/base"
         if not self.storage.exists(f"{folder}/export/config.json"):
             with self.storage.writing_folder(folder) as fresh:
-                build_tiny(fresh / "export", config=self.preset.model)
+                build_tiny(
+                    fresh / "export", config=self.preset.model, seed=f"long videos {self.seed}"
+                )
         self._record("base_model", folder)
         if self.stage2 is not None:
             given = f"checkpoints/{VARIANT}/stage2/given"
@@ -229,8 +261,8 @@ class LongVideoBenchmark:
 
     def examine(
         self, held: Sequence[Held], memory: RunConfig, few: RunConfig
-    ) -> list[dict[str, Any]]:
-        """Every held-out question to every column of the table."""
+    ) -> dict[str, dict[str, bool]]:
+        """Every held-out question to every column of the table: what was answered right."""
         questions = [
             question_of(one, number) for one in held for number in range(len(one.questions))
         ]
@@ -263,13 +295,14 @@ class LongVideoBenchmark:
                 )
             right[name] = {answer.id: answer.correct for answer in report.answers}
             self.log(f"{name}: {report.accuracy:.1%}, chance {report.chance:.1%}")
-        return rows_of(held, right)
+        return right
 
     def _overrides(self) -> dict[str, dict[str, Any]]:
         common: dict[str, Any] = {
             "global_batch": self.preset.batch,
             "micro_batch": min(8, self.preset.batch),
             "epochs": 10_000,
+            "seed": f"long videos {self.seed}",
         }
         common |= {
             "device": self.device,
@@ -312,71 +345,6 @@ def question_of(one: Held, number: int) -> EvaluationQuestion:
     )
 
 
-def labels_of(one: Held, number: int, memory: MemoryConfig = MODELS[VARIANT].memory) -> list[str]:
-    """The rows of the table that a question counts in."""
-    asked, seconds = one.questions[number], one.film.duration
-    labels = [
-        "all",
-        f"group: {asked.task.partition(':')[0]}",
-        f"task: {asked.task}",
-        f"length: {duration_class(seconds)}",
-    ]
-    if asked.evidence is None:
-        return [*labels, "evidence: the whole film"]
-    start, end = asked.evidence
-    quarter = min(3, int((start + end) / 2 * 4 / seconds))
-    labels.append(f"evidence: {('first', 'second', 'third', 'fourth')[quarter]} quarter")
-    if end - start <= 10:  # longer ones are in any selection of frames
-        kept = max(1, min(memory.max_query_frames, int(seconds * memory.temporal_ratio)))
-        for what, count in (("frames that forgetting keeps", kept), (f"{FEW} frames", FEW)):
-            frames = np.linspace(0, seconds - 1, count, dtype=np.int64)
-            inside = bool(((frames >= start) & (frames < end)).any())
-            labels.append(f"brief evidence: {'in' if inside else 'not in'} the {what}")
-    return labels
-
-
-def rows_of(held: Sequence[Held], right: dict[str, dict[str, bool]]) -> list[dict[str, Any]]:
-    """A row for each label: questions, chance, and the share of right answers in each column."""
-    groups: dict[str, list[tuple[str, float]]] = {}
-    for one in held:
-        for number, asked in enumerate(one.questions):
-            for label in labels_of(one, number):
-                groups.setdefault(label, []).append(
-                    (f"{one.film.name}/{number}", 1 / len(asked.choices))
-                )
-    order = sorted(groups, key=lambda label: (_KINDS.index(label.partition(":")[0]), label))
-    return [
-        {
-            "questions": label,
-            "asked": len(groups[label]),
-            "chance": _mean(chance for _, chance in groups[label]),
-            **{
-                name: _mean(answers[id] for id, _ in groups[label])
-                for name, answers in right.items()
-            },
-        }
-        for label in order
-    ]
-
-
-_KINDS = ("all", "length", "evidence", "brief evidence", "group", "task")
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table for a page."""
-    lines = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
-    for row in rows:
-        lines.append(
-            f"| {' | '.join(f'{x:.3f}' if isinstance(x, float) else str(x) for x in row.values())} "
-            "|"
-        )
-    return "\n".join(lines)
-
-
-def _mean(values: Iterable[float]) -> float:
-    return round(float(np.mean(list(values))), 4)
-
-
 def _silent(_: str) -> None:
     """For steps that come by the dozen."""
 
@@ -387,30 +355,31 @@ def main() -> None:
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="gpu")
     parser.add_argument(
-        "--folder", type=Path, help="default: data/longvideo-PRESET, for tiny a temporary one"
+        "--folder", type=Path, help="default: data/longvideo-PRESET-SEED, for tiny a temporary one"
     )
+    parser.add_argument("--seed", type=int, default=1, help="of films, first weights and order")
     parser.add_argument(
         "--start",
         type=Path,
         help="an export to begin stage 3 with; stages 1 and 2 are then left out",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--results", type=Path, help="JSON file for the table")
+    parser.add_argument("--results", type=Path, help="JSON file for table and answers")
     given = parser.parse_args()
     with ExitStack() as stack:
-        folder = given.folder or Path(f"data/longvideo-{given.preset}")
+        folder = given.folder or Path(f"data/longvideo-{given.preset}-{given.seed}")
         if (
             given.preset == "tiny" and given.folder is None
         ):  # a look whether it runs: all of it, every time
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="longvideo-")))
-        rows = LongVideoBenchmark(
-            PRESETS[given.preset], folder, given.device, given.start, print
+        results = LongVideoBenchmark(
+            PRESETS[given.preset], folder, given.device, given.start, print, given.seed
         ).run()
         leave_ranks()
-    print(markdown(rows))
+    print(markdown(results["rows"]))
     if given.results:
         given.results.parent.mkdir(parents=True, exist_ok=True)
-        given.results.write_text(json.dumps(rows, indent=1) + "\n")
+        given.results.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

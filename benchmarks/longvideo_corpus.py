@@ -93,19 +93,23 @@ def settings_of(folder: Path, device: str) -> Any:
     )
 
 
-def write_corpus(folder: Path, sizes: Sizes, log: Log) -> list[Held]:
+def write_corpus(folder: Path, sizes: Sizes, log: Log, seed: int = 1) -> list[Held]:
     """Write what is not there yet; returns the held-out films with their questions.
+
+    Args:
+        seed: of the films, and of what else is drawn.
 
     Raises:
         ValueError: the folder holds a corpus of other sizes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record, identity = folder / "corpus.json", json.dumps(asdict(sizes), indent=1) + "\n"
+    drawn = {**asdict(sizes), "seed": seed}
+    record, identity = folder / "corpus.json", json.dumps(drawn, indent=1) + "\n"
     if record.exists() and record.read_text() != identity:
         raise ValueError(
             f"{folder} holds a corpus of other sizes ({record}); remove it or name another --folder"
         )
-    train, held = _films("train", sizes.train), _films("held", sizes.held_out)
+    train, held = _films(f"train-{seed}", sizes.train), _films(f"held-{seed}", sizes.held_out)
     if not record.exists():
         for film in train:
             write_long_film(folder / "drop" / f"{film.name}.mp4", film)

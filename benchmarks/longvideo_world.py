@@ -193,6 +193,11 @@ Kind = Callable[[LongFilm, random.Random], Iterator[LongQuestion]]
 _COLOURS = tuple(COLOURS)
 
 
+def _other_than(colour: str) -> tuple[str, ...]:
+    """The colours that an answer can be which a question has excluded one of."""
+    return tuple(other for other in COLOURS if other != colour)
+
+
 def _scenes(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
     first, last = film.scenes[0], film.scenes[-1]
     before, after = dice.choice(list(zip(film.scenes, film.scenes[1:], strict=False)))
@@ -206,7 +211,11 @@ def _scenes(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
     yield ask("at a second", f"at second {second}", scene.background, (second, second + 1))
     yield ask("first", "at the beginning", first.background, (0, first.end))
     yield ask("last", "at the end", last.background, (last.start, last.end))
-    yield ask("next", f"after {before.background}", after.background, (before.end, after.start + 1))
+    text = f"What colour is the background after {before.background}?"
+    during = (before.end, after.start + 1)
+    yield LongQuestion(
+        "scene: next", text, after.background, _other_than(before.background), during
+    )
     count = NUMBERS[len(film.scenes)]
     yield LongQuestion(
         "scene: count", "How many different backgrounds are there?", count, NUMBERS[3:6]
@@ -216,11 +225,14 @@ def _scenes(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
 def _objects(film: LongFilm, dice: random.Random) -> Iterator[LongQuestion]:
     scene, (second, shown) = dice.choice(film.scenes), _moment(film, dice)
     figures = {scene.figure for scene in film.scenes}
-    wanted = dice.choice(FIGURES)
+    absent = sorted(set(FIGURES) - figures)
+    # As often there as not, where both can be.
+    wanted = dice.choice(sorted(figures) if dice.random() < 0.5 or not absent else absent)
     where, during = f"on the {scene.background} background", (scene.start, scene.end)
-    yield LongQuestion(
-        "object: colour", f"What colour is the figure {where}?", scene.colour, _COLOURS, during
-    )
+    text = f"What colour is the figure {where}?"
+    # Never that of its background, which the question names.
+    others = _other_than(scene.background)
+    yield LongQuestion("object: colour", text, scene.colour, others, during)
     text = f"Which figure is in the picture at second {second}?"
     yield LongQuestion("object: at a second", text, shown.figure, FIGURES, (second, second + 1))
     yield LongQuestion("object: figure", f"Which figure is {where}?", scene.figure, FIGURES, during)

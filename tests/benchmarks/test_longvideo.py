@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.longvideo import FEW, few_frames, labels_of, markdown, rows_of
+from benchmarks.longvideo import few_frames
 from benchmarks.longvideo_corpus import Held, Sizes, write_corpus
+from benchmarks.longvideo_table import FEW, answered, labels_of, markdown, rows_of
 from benchmarks.longvideo_world import (
     FLASH_S,
     about_long_film,
@@ -141,7 +142,7 @@ def test_rows_add_up_to_the_shares_of_right_answers():
         "some": {name: index % 2 == 0 for index, name in enumerate(names)},
         "none": dict.fromkeys(names, False),
     }
-    rows = rows_of(held, right)
+    rows = rows_of(answered(held, right))
     assert rows[0]["asked"] == len(names)
     assert rows[0]["some"] == pytest.approx(0.5, abs=0.02)
     for kind in ("length", "group", "task"):
