@@ -196,6 +196,7 @@ def _publish(
         write_table(storage, name, some, schema)
     aside = Counter(f"clips set aside: {row['reason']}" for row in clips if row["reason"])
     aside += Counter(f"videos not read: {work.reason}" for work in works if work.reason)
+    aside += Counter(f"not made: {what}" for work in works for what in work.described.lacks)
     # How a file looked on this machine is no part of what is known of the video.
     facts = [{k: v for k, v in row.items() if k != "changed_ns"} for row in rows]
     return CaptionReport(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,6 +14,7 @@ from assets.endpoints.asker import Asker, SetAsideError
 from assets.endpoints.json_answers import MalformedAnswerError, schema_of
 from assets.endpoints.protocol import Pictures, Prompt
 
+_NUMBER = re.compile(r" \d+\b")
 NOTHING = "nothing"  # stands before the first event, and after the last one
 
 
@@ -63,6 +65,11 @@ class Described:
     events: list[Event] = field(default_factory=list)
     text: str = ""
     reasons: list[str] = field(default_factory=list)
+
+    @property
+    def lacks(self) -> list[str]:
+        """What could not be made of it, by kind: `event 3 malformed` is `event malformed`."""
+        return [_NUMBER.sub("", reason) for reason in self.reasons]
 
     @property
     def captioned(self) -> list[Seen]:

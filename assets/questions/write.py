@@ -13,6 +13,8 @@ from assets.endpoints.protocol import Prompt
 from assets.questions.rows import ChoiceRows, OpenRows, Row, make_row
 from assets.questions.texts import QuestionTexts, Task, Topic
 
+NOTHING_SEEN = "nothing_described"
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -41,13 +43,16 @@ def write_rows(
 ) -> tuple[list[Row], str]:
     """The rows of an order, at most `number`; or none, and why."""
     kind: type[ChoiceRows] | type[OpenRows] = ChoiceRows if order.is_choice else OpenRows
+    lines = topic_lines(order.video, order.clips, order.topic.sees)
+    if not lines:  # events that could not be found: a model would invent them
+        return [], NOTHING_SEEN
     values = {
         "number": number,
         "topic": order.topic_name,
         "task": order.task.says,
         "example": order.task.example,
         "whole": datum(order.video.text),
-        "clips": topic_lines(order.video, order.clips, order.topic.sees),
+        "clips": lines,
     }
     template = texts.multiple_choice if order.is_choice else texts.open_ended
     shape = f"{'choice' if order.is_choice else 'open'}_rows"

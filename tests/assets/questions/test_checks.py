@@ -23,6 +23,7 @@ from assets.questions.rows import ChoiceRow, OpenRow, Row, make_row
 from assets.questions.sheet import frames_html, sheet_csv
 from assets.questions.text_checks import text_faults
 from assets.questions.texts import QuestionTexts
+from assets.questions.write import orders, write_rows
 from assets.records.intervals import wilson
 from benchmarks.model_server import ModelServer
 from training.formats.storage import Storage
@@ -238,6 +239,14 @@ def test_a_person_changes_the_texts_and_their_version_says_so(tmp_path):
         ValueError, match=r"captions.yaml: .*unknown key 'clips', did you mean 'clip'"
     ):
         read_texts("captions.yaml", CaptionTexts, tmp_path)
+
+
+def test_nobody_is_asked_to_write_about_events_that_were_not_found():
+    texts = read_texts("questions.yaml", QuestionTexts, None)
+    unseen = [one for one in orders(texts, VIDEO, 120.0, 60) if one.topic.sees == "events"]
+    assert len(unseen) == 6
+    for order in unseen:  # no asker: nothing is asked
+        assert write_rows(None, texts, order, 1) == ([], "nothing_described")
 
 
 def test_there_are_six_topics_and_22_tasks():

@@ -1,4 +1,4 @@
-"""A captioning model that gives orders to the next one, from a clip to a checked row."""
+"""Models that give orders to the next one, or answer badly, from a clip to a checked row."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from assets.captions.describe import (
     describe_whole,
     find_events,
 )
-from assets.captions.forms import SIDES
+from assets.captions.forms import SIDES, ClipCaption
 from assets.captions.frames import Clip
 from assets.captions.texts import CaptionTexts, read_texts
 from assets.endpoints.asker import Asker
@@ -54,6 +54,28 @@ def hostile(shape, text, jpegs, seed):
         "same": {"same": False},
         "contradiction": {"clips": [7, -1, 1 << 60]},
     }[shape]
+
+
+def test_what_could_not_be_made_of_a_video_is_told_by_kind(tmp_path):
+    """The model writes no JSON about events."""
+    own = read_texts("captions.yaml", CaptionTexts, None)
+    storage = Storage(str(tmp_path / "root"))
+    caption = ClipCaption(**dict.fromkeys(SIDES, "A dog."))
+    video = Described(
+        "mine/film", clips=[Seen(Clip(n, 9.0 * n, 9.0 * n + 9), caption) for n in (0, 1)]
+    )
+    halves = [{"first_clip": n, "last_clip": n, "title": "x", "summary": "x"} for n in (0, 1)]
+    with ModelServer(lambda shape, *_: {"events": halves} if shape == "events" else "no") as server:
+        settings = Endpoint(kind="endpoint", url=server.url, model="short")
+        backend = OpenAiBackend(settings, Dialect("short", print), print)
+        asker = Asker(storage, backend, Ledger(storage, "mine", Budget()), 1, print)
+        find_events(asker, own, video, 60)
+        for number in (0, 1):
+            describe_event(asker, own, video, number)
+        describe_whole(asker, own, video)
+    assert video.reasons == ["event 0 malformed", "event 1 malformed"]
+    assert video.lacks == ["event malformed", "event malformed"]
+    assert video.text == ""
 
 
 def test_an_order_in_a_caption_stays_data_up_to_the_checked_row(tmp_path, monkeypatch):
