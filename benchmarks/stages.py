@@ -159,7 +159,7 @@ def run_case(
         row = measure(trainer, options.steps, warm=options.warm, then=profile)
     row |= {
         "host_cores": usage.cores(row["s_per_step"] * options.steps),
-        "workers": trainer.config.workers,
+        "workers": trainer.loader.workers.workers,
         "whole_s": time.monotonic() - took,
     }
     _print({"case": name, "way": "ours"} | _heading(options, config, ranks) | row, ranks, options)

@@ -121,7 +121,7 @@ class RunConfig:
         micro_tokens: most LLM tokens that one rank packs into one forward pass; None: the length of
             a sample about the longest video of the stage.
         workers, prefetch: processes that prepare samples on each rank, and micro-batches prepared
-            ahead by each.
+            ahead by each. No workers: as many as the rank's share of the host's cores feeds.
         data_timeout_s: a loader that yields nothing for so long is broken.
         canonical_nodes, shuffle_block: shuffling of the streams, and rows of a stream that are
             shuffled together: more blend more videos in a batch and need a larger cache of feature
@@ -184,7 +184,7 @@ class RunConfig:
     savings: SavingsWanted | None = None
     longest_frames: PositiveInt | None = None
     micro_tokens: PositiveInt | None = None
-    workers: NonNegativeInt = 2
+    workers: NonNegativeInt | None = None
     prefetch: PositiveInt = 2
     data_timeout_s: float = 600.0
     canonical_nodes: PositiveInt = 1

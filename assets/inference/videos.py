@@ -4,6 +4,8 @@ asked about them.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,11 +18,13 @@ from assets.inference.checkpoint import encoder_hash
 from model.config import HourLlavaConfig
 from model.hour_llava import HourLlava
 from model.media.damage import damage_counts, describe_damage, refuse_too_corrupt
+from model.media.parts import Damaged, decode_in_parts, parts_of
 from model.media.reader import DecodeReport, decode
 from model.media.sampling import feature_frame_indices
 from model.media.timeline import read_timeline
 from training.formats.feature_file import SUFFIX, FeatureFile
 
+MOST_DECODERS = 16  # threads for one video
 CHUNK_FRAMES = 64  # frames that are decoded and encoded together
 GREY = 128  # the middle of what a byte holds: a picture in which there is nothing to see
 
@@ -52,28 +56,55 @@ def encode_video(model: HourLlava, path: Path) -> VideoFeatures | FeatureFile:
     """Features of a video file, made as `assets/features` makes them, or an opened feature file.
 
     The video is decoded and encoded in chunks: an hour of it takes the memory of its features and
-    no more. Features are bfloat16, as in feature files.
+    no more. Features are bfloat16, as in feature files. Where a GPU encodes, the host's cores
+    decode a long video in several places at once; a damaged one is decoded from its beginning.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file cannot be decoded, too much of it is missing for features to be made
             of it, or it is not a feature file.
     """
-    import numpy as np
-
     if path.suffix == SUFFIX:
         return FeatureFile(path)
     line = read_timeline(path)
     chosen = feature_frame_indices(line, min_frames=model.config.memory.min_frames)
     report = DecodeReport()
-    frames = decode(line, chosen, size=model.config.vision.image_size, report=report)
-    parts = []
-    while chunk := list(islice(frames, CHUNK_FRAMES)):
-        pixels_T3SS = torch.from_numpy(np.stack(chunk)).permute(0, 3, 1, 2)
-        parts.append(model.encode_frames(pixels_T3SS).to(torch.bfloat16).cpu())
+    size = model.config.vision.image_size
+    parts = parts_of(line, len(chosen), _decoders(model))
+    if parts > 1:
+        try:
+            pictures = decode_in_parts(line, chosen, size=size, parts=parts)
+            features_TPC = _encode(model, pictures, len(chosen))
+            return VideoFeatures(
+                features_TPC, line.duration, describe_damage(damage_counts(line, report))
+            )
+        except Damaged:
+            pass
+    features_TPC = _encode(
+        model, enumerate(decode(line, chosen, size=size, report=report)), len(chosen)
+    )
     refuse_too_corrupt(line, report, len(chosen))
-    damage = describe_damage(damage_counts(line, report))
-    return VideoFeatures(torch.cat(parts), line.duration, damage)
+    return VideoFeatures(features_TPC, line.duration, describe_damage(damage_counts(line, report)))
+
+
+def _decoders(model: HourLlava) -> int:
+    """Threads that decode one video: the host's cores where they have nothing else to do."""
+    if model.image_newline.device.type != "cuda":
+        return 1
+    return max(1, min(MOST_DECODERS, len(os.sched_getaffinity(0)) - 1))
+
+
+def _encode(model: HourLlava, pictures: Iterator[tuple[int, np.ndarray]], count: int) -> Tensor:
+    """Features [count, P, C] of pictures that come with their places."""
+    memory = model.config.memory
+    shape = (count, memory.frame_tokens, model.config.vision.hidden_size)
+    features_TPC = torch.empty(shape, dtype=torch.bfloat16)
+    while chunk := list(islice(pictures, CHUNK_FRAMES)):
+        places, frames = zip(*chunk, strict=True)
+        pixels_T3SS = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        encoded = model.encode_frames(pixels_T3SS).to(torch.bfloat16).cpu()
+        features_TPC[torch.tensor(places)] = encoded
+    return features_TPC
 
 
 def grey_video(model: HourLlava, like: VideoFeatures | FeatureFile) -> VideoFeatures:

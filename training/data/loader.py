@@ -41,7 +41,7 @@ from training.data.sample_dataset import (
 )
 from training.data.shard_index import Gather, ShardIndex
 from training.data.survey import KnownLosses, find_losses
-from training.data.worker_pool import WorkerPool
+from training.data.worker_pool import WorkerPool, workers_of
 from training.formats.hashing import hash_value
 from training.formats.machine_faults import wait_out
 from training.formats.receipts import Stamps
@@ -156,7 +156,7 @@ class ShardLoader:
         self._dataset = sample_dataset(run, RowReader(index), processor, losses.videos, split)
         self.workers = WorkerPool(
             self._dataset,
-            workers=run.workers,
+            workers=workers_of(run.workers),
             ahead=run.prefetch * self.micro,
             timeout_s=run.data_timeout_s,
         )

@@ -21,9 +21,22 @@ from training.data.sample_dataset import SampleDataset, WorkerResult
 from training.supervise import die_with_parent
 
 START_S = 180.0  # starting workers imports torch, which takes long on a busy machine
+# Of a rank's share of the host's cores, two are left to the training process; more processes than
+# these would prepare more than a GPU takes (docs/performance.md, "The loader").
+CORES_LEFT, FEWEST, MOST = 2, 2, 12
 GRACE_S = 2.0  # the library says itself that it timed out, if it can
 
 EpochRow = tuple[int, int]  # (epoch, row number)
+
+
+def workers_of(wanted: int | None) -> int:
+    """How many processes prepare samples for this rank: as many as are wanted, else by its share of
+    the host's cores.
+    """
+    if wanted is not None:
+        return wanted
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(MOST, max(FEWEST, share - CORES_LEFT))
 
 
 class WorkerPool:

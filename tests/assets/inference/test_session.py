@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from assets.inference import session as session_module
+from assets.inference import videos as videos_module
 from assets.inference.prompts import Said
 from assets.inference.session import UNFINISHED, Session
 from assets.inference.videos import encode_video
@@ -47,6 +48,23 @@ def test_pieces_join_to_what_transformers_generates(session, video, media):
     expected = session.model.generate(samples=sample, max_new_tokens=20)[0]
     assert "".join(pieces) == session.processor.tokenizer.decode(expected, skip_special_tokens=True)
     assert 0 < stream.first_token <= stream.seconds
+
+
+def test_a_video_decoded_in_several_places_has_the_same_features(session, media, monkeypatch):
+    model, path = session.model.model, media / "long.mp4"
+    plain = encode_video(model, path)
+    asked = []
+
+    def three_parts(line, wanted, threads):
+        asked.append(wanted)
+        return 3
+
+    monkeypatch.setattr(videos_module, "parts_of", three_parts)
+    parts = encode_video(model, path)
+    assert asked == [plain.frames]
+    assert (parts.duration, parts.damage) == (plain.duration, plain.damage)
+    # Chunks hold other frames, so that the encoder's products are rounded otherwise.
+    torch.testing.assert_close(parts.features_TPC, plain.features_TPC, rtol=0.02, atol=0.02)
 
 
 def test_one_prompt_is_answered_as_in_a_batch_and_as_transformers_answers_it(session, video, media):

@@ -29,6 +29,7 @@ from tests.training.shard_runs import FRAMES, ShardCorpus, WithoutImages, featur
 from training.data.loader import ShardLoader, build_loader, look_at_data
 from training.data.order import EpochOrder
 from training.data.shard_index import ShardIndex
+from training.data.worker_pool import workers_of
 from training.formats import receipts
 from training.formats.feature_file import HEADER_ROOM
 from training.formats.hashing import seed_of
@@ -482,6 +483,26 @@ def test_a_worker_that_gives_nothing_raises_in_time(corpus):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cores", "ranks", "wanted", "processes"),
+    [
+        (16, 1, None, 12),
+        (128, 8, None, 12),
+        (8, 1, None, 6),
+        (2, 1, None, 2),
+        (32, 8, None, 2),
+        (16, 1, 0, 0),
+        (2, 1, 5, 5),
+    ],
+)
+def test_a_rank_gets_as_many_workers_as_its_share_of_the_cores_feeds(
+    monkeypatch, cores, ranks, wanted, processes
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert workers_of(wanted) == processes
+
+
 def test_closing_ends_all_workers_at_once_also_one_that_hangs(pristine):
     loader = loader_of(pristine, workers=2)
     next(iter(loader))
