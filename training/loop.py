@@ -45,7 +45,7 @@ from training.loading import load_vision, load_weights, model_and_processor
 from training.memory_plan import plan_memory
 from training.metrics import MetricsWriter, held_out_line, step_line, step_record
 from training.optimizer import build_optimizer, gradient_norm, scale_gradients, select, set_rates
-from training.parallel import Ranks, prepare
+from training.parallel import Ranks, keep_gradients, prepare
 from training.reporting import Reporter
 from training.run_config import RunConfig
 from training.run_folder import NONFINITE_NAME, SAMPLES_FOLDER, STATE_FOLDER, RunFolder
@@ -325,7 +325,10 @@ class Trainer:
         own = StepTotals()
         loss = torch.zeros((), device=self.ranks.device)
         for group in self._groups_of_step(groups, own):
-            for pack in self.device_prefetcher.on_device(group.packs):
+            packs = self.device_prefetcher.on_device(group.packs)
+            for number, pack in enumerate(packs, start=1):
+                if self.memory.keeps_gradients:
+                    keep_gradients(self.model, until_next=number < len(group.packs))
                 self.switches.llm.layers = self.memory.recomputed(pack.sizes.tokens)
                 self.switches.vision.layers = self.memory.vision_recomputed(pack.sizes)
                 output = self.model(pack.samples, forgetting="random")

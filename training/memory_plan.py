@@ -68,6 +68,9 @@ class MemoryPlan:
         needed: estimate for the largest pack.
         slower: share of the time of a step that all this costs, by the estimate.
         room: of a device, where somebody counts it.
+        keeps_gradients: a single rank keeps copies and gradients between the packs of a group, see
+            `training.parallel.keep_gradients`. That is so where there is room for another copy of
+            the gradients and nothing has to be given for it.
     """
 
     budget: Budget
@@ -78,6 +81,7 @@ class MemoryPlan:
     needed: Footprint
     slower: float
     room: Room | None = None
+    keeps_gradients: bool = False
 
     def recomputed(self, tokens: int) -> int:
         """Layers of the language model that recompute their activations in a pack."""
@@ -142,7 +146,7 @@ def plan_memory(
     config = replace(config, max_length=min(config.max_length, run.recipe.max_length))
     trial = _Trial(run, config, world, available, checkpointing, host, compiled)
     if (plan := trial.best()) is not None:
-        return plan
+        return trial.with_gradients_kept(plan)
     assert available is not None
     smallest = min(trial.ways(), key=lambda way: trial.least(way).total)
     hints = list(_hints(trial))
@@ -214,6 +218,18 @@ class _Trial:
             cost / (self._base + cost),
             Room(self._load, self.available),
         )
+
+    def with_gradients_kept(self, plan: MemoryPlan) -> MemoryPlan:
+        """The same plan with them, where it stays what it is with so much less memory."""
+        if self.world > 1 or plan.savings.gathered_again or plan.savings.parameters_on_host:
+            return plan
+        if self.available is None:
+            return replace(plan, keeps_gradients=True)
+        trained = weights_of(self.config, self.run.modules, self.run.lora).trained
+        less = replace(self, available=self.available - MARGIN * SINGLE * trained).best()
+        if less is None or (less.savings, less.layers) != (plan.savings, plan.layers):
+            return plan
+        return replace(less, keeps_gradients=True)
 
     def ways(self) -> Iterator[Savings]:
         """All savings that the run's settings allow, the fewest first."""

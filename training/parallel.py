@@ -29,6 +29,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
+    FSDPModule,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
@@ -254,6 +255,20 @@ def prepare(
     if model.config.llm.tie_word_embeddings:  # allocating parted them
         model.llm.lm_head.weight = model.llm.model.embed_tokens.weight
     return Switches(llm, vision)
+
+
+def keep_gradients(model: HourLlava, *, until_next: bool) -> None:
+    """Say what the next backward pass of a single rank leaves behind.
+
+    Args:
+        until_next: the bfloat16 copies that were gathered, and its gradients, summed in float32
+            where they arise, for one more pass that adds its own. False: parameters and gradients
+            are sharded again, as the optimizer and checkpoints want them.
+    """
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(not until_next)
+    model.set_reshard_after_backward(not until_next)
+    model.set_is_last_backward(not until_next)
 
 
 def units(model: HourLlava) -> list[nn.Module]:

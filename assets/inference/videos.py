@@ -48,7 +48,11 @@ class VideoFeatures:
         return len(self.features_TPC)
 
     def read(self, indices: np.ndarray) -> Tensor:
-        """Frames by index: [len(indices), P, C]."""
+        """Frames by index: [len(indices), P, C]. Not a copy where all are asked for: that of an hour
+        takes longer than the language model takes to read it.
+        """
+        if np.array_equal(indices, np.arange(self.frames)):
+            return self.features_TPC
         return self.features_TPC[torch.as_tensor(indices)]
 
 

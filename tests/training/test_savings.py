@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 
 from model.chunks import in_chunks
 from model.inputs import IMAGE_TOKEN_INDEX, SampleInputs, Visual
@@ -25,7 +27,7 @@ from tests.training.generated_samples import (
 from training.host_optimizer import AdamWOnHost
 from training.loading import empty_model, load_weights
 from training.optimizer import select
-from training.parallel import Savings, prepare
+from training.parallel import Savings, keep_gradients, prepare
 from training.recipes import RECIPES
 from training.run_config import SavingsWanted
 
@@ -178,21 +180,61 @@ def test_as_many_layers_of_the_vision_encoder_run_twice_as_a_pass_says():
                 ran[number] += 1
 
             layer.up.register_forward_hook(count)
-        size = wrapper.model.config.vision.image_size
-        pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
-        ids = torch.tensor([5, IMAGE_TOKEN_INDEX, IMAGE_TOKEN_INDEX, 6, 7])
-        labels = torch.tensor([-100, -100, -100, 6, 7])
-        sample = SampleInputs("two", ids, labels, [Visual("images", pixels=pixels)], seed=0)
         found = []
         for layers in (sys.maxsize, 1, 0):
             switch.layers, ran[:] = layers, [0, 0]
-            wrapper.model([sample], forgetting="uniform").loss_sum.backward()
+            wrapper.model([picture_sample()], forgetting="uniform").loss_sum.backward()
             gradient = wrapper.model.vision.layers[0].up.weight.grad
             found.append((list(ran), gradient.full_tensor().clone()))
             wrapper.model.zero_grad(set_to_none=True)
     assert [counts for counts, _ in found] == [[2, 2], [2, 1], [1, 1]]
     assert all(torch.equal(gradient, found[0][1]) for _, gradient in found)
     assert float(found[0][1].abs().max()) > 0
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_gradients_kept_from_pass_to_pass_are_those_that_were_reduced_each_time(half, monkeypatch):
+    """To the last bit; also of parts that the last pass does not use. Only what a pass uses twice,
+    the tied embeddings, may be rounded once instead of twice in bfloat16.
+    """
+    if half:  # as on a GPU
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        monkeypatch.setattr("training.parallel.MixedPrecisionPolicy", lambda: policy)
+    with single_rank() as ranks:
+        wrapper = empty_model(tiny_base())
+        select(wrapper.model, RECIPES["tiny", 2].rates)
+        prepare(wrapper.model, ranks, compiled=False)
+        load_weights(wrapper, tiny_base())
+        text = SampleInputs("text", torch.tensor([5, 6, 7]), torch.tensor([-100, 6, 7]))
+        passes = [[picture_sample()], [picture_sample(), text], [text]]
+        weight = wrapper.model.vision.layers[0].up
+
+        def gradients(kept):
+            for number, samples in enumerate(passes, start=1):
+                if kept:
+                    keep_gradients(wrapper.model, until_next=number < len(passes))
+                wrapper.model(samples, forgetting="uniform").loss_sum.backward()
+                assert isinstance(weight.weight, DTensor) == (not kept or number == len(passes))
+            found = {n: p.grad.full_tensor() for n, p in wrapper.model.named_parameters()}
+            wrapper.model.zero_grad(set_to_none=True)
+            return found
+
+        plain, kept = gradients(False), gradients(True)
+    assert plain.keys() == kept.keys()
+    tied = "llm.model.embed_tokens.weight"
+    apart = float((kept[tied] - plain[tied]).norm() / plain[tied].norm())
+    assert apart <= (2**-9 if half else 0)
+    assert all(torch.equal(plain[name], kept[name]) for name in plain if name != tied or not half)
+    assert all(float(gradient.abs().max()) > 0 for gradient in plain.values())
+
+
+def picture_sample():
+    pixels = torch.randint(
+        0, 256, (2, 3, 112, 112), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    ids = torch.tensor([5, IMAGE_TOKEN_INDEX, IMAGE_TOKEN_INDEX, 6, 7])
+    labels = torch.tensor([-100, -100, -100, 6, 7])
+    return SampleInputs("two", ids, labels, [Visual("images", pixels=pixels)], seed=0)
 
 
 @pytest.mark.slow
