@@ -4,7 +4,6 @@ study that is trained, scored and compared for real.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -123,20 +122,15 @@ def materialize(study: Path, *products: str) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_arms_are_trained_scored_and_compared_in_one_table(study):
-    keys = ("uniform-1", "blocks_1-1", "memory_kept-1")
+    keys = ("uniform-1", "blocks_1-1")
     runs = [f"{asset}={key}" for key in keys for asset in ("ablation", "ablation_scores")]
     materialize(study, *runs, "ablation_table")
     storage = Storage(load_settings(study).root)
-    for key, expected in (("uniform-1", (2, 1)), ("blocks_1-1", (1, 1)), ("memory_kept-1", (2, 0))):
+    for key, blocks in (("uniform-1", 2), ("blocks_1-1", 1)):
         record = Lineage.read(storage, f"ablation[{key}]")
         model, processor = load_checkpoint(storage.local_folder(f"{record.folder}/export"), "cpu")
-        config = processor.config
-        assert (config.memaug_depth, config.memory.scale) == expected
-        assert len(model.model.memaug.blocks) == expected[0]
+        assert processor.config.memaug_depth == len(model.model.memaug.blocks) == blocks
         encoder = load_file(Path(storage.path("checkpoints/tiny/vision_encoder/model.safetensors")))
-        assert sum(tensor.numel() for tensor in encoder.values()) == sum(
-            parameter.numel() for parameter in model.model.vision.parameters()
-        )
         stored = load_file(storage.local(f"{record.folder}/export/model.safetensors"))
         name = "vision_model.encoder.layers.0.mlp.fc1.weight"
         assert encoder[name].equal(stored["model.vision.layers.0.up.weight"])
@@ -144,7 +138,7 @@ def test_arms_are_trained_scored_and_compared_in_one_table(study):
         assert (bill["product"], bill["rows"]) == (f"ablation[{key}]", 64 + 40)
     table = storage.read_json("evaluation/tiny/ablation/table.json")
     rows = {row["arm"]: row for row in table["groups"]["all"]}
-    assert rows.keys() == {"uniform", "blocks_1", "memory_kept"}
+    assert rows.keys() == {"uniform", "blocks_1"}
     assert {row["asked"] for row in rows.values()} == {4}
     assert rows["blocks_1"]["gain"] == pytest.approx(
         rows["blocks_1"]["accuracy"] - rows["uniform"]["accuracy"]
@@ -152,7 +146,7 @@ def test_arms_are_trained_scored_and_compared_in_one_table(study):
     assert {"count", "name"} <= table["groups"].keys()
     made = Lineage.read(storage, "ablation_table")
     assert made.inputs.keys() == {f"ablation_scores[{key}]" for key in keys}
-    assert made.counts["not scored yet"] == 2 * 19 - 3
+    assert made.counts["not scored yet"] == 2 * 19 - 2
     # Nothing is trained again for what is there.
     folders = {key: Lineage.read(storage, f"ablation[{key}]").version for key in keys}
     answers = Path(storage.path("evaluation/tiny/ablation/uniform-1.parquet")).stat().st_mtime_ns
@@ -162,4 +156,3 @@ def test_arms_are_trained_scored_and_compared_in_one_table(study):
         Path(storage.path("evaluation/tiny/ablation/uniform-1.parquet")).stat().st_mtime_ns
         == answers
     )
-    assert json.loads(Path(storage.path("lineage/ablation_table.json")).read_text())["version"]
