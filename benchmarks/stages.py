@@ -39,6 +39,7 @@ from model.config import PRESETS, HourLlavaConfig
 from model.weights.loading import load_tokenizer
 from training.checkpoint import Checkpoints
 from training.data.loader import build_loader
+from training.data.worker_pool import workers_of
 from training.loop import Trainer
 from training.parallel import Ranks, join_ranks, leave_ranks
 from training.reporting import Reporter, open_reporter
@@ -159,7 +160,7 @@ def run_case(
         row = measure(trainer, options.steps, warm=options.warm, then=profile)
     row |= {
         "host_cores": usage.cores(row["s_per_step"] * options.steps),
-        "workers": trainer.loader.workers.workers,
+        "workers": workers_of(trainer.config.workers),
         "whole_s": time.monotonic() - took,
     }
     _print({"case": name, "way": "ours"} | _heading(options, config, ranks) | row, ranks, options)

@@ -48,8 +48,8 @@ class VideoFeatures:
         return len(self.features_TPC)
 
     def read(self, indices: np.ndarray) -> Tensor:
-        """Frames by index: [len(indices), P, C]. Not a copy where all are asked for: that of an hour
-        takes longer than the language model takes to read it.
+        """Frames by index: [len(indices), P, C]; not a copy, half a gigabyte for an hour, where all
+        are asked for.
         """
         if np.array_equal(indices, np.arange(self.frames)):
             return self.features_TPC
