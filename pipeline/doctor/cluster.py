@@ -21,7 +21,7 @@ from assets.engines.script import interpreter, options
 from assets.sources.findings import Finding, missing, note, ok
 from model.atomic import TEMPORARY_PREFIX
 from pipeline.doctor.machine import GIB
-from pipeline.doctor.services import nearest_folder
+from pipeline.estimate.installed import nearest_folder
 from training.formats.storage import Storage
 
 COMMANDS = ("sbatch", "squeue", "scancel", "sinfo", "scontrol")

@@ -80,4 +80,10 @@ def check_estimate(settings: Settings, gpus: list[Gpu]) -> Iterator[Finding]:
         except ValueError as error:
             yield note(what, str(error), "hourllava estimate --help tells what can be given")
             continue
+        if needs.lacking:
+            advice = (
+                f"{needs.lacking / 1e9:,.0f} GB more below the root, less what is there already"
+            )
+            yield note(what, needs.summary(), advice)
+            continue
         yield ok(what, f"{needs.summary()}; hourllava estimate has the steps")

@@ -12,6 +12,7 @@ from assets.deployment.settings import Settings
 from assets.sources.findings import Finding, missing, note, ok
 from model.atomic import TEMPORARY_PREFIX
 from pipeline.doctor.machine import GIB
+from pipeline.estimate.installed import nearest_folder
 from training.formats.storage import Storage
 
 # From so many partitions upstream of an unpartitioned asset on, Dagster no longer computes whether
@@ -116,8 +117,3 @@ def _first_line(error: Exception) -> str:
 
     said = error.errors[0].message if isinstance(error, DagsterInvalidConfigError) else str(error)
     return f"{type(error).__name__}: {said.strip().splitlines()[0]}"
-
-
-def nearest_folder(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    return next(place for place in (folder, *folder.parents) if place.exists())

@@ -24,6 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--host-memory", type=float, metavar="GIB", help="of the machine; default: any"
     )
     parser.add_argument(
+        "--disk", type=float, metavar="GB", help="free on the machine; default: below the root"
+    )
+    parser.add_argument(
         "--price", type=float, help="of a card and an hour; default: estimate.price"
     )
     parser.add_argument(
@@ -52,6 +55,8 @@ def estimate(chosen: argparse.Namespace) -> int:
         machine = replace(machine, count=chosen.cards)
     if chosen.host_memory is not None:
         machine = replace(machine, host=chosen.host_memory * 2**30 / machine.count)
+    if chosen.disk is not None:
+        machine = replace(machine, disk=chosen.disk * 1e9)
     if chosen.hours is not None:
         if chosen.questions is None:
             raise ValueError("--hours needs --questions as well: how many there are about them")

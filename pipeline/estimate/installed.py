@@ -1,10 +1,14 @@
-"""The GPUs of this machine. No torch here."""
+"""The GPUs of this machine and the room on its disk. No torch here."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
+
+from assets.deployment.settings import Settings
+from training.formats.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +32,16 @@ def installed_gpus() -> list[Gpu]:
         return []
     rows = [line.split(", ") for line in done.stdout.splitlines() if line]
     return [Gpu(name, float(mebibytes) * 2**20, driver) for name, mebibytes, driver in rows]
+
+
+def free_disk(settings: Settings) -> float | None:
+    """Bytes that are free below the root; None where it is remote."""
+    storage = Storage(settings.root)
+    if not storage.is_local:
+        return None
+    return float(shutil.disk_usage(nearest_folder(Path(storage.root))).free)
+
+
+def nearest_folder(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.parents) if place.exists())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from assets.deployment.settings import Settings
 from model.config import PRESETS
-from pipeline.estimate.installed import Gpu
+from pipeline.estimate.installed import Gpu, free_disk
 from training.host_memory import free_memory_of_host
 from training.memory_plan import MemoryPlan, plan_memory
 from training.rates import Card, card_called, card_of
@@ -23,6 +23,7 @@ class Machine:
         count: how many.
         memory: bytes of one that a run may take.
         host: bytes of the host's memory that one rank may take; None: as much as it wants.
+        disk: bytes that are free on its disk; None: nobody knows.
         note: what was taken for granted about the card; empty where nothing was.
     """
 
@@ -30,6 +31,7 @@ class Machine:
     count: int
     memory: float
     host: float | None = None
+    disk: float | None = None
     note: str = ""
 
     def __str__(self) -> str:
@@ -46,7 +48,7 @@ def machine_of(text: str, count: int, host: float | None = None) -> Machine:
     note = ""
     if by_memory:
         note = f"only the memory is known: as slow as the slowest known card of it, {card.name}"
-    return Machine(card, count, card.memory, host, note)
+    return Machine(card, count, card.memory, host, note=note)
 
 
 def machine_here(settings: Settings, gpus: Sequence[Gpu]) -> Machine:
@@ -58,7 +60,7 @@ def machine_here(settings: Settings, gpus: Sequence[Gpu]) -> Machine:
     training = settings.training
     count = training.processes * training.nodes
     if settings.estimate.card is not None:
-        return machine_of(settings.estimate.card, count)
+        return replace(machine_of(settings.estimate.card, count), disk=free_disk(settings))
     if not gpus:
         raise ValueError("for which card? This machine has none, and estimate.card is not set")
     card = card_called(gpus[0].name)
@@ -68,7 +70,7 @@ def machine_here(settings: Settings, gpus: Sequence[Gpu]) -> Machine:
         )
     free = free_memory_of_host()
     host = None if free is None else free / training.processes
-    return Machine(card, count, min(gpu.memory for gpu in gpus), host)
+    return Machine(card, count, min(gpu.memory for gpu in gpus), host, free_disk(settings))
 
 
 def run_of(settings: Settings, variant: str, stage: int) -> RunConfig:

@@ -84,6 +84,12 @@ class Needs:
         return sum(room.size for room in self.rooms)
 
     @property
+    def lacking(self) -> float:
+        """Bytes of disk that are not free; what was made already is counted again."""
+        free = self.machine.disk
+        return 0.0 if free is None else max(0.0, self.size - free)
+
+    @property
     def money(self) -> float | None:
         return None if self.price is None else self.price * self.card_hours
 
@@ -110,12 +116,19 @@ class Needs:
         yield ""
         for room in self.rooms:
             yield f"{room.name:34}{room.size / 1e9:>7,.1f} GB   {room.by}"
-        yield f"{'disk':34}{self.size / 1e9:>7,.1f} GB"
+        yield f"{'disk':34}{self.size / 1e9:>7,.1f} GB{self._free()}"
         yield ""
         for stage, plan in self.plans.items():
             yield f"stage {stage}: {plan}"
         yield ""
         yield from _grounds(self)
+
+    def _free(self) -> str:
+        """What the disk has for it, where that is known."""
+        if self.machine.disk is None:
+            return ""
+        free = f"   {self.machine.disk / 1e9:,.1f} GB are free"
+        return f"{free}: {self.lacking / 1e9:,.1f} GB too few" if self.lacking else free
 
     def _paid(self) -> str:
         if self.money is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from model.config import PRESETS
 from pipeline.cli import main
 from pipeline.demo.drawing import invent_film, write_film
 from pipeline.estimate import arithmetic
-from pipeline.estimate.machine import machine_of, plan_of, run_of
+from pipeline.estimate.machine import machine_here, machine_of, plan_of, run_of
 from pipeline.estimate.material import LOOKED_INTO, given_material, measured_material
 from pipeline.estimate.needs import needs_of
 from pipeline.fine_tuning import FineTuneConfig
@@ -123,6 +124,18 @@ def test_a_run_of_the_job_may_name_a_card_and_a_price(deployment):
     assert (changed.estimate.card, changed.estimate.price) == ("4090", 0.0)
     with pytest.raises(ValueError, match=r"'Voodoo' is none of the known cards.*known: H200"):
         FineTuneConfig(variant="lectures", card="Voodoo").applied(settings)
+
+
+def test_a_disk_that_is_too_small_is_told_by_how_much(deployment, capsys):
+    path = deployment(estimate={"card": "H200"})
+    given = ["estimate", "--hours", "100", "--questions", "500", "--config", str(path)]
+    size = estimated(path, questions=500).size / 1e9
+    assert main([*given, "--disk", "50"]) == 0
+    assert f"50.0 GB are free: {size - 50:,.1f} GB too few" in capsys.readouterr().out
+    assert main([*given, "--disk", "5000"]) == 0
+    assert "5,000.0 GB are free\n" in capsys.readouterr().out
+    free = shutil.disk_usage(path.parent).free / 1e9
+    assert machine_here(load_settings(path), []).disk / 1e9 == pytest.approx(free, rel=0.1)
 
 
 @pytest.mark.parametrize(
