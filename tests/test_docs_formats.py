@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from assets.ablations.score import write_table
+from assets.ablations.table import ALL, Scores, arms_table
 from assets.annotations import catalogue, cells, readings, rows, tables, video_names, video_parts
 from assets.annotations.build import build_catalogue
 from assets.annotations.collect import collect_annotations
@@ -25,6 +27,7 @@ from assets.checkpoints import bill
 from assets.conversations import cleaning, grouping
 from assets.conversations import samples as conversations
 from assets.conversations.export import export_llava_json
+from assets.deployment.ablation import ARMS
 from assets.deployment.settings import load_settings
 from assets.evaluation import answers, compare, questions
 from assets.features import quarantine
@@ -236,7 +239,9 @@ def test_paths_are_those_that_the_code_uses():
         "checkpoints/<variant>/<stage>/<inputs>/",
         "checkpoints/<variant>/base/",
         "checkpoints/<variant>/vision_encoder/",
+        f"{layout.ablation_folder('<variant>', '<arm>-<seed>', '<inputs>')}/",
         "evaluation/<variant>/",
+        f"{layout.ablation_scores('<variant>')}/",
         record_name("<asset>[<partition>]"),
         list_name("<asset>[<partition>]"),
         register_name(layout.STAMPS, "<asset>[<partition>]", ".json"),
@@ -401,6 +406,18 @@ def test_numbers_of_feature_files_are_those_of_the_presets():
 def test_the_summary_of_an_evaluation_has_the_stated_keys():
     (_, _, rest) = FORMATS.text.partition("`summary.json` holds ")
     assert names_in(rest) == keys_that_are_written(compare)
+
+
+def test_the_scores_of_arms_have_the_stated_fields():
+    (_, _, rest) = FORMATS.text.partition("Of the ablations' arms: ")
+    of_run, _, of_table = rest.partition("\n\n")[0].partition("`ablation/table.json`")
+    fields = {field.name for field in dataclasses.fields(Scores)}
+    assert fields | {ALL} == set(names_in(of_run.partition("It has ")[2]))
+    scores = Scores("uniform-1", "v", {ALL: 1}, {ALL: 2}, 0.5)
+    (row,) = arms_table(ARMS, [scores])
+    storage = Storage("memory://arms")
+    written = storage.read_json(write_table(storage, "tiny", ARMS, [scores]).file)
+    assert row.keys() | written.keys() == set(names_in(of_table))
 
 
 def test_no_table_of_the_page_is_unchecked():

@@ -51,6 +51,8 @@ def test_a_product_is_a_checkpoint_and_any_other_path_stays_what_it_is(config, t
     assert checkpoint_folder(tmp_path / "x", config) == tmp_path / "x"
     with pytest.raises(FileNotFoundError, match=r"stage3\[lectures\] has not been made"):
         checkpoint_folder(Path("stage3[lectures]"), config)
+    with pytest.raises(FileNotFoundError, match=r"ablation\[keyframe-1\] has not been made"):
+        checkpoint_folder(Path("ablation[keyframe-1]"), config)
 
 
 @pytest.fixture(scope="module")
