@@ -6,8 +6,12 @@ it did cost counts instead. A run that is killed in between has counted too much
 
 from __future__ import annotations
 
+import fcntl
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from assets.endpoints.options import Budget
 from assets.fetching.errors import OperatorError
@@ -51,7 +55,8 @@ class Cost:
 
 
 class Ledger:
-    """The cost of one source so far, in a file below the root. Many threads may reserve.
+    """The cost of one source so far, in a file below the root. Many threads may reserve, and below
+    a local root many processes: captions and questions of a source may be made at the same time.
 
     Attributes:
         spent: with what is still being answered, at its highest price.
@@ -60,8 +65,7 @@ class Ledger:
     def __init__(self, storage: Storage, source: str, budget: Budget) -> None:
         self._storage, self._rel, self._budget = storage, layout.spent(source), budget
         self._lock = threading.Lock()
-        exists = storage.exists(self._rel)
-        self.spent = Cost(**storage.read_json(self._rel)) if exists else Cost()
+        self.spent = self._read()
 
     def reserve(self, most: Cost) -> None:
         """Count a prompt that is about to be sent, at the most that it can cost.
@@ -69,7 +73,7 @@ class Ledger:
         Raises:
             BudgetSpentError: the budget could be passed by it; it must not be sent.
         """
-        with self._lock:
+        with self._alone():
             after = self.spent.plus(most)
             for name, limit in self._budget:
                 if limit is not None and getattr(after, name) > limit:
@@ -82,8 +86,26 @@ class Ledger:
 
     def settle(self, most: Cost, real: Cost) -> None:
         """Count what a prompt did cost in place of what was reserved for it."""
-        with self._lock:
+        with self._alone():
             self._write(self.spent.plus(most, -1).plus(real))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else counts meanwhile, and what others have counted is known."""
+        with self._lock:
+            if not self._storage.is_local:
+                yield
+                return
+            path = Path(f"{self._storage.path(self._rel)}.lock")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, however that dies
+                self.spent = self._read()
+                yield
+
+    def _read(self) -> Cost:
+        exists = self._storage.exists(self._rel)
+        return Cost(**self._storage.read_json(self._rel)) if exists else Cost()
 
     def _write(self, spent: Cost) -> None:
         self._storage.write_json(self._rel, asdict(spent))

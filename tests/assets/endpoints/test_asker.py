@@ -7,7 +7,7 @@ from collections import deque
 import pytest
 
 from assets.endpoints.asker import Asker, SetAsideError, in_parallel
-from assets.endpoints.budget import BudgetSpentError, Ledger
+from assets.endpoints.budget import BudgetSpentError, Cost, Ledger
 from assets.endpoints.dialect import Dialect
 from assets.endpoints.json_answers import MalformedAnswerError, read_answer, schema_of
 from assets.endpoints.openai_backend import OpenAiBackend
@@ -197,12 +197,22 @@ def test_a_run_stops_before_its_budget_is_passed(world, budget):
 def test_a_process_that_is_killed_while_it_asks_has_counted_too_much_and_not_too_little(tmp_path):
     storage = Storage(str(tmp_path))
     ledger = Ledger(storage, "mine", Budget(requests=1))
-    from assets.endpoints.budget import Cost
-
     ledger.reserve(Cost(1, 100, 0.0))  # and killed before the answer came
     assert Ledger(storage, "mine", Budget()).spent == Cost(1, 100, 0.0)
     with pytest.raises(BudgetSpentError):
         Ledger(storage, "mine", Budget(requests=1)).reserve(Cost(1, 1, 0.0))
+
+
+def test_two_steps_that_ask_about_one_source_share_its_budget(tmp_path):
+    storage = Storage(str(tmp_path))
+    captions = Ledger(storage, "mine", Budget(requests=3))
+    questions = Ledger(storage, "mine", Budget(requests=3))
+    for ledger in (captions, questions, captions):
+        ledger.reserve(Cost(1, 100))
+        ledger.settle(Cost(1, 100), Cost(1, 40))
+    with pytest.raises(BudgetSpentError, match="3 requests, 120 tokens are spent"):
+        questions.reserve(Cost(1, 1))
+    assert Ledger(storage, "mine", Budget()).spent == Cost(3, 120)
 
 
 def test_a_stored_answer_that_is_damaged_is_asked_for_again(world):
