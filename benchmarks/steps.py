@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 
 import model.attention as attention
-import training.data.prefetch as prefetch
 from benchmarks.communication import communication
 from model.attention import SequenceLengths
 from model.hour_llava import HourLlava, Output
@@ -88,19 +87,20 @@ def measure(
 
 def _train_as_published(trainer: Trainer, batch: int, stack: ExitStack) -> None:
     """Replace what the published way does otherwise; all is put back when `stack` closes."""
-    held = (prefetch.GROUP_SAMPLES, trainer.memory, attention.PRIORITY, trainer.model.forward)
+    held = (trainer.group_samples, trainer.memory, attention.PRIORITY, trainer.model.forward)
 
     def restore() -> None:
-        prefetch.GROUP_SAMPLES, trainer.memory, attention.PRIORITY, trainer.model.forward = held
+        trainer.group_samples, trainer.memory, attention.PRIORITY, trainer.model.forward = held
         torch.compiler.set_stance("default")
 
     stack.callback(restore)
-    prefetch.GROUP_SAMPLES = batch
+    trainer.group_samples = batch
     trainer.memory = replace(
         trainer.memory,
         budget=Budget(1 << 40, 1 << 40, 1 << 40),
         steps=((1 << 40, trainer.memory.total_layers),),
         room=None,
+        keeps_gradients=False,
     )
     attention.PRIORITY = [
         backend for backend in attention.PRIORITY if backend is not attention.PRIORITY[0]

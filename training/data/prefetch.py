@@ -22,8 +22,9 @@ from training.data.packing import Budget, Pack, pack
 from training.formats.machine_faults import MachineFault
 from training.parallel import Ranks
 
-# Samples of one rank that are cut into packs together; bounds the host memory of prefetching.
-GROUP_SAMPLES = 8
+# Samples of one rank that are cut into packs together, which bounds the host memory of prefetching:
+# the features of an hour take ten times what a short video's pictures do.
+GROUP_SAMPLES, GROUP_OF_LONG_VIDEOS = 32, 8
 PREPARED_GROUPS = 1  # besides the one in use and the one in the making
 JOIN_S = 5.0
 FAULT = 1 << 30  # in place of a number of packs: this rank has none, for a fault of its machine
@@ -60,6 +61,7 @@ class Prefetcher:
         micro_batch: most samples in a micro-batch.
         budget: most that a pack holds.
         tuned: tuned modules, which decide what a sample costs.
+        group_samples: about so many are cut into packs together.
     """
 
     loader: MicroBatchLoader
@@ -70,6 +72,7 @@ class Prefetcher:
     config: HourLlavaConfig
     tuned: Sequence[str]
     ranks: Ranks
+    group_samples: int = GROUP_SAMPLES
     _queue: queue.Queue[PackGroup | BaseException | None] = field(
         default_factory=lambda: queue.Queue(PREPARED_GROUPS)
     )
@@ -117,7 +120,7 @@ class Prefetcher:
 
     def _groups(self) -> Iterator[PackGroup]:
         batches = self._batches()
-        in_group = max(1, GROUP_SAMPLES // self.micro_batch)
+        in_group = max(1, self.group_samples // self.micro_batch)
         for _ in range(self.steps):
             done = 0
             while done < self.accumulation:

@@ -21,9 +21,8 @@ from training.data.prefetch import Prefetcher
 def prefetcher_of(run, loader, ranks, steps):
     micro, accumulation = run.batches(1)
     config = PRESETS["tiny"]
-    return Prefetcher(
-        loader, steps, accumulation, micro, Budget(200, 4000, 16), config, run.modules, ranks
-    )
+    budget, tuned = Budget(200, 4000, 16), run.modules
+    return Prefetcher(loader, steps, accumulation, micro, budget, config, tuned, ranks, 8)
 
 
 @pytest.fixture
