@@ -35,7 +35,8 @@ def choose_frames(
 
     Args:
         memory_ND: the memories of the samples' visuals, one after another.
-        features: of visuals [T, P, C], by `id`, where they are at hand; else a visual's own.
+        features: `frame_means` of visuals, by `id`, where they are at hand; else a visual's own
+            features are taken.
         embed: ids [L] to word embeddings [L, D].
 
     Raises:
@@ -64,17 +65,23 @@ def choose_frames(
     return chosen
 
 
+def frame_means(features_TPC: Tensor) -> Tensor:
+    """Each frame's mean feature, [T, C] float32, without gradient."""
+    return features_TPC.detach().float().mean(1)
+
+
 def _features(
     sample: SampleInputs, visual: Visual, frames: int, known: Mapping[int, Tensor]
 ) -> Tensor:
     """Each frame's mean feature [T, C], repeated as the memory's frames are."""
-    features_TPC = known.get(id(visual), visual.features)
-    if features_TPC is None:
+    mean_TC = known.get(id(visual))
+    if mean_TC is None and visual.features is not None:
+        mean_TC = frame_means(visual.features)
+    if mean_TC is None:
         raise ValueError(
             f"sample {sample.id!r}: keyframes are chosen by the vision encoder's features, which "
             "a remembered memory does not hold; give the video as features"
         )
-    mean_TC = features_TPC.float().mean(1)
     if len(mean_TC) < frames:
         mean_TC = mean_TC[spread(frames, len(mean_TC)).to(mean_TC.device)]
     return mean_TC

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from model.attention import LLM_ATTENTION, SequenceLengths, as_rows, refuse_attention
-from model.choice import choose_frames
+from model.choice import choose_frames, frame_means
 from model.chunks import in_chunks
 from model.config import HourLlavaConfig, LLMConfig
+from model.frame_rules import find_frame_rule
 from model.inputs import SampleInputs, Visual, check
 from model.loss import chunked_cross_entropy
 from model.memaug import MemAug
@@ -169,15 +170,19 @@ class HourLlava(nn.Module):
     # -- the steps of `prepare` -------------------------------------------------------------------
 
     def _memories(self, visuals: list[Visual]) -> tuple[Tensor, dict[int, Tensor]]:
-        """The memories [N, D] of the visuals, one after another, and the features [T, P, C] that
-        they were made of, by the visual's id. What several samples share is made once.
+        """The memories [N, D] of the visuals, one after another, and, where frames are chosen by
+        them, each frame's mean feature [T, C], by the visual's id. What several samples share is
+        made once.
         """
         distinct = {id(visual): visual for visual in visuals}
         features = self._encode(moved := [self._visual_to_device(x) for x in distinct.values()])
         made = self._distinct_memories(moved, features)
         memories = dict(zip(distinct, made, strict=True))
         memory_ND = made[0] if len(visuals) == 1 else torch.cat([memories[id(x)] for x in visuals])
-        return memory_ND, dict(zip(distinct, features, strict=True))
+        rule = find_frame_rule(self.config.memory.temporal_forgetting)
+        if rule.looks_at != "features":  # an hour's features are not held any longer
+            return memory_ND, {}
+        return memory_ND, dict(zip(distinct, map(frame_means, features), strict=True))
 
     def _distinct_memories(self, visuals: list[Visual], features: list[Tensor]) -> list[Tensor]:
         at_once = [
