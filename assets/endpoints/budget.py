@@ -79,7 +79,7 @@ class Ledger:
                 if limit is not None and getattr(after, name) > limit:
                     raise BudgetSpentError(
                         f"questions.budget.{name} is {limit:,}: {self.spent.sentence} are spent, "
-                        f"and the next question may take {getattr(most, name):,.6g}. Every answer "
+                        f"and the next question may take {getattr(most, name):,}. Every answer "
                         "so far is kept; raise the budget and materialize again to go on"
                     )
             self._write(after)

@@ -96,11 +96,17 @@ def _check_budget(settings: Settings, source: str) -> Finding:
             return ok(what, found)
         return note(what, found, "set questions.budget: nothing bounds what the source may cost")
     left = {name: max(limit - getattr(spent, name), 0) for name, limit in limits.items()}
-    said = ", ".join(f"{left[name]:,.6g} of {limit:,.6g} {name}" for name, limit in limits.items())
+    said = ", ".join(
+        f"{_number(left[name])} of {_number(limit)} {name}" for name, limit in limits.items()
+    )
     found = f"{said} left"
     if all(left.values()):
         return ok(what, found)
     return note(what, found, "raise questions.budget where more is to be asked")
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
 
 
 def _costs(chosen: Questions) -> bool:

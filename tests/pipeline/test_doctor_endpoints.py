@@ -123,8 +123,10 @@ def test_what_is_left_of_a_budget_is_what_was_not_spent(look, server, tmp_path):
     spent = tmp_path / "root" / layout.spent("mine")
     spent.parent.mkdir(parents=True)
     spent.write_text(json.dumps({"requests": 40, "tokens": 900, "money": 0.25}))
-    found = look(**asked, budget={"requests": 100, "money": 1.0})["budget of mine"]
-    assert (found.state, found.found) == (OK, "60 of 100 requests, 0.75 of 1 money left")
+    budget = {"requests": 100, "tokens": 100_000_000, "money": 1.0}
+    found = look(**asked, budget=budget)["budget of mine"]
+    said = "60 of 100 requests, 99,999,100 of 100,000,000 tokens, 0.75 of 1 money left"
+    assert (found.state, found.found) == (OK, said)
     assert look(**asked, budget={"tokens": 900})["budget of mine"].state == NOTE
     spent.write_text("{")
     assert look(**asked)["budget of mine"].state == MISSING
