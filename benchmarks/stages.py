@@ -12,8 +12,8 @@ cases: 1        images cut into tiles; MemAug alone is tuned
        3-long   features of videos of 3 to 60 minutes, and texts
        3-short  short videos, images and texts; the vision encoder is frozen
 
-A row is the mean over the steps of one whole epoch, after `--warm` steps of the epoch before (one
-in the published way, which compiles nothing). Both ways take the same samples in the same order.
+A row is the mean over the steps of one whole epoch, after `--warm` steps (one in the published way,
+which compiles nothing). Both ways take the same samples in the same order.
 MFU counts the model's own operations (recomputation does not count), against 790 TFLOP/s, the rate
 of an 8192^3 bfloat16 product on one H200, and against the datasheet's 989.
 """
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--variant", choices=sorted(PRESETS), default="3b")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["1", "2"])
     parser.add_argument("--steps", type=int, default=3, help="steps that are timed")
-    parser.add_argument("--warm", type=int, default=2, help="steps before them")
+    parser.add_argument("--warm", type=int, default=4, help="steps before them")
     parser.add_argument("--samples", type=int, help="of one GPU in a step, instead of the case's")
     parser.add_argument("--scale", type=float, default=1.0, help="shorten the videos")
     parser.add_argument("--workers", type=int, help="of the loader, instead of the run's default")
@@ -115,6 +115,7 @@ def run_case(
     case = CASES[name]
     samples = options.samples or case.samples
     count = options.steps * samples * ranks.world
+    timed = -(-options.warm // options.steps)  # number of the epoch whose steps count
     folder = options.folder / f"{options.variant}-{config.llm.num_layers}-{options.scale}"
     data = folder / f"case-{name}-{count}"
     start = training_data.start_folder(options.folder, config)
@@ -139,7 +140,7 @@ def run_case(
         "features_root": str(folder / "features"),
         "videos_root": str(folder / "videos"),
         "global_batch": samples * ranks.world,
-        "epochs": 3,
+        "epochs": timed + 2,  # one more step may follow, for a profile
         "compile": not options.no_compile and ranks.device.type == "cuda",
         "tensorboard": False,
     }
@@ -151,7 +152,7 @@ def run_case(
     reporter.note(
         f"case {name}: model, optimizer and loader stand {time.monotonic() - began:.1f} s"
     )
-    _start_at(trainer, options.steps - options.warm)
+    trainer.loader.load_state_dict({"epoch": 0, "step": -options.warm % options.steps})
     took = time.monotonic()
     profile = (
         Profile(options.profile, f"case {name}, {options.variant}") if options.profile else None
@@ -169,7 +170,7 @@ def run_case(
         trainer.config = parse_run({**values, "micro_batch": min(case.published, samples)})
         trainer.micro_batch, trainer.accumulation = trainer.config.batches(ranks.world)
         trainer.loader = build_loader(trainer.config, trainer.processor, ranks.rank, ranks.world)
-        _start_at(trainer, options.steps - 1)
+        trainer.loader.load_state_dict({"epoch": timed - 1, "step": options.steps - 1})
         row = measure(trainer, options.steps, published=case.published)
         way = {"case": name, "way": "published"}
         _print(way | _heading(options, config, ranks) | row, ranks, options)
@@ -198,12 +199,6 @@ def write_data(
     pattern = training_data.MIXED
     seconds = [int(pattern[i % len(pattern)] * scale) for i in range(count)]
     training_data.write_long(data, folder, seconds, config, tokenizer, ranks.device)
-
-
-def _start_at(trainer: Trainer, step: int) -> None:
-    """Let the loader begin at a step of the first epoch, so that the second one is timed whole."""
-    assert 0 <= step < trainer.loader.steps_per_epoch
-    trainer.loader.load_state_dict({"epoch": 0, "step": step})
 
 
 def _heading(options: argparse.Namespace, config: HourLlavaConfig, ranks: Ranks) -> dict[str, Any]:
