@@ -52,10 +52,15 @@ class Refusal:
     texts: str
 
     @classmethod
-    def of(cls, body: object) -> Refusal:
-        """Read an error's body, whatever its shape: OpenAI's, FastAPI's, a list, plain text."""
+    def of(cls, body: object, secret: str | None = None) -> Refusal:
+        """Read an error's body, whatever its shape: OpenAI's, FastAPI's, a list, plain text.
+
+        Args:
+            secret: is cut out of what it says: some repeat the key.
+        """
         found = body if isinstance(body, dict) else {}
-        texts = " ".join(_texts(body))
+        texts = " ".join(" ".join(_texts(body)).split())
+        texts = texts.replace(secret, "***") if secret else texts
         return cls(str(found.get("param") or ""), str(found.get("code") or ""), texts)
 
 

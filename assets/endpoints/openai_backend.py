@@ -88,9 +88,10 @@ class OpenAiBackend:
                 **_parameters(prompt, ways, self.settings.longest_answer),
             )
         except openai.APIStatusError as error:
-            refused = error.status_code in REFUSED
-            if refused and self._dialect.learn(ways, Refusal.of(error.body)):
-                raise AskOtherwiseError from error
+            if error.status_code in REFUSED:
+                refusal = Refusal.of(error.body, os.environ.get(self.settings.key_from))
+                if self._dialect.learn(ways, refusal):
+                    raise AskOtherwiseError from error
             raise self._fault(error) from error
         except openai.OpenAIError as error:
             raise self._fault(error) from error

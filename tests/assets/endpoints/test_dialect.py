@@ -167,6 +167,23 @@ def test_what_a_server_repeats_of_a_prompt_is_no_word_of_its_own():
     assert learned == []
 
 
+@pytest.mark.parametrize("refused", [["seed"], ["max_tokens", "max_completion_tokens"]])
+def test_a_key_that_a_refusal_repeats_is_told_to_nobody(world, monkeypatch, refused):
+    monkeypatch.setenv("HOURLLAVA_ENDPOINT_KEY", "sk-very-secret")
+    said = [{"error": f"{name} is not supported with\n sk-very-secret"} for name in refused]
+    one = world(faults=[f"body 400 {json.dumps(body)}" for body in said])
+    told = one.log
+    if refused == ["seed"]:
+        assert one.ask() == "red"
+    else:
+        with pytest.raises(OperatorError) as raised:
+            one.ask()
+        told = [*one.log, str(raised.value)]
+    for name, line in zip(refused, told, strict=True):
+        assert f"{name} is not supported with ***" in line
+    assert not [line for line in told if "sk-very" in line]
+
+
 def test_threads_that_learn_the_same_take_one_step():
     told = []
     dialect = Dialect("seer", told.append)
