@@ -118,7 +118,7 @@ class SlurmCluster:
         process.kill()
         process.wait()
         if daemon in NODES:
-            _kill(self.processes(daemon))
+            kill_all(self.processes(daemon))
 
     def restore(self) -> None:
         """Cancel every job, start what was killed, and wait until both nodes are idle."""
@@ -149,7 +149,7 @@ class SlurmCluster:
         """Processes of jobs, of one node or of all, and before each the daemon of its step."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
-            variables = _environment(folder)
+            variables = environment_of(folder)
             if variables.get("SLURM_CONF") == self.environment["SLURM_CONF"] and (
                 variables.get("SLURMD_NODENAME") in (NODES if node is None else (node,))
             ):
@@ -161,7 +161,7 @@ class SlurmCluster:
 
     def stop(self) -> None:
         """End every job and daemon."""
-        _kill(self.processes())
+        kill_all(self.processes())
         for name in reversed(list(self._daemons)):
             process = self._daemons.pop(name)
             process.send_signal(signal.SIGTERM)
@@ -170,7 +170,7 @@ class SlurmCluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        _kill(self.processes())
+        kill_all(self.processes())
 
     def _start(self, name: str, command: Sequence[str]) -> None:
         program = shutil.which(command[0], path=SBIN)
@@ -214,7 +214,7 @@ def _wait_for(reached: Callable[[], bool], what: str) -> None:
     raise TimeoutError(f"Slurm did not start: no {what}")
 
 
-def _environment(process: Path) -> dict[str, str]:
+def environment_of(process: Path) -> dict[str, str]:
     """Variables of a process; none where it ended or belongs to somebody else."""
     try:
         lines = (process / "environ").read_bytes().split(b"\0")
@@ -237,7 +237,7 @@ def _command(process: int) -> str:
         return ""
 
 
-def _kill(processes: Iterable[int]) -> None:
+def kill_all(processes: Iterable[int]) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
