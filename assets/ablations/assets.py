@@ -24,7 +24,7 @@ from assets.checkpoints.assets import (
     stage_metadata,
     stage_opening,
 )
-from assets.checkpoints.launcher import Torchrun
+from assets.checkpoints.launcher import train_stage
 from assets.checkpoints.runs import publish_results, restore_results
 from assets.deployment.graph import ABLATION, HOLDS_OUT, SETTINGS, VARIANTS
 from assets.deployment.partitions import all_partitions, arm_partitions, same_partition
@@ -95,7 +95,7 @@ assets/deployment/ablation.py, the study's settings in the section `ablation`.""
         from assets.checkpoints.results import below, read_results
 
         settings, storage = deployment.settings(), deployment.storage()
-        key, launcher = context.partition_key, Torchrun(settings.training, settings.compute)
+        key = context.partition_key
         arm, seed = arm_of(settings, key)
         with errors_for_people():
             inputs = input_versions(storage, read_products(settings, storage, key))
@@ -104,13 +104,13 @@ assets/deployment/ablation.py, the study's settings in the section `ablation`.""
                 first, first_folder = pretraining_run(settings, storage, key, inputs)
                 restore_results(settings, storage, first_folder)
                 write_bill(storage, settings, first, own_name(context), inputs)
-                launcher.run(context, first)
+                train_stage(context, settings, storage, first, first_folder)
                 publish_results(settings, storage, first_folder)
                 pretrained = f"{first.out}/export", read_results(first).version
             run, folder = arm_run(settings, storage, key, inputs, pretrained)
             restore_results(settings, storage, folder)
             write_bill(storage, settings, run, own_name(context), inputs)
-            launcher.run(context, run)
+            train_stage(context, settings, storage, run, folder)
             results = read_results(run)
             checks = call(context, settings, "cpu", stage_checks, run)
         publish_results(settings, storage, folder)

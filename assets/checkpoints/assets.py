@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.automation.rules import BY_HAND, NIGHTLY_IF_NEW_DATA, RETRY_NETWORK, TRAINING
-from assets.checkpoints.launcher import Torchrun
+from assets.checkpoints.launcher import train_stage
 from assets.checkpoints.runs import (
     previous_checkpoint,
     publish_results,
@@ -163,7 +163,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
                 context.log.warning(ADOPT, path, run.out)
             restore_results(settings, storage, folder)
             write_bill(storage, settings, run, product(f"stage{stage}", variant), inputs)
-            Torchrun(settings.training, settings.compute).run(context, run)
+            train_stage(context, settings, storage, run, folder)
             results = read_results(run)
             checks = call(context, settings, "cpu", stage_checks, run)
             shards = shard_products(stage)

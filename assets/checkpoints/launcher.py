@@ -16,19 +16,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from assets.checkpoints.uploads import uploading
 from assets.deployment.compute import Compute
-from assets.deployment.settings import Training
+from assets.deployment.settings import Settings, Training
 from assets.engines.jobs import Jobs, Work
 from assets.engines.script import MEETING_VARIABLE, interpreter
 from assets.records.publishing import failure_for_a_person, own_name
 from training.checkpoint_folder import committed
 from training.formats.hashing import hash_file_xxh64
+from training.formats.storage import Storage
 from training.metrics import METRICS_NAME
 from training.recipes import MODULES
 from training.run_config import RunConfig
@@ -49,6 +52,26 @@ OBSERVE_EVERY_S = 60.0
 MODULE = "training.train"
 
 
+def train_stage(
+    context: dg.AssetExecutionContext,
+    settings: Settings,
+    storage: Storage,
+    run: RunConfig,
+    folder: str,
+) -> None:
+    """Train in the run's folder to the end; meanwhile its checkpoints go to a remote root.
+
+    Args:
+        folder: of the run, below the root.
+
+    Raises:
+        dg.Failure: as `Torchrun.run`.
+    """
+    pace = settings.training.upload_every_s
+    with uploading(storage, folder, Path(run.out), pace, context.log.info) as look:
+        Torchrun(settings.training, settings.compute, look=look).run(context, run)
+
+
 @dataclass(slots=True)
 class Torchrun:
     """Starts stages on this machine, or this machine's share of them.
@@ -59,6 +82,7 @@ class Torchrun:
         grace_s: seconds that the training gets to write a checkpoint and end after SIGINT.
         force_s: seconds that it gets to end after SIGTERM, before it is killed.
         observe_every_s: seconds between two observations of the asset.
+        look: called now and then while it trains.
         module: the module that the ranks run; it takes the run's JSON file.
         arguments: what it takes besides.
     """
@@ -68,6 +92,7 @@ class Torchrun:
     grace_s: float = 120.0
     force_s: float = 20.0
     observe_every_s: float = OBSERVE_EVERY_S
+    look: Callable[[], None] = field(default=lambda: None)
     module: str = MODULE
     arguments: tuple[str, ...] = ()
     _seen: int = field(default=0, init=False)
@@ -119,7 +144,7 @@ class Torchrun:
             try:
                 while process.poll() is None:
                     time.sleep(POLL_S)
-                    self._observe(context, metrics)
+                    self._look(context, metrics)
                     if os.getppid() != owner:
                         raise RuntimeError(
                             "the process that owns this step died; the training is stopped"
@@ -150,7 +175,7 @@ class Torchrun:
                 nodes=pool.nodes,
                 grace_s=self.grace_s,
                 reached=lambda: [step.name for step in committed(path.parent / STATE_FOLDER)][-1:],
-                look=lambda: self._observe(context, metrics),
+                look=lambda: self._look(context, metrics),
             )
         )
         return FAILED if ended.status is None else ended.status, ended.report
@@ -181,6 +206,10 @@ class Torchrun:
         torchrun = [python, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={ranks}"]
         module = ["-m", self.module, str(path), *self.arguments]
         return [python, "-m", "training.supervise", *torchrun, *module]
+
+    def _look(self, context: dg.AssetExecutionContext, metrics: Path) -> None:
+        self._observe(context, metrics)
+        self.look()
 
     def _observe(
         self, context: dg.AssetExecutionContext, metrics: Path, at_once: bool = False

@@ -4,10 +4,9 @@ go.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from assets.deployment.settings import Settings
@@ -15,7 +14,7 @@ from assets.deployment.variants import previous
 from assets.records.lineage import Lineage, product
 from assets.shards.mixture_views import mixed_streams
 from model.atomic import TEMPORARY_PREFIX, writing_file
-from training.checkpoint_folder import committed
+from training.checkpoint_folder import COMMITTED_NAME, committed, step_of
 from training.formats import layout
 from training.formats.hashing import data_version
 from training.formats.receipts import DAMAGED
@@ -132,32 +131,55 @@ def run_folder(settings: Settings, storage: Storage, folder: str) -> Path:
 
 
 def restore_results(settings: Settings, storage: Storage, folder: str) -> None:
-    """Fetch what a finished stage left on a remote root, where this machine holds nothing of the
-    run: otherwise it would be trained again.
+    """Fetch what a stage left on a remote root, where this machine holds nothing of the run: the
+    results of a finished one, else its newest checkpoint. Otherwise it would be trained again.
     """
     out = run_folder(settings, storage, folder)
     if storage.is_local or (out / STATE_FOLDER).exists() or (out / RESULT_NAME).exists():
         return
     names = [name for name in storage.list(folder) if _leaves(name.removeprefix(f"{folder}/"))]
+    last = RESULT_NAME
     if f"{folder}/{RESULT_NAME}" not in names:
-        return
-    for name in sorted(names, key=lambda name: name.endswith(f"/{RESULT_NAME}")):
+        if (state := newest_uploaded(storage, folder)) is None:
+            return
+        names += storage.list(state)
+        last = COMMITTED_NAME
+    for name in sorted(names, key=lambda name: name.endswith(f"/{last}")):
         with writing_file(out / name.removeprefix(f"{folder}/")) as temporary:
-            temporary.write_bytes(storage.read_bytes(name))
+            storage.fs.get_file(storage.path(name), str(temporary))
 
 
 def publish_results(settings: Settings, storage: Storage, folder: str) -> None:
-    """Upload what a finished stage made to a remote root; the resumable state stays on this
-    machine.
+    """Upload what a finished stage made to a remote root, `result.json` last; the resumable state
+    stays on this machine, and what was uploaded of it goes.
     """
     if storage.is_local:
         return
-    out = run_folder(settings, storage, folder)
-    for file in sorted(path for path in out.rglob("*") if path.is_file()):
-        name = file.relative_to(out).as_posix()
-        if _leaves(name):
-            with storage.writing(f"{folder}/{name}") as temporary:
-                shutil.copyfile(file, temporary)
+    files = results(run_folder(settings, storage, folder), folder)
+    result = f"{folder}/{RESULT_NAME}"
+    storage.upload({name: path for name, path in files.items() if name != result})
+    storage.upload({result: files[result]})
+    storage.remove(f"{folder}/{STATE_FOLDER}")
+
+
+def results(out: Path, folder: str) -> dict[str, Path]:
+    """What a run in `out` has made but its own state, by its name below the root."""
+    return {
+        f"{folder}/{file.relative_to(out).as_posix()}": file
+        for file in sorted(out.rglob("*"))
+        if file.is_file() and _leaves(file.relative_to(out).as_posix())
+    }
+
+
+def newest_uploaded(storage: Storage, folder: str) -> str | None:
+    """The newest whole checkpoint of a running stage on a remote root; None where there is none."""
+    suffix = f"/{COMMITTED_NAME}"
+    found = [
+        PurePosixPath(name).parent
+        for name in storage.list(f"{folder}/{STATE_FOLDER}")
+        if name.endswith(suffix)
+    ]
+    return str(max(found, key=lambda path: step_of(Path(path)))) if found else None
 
 
 def _leaves(name: str) -> bool:

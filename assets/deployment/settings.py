@@ -180,6 +180,12 @@ class Training(Section):
         description="folder of running stages when root is remote; when nodes > 1, one that all "
         "of them see",
     )
+    upload_every_s: float | None = Field(
+        default=1800,
+        gt=0,
+        description="when root is remote: seconds after which the newest checkpoint of a running "
+        "stage goes there, too, so that another machine can go on from it; null: never",
+    )
     long_videos_only: bool = Field(
         default=False,
         description="stage 3 reads long videos alone, for example one's own, and none of the LLaVA "

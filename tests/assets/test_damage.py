@@ -39,7 +39,7 @@ KINDS = [
 class World:
     """A deployment with one drop source and every asset of its long videos made."""
 
-    def __init__(self, folder, instance, root="root") -> None:
+    def __init__(self, folder, instance, root="root", **sections) -> None:
         from pipeline.definitions import definitions
 
         self.folder, self.instance, self.assets = folder, instance, definitions().assets
@@ -60,6 +60,7 @@ class World:
             "download": {"min_free_bytes": 0},
             "shards": {"workers": 1},
             "features": {"encoder": "encoder", "decode_workers": 1, "device": "cpu"},
+            **sections,
         }
         (folder / "deployment.yaml").write_text(yaml.safe_dump(settings))
         (folder / "drop").mkdir()

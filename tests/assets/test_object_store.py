@@ -2,40 +2,22 @@
 with a local S3 server: the same bytes as on a local root, receipts and their mending included.
 """
 
-import socket
-
 import dagster as dg
 import pytest
 
 from assets.records.lineage import Lineage, all_records
 from pipeline.verify import verify
 from tests.assets.test_damage import KINDS, SOURCE_PART, VARIANT_PART, World
+from tests.servers.s3 import s3_root
 from training.formats.storage import Storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-BUCKET = "hourllava"
-
 
 @pytest.fixture(scope="module")
 def root():
-    """An empty root in a bucket of a local server."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield f"s3://{BUCKET}/root"
-    server.stop()
+    with s3_root() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -197,7 +197,7 @@ class Storage:
     def writing_folder(self, rel: str) -> Iterator[Path]:
         """A temporary local folder that replaces the folder `rel` when the block ends well.
 
-        On an object store the files are uploaded in name order, except the markers `index.json`
+        On an object store several files are uploaded at a time, except the markers `index.json`
         and `lineage.json`: those of the folder that is replaced go first and the new ones come
         last, so that a folder with markers is complete at every moment.
         """
@@ -216,12 +216,28 @@ class Storage:
         shows markers on an incomplete folder.
         """
         if self.fs.exists(target):
-            old = self.fs.find(target)
-            for name in sorted(old, key=lambda name: name.rpartition("/")[2] not in MARKERS):
-                self.fs.rm(name)
-        files = (path for path in source.rglob("*") if path.is_file())
-        for file in sorted(files, key=lambda path: (path.name in MARKERS, path)):
-            self.fs.put_file(str(file), f"{target}/{file.relative_to(source).as_posix()}")
+            old = sorted(self.fs.find(target))
+            for last in (True, False):
+                if some := [name for name in old if (name.rpartition("/")[2] in MARKERS) is last]:
+                    self.fs.rm(some)
+        files = sorted(path for path in source.rglob("*") if path.is_file())
+        for last in (False, True):
+            some = [path for path in files if (path.name in MARKERS) is last]
+            self._put({f"{target}/{path.relative_to(source).as_posix()}": path for path in some})
+
+    def upload(self, files: Mapping[str, Path]) -> None:
+        """Publish local files under these names of a remote root, several at a time and in no
+        order.
+
+        Raises:
+            FileNotFoundError: one of them is not there any more.
+        """
+        self._put({self._inner(rel): path for rel, path in files.items()})
+
+    def _put(self, files: Mapping[str, Path]) -> None:
+        # Lists: the clients of object stores then send many files at once.
+        if files:
+            self.fs.put([str(path) for path in files.values()], list(files))
 
     def remove_unfinished(self, rel: str) -> None:
         """Remove what killed writers of the file `rel` left beside it. Only for who alone writes
