@@ -339,7 +339,8 @@ class Trainer:
             packs = self.device_prefetcher.on_device(group.packs)
             for number, pack in enumerate(packs, start=1):
                 if self.memory.keeps_gradients:
-                    keep_gradients(self.model, until_next=number < len(group.packs))
+                    follows = number < len(group.packs)
+                    keep_gradients(self.model, self.ranks, until_next=follows)
                 self.switches.llm.layers = self.memory.recomputed(pack.sizes.tokens)
                 self.switches.vision.layers = self.memory.vision_recomputed(pack.sizes)
                 output = self.model(pack.samples, forgetting="random")

@@ -68,9 +68,9 @@ class MemoryPlan:
         needed: estimate for the largest pack.
         slower: share of the time of a step that all this costs, by the estimate.
         room: of a device, where somebody counts it.
-        keeps_gradients: a single rank keeps copies and gradients between the packs of a group, see
-            `training.parallel.keep_gradients`. That is so where there is room for another copy of
-            the gradients and nothing has to be given for it.
+        keeps_gradients: ranks keep gathered copies and their gradients between the packs of a
+            group, see `training.parallel.keep_gradients`. That is so where there is room for them
+            and nothing has to be given for it.
     """
 
     budget: Budget
@@ -221,12 +221,15 @@ class _Trial:
 
     def with_gradients_kept(self, plan: MemoryPlan) -> MemoryPlan:
         """The same plan with them, where it stays what it is with so much less memory."""
-        if self.world > 1 or plan.savings.gathered_again or plan.savings.parameters_on_host:
+        if plan.savings.gathered_again or plan.savings.parameters_on_host:
             return plan
         if self.available is None:
             return replace(plan, keeps_gradients=True)
-        trained = weights_of(self.config, self.run.modules, self.run.lora).trained
-        less = replace(self, available=self.available - MARGIN * SINGLE * trained).best()
+        weights = weights_of(self.config, self.run.modules, self.run.lora)
+        kept = SINGLE * weights.trained
+        if self.world > 1:  # a single rank keeps its copies anyway
+            kept += HALF * (weights.trained + weights.frozen - weights.vision_frozen)
+        less = replace(self, available=self.available - MARGIN * kept).best()
         if less is None or (less.savings, less.layers) != (plan.savings, plan.layers):
             return plan
         return replace(less, keeps_gradients=True)

@@ -257,8 +257,8 @@ def prepare(
     return Switches(llm, vision)
 
 
-def keep_gradients(model: HourLlava, *, until_next: bool) -> None:
-    """Say what the next backward pass of a single rank leaves behind.
+def keep_gradients(model: HourLlava, ranks: Ranks, *, until_next: bool) -> None:
+    """Say what the next pass, forward and backward, leaves behind on every rank.
 
     Args:
         until_next: the bfloat16 copies that were gathered, and its gradients, summed in float32
@@ -266,6 +266,10 @@ def keep_gradients(model: HourLlava, *, until_next: bool) -> None:
             are sharded again, as the optimizer and checkpoints want them.
     """
     assert isinstance(model, FSDPModule)
+    if ranks.world > 1:
+        for unit in units(model):
+            if unit is not model.vision and isinstance(unit, FSDPModule):
+                unit.set_reshard_after_forward(not until_next, recurse=False)
     model.set_requires_gradient_sync(not until_next)
     model.set_reshard_after_backward(not until_next)
     model.set_is_last_backward(not until_next)

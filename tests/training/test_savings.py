@@ -212,7 +212,7 @@ def test_gradients_kept_from_pass_to_pass_are_those_that_were_reduced_each_time(
         def gradients(kept):
             for number, samples in enumerate(passes, start=1):
                 if kept:
-                    keep_gradients(wrapper.model, until_next=number < len(passes))
+                    keep_gradients(wrapper.model, ranks, until_next=number < len(passes))
                 wrapper.model(samples, forgetting="uniform").loss_sum.backward()
                 assert isinstance(weight.weight, DTensor) == (not kept or number == len(passes))
             found = {n: p.grad.full_tensor() for n, p in wrapper.model.named_parameters()}

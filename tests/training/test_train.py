@@ -123,6 +123,20 @@ def test_two_ranks_hand_over_to_one(eight_steps, tmp_path):
         torch.testing.assert_close(alone["export"][name], tensor, rtol=0.05, atol=2e-3)
 
 
+def test_four_ranks_hand_over_to_two(tmp_path):
+    run = make_run(tmp_path, max_steps=4, save_every=2)
+    status, output = finish(run, ranks=4)
+    assert status == 0, output
+    straight, taken = losses(run), sample_ids(run)
+    (Path(run.out) / "result.json").unlink()
+    shutil.rmtree(Path(run.out) / "state" / "step-4")
+    status, output = finish(run, ranks=2)
+    assert status == 0, output
+    assert "continuing from step-2" in output
+    assert losses(run) == pytest.approx(straight, rel=1e-6)
+    assert sample_ids(run) == taken
+
+
 def test_two_ranks_take_the_steps_of_one(eight_steps, tmp_path):
     run = make_run(tmp_path, max_steps=3)
     train_in_process(run)
