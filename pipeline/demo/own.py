@@ -106,7 +106,8 @@ def tiny_settings(example: Path) -> dict[str, Any]:
     settings["features"] = {"decode_workers": 2, "device": "cpu"}
     settings["download"] = {"min_free_bytes": 1 << 29}
     settings["training"] |= {
-        "cpu_threads": 2,
+        # Threads of so small a model wait for each other wherever another program wants the core.
+        "cpu_threads": 1,
         "overrides": {"stage3": {"epochs": EPOCHS, "global_batch": 8, "tensorboard": False}},
     }
     settings["evaluation"] = {"held_out_share": SHARE}
