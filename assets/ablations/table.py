@@ -12,6 +12,7 @@ from assets.evaluation.report import EvaluationReport
 from assets.records.intervals import student_reach
 
 ALL = "all"
+COLUMNS = ("arm", "compares", "seeds", "asked", "accuracy", "+-", "gain", "gain +-", "what")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +75,18 @@ def arms_table(
             continue
         found = by_arm[name]
         gains = [found[seed] - reference[seed] for seed in sorted(found.keys() & reference.keys())]
-        rows.append(
-            {
-                "arm": name,
-                "compares": arm.compares,
-                "what": arm.says,
-                "seeds": len(found),
-                "asked": asked[name],
-                "accuracy": round(statistics.fmean(found.values()), 4),
-                "+-": _reach(list(found.values())),
-                "gain": round(statistics.fmean(gains), 4) if gains and name != REFERENCE else None,
-                "gain +-": _reach(gains) if name != REFERENCE else None,
-            }
-        )
+        row = {
+            "arm": name,
+            "compares": arm.compares,
+            "what": arm.says,
+            "seeds": len(found),
+            "asked": asked[name],
+            "accuracy": round(statistics.fmean(found.values()), 4),
+            "+-": _reach(list(found.values())),
+            "gain": round(statistics.fmean(gains), 4) if gains and name != REFERENCE else None,
+            "gain +-": _reach(gains) if name != REFERENCE else None,
+        }
+        rows.append({column: row[column] for column in COLUMNS})
     return rows
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from assets.ablations.runs import study_of
 from assets.ablations.score import TABLE_FILE
+from assets.ablations.table import COLUMNS
 from assets.deployment.ablation import run_keys
 from assets.deployment.settings import Settings, load_settings
 from pipeline.demo.client import DagsterClient
@@ -92,7 +93,10 @@ def print_arms(settings: Settings) -> None:
         say("no table yet: no arm was scored")
         return
     rows = storage.read_json(file)["groups"]["all"]
-    shown = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
+    shown = [
+        {name: "" if row[name] is None else row[name] for name in COLUMNS if name in row}
+        for row in rows
+    ]
     print("\nshare of questions answered right, means over seeds, with 95 % intervals")
     print(text_table(shown))
     print(f"\nby kind of question and by duration: {storage.path(file)}")
