@@ -79,6 +79,7 @@ def main() -> int:
         browser(url, WIDTH, 1000) as ui,
     ):
         save("serve", serve_page(ui))
+        save("gallery", gallery_page(ui))
     return 0
 
 
@@ -133,6 +134,12 @@ def serve_page(ui: Ui) -> bytes:
     ui.page.get_by_label("Question").fill("What colour is the square at the end of the video?")
     ui.page.get_by_role("button", name="Ask", exact=True).click()
     ui.page.get_by_test_id("band").wait_for()
+    return ui.page.screenshot(animations="disabled")
+
+
+def gallery_page(ui: Ui) -> bytes:
+    """The beginning of the gallery of the variant's evaluation."""
+    ui.open("/gallery/tiny")
     return ui.page.screenshot(animations="disabled")
 
 
