@@ -70,7 +70,7 @@ DO_NOT_COUNT = {
 
 
 def test_every_field_of_a_run_counts_or_does_not():
-    contents = {"start", "streams"}  # by what is there, see below
+    contents = {"start", "streams", "vision_start"}  # by what is there, see below
     of_rates = {"reference_effective"}  # the same rates for all is what the tiny variant has
     named = {field.name for field in dataclasses.fields(RunConfig)}
     assert named - set(COUNT) - set(DO_NOT_COUNT) == contents | of_rates, (
@@ -124,6 +124,18 @@ def test_the_same_contents_under_another_path_are_the_same_run(run, tmp_path):
     )
     upper = StreamConfig("renamed", str(moved), tuple(f"shards/{name}" for name in stream.indexes))
     assert identity_of(replace(run, streams=(upper,)), VERSION) == identity_of(run, VERSION)
+
+
+def test_another_vision_encoder_is_another_run_wherever_it_lies(run, tmp_path):
+    identities = []
+    for name, weights in (("here", b"a"), ("there", b"a"), ("other", b"b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+        changed = replace(run, vision_start=str(tmp_path / name))
+        identities.append(identity_of(changed, VERSION))
+    here, there, other = identities
+    assert here == there
+    assert identity_of(run, VERSION) != here != other
 
 
 def test_other_contents_or_another_order_are_another_run(run, tmp_path):
