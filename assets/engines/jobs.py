@@ -13,7 +13,6 @@ import hashlib
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from assets.deployment.compute import Compute, Pool
 from assets.engines import slurm
 from assets.engines.messages import JobMessages
 from assets.engines.script import CONTROL, LOG_NAME, STATUS_NAME, options, write_script
+from assets.engines.telling import JobTeller, LogFollower, why
 from training.supervise import (
     CONFIGURATION,
     FAILED,
@@ -40,7 +40,6 @@ from training.supervise import (
 MESSAGES_NAME = "messages.jsonl"
 KEEP = 5  # folders of earlier jobs of a step: scripts and logs
 END_S = 120.0  # for Slurm to end what was cancelled
-TELL_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +115,19 @@ class Jobs:
                 return ended
             now = work.reached()
             lost, reached = (lost + 1, reached) if now == reached else (0, now)
-            why = _why(ended)
+            reason = why(ended.job, ended.status)
             if lost > self.pool.restarts:
                 if ended.report is not None and ended.status != PREEMPTED:
                     return ended
                 raise self._failure(
                     ended.job,
-                    f"{why}, and those before it got no further; look at the log and the nodes, "
+                    f"{reason}, and those before it got no further; look at the log and the nodes, "
                     "and materialize again to go on, or raise the pool's restarts",
                 )
             if ended.status != PREEMPTED and ended.job.state != "TIMEOUT":
                 nodes = max(nodes - 1, min(nodes, self.pool.least_nodes or nodes))
             self.context.log.warning(
-                f"job {ended.job.id} {why}; the next job goes on from what is there, on {nodes} "
+                f"job {ended.job.id} {reason}; the next job goes on from what is there, on {nodes} "
                 f"{'node' if nodes == 1 else 'nodes'}. Jobs in a row that got no further: {lost}, "
                 f"of at most {self.pool.restarts}"
             )
@@ -141,14 +140,12 @@ class Jobs:
         """
         if ended.status == OK:
             return False
+        told = why(ended.job, ended.status)
         if ended.job.state == slurm.CANCELLED:
-            raise self._failure(
-                ended.job, f"{_why(ended)}; materialize again to go on from what is there"
-            )
+            raise self._failure(ended.job, f"{told}; materialize again to go on from what is there")
         if ended.job.state == slurm.NO_MEMORY:
             raise self._failure(
-                ended.job,
-                f"{_why(ended)}; ask for more (extra: ['--mem=...']), or do less at a time",
+                ended.job, f"{told}; ask for more (extra: ['--mem=...']), or do less at a time"
             )
         if ended.status in (None, PREEMPTED) or ended.job.state == "TIMEOUT":
             return True
@@ -213,8 +210,8 @@ class Jobs:
 
     def _watch(self, job: slurm.Job, folder: Path, messages: JobMessages, work: Work) -> slurm.Job:
         """Hand on what the job says until it is over."""
-        told = _Told(self.context, work.product)
-        log = _Follower(folder / LOG_NAME)
+        told = JobTeller(self.context, work.product)
+        log = LogFollower(folder / LOG_NAME)
         while True:
             job = self._answered(partial(slurm.look, job.id), give_up=lambda: _status(folder) == OK)
             told.tell(job)
@@ -288,62 +285,6 @@ class Jobs:
         return dg.Failure(f"job {job.id} {text}", metadata=facts, allow_retries=False)
 
 
-class _Told:
-    """Tells the run's log and the asset's page how a job is, when that changes."""
-
-    def __init__(self, context: dg.AssetExecutionContext, product: str) -> None:
-        self._context, self._product = context, product
-        self._last: object = None
-        self._waited = float("-inf")
-
-    def tell(self, job: slurm.Job) -> None:
-        now = (job.state, job.reason, job.nodes)
-        if now == self._last:
-            return
-        if job.waits:
-            if time.monotonic() - self._waited < TELL_WAIT_S and self._last is not None:
-                return
-            self._waited = time.monotonic()
-            self._context.log.info(_waits(job))
-        elif job.state == "RUNNING":
-            self._context.log.info(f"job {job.id} runs on {job.nodes}")
-            self._context.log_event(
-                dg.AssetObservation(
-                    asset_key=self._context.asset_key,
-                    partition=self._context.partition_key
-                    if self._context.has_partition_key
-                    else None,
-                    description=f"job {job.id} runs on {job.nodes}",
-                    metadata={
-                        "slurm job": job.id,
-                        "nodes": job.nodes,
-                        "partition": job.partition,
-                    },
-                )
-            )
-        elif job.id:
-            self._context.log.info(f"job {job.id}: {job.state.lower()}")
-        self._last = now
-
-
-class _Follower:
-    """Hands what is written to a file on to this process's output, which the UI shows."""
-
-    def __init__(self, file: Path) -> None:
-        self._file, self._read = file, 0
-
-    def forward(self) -> None:
-        if not self._file.exists():
-            return
-        with open(self._file, "rb") as file:
-            file.seek(self._read)
-            text = file.read()
-        self._read += len(text)
-        if text:
-            sys.stdout.write(text.decode(errors="replace"))
-            sys.stdout.flush()
-
-
 def job_name(compute: Compute, product: str) -> str:
     """The name of the jobs that make a product of this deployment."""
     deployment = hashlib.sha256(str(compute.folder).encode()).hexdigest()[:8]
@@ -399,33 +340,3 @@ def _weightiest(folder: Path) -> dict[str, Any] | None:
     reports = [report for report in found if report is not None]
     weights = [order.index(r["code"]) if r["code"] in order else len(order) for r in reports]
     return reports[weights.index(min(weights))] if reports else None
-
-
-def _waits(job: slurm.Job) -> str:
-    """`job 12 waits in gpu: Resources, 3rd of 9; expected at 2026-...`."""
-    try:
-        place, waiting = slurm.position(job)
-        where = f", number {place} of {waiting} that wait there"
-    except slurm.SlurmUnreachable:
-        where = ""
-    expected = f"; expected to begin at {job.start}" if job.start else ""
-    reason = job.reason or "not looked at yet"
-    return f"job {job.id} waits in {job.partition}: {reason}{where}{expected}"
-
-
-def _why(ended: Ended) -> str:
-    """How a job ended, in words."""
-    job = ended.job
-    where = f" on {job.nodes}" if job.nodes else ""
-    if ended.status == PREEMPTED and job.state != slurm.CANCELLED:
-        return f"wrote a checkpoint and ended, because its time was up{where}"
-    told = {
-        "TIMEOUT": "reached its time limit",
-        "NODE_FAIL": "lost a node",
-        "BOOT_FAIL": "lost a node",
-        "PREEMPTED": "had to make room for another job",
-        slurm.CANCELLED: "was cancelled (scancel), not from here",
-        slurm.NO_MEMORY: "was ended because its memory ran out",
-        slurm.FORGOTTEN: "is gone, and Slurm does not know how it ended",
-    }
-    return told.get(job.state, f"ended as {job.state}, with status {ended.status}") + where
