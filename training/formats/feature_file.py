@@ -40,6 +40,8 @@ HEADER_ROOM = 8192
 HASH = f"xxh64+{HEADER_ROOM}"
 # Of a bfloat16 without its sign: from here on it is infinite or not a number.
 _NOT_FINITE = 0x7F80
+# Seconds. Times are float32, which from here on tell no two seconds apart.
+LONGEST_S = 1 << 24
 _CHECKED_AT_ONCE = 1 << 17  # numbers that stay in a core's cache while they are looked at
 
 
@@ -211,7 +213,7 @@ def read_header(source: Path | BinaryIO, size: int | None = None, name: str = ""
         name: what errors call it; by default its path.
 
     Raises:
-        ValueError: not a feature file, or one that is cut short.
+        ValueError: not a feature file, one that is cut short, or one whose duration no video has.
     """
     if isinstance(source, Path | str):
         with open(source, "rb") as file:
@@ -242,14 +244,19 @@ def read_header(source: Path | BinaryIO, size: int | None = None, name: str = ""
                 "data_offsets": [rows_end, rows_end + frames * 4],
             }
             and "content_xxh3" in metadata
-            and "duration" in metadata
         )
+        seconds = float(metadata["duration"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{name}: not a feature file of this pipeline ({error!r}); extract it again"
         ) from error
     if not consistent or frames < 1:
         raise ValueError(f"{name}: header is not that of a {FORMAT} file; extract it again")
+    if not 0 <= seconds <= LONGEST_S:  # NaN neither
+        raise ValueError(
+            f"{name}: a duration of {seconds} seconds, where 0 to {LONGEST_S:,} are possible; "
+            "extract it again"
+        )
     if size is not None and size != expected:
         raise ValueError(
             f"{name}: {size:,} bytes, its header promises {expected:,}; extract it again"

@@ -156,6 +156,29 @@ def test_files_cut_short_or_of_another_kind_are_refused_by_name(tmp_path):
         FeatureFile(empty)
 
 
+@pytest.mark.parametrize("duration", ["inf", "-inf", "-1", "1e308", "nan", "16777217", "1e999"])
+def test_a_duration_that_no_video_has_is_refused_by_name(tmp_path, duration):
+    path = tmp_path / "odd.safetensors"
+    write_features(path, some_features(5), np.arange(5), {"duration": duration})
+    with pytest.raises(ValueError, match=r"odd\.safetensors: a duration of .*extract it again"):
+        FeatureFile(path)
+
+
+@pytest.mark.parametrize("duration", ["", "an hour", "0x10"])
+def test_a_duration_that_is_no_number_is_refused_by_name(tmp_path, duration):
+    path = tmp_path / "odd.safetensors"
+    write_features(path, some_features(5), np.arange(5), {"duration": duration})
+    with pytest.raises(ValueError, match=r"odd\.safetensors: not a feature file"):
+        FeatureFile(path)
+
+
+@pytest.mark.parametrize("duration", ["0", "0.04", "86400", "16777216"])
+def test_a_duration_that_a_video_may_have_is_read(tmp_path, duration):
+    path = tmp_path / "v.safetensors"
+    write_features(path, some_features(5), np.arange(5), {"duration": duration})
+    assert FeatureFile(path).duration == float(duration)
+
+
 def test_metadata_without_duration_or_too_long_is_refused(tmp_path):
     with pytest.raises(ValueError, match="lacks 'duration'"):
         write_features(tmp_path / "x", some_features(1), np.zeros(1), {})
