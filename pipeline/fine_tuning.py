@@ -27,6 +27,7 @@ from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
 from assets.records.lineage import is_recorded, product
 from assets.records.publishing import errors_for_people, failure_for_a_person
+from assets.records.rendering import code_block
 from assets.records.withdrawals import active_parts
 from model.configuration import parse
 from pipeline.backfill import (
@@ -114,7 +115,7 @@ def fine_tune_job(asset_graph: Callable[[], AssetGraph]) -> dg.JobDefinition:
         # Before anything that takes long: a person decides by it whether to go on.
         estimate = _estimated(settings, config.variant, context.log.info)
         context.log.info(estimate)
-        yield dg.Output(None, metadata={"estimate": dg.MetadataValue.md(f"```\n{estimate}\n```")})
+        yield dg.Output(None, metadata={"estimate": code_block(estimate)})
         stale = _out_of_date(instance, graph, storage)
         due = due_subsets(instance, graph, config.variant, parts, stale)
         if due:

@@ -6,7 +6,7 @@ import dagster as dg
 
 from assets.automation.conditions import state_of
 from assets.deployment.resources import Deployment
-from assets.records.rendering import plain, table
+from assets.records.rendering import table
 from assets.records.withdrawals import Withdrawals
 from assets.tracing.assets import FRONT_PAGE
 from assets.tracing.overview import Overview, overview
@@ -40,7 +40,7 @@ def tell_front_page(
 def describe(found: Overview) -> dict[str, dg.MetadataValue]:
     """The entries of the page; what is empty is left out."""
     entries: dict[str, dg.MetadataValue] = {
-        "next": dg.MetadataValue.md(f"**{plain(found.headline)}**"),
+        "next": dg.MetadataValue.text(found.headline),
         "steps, in the order of use": table(found.steps),
     }
     for name, rows in (

@@ -25,7 +25,7 @@ from assets.records.product_files import (
     list_name,
     read_list,
 )
-from assets.records.rendering import table
+from assets.records.rendering import description, table
 from pipeline.verify import NAMED, UNRECORDED, WITHOUT_FILES, Finding, verify_product
 from training.formats import layout
 from training.formats.receipts import Damage, FileEntry, Stamps, find_damage
@@ -97,15 +97,15 @@ def _evaluation(
 ) -> dg.AssetCheckEvaluation:
     """What was found of a product, as its check says it."""
     asset, partition = split_product(finding.product)
-    description = str(finding)
+    told = str(finding)
     if finding.wrong:
-        description += ". Materialize it again: what is damaged is set aside, and made anew"
+        told += ". Materialize it again: what is damaged is set aside, and made anew"
     return dg.AssetCheckEvaluation(
         asset_key=dg.AssetKey(asset),
         check_name=INTACT,
         passed=not finding.wrong and finding.verdict != UNRECORDED,
         severity=dg.AssetCheckSeverity.ERROR if finding.wrong else dg.AssetCheckSeverity.WARN,
-        description=description,
+        description=description(told),
         blocking=False,
         partition=partition,
         target_materialization_data=target,

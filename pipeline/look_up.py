@@ -5,7 +5,7 @@ from pydantic import Field
 
 from assets.deployment.resources import Deployment
 from assets.records.publishing import errors_for_people
-from assets.records.rendering import plain, product_link, table
+from assets.records.rendering import product_links, table
 from assets.tracing.holdings import Holdings, find_holdings
 from assets.tracing.names import find_video
 from pipeline.why import why
@@ -49,10 +49,10 @@ def describe(holdings: Holdings, told: list[str]) -> dict[str, dg.MetadataValue]
     entries: dict[str, dg.MetadataValue] = {
         "video": dg.MetadataValue.text(holdings.video),
         "what holds it": table(rows),
-        "its way": dg.MetadataValue.md("\n\n".join(plain(line.strip()) for line in told)),
+        "its way": table([{"what is known": line.strip()} for line in told]),
     }
-    if products:
-        entries["pages"] = dg.MetadataValue.md(" · ".join(map(product_link, products)))
+    if pages := product_links(products, len(products)):
+        entries["pages"] = pages
     if holdings.trained or holdings.unknown:
         entries["checkpoints"] = table(
             [{"folder": name, "trained on it": "yes"} for name in holdings.trained]

@@ -20,7 +20,7 @@ from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
 from assets.records.lineage import product, split_product
 from assets.records.publishing import UP_TO_DATE
-from assets.records.rendering import table
+from assets.records.rendering import description, table
 from pipeline.notices import notify
 from training.formats.hashing import data_version
 
@@ -135,7 +135,7 @@ def _page(
         check_name=UP_TO_DATE,
         passed=not own,
         severity=dg.AssetCheckSeverity.WARN,
-        description=says,
+        description=description(says),
         metadata={"products": table(rows)} if rows else {},
         blocking=False,
     )

@@ -185,7 +185,7 @@ def evaluation(
             "gallery": f"{storage.path(found.folder)}/{GALLERY}, or, under `hourllava serve`, "
             f"{gallery_address(variant)}",
             "every checkpoint": table(checkpoint_columns(found.table, checkpoints)),
-            "one question": dg.MetadataValue.md(found.example),
+            "one question": table(found.example),
             # Not as a column schema: the UI would put that above the scores.
             "columns of the answers": table(
                 [{"column": name, "what": ANSWERS[name]} for name in SCHEMA.names]

@@ -37,7 +37,7 @@ class Comparison:
         origins: the questions file and its hash.
         counts: questions, asked, not askable, about damaged videos.
         table: accuracies, a row for each checkpoint and kind of question.
-        example: one question with the last checkpoint's own words, as Markdown.
+        example: one question with the last checkpoint's own words, row by row.
         accuracy: share that the last checkpoint answered right.
         blind_accuracy: the same with nothing shown.
         previous: the last checkpoint against the one before it, on the same questions; empty where
@@ -52,7 +52,7 @@ class Comparison:
     origins: dict[str, str]
     counts: dict[str, int]
     table: list[dict[str, Any]]
-    example: str
+    example: list[dict[str, Any]]
     accuracy: float
     blind_accuracy: float
     previous: list[dict[str, Any]]

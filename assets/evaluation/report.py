@@ -9,7 +9,6 @@ from typing import Any
 
 from assets.evaluation.answers import Answer
 from assets.records.intervals import wilson
-from assets.records.rendering import plain
 
 DURATIONS = (
     (60, "under 1 min"),
@@ -150,27 +149,21 @@ def checkpoint_columns(
     ]
 
 
-def example_question(answers: Sequence[Answer]) -> str:
-    """One video question with what the model wrote, as Markdown; one that it got right where there
-    is one.
+def example_question(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """One video question with what the model wrote, row by row; one that it got right where there
+    is one. Empty where none could be asked.
     """
     videos = [answer for answer in answers if answer.duration is not None] or list(answers)
     if not videos:
-        return "No question could be asked."
+        return []
     shown = next((answer for answer in videos if answer.written_correct), videos[0])
-    lines = [
-        f"**{plain(shown.id)}** ({plain(shown.task)})",
-        "",
-        *(f"    {line}" for line in shown.prompt.splitlines()),  # code: nothing in it is obeyed
-        "",
-        f"answers: {plain(shown.generated)}",
-    ]
+    told = {"question": shown.id, "task": shown.task, "prompt": shown.prompt}
+    told["answers"] = shown.generated
     if shown.scores:
         ranked = sorted(zip(shown.scores, shown.choices, strict=True), reverse=True)
-        best = ", ".join(f"{plain(choice)} ({score:.1f})" for score, choice in ranked[:3])
-        lines += ["", f"likeliest: {best}"]
-    lines += ["", f"right answer: {plain(shown.expected)}"]
-    return "\n".join(lines)
+        told["likeliest"] = ", ".join(f"{choice} ({score:.1f})" for score, choice in ranked[:3])
+    told["right answer"] = shown.expected
+    return [{"what": what, "text": text} for what, text in told.items()]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -17,7 +17,7 @@ from assets.records.code_version import code_version
 from assets.records.coverage import Coverage
 from assets.records.lineage import Lineage, mend, product
 from assets.records.openlineage import tell
-from assets.records.rendering import product_links, table
+from assets.records.rendering import description, product_links, table
 from assets.records.verdict import Verdict
 from training.formats import layout
 from training.formats.receipts import Damage, FileEntry
@@ -251,7 +251,7 @@ def _check_result(verdict: Verdict) -> dg.AssetCheckResult:
         check_name=verdict.check,
         passed=verdict.passed,
         severity=dg.AssetCheckSeverity.ERROR if verdict.blocking else dg.AssetCheckSeverity.WARN,
-        description=verdict.message,
+        description=description(verdict.message),
         metadata=facts,
     )
 

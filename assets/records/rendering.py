@@ -1,9 +1,14 @@
-"""Tables, pictures and column descriptions, as the Dagster UI shows them."""
+"""Tables, pictures and column descriptions, as the Dagster UI shows them.
+
+The UI shows tables and text letter by letter, and obeys Markdown: it fetches its pictures, also
+those whose address is a mutation of its own GraphQL. So what strangers wrote is a table or text.
+Markdown is made in this file alone, and names stand in it as code. Descriptions of checks are
+Markdown, too, whatever Dagster calls them.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +19,9 @@ import dagster as dg
 if TYPE_CHECKING:
     import pyarrow as pa
 
-INLINE = 900  # characters of Markdown that the UI shows without a click
+# HTML, links and pictures, definitions of their addresses, and what the UI takes for an address.
+_OBEYED = re.compile(r"<|\][(\[]|^\W*\[.*\]:|://|www\.|\S@\S", re.IGNORECASE | re.MULTILINE)
+INLINE = 900  # characters that the UI shows of a picture or a sample without a click
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
@@ -38,10 +45,29 @@ def picture(png: bytes | None, title: str) -> dg.MarkdownMetadataValue | None:
     )
 
 
-def plain(text: str) -> str:
-    """A text from outside, so that Markdown shows it and never obeys it."""
-    one_line = html.escape(text.replace("\n", " "), quote=False)
-    return re.sub(r"([\\`*_{}\[\]()#+\-.!|~:@])", r"\\\1", one_line)
+def code(text: str) -> str:
+    """A text from outside on one line of Markdown, which shows it and never obeys it.
+
+    It is a code span between more backticks than it has in a row. Backslashes would not do: the
+    UI makes links of what looks like an address after they are gone.
+    """
+    line = re.sub(r"[\r\n]+", " ", text)
+    if not line:
+        return ""
+    fence = "`" * (_longest_run(line) + 1)
+    space = " " if line[0] in " `" or line[-1] in " `" else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def description(text: str) -> str:
+    """What a check says: as it is, or as code where part of it might become a picture or a link."""
+    return code(text) if _OBEYED.search(text) else text
+
+
+def code_block(text: str) -> dg.MarkdownMetadataValue:
+    """Lines in columns, as a terminal shows them."""
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return dg.MetadataValue.md(f"{fence}\n{text}\n{fence}")
 
 
 def small_picture(png: bytes, caption: str) -> dg.MarkdownMetadataValue:
@@ -62,38 +88,32 @@ def product_links(names: Sequence[str], most: int = 6) -> dg.MarkdownMetadataVal
     """
     if not names:
         return None
-    shown = [product_link(name) for name in names[:most]]
+    shown = [_product_link(name) for name in names[:most]]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return dg.MetadataValue.md(" · ".join(shown) + more)
 
 
-def product_link(name: str) -> str:
+def _product_link(name: str) -> str:
     """A product's name as Markdown, with a link to its page in the UI."""
     asset, _, partition = name.partition("[")
     if not re.fullmatch(r"[a-z0-9_]+", asset) or (partition and not partition.endswith("]")):
-        return plain(name)
+        return code(name)
     query = f"?{urlencode({'partition': partition[:-1]})}" if partition else ""
-    return f"[{plain(name)}](/assets/{asset}{query})"
+    return f"[{code(name)}](/assets/{asset}{query})"
 
 
 def samples(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Example rows as a person reads them: one of them turn by turn, and all of them as a table.
-
-    Dagster shows Markdown at once where it is shorter than a thousand characters, else behind a
-    click.
-    """
+    """Example rows as a person reads them: one of them turn by turn, and all of them as a table."""
     if not examples:
         return {}
-    turns = re.sub(
-        r"(?m)^(human|gpt)\\: ",
-        r"\n**\1:** ",
-        "\n".join(map(plain, examples[0]["conversation"].splitlines())),
-    )
+    before, *told = re.split(r"(?m)^(human|gpt): ", examples[0]["conversation"][:INLINE])
+    turns = [("", before), *zip(told[::2], told[1::2], strict=True)]
+    shown = [{"who": who, "says": says.strip()} for who, says in turns if who or says]
     others = [
         {name: row[name] for name in ("id", *sorted(row)) if name != "conversation"}
         for row in examples
     ]
-    return {"one sample": dg.MetadataValue.md(turns.strip()[:INLINE]), "examples": table(others)}
+    return {"one sample": table(shown), "examples": table(others)}
 
 
 def drops(counts: Mapping[str, int]) -> dg.TableMetadataValue:
@@ -128,6 +148,11 @@ def column_schema(schema: pa.Schema, descriptions: Mapping[str, str]) -> dict[st
         dg.TableColumn(field.name, str(field.type), descriptions[field.name]) for field in schema
     ]
     return {"dagster/column_schema": dg.TableSchema(columns)}
+
+
+def _longest_run(text: str) -> int:
+    """Of backticks."""
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _cell(value: Any) -> str | int | float | bool:

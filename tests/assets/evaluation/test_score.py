@@ -258,7 +258,7 @@ def test_the_table_sets_checkpoints_side_by_side():
     }  # fmt: skip
     by_name = {row["questions"]: row["stage3"] for row in rows}
     assert (by_name["task0"], by_name["task1"], by_name["under 1 min"]) == (1.0, 0.5, 1.0)
-    assert "right answer: x" in example_question(seen[1].answers)
+    assert {"what": "right answer", "text": "x"} in example_question(seen[1].answers)
 
 
 def test_durations_fall_into_classes():
@@ -304,18 +304,6 @@ def test_rating_alone_gives_the_same_choices_and_leaves_open_questions_to_writin
 def test_the_interval_of_a_score_is_wilsons(right, asked, low, high):
     """The last line is example 1 of Newcombe (1998), method 3."""
     assert wilson(right, asked) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_what_a_model_or_a_question_says_is_shown_and_never_obeyed():
-    nasty = "![x](http://evil.example/p.png) <img src=x> **b** `c` [l](javascript:1)"
-    answer = Answer(
-        id=nasty, task="t", form="open", duration=1.0, prompt="one\n```\n" + nasty, expected=nasty,
-        chosen=nasty, generated=nasty, correct=True, written_correct=True,
-    )  # fmt: skip
-    shown = example_question([answer])
-    outside_of_code = "\n".join(line for line in shown.splitlines() if line[:4] != "    ")
-    for active in ("![x]", "](http", "<img", "**b**", "[l]("):
-        assert active not in outside_of_code
 
 
 def test_answers_about_damaged_videos_say_so_and_those_too_damaged_are_not_asked(session, tmp_path):

@@ -164,30 +164,26 @@ def test_what_fits_a_line_comes_first_with_the_digits_a_person_reads(deployment)
     assert (shown["loss"], shown["bytes a second"], shown["version"]) == (0.09705, 905789, "v1")
 
 
+def cells(metadata):
+    return [record.data for record in metadata.records]
+
+
 def test_one_example_is_shown_turn_by_turn_and_short_enough_to_be_inline():
     rows = [
         {"turns": 2, "id": "a", "conversation": "human: <image>\nWhat?\ngpt: Green."},
         {"turns": 4, "id": "b"},
     ]
     shown = samples(rows)
-    # Escaped, so that Markdown shows it letter by letter.
-    assert shown["one sample"].md_str == "**human:** &lt;image&gt;\nWhat?\n\n**gpt:** Green\\."
-    assert [record.data for record in shown["examples"].records] == [
-        {"id": "a", "turns": 2},
-        {"id": "b", "turns": 4},
+    assert cells(shown["one sample"]) == [
+        {"who": "human", "says": "<image>\nWhat?"},
+        {"who": "gpt", "says": "Green."},
     ]
-    long = samples([{"id": "a", "conversation": "human: " + "x" * 5000}])
-    assert len(long["one sample"].md_str) < 1000
+    assert cells(shown["examples"]) == [{"id": "a", "turns": 2}, {"id": "b", "turns": 4}]
+    ((long,),) = [
+        cells(samples([{"id": "a", "conversation": "human: " + "x" * 5000}])["one sample"])
+    ]
+    assert 800 < len(long["says"]) < 1000
     assert samples([]) == {}
-
-
-def test_what_a_stranger_wrote_into_a_sample_is_shown_and_never_obeyed():
-    nasty = "![x](http://evil.example/p.png) <img src=x> [l](javascript:1) **b** `c` # no heading"
-    shown = samples([{"id": "a", "conversation": f"human: {nasty}\n# {nasty}\ngpt: {nasty}"}])
-    text = shown["one sample"].value
-    assert text.startswith("**human:** ")
-    for active in ("![x]", "](", "<img", "**b**", "http:", "\n#"):
-        assert active not in text
 
 
 def test_a_root_that_was_lost_is_said_in_one_sentence_and_not_begun_anew(deployment, storage):
