@@ -186,7 +186,7 @@ def test_a_training_step_gets_a_gpu_pod_that_kubernetes_accepts(cluster_instance
     assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert pod["terminationGracePeriodSeconds"] == 180
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
-    assert mounts == {"/data", "/dev/shm", "/opt/hourllava-settings"}
+    assert mounts == {"/data", "/dev/shm", "/opt/hourllava-settings", "/tmp"}
     assert {
         "name": "HOURLLAVA_CONFIG",
         "value": "/opt/hourllava-settings/deployment.yaml",
@@ -197,6 +197,133 @@ def test_a_download_step_holds_no_gpu(cluster_instance, pods):
     job = rendered_step(cluster_instance, yaml.safe_load(pods.read_text())["download"])
     kubernetes_validate.validate(job, VERSION, strict=True)
     assert "limits" not in job["spec"]["template"]["spec"]["containers"][0]["resources"]
+
+
+def own_pods():
+    return {
+        item["metadata"]["name"]: item["spec"]["template"]
+        for item in manifests()
+        if item["kind"] in ("Deployment", "StatefulSet")
+    }
+
+
+def rendered_pods(instance_folder, pods):
+    """The pod of a run, and of a step of each pool."""
+    given = {"run": {}, **yaml.safe_load(pods.read_text())}
+    return {
+        name: rendered_step(instance_folder, config)["spec"]["template"]
+        for name, config in given.items()
+    }
+
+
+def test_every_pod_is_confined(cluster_instance, pods):
+    """What Kubernetes' restricted standard asks for, and a root file system that is read-only."""
+    all_pods = {**own_pods(), **rendered_pods(cluster_instance, pods)}
+    assert len(all_pods) == 4 + 5
+    for name, template in all_pods.items():
+        pod = template["spec"]
+        outer = pod["securityContext"]
+        assert outer["runAsNonRoot"] is True, name
+        assert outer["runAsUser"] > 0, name
+        assert outer["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for container in pod["containers"]:
+            inner = container["securityContext"]
+            assert inner["allowPrivilegeEscalation"] is False, name
+            assert inner["readOnlyRootFilesystem"] is True, name
+            assert inner["capabilities"] == {"drop": ["ALL"]}, name
+            assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]], name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
+        assert not [volume for volume in pod["volumes"] if "hostPath" in volume], name
+
+
+def test_only_pods_that_start_others_can_speak_to_kubernetes(cluster_instance, pods):
+    all_pods = {**own_pods(), **rendered_pods(cluster_instance, pods)}
+    able = {
+        name
+        for name, template in all_pods.items()
+        if template["spec"].get("automountServiceAccountToken", True)
+    }
+    assert able == {"hourllava-web", "hourllava-daemon", "run"}
+    (account,) = [item for item in manifests() if item["kind"] == "ServiceAccount"]
+    assert account["automountServiceAccountToken"] is False
+
+
+def test_secrets_are_only_in_the_pods_that_use_them(cluster_instance, pods):
+    found = {}
+    for name, template in {**own_pods(), **rendered_pods(cluster_instance, pods)}.items():
+        (container,) = template["spec"]["containers"]
+        sources = [v["valueFrom"] for v in container.get("env", []) if "valueFrom" in v]
+        secrets = {(s["secretKeyRef"]["name"], s["secretKeyRef"]["key"]) for s in sources}
+        secrets |= {
+            (source["secretRef"]["name"], "*")
+            for source in container.get("envFrom", [])
+            if "secretRef" in source
+        }
+        found[name] = secrets
+    history = ("hourllava-secrets", "postgresql-password")
+    assert found.pop("download") == {history, ("hourllava-hub", "*")}
+    assert found.pop("endpoint") == {history, ("hourllava-endpoint", "*")}
+    assert set(map(frozenset, found.values())) == {frozenset([history])}
+
+
+def selected(selector, labels):
+    """Whether a label selector takes a pod, as Kubernetes defines it."""
+    terms = selector.get("matchExpressions", [])
+    assert {term["operator"] for term in terms} <= {"In"}
+    return all(labels.get(k) == v for k, v in selector.get("matchLabels", {}).items()) and all(
+        labels.get(term["key"]) in term["values"] for term in terms
+    )
+
+
+def test_connections_are_those_that_are_needed(cluster_instance, pods):
+    templates = {**own_pods(), **rendered_pods(cluster_instance, pods)}
+    labels = {name: template["metadata"]["labels"] for name, template in templates.items()}
+    policies = [item["spec"] for item in manifests() if item["kind"] == "NetworkPolicy"]
+    allowed = set()
+    for target, wearing in labels.items():
+        own = [policy for policy in policies if selected(policy["podSelector"], wearing)]
+        assert any("Ingress" in policy["policyTypes"] for policy in own), f"{target} is open to all"
+        for policy in own:
+            for rule in policy.get("ingress", []):
+                (port,) = [port["port"] for port in rule["ports"]]
+                allowed |= {
+                    (source, target, port)
+                    for source in labels
+                    for peer in rule["from"]
+                    if selected(peer["podSelector"], labels[source])
+                }
+    postgres, code = "hourllava-postgres", "hourllava-code"
+    assert allowed == {
+        *((source, postgres, 5432) for source in labels if source != postgres),
+        ("hourllava-web", code, 4000),
+        ("hourllava-daemon", code, 4000),
+    }
+    assert {policy["podSelector"].get("matchLabels", {}).get("app") for policy in policies
+            if "Egress" in policy["policyTypes"]} == {postgres}  # fmt: skip
+
+
+def test_the_image_runs_as_a_user_and_takes_nothing_private():
+    lines = (REPOSITORY / "deploy/Dockerfile").read_text().splitlines()
+    assert [line for line in lines if line.startswith("USER ")] == ["USER 10001:10001"]
+    ids = {
+        name: template["spec"]["securityContext"]["runAsUser"]
+        for name, template in own_pods().items()
+    }
+    assert ids.pop("hourllava-postgres") != 0
+    assert set(ids.values()) == {10001}
+    rules = (REPOSITORY / "deploy/Dockerfile.dockerignore").read_text().splitlines()
+    rules = [rule for rule in rules if rule and not rule.startswith("#")]
+    taken = [rule[1:] for rule in rules if rule.startswith("!")]
+    assert rules[0] == "*"
+    assert rules[1 : 1 + len(taken)] == [f"!{name}" for name in taken]
+    assert {"**/.env*", "**/*cookies*"} <= set(rules[1 + len(taken) :])
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    assert set(taken) == {
+        "LICENSE", "README.md", "assets", "constraints.txt", "model", "pipeline", "pyproject.toml",
+        "training",
+    }  # fmt: skip
+    assert 'readme = "README.md"' in project
+    assert all((REPOSITORY / name).exists() for name in taken)
 
 
 def test_each_asset_gets_the_pod_of_its_pool(pods):
