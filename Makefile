@@ -51,8 +51,8 @@ ablations: install ## every arm of the paper's ablations at a small size, on the
 
 # The instance's history (.dagster/) lies in the folder that Dagster is started in.
 ui: install ## open Dagster's web UI for the demo's deployment, or for CONFIG=my.yaml (PORT=3000)
-	@echo "opening the deployment of $(CONFIG) on http://127.0.0.1:$(PORT) (CONFIG=... opens another)"
-	HOURLLAVA_CONFIG="$(CONFIG)" $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
+	@echo "opening the deployment of $(CONFIG) (CONFIG=... opens another)"
+	$(BIN)/hourllava ui --config "$(CONFIG)" --host 127.0.0.1 --port $(PORT)
 
 test: install ## the fast tests
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow"

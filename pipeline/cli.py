@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import __version__, ask, checkpoints, serve
+from pipeline import __version__, ask, checkpoints, serve, web_ui
 from pipeline.estimate import command as estimate
 
 if TYPE_CHECKING:
@@ -104,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_options(serving)
     _add_config_option(serving)
+
+    opening = commands.add_parser(
+        "ui", help="Dagster's web UI for a deployment, with its daemon, on this machine"
+    )
+    web_ui.add_options(opening)
+    _add_config_option(opening)
 
     lineage = commands.add_parser(
         "lineage", help="what a shard or checkpoint was made from, what a video went into"
@@ -199,6 +205,11 @@ def _ablate(chosen: argparse.Namespace) -> int:
 def _stop_on_sigterm() -> None:
     """Stop as on Ctrl+C, so that the runs that were started end with the command."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def _ui(chosen: argparse.Namespace) -> int:
+    _stop_on_sigterm()
+    return web_ui.ui(chosen)
 
 
 def _instance_folder() -> Path:
@@ -354,6 +365,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "recover": _recover,
     "serve": serve.serve,
     "take-back": _take_back,
+    "ui": _ui,
     "why": _why,
     "withdraw": _withdraw,
 }

@@ -57,8 +57,8 @@ COMMANDS: dict[str, str] = {
     "hourllava ablate --table --config ablation_3b.yaml": "tests/pipeline/test_ablate.py::"
     "test_the_table_is_printed_as_it_is",
     "make demo": "tests/pipeline/test_demo.py::test_every_asset_was_made",
-    "make ui": "tests/pipeline/test_running_instance.py::"
-    "test_assets_materialize_over_graphql_and_a_bad_file_is_told_to_its_owner",
+    "make ui": "tests/pipeline/test_web_ui.py::"
+    "test_the_own_page_and_a_proxy_that_was_named_are_answered",
     "make ui CONFIG=my.yaml": "the same with another file; it runs until it is stopped",
     "make browser": "`.ci/run` calls it, and goes on where nothing can be installed",
     "make slurm": "`.ci/run` calls it, and goes on where nothing can be installed",
@@ -97,10 +97,8 @@ COMMANDS: dict[str, str] = {
     "test_every_product_of_the_register_is_known_again_with_its_version",
     'DAGSTER_HOME="$PWD" dagster instance migrate': "tests/test_docs.py::"
     "test_dagster_has_the_commands_and_options_that_pages_name",
-    "HOURLLAVA_CONFIG=my.yaml dagster dev -w workspace.yaml": (
-        "tests/pipeline/test_running_instance.py::"
-        "test_assets_materialize_over_graphql_and_a_bad_file_is_told_to_its_owner"
-    ),
+    "hourllava ui --config my.yaml": "tests/pipeline/test_web_ui.py::"
+    "test_the_own_page_and_a_proxy_that_was_named_are_answered",
     "dagster instance concurrency set download 4": "tests/test_docs.py::"
     "test_a_pool_is_widened_as_the_page_says",
     "dagster instance concurrency get --all": "tests/test_docs.py::"
@@ -258,9 +256,9 @@ def test_make_works_from_another_folder_and_below_a_path_with_spaces(tmp_path: P
     elsewhere = make("--file", str(checkout / "Makefile"), "clean", folder=tmp_path)
     assert not (checkout / ".demo").exists(), elsewhere
     inside = make("--dry-run", "ui")
-    assert f'HOURLLAVA_CONFIG="{REPOSITORY}/' in inside
+    assert f'--config "{REPOSITORY}/' in inside
     outside = make("--dry-run", "--directory", str(checkout), "ui", folder=tmp_path)
-    assert f'HOURLLAVA_CONFIG="{checkout}/pipeline/deployment.yaml"' in outside
+    assert f'--config "{checkout}/pipeline/deployment.yaml"' in outside
 
 
 def test_make_knows_every_target_that_pages_name():

@@ -81,4 +81,4 @@ def test_the_built_in_deployment_accepts_no_terms_and_listens_to_nobody():
         name for name, source in deployment["sources"].items() if source.get("accept_terms")
     ]
     assert accepted == []
-    assert "-h 127.0.0.1" in (REPOSITORY / "Makefile").read_text()
+    assert "--host 127.0.0.1" in (REPOSITORY / "Makefile").read_text()

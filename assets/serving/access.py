@@ -12,27 +12,28 @@ from __future__ import annotations
 import hashlib
 import hmac
 import html
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from assets.serving.origin import (
+    LOOPBACK,
+    App,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    headers_of,
+    why_foreign,
+    with_headers,
+)
 
 TOKEN_VARIABLE = "HOURLLAVA_SERVE_TOKEN"
 LEAST_TOKEN = 16
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "hourllava"
 LOGIN = "/login"
 MOST_LOGIN_BYTES = 4096
-HEADERS = [
-    (b"x-frame-options", b"DENY"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-]
 
 
 def check_address(host: str, token: str | None) -> None:
@@ -63,31 +64,21 @@ class Access:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = headers_of(scope)
         page_wanted = "text/html" in headers.get(b"accept", "")
-        if refused := self._foreign(headers):
+        if refused := why_foreign(headers, LOOPBACK if self._token is None else None):
             await _refuse(scope, receive, send, 403, refused)
         elif _stated_length(headers) > self._most_bytes:
             message = f"the request is larger than {self._most_bytes:,} bytes"
             await _refuse(scope, receive, send, 413, message)
         elif self._token is None or self._carries(headers):
-            await self.app(scope, _bounded(receive, self._most_bytes), _with_headers(send))
+            await self.app(scope, _bounded(receive, self._most_bytes), with_headers(send))
         elif scope["type"] == "http" and (scope["method"], scope["path"]) == ("POST", LOGIN):
             await self._log_in(scope, receive, send)
         elif scope["type"] == "http" and page_wanted:
-            await _answer(send, 401, _login_page(""), "text/html; charset=utf-8")
+            await answer(send, 401, _login_page(""), "text/html; charset=utf-8")
         else:
             await _refuse(scope, receive, send, 401, "the token is missing or wrong")
-
-    def _foreign(self, headers: dict[bytes, str]) -> str:
-        """Why a request comes from another site; empty where it does not."""
-        host = headers.get(b"host", "")
-        if self._token is None and _hostname(host) not in LOOPBACK:
-            return "this server only answers under the names of its own machine"
-        origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return "requests from pages of other sites are not answered"
-        return ""
 
     def _carries(self, headers: dict[bytes, str]) -> bool:
         scheme, _, given = headers.get(b"authorization", "").partition(" ")
@@ -118,24 +109,17 @@ class Access:
         fields = parse_qs(body[:MOST_LOGIN_BYTES].decode("latin-1"))
         if not self._is_token(fields.get("token", [""])[0]):
             page = _login_page("That is not the token.")
-            await _answer(send, 401, page, "text/html; charset=utf-8")
+            await answer(send, 401, page, "text/html; charset=utf-8")
             return
         secure = "; Secure" if scope["scheme"] == "https" else ""
         cookie = f"{COOKIE}={self._cookie()}; HttpOnly; SameSite=Strict; Path=/{secure}"
-        await _answer(
+        await answer(
             send,
             303,
             "",
             "text/plain",
             [(b"location", b"/"), (b"set-cookie", cookie.encode())],
         )
-
-
-def _hostname(host: str) -> str:
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return ""
 
 
 def _login_page(told: str) -> str:
@@ -166,15 +150,6 @@ def _bounded(receive: Receive, most: int) -> Receive:
     return receiving
 
 
-def _with_headers(send: Send) -> Send:
-    async def sending(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), *HEADERS]
-        await send(message)
-
-    return sending
-
-
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, why: str) -> None:
     if scope["type"] == "websocket":
         await receive()
@@ -182,12 +157,4 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, why: 
         return
     from assets.serving.openai_protocol import error_body
 
-    await _answer(send, status, error_body(why, "invalid_request_error"), "application/json")
-
-
-async def _answer(
-    send: Send, status: int, body: str, kind: str, more: list[tuple[bytes, bytes]] | None = None
-) -> None:
-    headers = [(b"content-type", kind.encode()), *HEADERS, *(more or [])]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body.encode()})
+    await answer(send, status, error_body(why, "invalid_request_error"), "application/json")
