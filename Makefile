@@ -27,7 +27,7 @@ else
 # and Dagster again: importing streaming takes 10 s instead of 4.5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo demo-own ablations ui test test-slow test-all lint bench browser slurm screenshots clean
+.PHONY: help install demo demo-own ablations ui test test-slow test-all lint audit sbom bench browser slurm screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,23 @@ lint: install ## ruff, the import contracts, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# They look at .venv from outside, and change nothing in it.
+.tools/.installed: Makefile
+	"$(PYTHON)" -m venv .tools
+	.tools/bin/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.10,<3" "cyclonedx-bom>=7.5,<8"
+	touch $@
+
+audit: install .tools/.installed ## what is installed and has a known vulnerability; without a network it says so
+	@.tools/bin/pip-audit --path .venv/lib/python*/site-packages --skip-editable \
+		--progress-spinner off --timeout 15 2> .tools/said; status=$$?; \
+	if grep -qE "ConnectionError|ProxyError|Timeout" .tools/said; then \
+		echo "not audited: the list of vulnerabilities cannot be reached (.tools/said)"; \
+	else cat .tools/said; exit $$status; fi
+
+sbom: install .tools/.installed ## sbom.json, what is installed and under which licences (CycloneDX)
+	.tools/bin/cyclonedx-py environment .venv --pyproject pyproject.toml --output-reproducible \
+		--of JSON --output-file sbom.json
 
 bench: install ## every benchmark at its smallest size
 	for script in $$(grep -l '"--preset"' benchmarks/*.py); do \
