@@ -59,6 +59,7 @@ def cluster(tmp_path, monkeypatch) -> Iterator[SlurmCluster]:
     with slurm_cluster(tmp_path / "cluster") as running:
         for name in ("SLURM_CONF", "PATH"):
             monkeypatch.setenv(name, running.environment[name])
+        monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # of the function in tests/
         yield running
 
 

@@ -120,6 +120,15 @@ class SlurmCluster:
         if daemon in NODES:
             kill_all(self.processes(daemon))
 
+    def save(self, job: str) -> None:
+        """Wait until the controller has written down what it knows of a job. One that is killed
+        before forgets it, and gives its number to the next.
+        """
+        asked = time.time()
+        self.run("scontrol", "update", f"JobId={job}", "AdminComment=saved")
+        state = self.folder / "state" / "job_state"
+        _wait_for(lambda: state.exists() and state.stat().st_mtime > asked, "saved state")
+
     def restore(self) -> None:
         """Cancel every job, start what was killed, and wait until both nodes are idle."""
         if "slurmctld" not in self._daemons:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
@@ -20,6 +21,7 @@ from assets.records.lineage import Lineage
 from tests.assets.checkpoints.test_stage_runs import DEPLOYMENT, World
 from tests.materializing import materialize_asset
 from tests.servers.s3 import s3_root
+from training.checkpoint_folder import COMMITTED_NAME
 from training.formats.storage import Storage
 from training.supervise import _descendants
 
@@ -54,27 +56,45 @@ def train(world, folder, instance):
     return materialize_asset(world.assets, instance, folder, "stage1", "tiny", CONFIG)
 
 
-def kill_once_uploaded(storage: Storage) -> None:
-    """End every process of the training, as its machine would end."""
-    for _ in range(1200):
-        time.sleep(0.1)
-        storage.forget_listings()
-        runs = {name.split("/state/")[0] for name in storage.list("checkpoints/tiny/stage1")}
-        if any(newest_uploaded(storage, run) for run in runs):
-            break
+def kill_once_uploaded(storage: Storage, scratch: Path) -> None:
+    """End every process of the training, as its machine would end, when a checkpoint has reached
+    the bucket. From its first checkpoint on it stands still, so it cannot end before.
+    """
+    until(lambda: any(scratch.glob(f"**/{COMMITTED_NAME}")))
+    signal_training(signal.SIGSTOP)
+    until(lambda: uploaded(storage))
+    signal_training(signal.SIGKILL)
+
+
+def uploaded(storage: Storage) -> bool:
+    storage.forget_listings()
+    runs = {name.split("/state/")[0] for name in storage.list("checkpoints/tiny/stage1")}
+    return any(newest_uploaded(storage, run) for run in runs)
+
+
+def until(reached: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if reached():
+            return
+        time.sleep(0.02)
+    raise TimeoutError("no checkpoint")
+
+
+def signal_training(number: int) -> None:
     for process in _descendants(os.getpid()):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if "training.train" in Path(f"/proc/{process}/cmdline").read_text():
-                os.kill(process, signal.SIGKILL)
+                os.kill(process, number)
 
 
 def test_a_replaced_machine_goes_on_from_the_bucket(world, bucket, tmp_path):
-    killing = threading.Thread(target=kill_once_uploaded, args=(bucket,))
+    scratch = tmp_path / ".scratch"
+    killing = threading.Thread(target=kill_once_uploaded, args=(bucket, scratch))
     with dg.instance_for_test() as instance:
         killing.start()
         assert not train(world, tmp_path, instance).success
         killing.join()
-        shutil.rmtree(tmp_path / ".scratch")
+        shutil.rmtree(scratch)
         result = train(world, tmp_path, instance)
         told = "\n".join(entry.user_message for entry in instance.all_logs(result.run_id))
     bucket.forget_listings()

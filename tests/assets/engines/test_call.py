@@ -151,6 +151,8 @@ def test_a_dead_controller_is_waited_for(cluster, tmp_path, instance):
 
     def interrupt():
         until((tmp_path / "calls").exists)
+        (job,) = cluster.jobs()
+        cluster.save(job)
         cluster.kill("slurmctld")
         until(lambda: any("does not answer" in line for line in all_messages(instance)))
         cluster.start_controller()
