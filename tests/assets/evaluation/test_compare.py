@@ -64,7 +64,9 @@ def test_four_checkpoints_and_one_blind_one_are_compared_and_kept(
     }
     assert {name.rsplit("/", 1)[1] for name in storage.list(first.folder)} == names
     assert storage.read_json("evaluation/tiny/summary.json")["accuracy"] == first.table
-    assert "right answer" in first.example
+    example = {row["what"]: row["text"] for row in first.example}
+    asked = {question.id: question for question in questions}[example["question"]]
+    assert example["right answer"] == asked.answer
 
     lines.clear()
     again = compare()
