@@ -40,6 +40,7 @@ from training.supervise import (
 MESSAGES_NAME = "messages.jsonl"
 KEEP = 5  # folders of earlier jobs of a step: scripts and logs
 END_S = 120.0  # for Slurm to end what was cancelled
+SIGNAL_S = 5.0  # from the mark of a terminated run to the signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,11 @@ class Jobs:
                 return job
             if os.getppid() != self._owner:
                 raise RuntimeError("the process that owns this step died")
+            if self._terminated():
+                # The signal follows and ends this sleep; but what a signal's handler raises inside
+                # of a finalizer Python drops.
+                time.sleep(SIGNAL_S)
+                raise dg.DagsterExecutionInterruptedError("the run was terminated")
             time.sleep(self.compute.poll_s)
 
     def _answered(self, ask: Callable[[], Any], give_up: Callable[[], bool] = lambda: False) -> Any:
@@ -251,9 +257,7 @@ class Jobs:
         """The step ends before its job: terminated, it takes the job with it; otherwise, as when
         Dagster is restarted, the job goes on and is found again.
         """
-        run = self.context.instance.get_run_by_id(self.context.run_id)
-        ended_by_person = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
-        if run is not None and run.status in ended_by_person:
+        if self._terminated():
             self.context.log.info(f"terminated: job {job_id} is cancelled")
             self._cancel(job_id, folder, work)
             self.context.log.info(f"job {job_id} has ended")
@@ -262,6 +266,12 @@ class Jobs:
                 f"job {job_id} goes on without this step; materialize again to find it "
                 f"(scancel {job_id} ends it)"
             )
+
+    def _terminated(self) -> bool:
+        """Whether a person ended the run."""
+        run = self.context.instance.get_run_by_id(self.context.run_id)
+        ended = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+        return run is not None and run.status in ended
 
     def _cancel(self, job_id: str, folder: Path, work: Work) -> None:
         """End a job, after a checkpoint where it has something to save; return when it is over."""

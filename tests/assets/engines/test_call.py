@@ -117,10 +117,20 @@ def test_an_error_of_the_function_is_the_error_of_the_step(cluster, tmp_path, in
 
 
 def test_a_full_queue_is_told_with_its_reason_and_position(cluster, tmp_path, instance):
+    waiting = f"until [ -e {tmp_path}/go ]; do sleep 0.1; done"
     for _ in range(3):
-        cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap", "sleep 4")
+        cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap", waiting)
+    until(lambda: len(cluster.run("squeue", "-h", "-t", "RUNNING", "-o", "%i").split()) == 2)
     asset, _ = step(settings_for(tmp_path), where_it_runs, "panda")
+
+    def empty_the_queue():
+        until(lambda: any("waits in p: " in line for line in all_messages(instance)))
+        (tmp_path / "go").touch()
+
+    emptying = threading.Thread(target=empty_the_queue)
+    emptying.start()
     result, logs = materialize(asset, instance)
+    emptying.join()
     assert result.success
     waits = [line for line in logs if "waits in p: " in line]
     assert any("number 2 of 2 that wait there" in line for line in waits)
