@@ -61,8 +61,12 @@ def step(settings, function, *arguments):
     return features, returned
 
 
-def materialize(asset, instance):
+def materialize(asset, instance, meanwhile=lambda: None):
+    """Its result and what its log says; `meanwhile` runs beside it, to its end."""
+    beside = threading.Thread(target=meanwhile)
+    beside.start()
     result = dg.materialize([asset], instance=instance, raise_on_error=False)
+    beside.join()
     return result, [entry.user_message for entry in instance.all_logs(result.run_id)]
 
 
@@ -127,10 +131,7 @@ def test_a_full_queue_is_told_with_its_reason_and_position(cluster, tmp_path, in
         until(lambda: any("waits in p: " in line for line in all_messages(instance)))
         (tmp_path / "go").touch()
 
-    emptying = threading.Thread(target=empty_the_queue)
-    emptying.start()
-    result, logs = materialize(asset, instance)
-    emptying.join()
+    result, logs = materialize(asset, instance, empty_the_queue)
     assert result.success
     waits = [line for line in logs if "waits in p: " in line]
     assert any("number 2 of 2 that wait there" in line for line in waits)
@@ -146,10 +147,7 @@ def test_scancel_by_somebody_else_fails_the_step_with_a_sentence(cluster, tmp_pa
         until((tmp_path / "calls").exists)
         cluster.run("scancel", *cluster.jobs())
 
-    ending = threading.Thread(target=cancel)
-    ending.start()
-    result, _ = materialize(asset, instance)
-    ending.join()
+    result, _ = materialize(asset, instance, cancel)
     (event,) = [e for e in result.all_events if e.event_type_value == "STEP_FAILURE"]
     assert "was cancelled (scancel), not from here" in event.event_specific_data.error.message
     assert "materialize again" in event.event_specific_data.error.message
@@ -168,10 +166,7 @@ def test_a_dead_controller_is_waited_for(cluster, tmp_path, instance):
         cluster.start_controller()
         (tmp_path / "go").touch()
 
-    ending = threading.Thread(target=interrupt)
-    ending.start()
-    result, logs = materialize(asset, instance)
-    ending.join()
+    result, logs = materialize(asset, instance, interrupt)
     assert result.success
     assert returned == ["went"]
     assert len((tmp_path / "calls").read_text().split()) == 1
@@ -187,10 +182,7 @@ def test_a_dead_node_costs_one_job(cluster, tmp_path, instance):
         cluster.kill(cluster.run("squeue", "-h", "-j", job, "-o", "%N"))
         (tmp_path / "go").touch()
 
-    ending = threading.Thread(target=kill_its_node)
-    ending.start()
-    result, logs = materialize(asset, instance)
-    ending.join()
+    result, logs = materialize(asset, instance, kill_its_node)
     assert result.success
     assert returned == ["went"]
     assert len((tmp_path / "calls").read_text().split()) == 2
