@@ -11,6 +11,7 @@ from assets.ablations.runs import (
     STAGE,
     arm_of,
     arm_run,
+    arms_of,
     needs_pretraining,
     pretraining_run,
     read_products,
@@ -25,7 +26,7 @@ from assets.checkpoints.assets import (
     stage_opening,
 )
 from assets.checkpoints.launcher import train_stage
-from assets.checkpoints.runs import publish_results, restore_results
+from assets.checkpoints.runs import publish_results
 from assets.deployment.graph import ABLATION, HOLDS_OUT, SETTINGS, VARIANTS
 from assets.deployment.partitions import all_partitions, arm_partitions, same_partition
 from assets.deployment.resources import Deployment
@@ -40,7 +41,6 @@ from assets.records.publishing import (
     check_spec,
     errors_for_people,
     mend_product,
-    own_name,
     publish,
     up_to_date_spec,
 )
@@ -90,7 +90,6 @@ MemAug is another one trains stage 1 for itself first. The arms are in
 assets/deployment/ablation.py, the study's settings in the section `ablation`.""",
     )
     def ablation(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
-        from assets.checkpoints.bill import write_bill
         from assets.checkpoints.checks import stage_checks
         from assets.checkpoints.results import below, read_results
 
@@ -102,15 +101,11 @@ assets/deployment/ablation.py, the study's settings in the section `ablation`.""
             pretrained: tuple[str, str] | None = None
             if needs_pretraining(settings, key):
                 first, first_folder = pretraining_run(settings, storage, key, inputs)
-                restore_results(settings, storage, first_folder)
-                write_bill(storage, settings, first, own_name(context), inputs)
-                train_stage(context, settings, storage, first, first_folder)
+                train_stage(context, settings, storage, first, first_folder, inputs)
                 publish_results(settings, storage, first_folder)
                 pretrained = f"{first.out}/export", read_results(first).version
             run, folder = arm_run(settings, storage, key, inputs, pretrained)
-            restore_results(settings, storage, folder)
-            write_bill(storage, settings, run, own_name(context), inputs)
-            train_stage(context, settings, storage, run, folder)
+            train_stage(context, settings, storage, run, folder, inputs)
             results = read_results(run)
             checks = call(context, settings, "cpu", stage_checks, run)
         publish_results(settings, storage, folder)
@@ -215,9 +210,8 @@ def make_table() -> dg.AssetsDefinition:
         from assets.ablations.table import ALL, arms_table
 
         settings, storage = deployment.settings(), deployment.storage()
-        variant, study = study_of(settings)
-        only_long = settings.training.long_videos_only
-        arms = study.chosen(settings.variants[variant].preset, only_long)
+        variant, _ = study_of(settings)
+        arms = arms_of(settings)
         keys = arm_partitions.get_partition_keys()
         made = [key for key in keys if is_recorded(storage, product(SCORES, key))]
         missing = [key for key in keys if key not in made]

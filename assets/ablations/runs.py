@@ -45,12 +45,16 @@ def study_of(settings: Settings) -> tuple[str, Ablation]:
     return variant, settings.ablation
 
 
+def arms_of(settings: Settings) -> dict[str, Arm]:
+    """The arms of the study by name, the reference first."""
+    variant, study = study_of(settings)
+    return study.chosen(settings.variants[variant].preset, settings.training.long_videos_only)
+
+
 def arm_of(settings: Settings, key: str) -> tuple[Arm, int]:
     """The arm and the seed of a partition."""
-    variant, study = study_of(settings)
     name, seed = of_key(key)
-    preset = settings.variants[variant].preset
-    return study.chosen(preset, settings.training.long_videos_only)[name], seed
+    return arms_of(settings)[name], seed
 
 
 def start_asset(settings: Settings) -> str:

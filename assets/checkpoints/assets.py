@@ -13,7 +13,6 @@ from assets.checkpoints.launcher import train_stage
 from assets.checkpoints.runs import (
     previous_checkpoint,
     publish_results,
-    restore_results,
     shard_products,
     stage_run,
     unfinished_before,
@@ -146,7 +145,6 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
     def train(
         context: dg.AssetExecutionContext, deployment: Deployment, config: StageLaunch
     ) -> Published:
-        from assets.checkpoints.bill import write_bill
         from assets.checkpoints.checks import stage_checks
         from assets.checkpoints.coverage import stage_coverage
         from assets.checkpoints.results import below, read_results
@@ -161,9 +159,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
             run, folder = stage_run(settings, storage, variant, stage, inputs)
             for path in unfinished_before(Path(run.out)):
                 context.log.warning(ADOPT, path, run.out)
-            restore_results(settings, storage, folder)
-            write_bill(storage, settings, run, product(f"stage{stage}", variant), inputs)
-            train_stage(context, settings, storage, run, folder)
+            train_stage(context, settings, storage, run, folder, inputs)
             results = read_results(run)
             checks = call(context, settings, "cpu", stage_checks, run)
             shards = shard_products(stage)

@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from assets.checkpoints.runs import restore_results
 from assets.checkpoints.uploads import uploading
 from assets.deployment.compute import Compute
 from assets.deployment.settings import Settings, Training
@@ -58,15 +59,22 @@ def train_stage(
     storage: Storage,
     run: RunConfig,
     folder: str,
+    inputs: Mapping[str, str],
 ) -> None:
-    """Train in the run's folder to the end; meanwhile its checkpoints go to a remote root.
+    """Train in the run's folder to the end, from what a remote root has of it, beside its bill;
+    meanwhile its checkpoints go to a remote root.
 
     Args:
         folder: of the run, below the root.
+        inputs: versions of the products that it is made from.
 
     Raises:
         dg.Failure: as `Torchrun.run`.
     """
+    from assets.checkpoints.bill import write_bill
+
+    restore_results(settings, storage, folder)
+    write_bill(storage, settings, run, own_name(context), inputs)
     pace = settings.training.upload_every_s
     with uploading(storage, folder, Path(run.out), pace, context.log.info) as look:
         Torchrun(settings.training, settings.compute, look=look).run(context, run)

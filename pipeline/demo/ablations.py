@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from assets.ablations.runs import study_of
+from assets.ablations.runs import arms_of, study_of
 from assets.ablations.score import TABLE_FILE
 from assets.ablations.table import COLUMNS
 from assets.deployment.ablation import run_keys
@@ -76,10 +76,8 @@ def ablate_small(folder: Path = SMALL_FOLDER, home: Path = REPOSITORY) -> int:
 
 def run_arms(client: DagsterClient, settings: Settings) -> bool:
     """Make what of the arms is missing or out of date, then the table; True when all is there."""
-    variant, study = study_of(settings)
-    preset = settings.variants[variant].preset
-    arms = study.chosen(preset, settings.training.long_videos_only)
-    keys = tuple({"arm": key} for key in run_keys(arms, study.seeds))
+    _, study = study_of(settings)
+    keys = tuple({"arm": key} for key in run_keys(arms_of(settings), study.seeds))
     arms_step = Step("arms", JOB, ("ablation", "ablation_scores"), keys)
     done = run_step(client, arms_step, timeout_s=None)
     return run_step(client, Step("table", TABLE_JOB, ("ablation_table",)), timeout_s=None) and done
