@@ -47,10 +47,11 @@ from training.data.sample_dataset import PreparedSample
 from training.flops import flops, sizes_of
 from training.formats.kinds import SHORT_VIDEO_KIND
 from training.formats.sample import decode
+from training.rates import CARDS
 from training.recipes import recipe
 from training.run_config import RunConfig, parse_run
 
-PEAK = 790e12
+PEAK = CARDS["H200"].products
 MFUS = (0.45, 0.6)
 
 

@@ -44,16 +44,15 @@ from model.weights.loading import load_tokenizer
 from training.adapters import is_adapter, plain_name
 from training.checkpoint import Checkpoints
 from training.data.loader import build_loader
-from training.footprint import GIB
 from training.formats.hashing import seed_of
 from training.formats.kinds import LONG_VIDEO_KIND
 from training.memory_plan import plan_memory
 from training.parallel import Ranks, join_ranks, leave_ranks
+from training.rates import GIB
 from training.reporting import Reporter
 from training.run_config import RunConfig, parse_run
 
 CONTEXT_GIB = 0.6
-MEASURED_RATE, DATASHEET_RATE = 790.0, 989.0
 ROW_TIMEOUT_S = 300
 PROMPT, ANSWER = 640, 256  # tokens of a sample's text; the template adds about 100
 PLAIN = {
@@ -198,7 +197,7 @@ def measure_here(row: Row, options: argparse.Namespace) -> None:
             "reserved_gib": torch.cuda.max_memory_reserved() / GIB,
             "estimate_off": estimated / peak - 1,
             "mfu": found["mfu"],
-            "mfu_datasheet": found["mfu"] * MEASURED_RATE / DATASHEET_RATE,
+            "mfu_datasheet": found["mfu_datasheet"],
         }
     if ranks.first:
         print(json.dumps(result), flush=True)

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from assets.records.intervals import student_reach
 from benchmarks.needle_run import NeedleRun, course, run_needle
 from benchmarks.needle_task import ARMS, Arm, NeedleTask
 
@@ -33,8 +34,6 @@ NAMES = {
     "frames": "uniform frames",
     "none": "no MemAug",
 }
-# Student's t, two-sided 95 %, by the number of seeds.
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +120,11 @@ def table(rows: Sequence[Row]) -> str:
 
 def interval(shares: Sequence[float]) -> str:
     """The mean, and half the width of its 95 % interval over seeds; empty where nothing is."""
-    if len(shares) < 2:
-        return f"{shares[0]:.1%}" if shares else ""
-    half = T_95[len(shares)] * statistics.stdev(shares) / len(shares) ** 0.5
-    return f"{statistics.mean(shares):.1%} ± {100 * half:.1f}"
+    if not shares:
+        return ""
+    half = student_reach(shares)
+    mean = f"{statistics.mean(shares):.1%}"
+    return mean if half is None else f"{mean} ± {100 * half:.1f}"
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

@@ -24,11 +24,9 @@ from model.hour_llava import HourLlava, Output
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from training.data.packing import Budget
 from training.loop import Trainer
-from training.memory_plan import GIB
-from training.rates import CARDS
+from training.rates import CARDS, GIB
 
-# bfloat16 products a second by the datasheet of an H200; `Card.products` is what was measured.
-DATASHEET = 989e12
+H200 = CARDS["H200"]
 
 
 def measure(
@@ -75,7 +73,7 @@ def measure(
         "data_wait": sum(record["data_wait_s"] for record in timed) / seconds,
         "packs_per_step": sum(record["packs"] for record in timed) / len(timed),
         "mfu": mfu,
-        "mfu_datasheet": mfu * CARDS["H200"].products / DATASHEET,
+        "mfu_datasheet": mfu * H200.products / (H200.teraflops * 1e12),
         "peak_gib": max(record.get("peak_gib", 0) for record in timed),
         "estimated_gib": trainer.memory.needed.total / GIB,
         "loss": timed[-1]["loss"],

@@ -14,9 +14,9 @@ from model.config import HourLlavaConfig
 from model.loss import CHUNK as HEAD_ROWS
 from training.flops import Sizes, adapter_parameters, parameters
 from training.parallel import MEMORY_CHUNK, Savings
+from training.rates import GIB
 from training.recipes import MODULES, Lora
 
-GIB = 2**30
 HALF, SINGLE = 2, 4  # bytes of a bfloat16 and of a float32 number
 # Numbers that a layer of the language model keeps of a token: so many of its width and of its
 # intermediate width. Compiled, fewer tensors lie between its kernels.

@@ -17,8 +17,9 @@ from functools import partial
 from model.config import HourLlavaConfig
 from training.data.packing import Budget
 from training.flops import Sizes, flops, forward_flops, video_sizes
-from training.footprint import GIB, HALF, SINGLE, Footprint, Load, weights_of
+from training.footprint import HALF, SINGLE, Footprint, Load, weights_of
 from training.parallel import Savings
+from training.rates import GIB
 from training.recipes import STAGES, Lora
 from training.run_config import RunConfig
 

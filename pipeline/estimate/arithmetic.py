@@ -74,7 +74,7 @@ def reading_seconds(
 
 def decoding_hours(hours: float) -> float:
     """Hours of one core that decodes one frame of each second."""
-    return hours * HOUR * rate("CPU time of one sampled second of video") / 1000 / HOUR
+    return hours * rate("CPU time of one sampled second of video") / 1000
 
 
 def encoding_hours(hours: float, card: Card) -> float:

@@ -14,10 +14,11 @@ from model.hf import HourLlavaForCausalLM
 from model.hf_config import HourLlavaHFConfig
 from training.adapters import insert_adapters, is_adapter
 from training.flops import Sizes, adapter_parameters, parameters, video_sizes
-from training.footprint import GIB, Load
+from training.footprint import Load
 from training.memory_plan import plan_memory
 from training.optimizer import module_of
 from training.parallel import Savings
+from training.rates import GIB
 from training.recipes import MODULES, Lora
 from training.run_config import parse_run
 
