@@ -18,7 +18,8 @@ class ModelChanges:
     """Settings in place of the start's; None: as there.
 
     Attributes:
-        temporal_forgetting: a rule of model/frame_rules.
+        temporal_forgetting: which frames stay: uniform, random, keyframe or question_guided, or
+            another file of model/frame_rules.
         memory_scale: share of a video's memory that MemAug looks up: 1, 1/2, 1/4, ... or 0 for the
             tokens that stay alone.
         memaug_blocks: how many MemAug has; with another number than the start it is new, drawn from

@@ -26,7 +26,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "video", help="a video file, a feature file of the checkpoint's variant, or a URL"
     )
-    parser.add_argument("question", nargs="?")
+    parser.add_argument(
+        "question",
+        nargs="?",
+        help="without one, questions are read from standard input, a line each",
+    )
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -37,7 +41,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--subtitles", type=Path, help="the video's .srt or .vtt file, put above the question"
     )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto: a GPU where there is one",
+    )
     parser.add_argument(
         "--longest",
         type=at_least_one,

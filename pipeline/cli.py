@@ -31,7 +31,7 @@ NOT_FOUND, CHANGED, FAILED = 1, 2, 2
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the process's exit code."""
-    chosen = _parser().parse_args(arguments)
+    chosen = build_parser().parse_args(arguments)
     try:
         return _COMMANDS[chosen.command](chosen)
     except (ValueError, FileNotFoundError) as error:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         return NOT_FOUND if isinstance(error, NotFoundError) else FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hourllava", description="Work with a deployment from the command line."
     )

@@ -39,11 +39,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--no-deployment", action="store_true", help="leave the deployment's own out"
     )
     parser.add_argument("--host", default="127.0.0.1", help="another one needs a token")
-    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument(
+        "--port", type=int, default=PORT, help=f"where it listens (default: {PORT})"
+    )
     parser.add_argument(
         "--upload-mib", type=at_least_one, default=2048, help="the largest upload (default: 2048)"
     )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto: a GPU where there is one",
+    )
     add_fetching_options(parser)
 
 

@@ -93,7 +93,7 @@ def _may_not_run(scope: Scope, headers: dict[bytes, str]) -> str:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What `hourllava ui` takes."""
     parser.add_argument("--host", default="127.0.0.1", help="there is no login: see the docs")
-    parser.add_argument("--port", type=int, default=3000)
+    parser.add_argument("--port", type=int, default=3000, help="where it listens (default: 3000)")
     parser.add_argument(
         "--name",
         action="append",

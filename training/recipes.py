@@ -60,8 +60,11 @@ class Recipe:
         rates: peak learning rate of each tuned module; a module that is absent is frozen.
         global_batch: samples in one optimizer step, whatever the number of ranks.
         micro_batch: most samples that one rank packs into one forward pass.
+        max_length: tokens of the longest sample that is read; longer ones are left out.
+        epochs: how often every sample is read.
         save_every: optimizer steps between two checkpoints.
         warmup: share of the steps over which the rate rises linearly; then a cosine to zero.
+        betas, weight_decay: of AdamW.
         clip: largest norm of the gradient of all tuned parameters together.
         reference_rate: the rate that the published DeepSpeed configuration gives every tuned
             module, because it builds its own optimizer.

@@ -29,7 +29,7 @@ OtherState = Literal["refuse", "set_aside", "adopt"]
 
 # Unknown names are refused, and a value has its own type: "5" is no number, True is none either.
 _PLAIN = ConfigDict(extra="forbid", strict=True)
-_RECIPE_FIELDS = (
+RECIPE_FIELDS = (
     "global_batch", "micro_batch", "max_length", "epochs", "rates", "warmup", "clip", "save_every",
     "betas", "weight_decay",
 )  # fmt: skip
@@ -54,11 +54,19 @@ class StreamConfig:
 @dataclass(frozen=True, slots=True, config=_PLAIN)
 class SavingsWanted:
     """What is done to save memory, or is not; None: the memory plan chooses what is fastest. None
-    of it changes what a run computes. See `training.parallel.Savings` and `docs/memory.md`.
+    of it changes what a run computes; `docs/memory.md` says what each saves and costs.
 
     Attributes:
+        chunks: the projector and the memory are formed a chunk of frames at a time, and again in
+            the backward pass.
+        memaug: MemAug's blocks recompute their activations.
         layers: so many layers of the language model recompute their activations, in packs whose
             activations do not fit.
+        inputs_on_host: what a recomputed layer starts from waits in the host's memory.
+        gathered_again: a single rank makes the bfloat16 copy of a layer anew for each pass.
+        optimizer_on_host: the optimizer's moments lie on the host, which takes the step.
+        parameters_on_host: float32 parameters, gradients and moments lie on the host (FSDP2's
+            offload).
     """
 
     chunks: bool | None = None
@@ -84,23 +92,24 @@ class RunConfig:
         streams: where the samples are.
         features_root: folder or URL that holds `<source>/<id>.safetensors`; needed where samples
             name long videos.
+        features_version: content of the features where the caller knows it; part of the run's
+            identity.
         videos_root: folder or URL below which short videos are named.
         seed: name from which every seed of the run is derived.
 
         global_batch, micro_batch, max_length, epochs, rates, warmup, clip, save_every, betas,
             weight_decay: instead of the recipe's.
-        lora: low-rank adapters for the language model, or for other tuned modules; see
-            `training.recipes.Lora`. None: every tuned module is trained whole.
-        model: settings of the model in place of the start's, see `model.changes`. They go into the
-            export.
+        lora: low-rank adapters for the language model, or for other tuned modules. None: every
+            tuned module is trained whole.
+        model: settings of the model in place of the start's. They go into the export.
         vision_start: folder of a vision encoder, as the pipeline exports it, whose weights stand in
             place of the start's: for features that another encoder made than that of the start.
         rows: how many rows of a kind of shards are read, from the beginning of each shard; of the
             kinds that are not named all are.
         held_out_share: share of the videos, and of the samples without one, that are never trained
             on; their loss is measured while the run goes on. 0: none.
-        held_out_every, held_out_samples: after how many steps it is measured, and on how many
-            samples.
+        held_out_every: after how many steps it is measured.
+        held_out_samples: on how many samples it is measured.
         stream_batch: samples that are of one stream, a divisor of the global batch; None: all of a
             global batch. The published 3B run accumulated two batches of 64, each of one stream.
         max_steps: stop after this many optimizer steps; the schedule ends there too.
@@ -120,15 +129,19 @@ class RunConfig:
             stage's videos have.
         micro_tokens: most LLM tokens that one rank packs into one forward pass; None: the length of
             a sample about the longest video of the stage.
-        workers, prefetch: processes that prepare samples on each rank, and micro-batches prepared
-            ahead by each. No workers: as many as the rank's share of the host's cores feeds.
+        workers: processes that prepare samples on each rank. None: as many as the rank's share of
+            the host's cores feeds.
+        prefetch: micro-batches that each of these prepares ahead.
         data_timeout_s: a loader that yields nothing for so long is broken.
-        canonical_nodes, shuffle_block: shuffling of the streams, and rows of a stream that are
-            shuffled together: more blend more videos in a batch and need a larger cache of feature
-            files. Constant over the life of a run.
-        features_cache, features_cache_bytes: where copies of remote feature files are kept, and how
-            much of them.
-        shard_cache, shard_cache_bytes: the same for remote shards and short videos.
+        canonical_nodes: number of nodes that the streams are shuffled for. Constant over the life
+            of a run.
+        shuffle_block: rows of a stream that are shuffled together: more blend more videos in a
+            batch and need a larger cache of feature files. Constant over the life of a run.
+        features_cache: folder for copies of remote feature files. None: below the temporary folder.
+        features_cache_bytes: most room that they take.
+        shard_cache: folder for copies of remote shards and short videos. None: below the temporary
+            folder.
+        shard_cache_bytes: most room that they take.
         machine_wait_s: how long a fault of the machine (a full disk, too few descriptors, a store
             or mount that does not answer) is waited out before the run stops with a checkpoint.
         max_dropped_share: share of unusable samples above which the run fails.
@@ -142,7 +155,7 @@ class RunConfig:
         nonfinite_limit: optimizer steps in a row with a loss or gradient that is not finite before
             the run fails.
         tensorboard: also write TensorBoard event files.
-        tracker: also record the run in MLflow or Weights & Biases, see `training.tracking`.
+        tracker: also record the run in MLflow or Weights & Biases.
     """
 
     variant: str
@@ -230,7 +243,7 @@ class RunConfig:
     @property
     def recipe(self) -> Recipe:
         """The stage's recipe with this run's deviations applied."""
-        own = {name: getattr(self, name) for name in _RECIPE_FIELDS}
+        own = {name: getattr(self, name) for name in RECIPE_FIELDS}
         changes = {name: value for name, value in own.items() if value is not None}
         chosen = replace(recipe(self.variant, self.stage), **changes)
         if self.model is not None and self.model.memaug_blocks == 0:

@@ -23,7 +23,9 @@ class Pool(Section):
     does it, on the machine of the UI, and nothing else here has a meaning.
     """
 
-    engine: Literal["local", "slurm"] = "local"
+    engine: Literal["local", "slurm"] = Field(
+        default="local", description="local: on this machine; slurm: as a job of a Slurm cluster"
+    )
     partition: str | None = Field(default=None, description="default: the cluster's")
     account: str | None = Field(default=None, description="default: the user's")
     time_limit: str | None = Field(

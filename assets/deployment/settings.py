@@ -37,8 +37,8 @@ DEFAULT_CONFIG = Path(__file__).parents[2] / "pipeline" / "deployment.yaml"
 class Annotations(Section):
     """Question-answer rows: a Hugging Face dataset at a revision, or files of the same schema."""
 
-    repo: str | None = None
-    revision: str = "main"
+    repo: str | None = Field(default=None, description="a dataset on the hub: namespace/name")
+    revision: str = Field(default="main", description="branch, tag or commit of the repo")
     paths: list[str] = Field(
         default=[], description="local paths or URLs of Parquet, CSV, JSON or JSONL files"
     )
@@ -47,7 +47,8 @@ class Annotations(Section):
     )
     columns: dict[str, str | None] = Field(
         default={},
-        description="a column's name in the files -> ours (null: leave it out), where they differ",
+        description="where names differ: a column's name in the files, and ours (null: leave it "
+        "out)",
     )
 
     @model_validator(mode="after")
@@ -60,10 +61,14 @@ class Annotations(Section):
 class Collections(Section):
     """The other two collections, and which of their annotation files are used."""
 
-    onevision_repo: str = "lmms-lab/LLaVA-OneVision-Data"
-    onevision_revision: str = "main"
-    video_repo: str = "lmms-lab/LLaVA-Video-178K"
-    video_revision: str = "main"
+    onevision_repo: str = Field(
+        default="lmms-lab/LLaVA-OneVision-Data", description="images: a dataset on the hub"
+    )
+    onevision_revision: str = Field(default="main", description="its branch, tag or commit")
+    video_repo: str = Field(
+        default="lmms-lab/LLaVA-Video-178K", description="short videos: a dataset on the hub"
+    )
+    video_revision: str = Field(default="main", description="its branch, tag or commit")
     mixtures: Path | None = Field(
         default=None, description="CSV kind,collection,annotation,fraction; default: built in"
     )
@@ -83,10 +88,15 @@ class Collections(Section):
 class Shards(Section):
     """How samples are written."""
 
-    workers: int = Field(default=2, ge=1)
-    rows_per_shard: int = Field(default=256, ge=1)
-    turns_per_sample: int = Field(default=5, ge=1)
-    seed: str = "hour-llava"
+    workers: int = Field(default=2, ge=1, description="processes that write shards at a time")
+    rows_per_shard: int = Field(default=256, ge=1, description="samples in one shard")
+    turns_per_sample: int = Field(
+        default=5, ge=1, description="questions about one video that one sample holds at most"
+    )
+    seed: str = Field(
+        default="hour-llava",
+        description="text that decides the order of rows and turns; another one makes other shards",
+    )
     max_drop_share: float = Field(
         default=0.1, ge=0, le=1, description="share of dropped samples that fails a part"
     )
@@ -138,7 +148,9 @@ class Limits(Section):
 class Features(Section):
     """Decoding and encoding of long videos."""
 
-    decode_workers: int = Field(default=2, ge=1)
+    decode_workers: int = Field(
+        default=2, ge=1, description="decoding processes; each uses about one core"
+    )
     batch_size: int = Field(
         default=64, ge=1, description="frames in one forward pass of the encoder"
     )
@@ -149,8 +161,14 @@ class Features(Section):
     encoder: str | None = Field(
         default=None, description="SigLIP checkpoint to use instead of the stage-2 export"
     )
-    damaged: Literal["use", "skip"] = "use"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    damaged: Literal["use", "skip"] = Field(
+        default="use",
+        description="what is done with a video of which some pictures did not decode; skip sets "
+        "it aside",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where the encoder runs; auto: on a GPU where there is one"
+    )
     limits: Limits = Limits()
 
 
@@ -211,7 +229,9 @@ class Evaluation(Section):
         "instead of a benchmark file; a hash of a video's name decides. Default: 0.15 where "
         "training.long_videos_only is set and there are no questions, else 0",
     )
-    limit: int | None = None
+    limit: int | None = Field(
+        default=None, description="only the first so many questions are asked; default: all"
+    )
 
 
 class Integrity(Section):
@@ -239,7 +259,8 @@ class Settings(Section):
     variants: dict[str, Variant] = Field(
         default=["3b", "7b"],
         validate_default=True,
-        description="name -> preset and start; a list of presets is the full recipe of each",
+        description="the models that are trained, by names of your own; a list of presets stands "
+        "for the full recipe of each",
     )
     hub_endpoint: str | None = Field(
         default=None, description="a mirror of the Hugging Face hub; default: the hub"
@@ -248,7 +269,9 @@ class Settings(Section):
         default=None, description="folder watched for new question-answer files"
     )
     annotations: Annotations = Annotations()
-    sources: dict[str, VideoSource]
+    sources: dict[str, VideoSource] = Field(
+        description="where long videos come from, by the names that rows use"
+    )
     download: Download = Download()
     collections: Collections = Collections()
     shards: Shards = Shards()
@@ -262,7 +285,7 @@ class Settings(Section):
     estimate: Estimate = Estimate()
     questions: Questions = Questions()
     ablation: Ablation | None = Field(
-        default=None, description="a study of the model's own choices; None: there is none"
+        default=None, description="a study of the model's own choices; null: there is none"
     )
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ class Start(Section):
     repo: str | None = Field(
         default=None, pattern=HUB_NAME, description="namespace/name on the hub"
     )
-    revision: str = "main"
+    revision: str = Field(default="main", description="branch, tag or commit of the repo")
     folder: Path | None = Field(default=None, description="a folder instead")
     stage: int | None = Field(
         default=None,

@@ -97,7 +97,9 @@ class LocalModel(Section):
 
     kind: Literal["local"]
     checkpoint: Path = Field(description="folder of the checkpoint, in safetensors")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where it runs; auto: on a GPU where there is one"
+    )
     longest_answer: int = Field(default=1024, ge=16, description="tokens")
 
     @property
@@ -118,7 +120,7 @@ class Budget(Section):
     these is passed. Empty: no limit.
     """
 
-    requests: int | None = Field(default=None, ge=0)
+    requests: int | None = Field(default=None, ge=0, description="questions to an endpoint")
     tokens: int | None = Field(default=None, ge=0, description="read and written together")
     money: float | None = Field(
         default=None, ge=0, description="in the currency of the answerers' prices"

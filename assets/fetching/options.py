@@ -12,7 +12,7 @@ COOKIES_VARIABLE = "YTDLP_COOKIES"  # names a Netscape cookie file
 class Download(Section):
     """How politely and how stubbornly videos are fetched."""
 
-    workers: int = Field(default=4, ge=1)
+    workers: int = Field(default=4, ge=1, description="videos that are fetched at a time")
     min_interval_s: float = Field(
         default=5.0, ge=0, description="least time between two requests to one host"
     )

@@ -43,7 +43,7 @@ class DropSource(Source):
     """Videos that a person puts into a folder: licensed sets such as Ego4D, or one's own."""
 
     kind: Literal["drop"]
-    folder: Path
+    folder: Path = Field(description="where the files lie; folders in it are looked through")
     instructions: str = Field(
         default="", description="how to obtain the files; shown when videos are missing"
     )

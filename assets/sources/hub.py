@@ -53,8 +53,11 @@ class HubSource(Source):
     """Files of a Hugging Face dataset repository, loose or inside archives."""
 
     kind: Literal["hub"]
-    repo: str
-    revision: str = "main"
+    repo: str = Field(description="a dataset on the hub: namespace/name")
+    revision: str = Field(
+        default="main",
+        description="branch, tag or commit; a commit is never compared with a newer one",
+    )
     archives: list[str] = Field(
         default=[], description="glob patterns of zip / tar.gz files that hold the videos"
     )
