@@ -4,11 +4,18 @@ deployment of their own.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import resource
+import shutil
+import sqlite3
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -21,6 +28,10 @@ settings.load_profile("untimed")
 
 os.environ["HOURLLAVA_CONFIG"] = str(TESTS / "deployment.yaml")
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
+# No test cuts the power, so what it writes need not be on the disk when a call returns. A closed
+# descriptor is an error all the same.
+os.fsync = os.fstat  # type: ignore[assignment]
 
 # A StreamingDataset keeps some hundred descriptors of shared memory open until its process ends.
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -42,17 +53,53 @@ LONGEST = [
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_instance_of_another_module() -> Iterator[None]:
-    """Dagster remembers the storage of an instance that is entered twice, and no definitions load
+def cheap_instances() -> Iterator[None]:
+    """Instances of Dagster that begin as copies of an empty one, and that another module's do not
+    change: Dagster remembers the storage of one that is entered twice, and no definitions load
     after its end.
     """
     if "dagster" not in sys.modules:
         yield
         return
+    import dagster
     from dagster._core.storage.defs_state.base import set_defs_state_storage
 
-    with set_defs_state_storage(None):
+    with set_defs_state_storage(None), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dagster, "instance_for_test", instance_for_test)
         yield
+
+
+@functools.cache
+def _empty_instance() -> Path:
+    """The folder of an instance without runs: making its tables takes four times as long as all
+    else of it. Made once a process, and gone with it.
+    """
+    from dagster._core.instance_for_test import instance_for_test as made_from_nothing
+    from sqlalchemy import Engine, event
+
+    # Neither does SQLite wait for the disk.
+    @event.listens_for(Engine, "connect")
+    def write_without_waiting(connection: Any, record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    folder = tempfile.mkdtemp(prefix="empty-instance-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with made_from_nothing(temp_dir=folder):
+        return Path(folder)
+
+
+@contextmanager
+def instance_for_test(*args: Any, temp_dir: str | None = None, **fields: Any) -> Iterator[Any]:
+    """Dagster's own, begun as a copy of an empty instance unless it is to be in `temp_dir`."""
+    from dagster._core.instance_for_test import instance_for_test as made_from_nothing
+
+    with ExitStack() as stack:
+        if temp_dir is None:
+            temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+            temp_dir = stack.enter_context(temporary)
+            shutil.copytree(_empty_instance(), temp_dir, dirs_exist_ok=True)
+        yield stack.enter_context(made_from_nothing(*args, temp_dir=temp_dir, **fields))
 
 
 @pytest.hookimpl(

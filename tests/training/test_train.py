@@ -24,6 +24,7 @@ from tests.training.generated_samples import (
     sample_ids,
     train_in_process,
 )
+from tests.warm_python import WarmPython
 from training.checkpoint_folder import committed
 from training.supervise import CONFIGURATION, MACHINE, PREEMPTED
 from training.train import main
@@ -31,9 +32,21 @@ from training.train import main
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def finish(run, ranks=2, behaviour=None):
+@pytest.fixture(scope="module")
+def warm():
+    """Starts the command of a deployment without its imports."""
+    modules = ("training.supervise", "torch.distributed.run", "tests.training.generated_samples")
+    with WarmPython(*modules, "training.loop") as python:
+        yield python.start
+
+
+def launch(start, run, ranks=2, behaviour=None):
+    return start(torchrun_command(run, ranks, (behaviour or LoaderBehaviour()).json()))
+
+
+def finish(start, run, ranks=2, behaviour=None):
     """Run to the end; returns (exit status, output)."""
-    process = start(torchrun_command(run, ranks, (behaviour or LoaderBehaviour()).json()))
+    process = launch(start, run, ranks, behaviour)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
@@ -79,22 +92,22 @@ def assert_equal_bits(left, right):
 
 @pytest.fixture(scope="module")
 def eight_steps(tmp_path_factory):
-    """8 steps on 2 ranks without interruption."""
+    """8 steps on 2 ranks without interruption, started as a deployment starts them."""
     run = make_run(tmp_path_factory.mktemp("straight"))
-    status, output = finish(run)
+    status, output = finish(start, run)
     assert status == 0, output
     return run, final_state(run)
 
 
-def test_8_steps_equal_4_steps_and_a_kill_and_4_steps_to_the_bit(eight_steps, tmp_path):
+def test_8_steps_equal_4_steps_and_a_kill_and_4_steps_to_the_bit(warm, eight_steps, tmp_path):
     run = make_run(tmp_path)
-    process = start(torchrun_command(run, 2, LoaderBehaviour(pause_s=0.2).json()))
+    process = launch(warm, run, behaviour=LoaderBehaviour(pause_s=0.2))
     wait_until(lambda: committed(Path(run.out) / "state"), process)
     process.kill()
     process.communicate()
     assert len(losses(run)) < 8
     assert [path.name for path in committed(Path(run.out) / "state")] == ["step-4"]
-    status, output = finish(run)
+    status, output = finish(warm, run)
     assert status == 0, output
     assert "continuing from step-4" in output
     straight = eight_steps[1]
@@ -123,14 +136,14 @@ def test_two_ranks_hand_over_to_one(eight_steps, tmp_path):
         torch.testing.assert_close(alone["export"][name], tensor, rtol=0.05, atol=2e-3)
 
 
-def test_four_ranks_hand_over_to_two(tmp_path):
+def test_four_ranks_hand_over_to_two(warm, tmp_path):
     run = make_run(tmp_path, max_steps=4, save_every=2)
-    status, output = finish(run, ranks=4)
+    status, output = finish(warm, run, ranks=4)
     assert status == 0, output
     straight, taken = losses(run), sample_ids(run)
     (Path(run.out) / "result.json").unlink()
     shutil.rmtree(Path(run.out) / "state" / "step-4")
-    status, output = finish(run, ranks=2)
+    status, output = finish(warm, run, ranks=2)
     assert status == 0, output
     assert "continuing from step-2" in output
     assert losses(run) == pytest.approx(straight, rel=1e-6)
@@ -147,9 +160,9 @@ def test_two_ranks_take_the_steps_of_one(eight_steps, tmp_path):
     assert losses(run)[0] == pytest.approx(straight["losses"][0], rel=1e-6)
 
 
-def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_status(eight_steps, tmp_path):
+def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_status(warm, eight_steps, tmp_path):
     run = make_run(tmp_path, save_every=100)
-    process = start(torchrun_command(run, 2, LoaderBehaviour(pause_s=0.3).json()))
+    process = launch(warm, run, behaviour=LoaderBehaviour(pause_s=0.3))
     wait_for_step(run, 2, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
@@ -157,26 +170,28 @@ def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_status(eight_steps, tmp
     step = len(losses(run))
     assert 2 <= step < 8
     assert [path.name for path in committed(Path(run.out) / "state")] == [f"step-{step}"]
-    status, output = finish(run)
+    status, output = finish(warm, run)
     assert status == 0, output
     assert_equal_bits(final_state(run), eight_steps[1])
 
 
-def test_a_fault_of_one_ranks_machine_ends_in_a_checkpoint_that_goes_on(eight_steps, tmp_path):
+def test_a_fault_of_one_ranks_machine_ends_in_a_checkpoint_that_goes_on(
+    warm, eight_steps, tmp_path
+):
     run = make_run(tmp_path, save_every=100)
     broken = LoaderBehaviour(crash_at=5, crash_rank=1, machine_fault=True)
-    status, output = finish(run, behaviour=broken)
+    status, output = finish(warm, run, behaviour=broken)
     assert status == MACHINE, output
     assert "the disk of features_cache is full after step 5 of 8; what was done is in a" in output
     assert [path.name for path in committed(Path(run.out) / "state")] == ["step-5"]
-    status, output = finish(run)
+    status, output = finish(warm, run)
     assert status == 0, output
     assert_equal_bits(final_state(run), eight_steps[1])
 
 
-def test_a_signal_does_not_wait_for_the_end_of_a_long_step(tmp_path):
+def test_a_signal_does_not_wait_for_the_end_of_a_long_step(warm, tmp_path):
     run = make_run(tmp_path, global_batch=64, micro_batch=4, max_steps=3)
-    process = start(torchrun_command(run, 2, LoaderBehaviour(pause_s=0.5, count=192).json()))
+    process = launch(warm, run, behaviour=LoaderBehaviour(pause_s=0.5, count=192))
     wait_for_step(run, 1, process)
     process.send_signal(signal.SIGTERM)  # the second step takes another four seconds
     output, _ = process.communicate(timeout=120)
@@ -185,19 +200,21 @@ def test_a_signal_does_not_wait_for_the_end_of_a_long_step(tmp_path):
     assert [path.name for path in committed(Path(run.out) / "state")] == ["step-1"]
 
 
-def test_a_kill_while_checkpoints_are_written_changes_nothing(eight_steps, tmp_path):
+def test_a_kill_while_checkpoints_are_written_changes_nothing(warm, eight_steps, tmp_path):
     run = make_run(tmp_path, save_every=1)
-    process = start(torchrun_command(run, 2, LoaderBehaviour(pause_s=0.1).json()))
+    process = launch(warm, run, behaviour=LoaderBehaviour(pause_s=0.1))
     wait_until(lambda: list((Path(run.out) / "state").glob(".tmp-step-2/*.distcp")), process)
     process.kill()
     process.communicate()
-    status, output = finish(run)
+    status, output = finish(warm, run)
     assert status == 0, output
     assert_equal_bits(final_state(run), eight_steps[1])
     assert len(committed(Path(run.out) / "state")) == 2
 
 
-def test_ranks_agree_that_a_checkpoint_is_damaged_and_take_the_older_one(eight_steps, tmp_path):
+def test_ranks_agree_that_a_checkpoint_is_damaged_and_take_the_older_one(
+    warm, eight_steps, tmp_path
+):
     straight, state = eight_steps
     run = replace(straight, out=str(tmp_path / "out"))
     shutil.copytree(straight.out, run.out)
@@ -206,7 +223,7 @@ def test_ranks_agree_that_a_checkpoint_is_damaged_and_take_the_older_one(eight_s
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)
-    status, output = finish(run)
+    status, output = finish(warm, run)
     assert status == 0, output
     assert f"step-8 is damaged (step-8: {file.name} has other content)" in output
     assert "continuing from step-4" in output
