@@ -27,7 +27,7 @@ else
 # and Dagster again: importing streaming takes 10 s instead of 4.5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo demo-own ablations ui test test-slow test-all lint audit sbom bench browser slurm screenshots clean
+.PHONY: help install demo demo-own ablations ui test test-slow test-all lint docs audit sbom bench browser slurm screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,11 @@ lint: install ## ruff, the import contracts, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+docs: install ## the documentation as a site, in site/
+	@$(BIN)/python -c "import material" 2> /dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-compile -e ".[docs]"
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 # They look at .venv from outside, and change nothing in it.
 .tools/.installed: Makefile

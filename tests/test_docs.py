@@ -46,6 +46,8 @@ COMMANDS: dict[str, str] = {
     "test_the_tuned_checkpoint_is_better_than_the_start_by_more_than_the_interval",
     "hourllava checkpoints": "tests/assets/checkpoints/test_named.py::"
     "test_what_the_author_has_is_known_by_its_files_and_never_by_its_name",
+    "hourllava estimate --config my.yaml": "tests/pipeline/"
+    "test_estimate.py::test_the_command_tells_steps_plan_and_where_each_rate_was_measured",
     'hourllava estimate --config my.yaml --card "RTX 4090" --price 0.5': "tests/pipeline/"
     "test_estimate.py::test_the_command_tells_steps_plan_and_where_each_rate_was_measured",
     "hourllava fine-tune --config my.yaml": "tests/pipeline/test_own_videos.py::"
@@ -62,6 +64,7 @@ COMMANDS: dict[str, str] = {
     "make ui CONFIG=my.yaml": "the same with another file; it runs until it is stopped",
     "make browser": "`.ci/run` calls it, and goes on where nothing can be installed",
     "make slurm": "`.ci/run` calls it, and goes on where nothing can be installed",
+    "make docs": "tests/test_docs_site.py::test_the_site_is_built_without_a_warning",
     "make screenshots": "takes its pictures from a finished demo; tests of the UI share its code",
     "make bench": "a minute each of every benchmark, measured on a quiet machine; "
     "tests cover what they call",
@@ -75,6 +78,11 @@ COMMANDS: dict[str, str] = {
     'hourllava ask video.mp4 "What happens at the end?" --config my.yaml '
     "--checkpoint 'stage3[lectures]'": "tests/assets/checkpoints/test_named.py::"
     "test_a_product_is_a_checkpoint_and_any_other_path_stays_what_it_is",
+    'hourllava ask .demo/data/VideoMarathon/videos/panda/VIDEO.mp4 "What colour is the square?" '
+    "--config .demo/deployment.yaml --checkpoint 'stage3[tiny]'": "tests/assets/checkpoints/"
+    "test_named.py::test_a_product_is_a_checkpoint_and_any_other_path_stays_what_it_is",
+    "hourllava serve --config .demo/deployment.yaml": "tests/pipeline/test_serve_page.py::"
+    "test_an_answer_streams_as_text_and_the_band_leads_the_player",
     "hourllava serve --config my.yaml": "tests/pipeline/test_serve_page.py::"
     "test_an_answer_streams_as_text_and_the_band_leads_the_player",
     "hourllava doctor --config my.yaml": "tests/test_docs.py::"
@@ -278,9 +286,8 @@ def test_the_version_is_the_same_everywhere_and_the_changelog_knows_it():
 def test_the_workflow_calls_what_a_fresh_machine_runs_on_every_python_that_is_promised():
     jobs = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text())["jobs"]
     job = jobs.pop("run")
-    (other,) = jobs.values()
-    called = {step["run"] for step in other["steps"] if "run" in step}
-    assert called == {"make audit", "make sbom"}
+    called = {step["run"] for other in jobs.values() for step in other["steps"] if "run" in step}
+    assert called == {"make audit", "make sbom", "make docs"}
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
     (step,) = [step for step in job["steps"] if step.get("run") == ".ci/run"]
     assert step["env"] == {"PYTHON": "python${{ matrix.python }}"}
@@ -393,11 +400,11 @@ OWN_FILES = {
 }
 
 
-def test_the_readmes_settings_take_ones_own_videos_to_the_samples_of_training(tmp_path: Path):
+def test_the_recipes_settings_take_ones_own_videos_to_the_samples_of_training(tmp_path: Path):
     """Its example, with its folders moved below a temporary one: six files in a folder, and a table
     of questions as a spreadsheet program saves it.
     """
-    (example,) = page("README.md").section("Any other mixture").blocks("yaml")
+    (example,) = page("docs/recipe.md").section("Any other mixture").blocks("yaml")
     assert "root: /data/hourllava " in example.text
     (tmp_path / "my.yaml").write_text(example.text.replace("/data/", f"{tmp_path}/"))
     for number, name in enumerate(OWN_FILES):

@@ -93,7 +93,7 @@ def test_each_part_of_a_kind_is_read_once_by_stages_two_and_three_together():
 def test_the_readme_states_the_estimates_figures():
     (table,) = [
         table
-        for table in page("README.md").section("The real 3B and 7B").tables()
+        for table in page("README.md").section("What it needs").tables()
         if table[0][1] == "3B"
     ]
     text = "\n".join(" | ".join(row) for row in table)

@@ -1,0 +1,44 @@
+"""What MkDocs needs to know of these pages, which are written to be read in the repository as well.
+
+MkDocs calls these functions by their names (`hooks` in mkdocs.yml).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[1]
+OUTSIDE = re.compile(r"\]\(\.\./([\w./-]+)\)")  # a file of the repository that is not in docs/
+COPIES = "repository"  # folder of the site with copies of such files
+# The name behind a fence's language is for the tests (`diff source`); MkDocs would not take it.
+NAMED_FENCE = re.compile(r"^(\s*```\w+) +\w+$", re.M)
+STEP = re.compile(r"\d\. ")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Take the files into the site that pages link to and that lie outside of docs/."""
+    from mkdocs.structure.files import File
+
+    pages = [file for file in files if file.src_uri.endswith(".md")]
+    for name in sorted({name for page in pages for name in OUTSIDE.findall(page.content_string)}):
+        text = (REPOSITORY / name).read_text()
+        # A browser shows text, whatever the suffix before it.
+        files.append(File.generated(config, f"{COPIES}/{name}.txt", content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """A page as MkDocs reads Markdown."""
+    linked = OUTSIDE.sub(lambda match: f"]({COPIES}/{match[1]}.txt)", markdown)
+    return _indented(NAMED_FENCE.sub(r"\1", linked))
+
+
+def _indented(markdown: str) -> str:
+    """What belongs to a numbered step, by four spaces in place of three."""
+    lines, inside = [], False
+    for line in markdown.split("\n"):
+        inside = bool(STEP.match(line)) or (inside and (not line or line.startswith("   ")))
+        lines.append(f" {line}" if inside and line.startswith("   ") else line)
+    return "\n".join(lines)
