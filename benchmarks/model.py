@@ -6,7 +6,8 @@ Random weights.
 
 Prints one line for each variant and mode, and one for each of the model's parts; `--json` also
 writes them to a file. Model FLOP: those of the forward pass, times three; what is recomputed does
-not count. MFU is against 790 TFLOP/s, the rate of an 8192^3 bfloat16 matrix product on one H200.
+not count. MFU is against 790 TFLOP/s, the rate of an 8192^3 bfloat16 matrix product on one H200,
+and `mfu_datasheet` against the datasheet's 989.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from model.hour_llava import HourLlava
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from model.packing import plan_sample
 from training.parallel import compile_blocks, recompute, reset_buffers
+from training.rates import CARDS
 
-PEAK_FLOPS = 790e12
+H200 = CARDS["H200"]
 MODES: dict[str, dict[str, Any]] = {
     "eager": {},
     "compiled": {"compiled": True},
@@ -173,7 +175,8 @@ def train_steps(
         "fastest": round(min(times), 4),
         "peak_gib": round(peak, 1),
         "model_tflop": round(total / 1e12, 1),
-        "mfu": round(total / median / PEAK_FLOPS, 3),
+        "mfu": round(total / median / H200.products, 3),
+        "mfu_datasheet": round(total / median / H200.stated, 3),
         "warmup_seconds": round(warmup, 1),
         "parts_ms": {part: round(1000 * value, 1) for part, value in seconds.items()},
         "parts_tflop": {part: round(value / 1e12, 2) for part, value in flops.items()},

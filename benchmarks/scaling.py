@@ -130,7 +130,15 @@ def train_on(count: int, variant: str, options: argparse.Namespace) -> dict[str,
         ]
         torchrun(count, "benchmarks.train", [*arguments, *tiny, *samples])
         row = json.loads(path.read_text())
-    names = ("mfu", "s_per_step", "data_wait", "peak_gib", "communication", "exposed")
+    names = (
+        "mfu",
+        "mfu_datasheet",
+        "s_per_step",
+        "data_wait",
+        "peak_gib",
+        "communication",
+        "exposed",
+    )
     return {
         "what": f"train {variant}",
         "gpus": count,
@@ -254,6 +262,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     shares = (
         "efficiency",
         "mfu",
+        "mfu_datasheet",
         "communication",
         "exposed",
         "data_wait",

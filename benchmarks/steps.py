@@ -73,7 +73,7 @@ def measure(
         "data_wait": sum(record["data_wait_s"] for record in timed) / seconds,
         "packs_per_step": sum(record["packs"] for record in timed) / len(timed),
         "mfu": mfu,
-        "mfu_datasheet": mfu * H200.products / (H200.teraflops * 1e12),
+        "mfu_datasheet": mfu * H200.products / H200.stated,
         "peak_gib": max(record.get("peak_gib", 0) for record in timed),
         "estimated_gib": trainer.memory.needed.total / GIB,
         "loss": timed[-1]["loss"],

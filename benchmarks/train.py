@@ -12,7 +12,7 @@ and in the published way.
 Samples, shards and feature files are written into --folder and read by the real loader. A line is
 the mean over all steps but the first of each arm. MFU counts the model's own operations
 (recomputation does not count) against 790 TFLOP/s, the rate of an 8192^3 bfloat16 product on one
-H200.
+H200; `mfu_datasheet` is against the 989 of its datasheet.
 
 arms: hour       samples about hour-long videos
       cold       the same, their files dropped from the page cache first

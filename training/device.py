@@ -50,7 +50,8 @@ def device_name(ranks: Ranks) -> str:
 
 
 def utilisation(ranks: Ranks, work: float, seconds: float) -> dict[str, float]:
-    """Peak memory (`peak_gib`) and, where the device is known, model-FLOP utilisation (`mfu`).
+    """Peak memory (`peak_gib`) and, where the device is known, model-FLOP utilisation: by the rate
+    that products reach (`mfu`) and by the datasheet's (`mfu_datasheet`).
 
     Args:
         work: floating point operations of the model on all ranks in that time.
@@ -60,5 +61,6 @@ def utilisation(ranks: Ranks, work: float, seconds: float) -> dict[str, float]:
     found: dict[str, float] = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}
     card = card_called(torch.cuda.get_device_name())
     if card is not None:
-        found["mfu"] = work / seconds / ranks.world / card.products
+        rate = work / seconds / ranks.world
+        found |= {"mfu": rate / card.products, "mfu_datasheet": rate / card.stated}
     return found

@@ -111,7 +111,10 @@ def step_record(
 
 def step_line(record: dict[str, Any]) -> str:
     """A step's record as a line for people."""
-    used = f", {100 * record['mfu']:.1f} % MFU" if "mfu" in record else ""
+    used = ""
+    if "mfu" in record:
+        reached, stated = (100 * record[name] for name in ("mfu", "mfu_datasheet"))
+        used = f", MFU {reached:.1f} % ({stated:.1f} % by the datasheet)"
     left = f", {span(record['left_s'])} left" if record.get("left_s") else ""
     loss, norm = (
         math.nan if record[name] is None else record[name] for name in ("loss", "grad_norm")

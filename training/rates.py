@@ -52,6 +52,13 @@ class Card:
         return self.teraflops / CARDS[MEASURED_ON].teraflops
 
     @property
+    def stated(self) -> float:
+        """Floating point operations a second of bfloat16 products, as the maker's datasheet has
+        them.
+        """
+        return self.teraflops * 1e12
+
+    @property
     def products(self) -> float:
         """Floating point operations a second that bfloat16 products reach: measured on an H200,
         its share of that on another card.

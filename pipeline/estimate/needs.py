@@ -197,12 +197,14 @@ def _trained(
     # What the plan costs is the share of a step that it takes.
     hours /= 1 - plan.slower
     number = round(shown * samples * material.videos)
+    stated = utilised * machine.card.products / machine.card.stated
     adapted = "; adapters are counted as whole modules" if run.lora else ""
     return Step(
         f"stage {run.stage}",
         hours,
         True,
-        f"{number:,} samples, {recipe.epochs} times, {100 * utilised:.1f} % MFU less "
+        f"{number:,} samples, {recipe.epochs} times, {100 * utilised:.1f} % MFU "
+        f"({100 * stated:.1f} % by the datasheet) less "
         f"{100 * plan.slower:.0f} %{adapted}",
     )
 

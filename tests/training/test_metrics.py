@@ -9,7 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from assets.checkpoints.curve import draw, loss_curve
 from tests.training.generated_samples import make_run, train_in_process
-from training.metrics import MetricsWriter, read_metrics
+from training.metrics import MetricsWriter, read_metrics, step_line
+from training.rates import CARDS
 
 
 def record(step, loss=1.5):
@@ -91,3 +92,11 @@ def test_the_curve_is_a_small_picture_of_the_losses(tmp_path):
 def test_a_run_without_steps_has_no_curve(tmp_path):
     with pytest.raises(ValueError, match="no step"):
         loss_curve(make_run(tmp_path))
+
+
+def test_a_line_of_a_step_has_both_utilisations_and_none_where_the_device_is_unknown():
+    numbers = {"steps": 9, "grad_norm": 1.0, "step_s": 2.0, "data_wait_s": 0.0, "tokens_per_s": 5}
+    assert "MFU" not in step_line(record(1) | numbers)
+    card = CARDS["H200"]
+    shares = {"mfu": 395e12 / card.products, "mfu_datasheet": 395e12 / card.stated}
+    assert step_line(record(1) | numbers | shares).endswith("MFU 50.0 % (39.9 % by the datasheet)")
