@@ -18,7 +18,7 @@ from assets.sources.findings import Finding, missing, note, ok
 
 GIB = 2**30
 OLDEST_PYTHON = (3, 11)
-DEMO_MEMORY = 4.8 * GIB  # measured; see README.md
+DEMO_MEMORY = 4.8 * GIB  # measured; see docs/getting_started.md
 DECODER_MEMORY = 3 * GIB  # the limit of one decoding process
 SHARED_MEMORY = 1 * GIB  # containers often get 64 MiB, which the training's data loaders exhaust
 DESCRIPTORS = 4096  # a StreamingDataset keeps some hundreds open
