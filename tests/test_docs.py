@@ -78,7 +78,7 @@ COMMANDS: dict[str, str] = {
     'hourllava ask video.mp4 "What happens at the end?" --config my.yaml '
     "--checkpoint 'stage3[lectures]'": "tests/assets/checkpoints/test_named.py::"
     "test_a_product_is_a_checkpoint_and_any_other_path_stays_what_it_is",
-    'hourllava ask .demo/data/VideoMarathon/videos/panda/VIDEO.mp4 "What colour is the square?" '
+    'hourllava ask VIDEO.mp4 "What colour is the square?" '
     "--config .demo/deployment.yaml --checkpoint 'stage3[tiny]'": "tests/assets/checkpoints/"
     "test_named.py::test_a_product_is_a_checkpoint_and_any_other_path_stays_what_it_is",
     "hourllava serve --config .demo/deployment.yaml": "tests/pipeline/test_serve_page.py::"
