@@ -7,6 +7,8 @@ import pytest
 
 from assets.evaluation.questions import read_questions
 from docs.costs import CARDS, DOES_NOT_FIT, TUNED, hours_of_card
+from model.config import PRESETS
+from model.memory import video_token_counts
 from tests.pages import REPOSITORY, names_in, page, pages
 from training.rates import CARDS as KNOWN_CARDS
 from training.rates import RATES
@@ -115,3 +117,20 @@ def test_figures_that_pages_repeat_stand_in_the_measurements():
         assert figure in memory
     assert "68.5 s" in page("docs/serving.md").text
     assert "68.5 s" in performance
+
+
+def test_the_sizes_in_the_picture_of_the_model_are_those_of_the_code():
+    """3B and an hour: the memory, what forgetting keeps of it, and the file of its features."""
+    config = PRESETS["3b"]
+    frames = 3600
+    memory, queries = video_token_counts(frames, config)
+    file = frames * config.memory.frame_tokens * config.vision.hidden_size * 2
+    told = page("docs/model.md").text
+    assert f"= {memory:,} tokens" in told
+    assert f"= {queries:,} tokens" in told
+    assert f"{file / 1e9:.2f} GB" in told
+    assert f"{config.vision.patches_per_side} x {config.vision.patches_per_side} tokens" in told
+    assert f"{config.llm.hidden_size:,} wide, {config.llm.num_layers} layers" in told
+    words = page("docs/glossary.md").text
+    assert f"{queries:,} for an hour" in words
+    assert f"An hour is {memory:,} tokens" in words
