@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VIDEO_HELP = "a video's id, with or without its source (panda/abc), or the path of its file"
-# Exit codes besides 0; docs/operations.md lists them.
+# Exit codes besides 0; docs/commands.md lists them.
 NOT_FOUND, CHANGED, FAILED = 1, 2, 2
 
 
