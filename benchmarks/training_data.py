@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from model.config import HourLlavaConfig
 from model.hf import HourLlavaForCausalLM
 from model.hf_config import HourLlavaHFConfig
-from model.vision import VisionEncoder, encode_frames
+from model.vision import encode_frames
+from model.vision_encoders import VisionEncoder
 from model.weights.tensors import write_tensors
 from model.weights.tiny import write_tokenizer
 from training.formats.feature_file import write_features

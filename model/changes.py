@@ -54,6 +54,7 @@ class ModelChanges:
     def unlike_published(config: HourLlavaConfig) -> list[str]:
         """Settings of a model that the published system computes otherwise, and has no name for."""
         published = {
+            "vision.encoder": config.vision.encoder == "siglip",
             "temporal_forgetting": config.memory.temporal_forgetting == "uniform",
             "memory_scale": config.memory.scale == 1,
             "memaug_positions": config.memaug_positions,

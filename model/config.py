@@ -18,14 +18,15 @@ from model.configuration import parse
 
 KNOWN_ONLY = ConfigDict(extra="forbid")  # an unknown key is an error
 
-# The ways of forgetting frames, each a file of the folder. Read by name, because they need torch.
-FRAME_RULES = tuple(
-    sorted(
-        path.stem
-        for path in (Path(__file__).parent / "frame_rules").glob("*.py")
-        if path.stem != "__init__"
-    )
-)
+
+def _files(folder: str) -> tuple[str, ...]:
+    """Names of what a folder beside this file holds. Read without an import, which needs torch."""
+    found = (path.stem for path in (Path(__file__).parent / folder).glob("*.py"))
+    return tuple(sorted(name for name in found if name != "__init__"))
+
+
+FRAME_RULES = _files("frame_rules")  # the ways of forgetting frames
+VISION_ENCODERS = _files("vision_encoders")
 TemplateTokens = Literal["hidden", "seen"]
 
 
@@ -44,8 +45,12 @@ def frame_step(memory_scale: float) -> int:
 
 @dataclass(frozen=True, slots=True, config=KNOWN_ONLY)
 class VisionConfig:
-    """SigLIP-so400m by default. `num_layers` counts the layers that are kept: the last one is never
+    """SigLIP-so400m by default, of which `num_layers` layers are kept: its last one is never
     computed.
+
+    `encoder` names a file of model/vision_encoders. A patch is what becomes one token of
+    `hidden_size` numbers: `patch_size` is its side in pixels. An encoder that comes in one form
+    takes no other sizes than its own.
     """
 
     image_size: int = 384
@@ -55,6 +60,13 @@ class VisionConfig:
     num_layers: int = 26
     num_heads: int = 16
     layer_norm_eps: float = 1e-6
+    encoder: str = "siglip"
+
+    def __post_init__(self) -> None:
+        if self.encoder not in VISION_ENCODERS:
+            raise ValueError(
+                f"vision.encoder is {self.encoder!r}; known: {', '.join(VISION_ENCODERS)}"
+            )
 
     @property
     def patches_per_side(self) -> int:
@@ -215,16 +227,18 @@ class Variant:
     Attributes:
         config: its numbers.
         start: repository on the hub with the LLaVA-OneVision weights that stage 1 starts from.
-            None: the project builds them from a seed, for demos and tests on a CPU.
+        packaged: whether it starts from pretrained parts that installed packages hold. Without
+            either, the project builds its weights from a seed, for demos and tests on a CPU.
     """
 
     config: HourLlavaConfig
     start: str | None = None
+    packaged: bool = False
 
     @property
     def is_demo(self) -> bool:
-        """Whether it is small enough to be trained on a CPU, and made for that."""
-        return self.start is None
+        """Whether it is small enough to be trained on any CPU, and made for that."""
+        return self.start is None and not self.packaged
 
 
 # A new variant is an entry here. It is trained by the recipes of training/recipes.py.
@@ -250,6 +264,38 @@ VARIANTS: dict[str, Variant] = {
             memaug_depth=2,
             max_length=4096,
         )
+    ),
+    # Pretrained parts out of two packages, for one GPU and for patient CPUs.
+    "small": Variant(
+        HourLlavaConfig(  # on SmolLM2-135M-Instruct
+            variant="small",
+            vision=VisionConfig(
+                224,
+                32,
+                hidden_size=1280,
+                intermediate_size=1152,
+                num_layers=16,
+                num_heads=1,
+                layer_norm_eps=1e-3,
+                encoder="efficientnet_lite0",
+            ),
+            llm=LLMConfig(
+                576,
+                30,
+                9,
+                3,
+                1536,
+                vocab_size=49152,
+                rope_theta=100_000.0,
+                rms_norm_eps=1e-5,
+                tie_word_embeddings=True,
+                max_position_embeddings=8192,
+            ),
+            # Of the encoder's 7 x 7 places.
+            memory=MemoryConfig(pooled_side=4, min_frames=16),
+            max_length=8192,
+        ),
+        packaged=True,
     ),
     "3b": Variant(
         HourLlavaConfig(  # on Qwen2.5-3B

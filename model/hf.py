@@ -63,7 +63,7 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
     config_class = HourLlavaHFConfig
     base_model_prefix = "model"
     _tied_weights_keys: Any = list(_TIED) if _VERSION_4 else _TIED
-    _no_split_modules: Any = ["Qwen2DecoderLayer", "MemAugBlock", "VisionLayer"]  # noqa: RUF012
+    _no_split_modules: Any = ["Qwen2DecoderLayer", "MemAugBlock"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
     supports_gradient_checkpointing = True
@@ -73,6 +73,8 @@ class HourLlavaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         config._attn_implementation = LLM_ATTENTION
         super().__init__(config)
         self.model = HourLlava(config.model_config)
+        blocks = {type(block).__name__ for block in self.model.vision.layers}
+        self._no_split_modules = [*type(self)._no_split_modules, *sorted(blocks)]
         self.post_init()
 
     def forward(

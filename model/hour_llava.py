@@ -28,7 +28,8 @@ from model.loss import chunked_cross_entropy
 from model.memaug import MemAug
 from model.memory import build_memory, end_rows
 from model.packing import PackPlan, plan_pack
-from model.vision import Projector, VisionEncoder, encode_frames, normalise, pool_frames
+from model.vision import Projector, encode_frames, pool_frames
+from model.vision_encoders import build_encoder, normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class HourLlava(nn.Module):
     def __init__(self, config: HourLlavaConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision = VisionEncoder(config.vision)
+        self.vision = build_encoder(config.vision)
         self.projector = Projector(config.vision.hidden_size, config.llm.hidden_size)
         self.image_newline = nn.Parameter(torch.zeros(config.llm.hidden_size))
         self.memaug = MemAug(config.llm, config.memaug_depth, config.memaug_positions)

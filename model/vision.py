@@ -1,8 +1,7 @@
-"""The vision encoder (SigLIP without its last layer, final norm and pooling head), pooling, and the
-projector.
+"""What follows a vision encoder, whichever it is: pooling, the projector, and a video's features.
 
-Shapes: B images, T frames, S picture size in pixels, P patches (row by row), C vision width, D
-language model width.
+Shapes: T frames, S picture size in pixels, P patches (row by row), C vision width, D language model
+width.
 """
 
 from __future__ import annotations
@@ -10,69 +9,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from model.attention import attention
-from model.config import VisionConfig
+from model.vision_encoders import VisionEncoder
 
 # Frames that pass through the encoder at once when no gradient is kept: bounds memory, changes no
 # result.
 CHUNK = 128
-
-
-class VisionEncoder(nn.Module):
-    """Pixels to patch features: the hidden state after the last kept layer, not normalised."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.patch_embedding = nn.Conv2d(
-            3, config.hidden_size, config.patch_size, stride=config.patch_size
-        )
-        self.position_embedding = nn.Embedding(config.patches_per_side**2, config.hidden_size)
-        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
-        # Weights of the norm behind the dropped layer: never used, carried so that a checkpoint can
-        # be converted back.
-        self.register_buffer("post_norm_weight", torch.ones(config.hidden_size))
-        self.register_buffer("post_norm_bias", torch.zeros(config.hidden_size))
-
-    def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        """[B, 3, S, S], uint8 or normalised, to [B, P, C].
-
-        A picture smaller than the configured size, down to a single patch, uses the first position
-        embeddings.
-        """
-        weight = self.patch_embedding.weight
-        x_BPC = (
-            self.patch_embedding(normalise(pixels_B3SS, weight.dtype)).flatten(2).transpose(1, 2)
-        )
-        # Contiguous as every layer's output is, so that one compiled graph serves all layers.
-        x_BPC = (x_BPC + self.position_embedding.weight[: x_BPC.shape[1]]).contiguous()
-        for layer in self.layers:
-            x_BPC = layer(x_BPC)
-        return x_BPC
-
-
-class VisionLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer layer, tanh-approximated GELU."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.heads = config.num_heads
-        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.up = nn.Linear(width, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, width)
-
-    def forward(self, x_BPC: Tensor) -> Tensor:
-        y_BPC = self.attention_norm(x_BPC)
-        q, k, v = (
-            linear(y_BPC).unflatten(-1, (self.heads, -1)) for linear in (self.q, self.k, self.v)
-        )
-        x_BPC = x_BPC + self.out(attention(q, k, v).flatten(2))
-        return x_BPC + self.down(F.gelu(self.up(self.mlp_norm(x_BPC)), approximate="tanh"))
 
 
 class Projector(nn.Module):
@@ -85,13 +27,6 @@ class Projector(nn.Module):
 
     def forward(self, x_C: Tensor) -> Tensor:
         return self.out(F.gelu(self.up(x_C)))
-
-
-def normalise(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 u becomes u / 127.5 - 1; floating-point pixels are taken as normalised already."""
-    return (
-        (pixels.float() / 127.5 - 1).to(dtype) if pixels.dtype == torch.uint8 else pixels.to(dtype)
-    )
 
 
 def pool_frames(x_TPC: Tensor, side: int) -> Tensor:
@@ -114,6 +49,6 @@ def encode_frames(encoder: VisionEncoder, pixels_T3SS: Tensor, side: int) -> Ten
 
     At most `CHUNK` frames are on the encoder's device at a time.
     """
-    device = encoder.patch_embedding.weight.device
+    device = next(encoder.parameters()).device
     chunks = (chunk.to(device, non_blocking=True) for chunk in pixels_T3SS.split(CHUNK))
     return torch.cat([pool_frames(encoder(chunk), side) for chunk in chunks])

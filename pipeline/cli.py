@@ -56,6 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="instead fine-tune a checkpoint of the released layout on forty videos, in .demo-own/",
     )
+    demo.add_argument(
+        "--small",
+        action="store_true",
+        help="the same with the variant small, whose parts are pretrained and whose answers are "
+        "sentences, in .demo-small/; meant for a GPU",
+    )
 
     fine_tune = commands.add_parser(
         "fine-tune", help="from videos to a fine-tuned and scored checkpoint of one variant"
@@ -173,8 +179,10 @@ def _demo(chosen: argparse.Namespace) -> int:
         from pipeline.demo.own import run_own_demo
 
         return run_own_demo()
-    from pipeline.demo.run import run_demo
+    from pipeline.demo.run import REPOSITORY, run_demo
 
+    if chosen.small:
+        return run_demo(REPOSITORY / ".demo-small", variant="small")
     return run_demo()
 
 

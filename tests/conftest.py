@@ -49,6 +49,7 @@ LONGEST = [
     "test_faults",
     "test_hub_acquisition",
     "test_url_acquisition",
+    "test_packaged",
 ]
 
 

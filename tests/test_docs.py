@@ -59,6 +59,8 @@ COMMANDS: dict[str, str] = {
     "hourllava ablate --table --config ablation_3b.yaml": "tests/pipeline/test_ablate.py::"
     "test_the_table_is_printed_as_it_is",
     "make demo": "tests/pipeline/test_demo.py::test_every_asset_was_made",
+    "hourllava demo --small": "meant for a GPU; its steps are those of `make demo`, and "
+    "tests/model/weights/test_packaged.py makes its start",
     "make ui": "tests/pipeline/test_web_ui.py::"
     "test_the_own_page_and_a_proxy_that_was_named_are_answered",
     "make ui CONFIG=my.yaml": "the same with another file; it runs until it is stopped",

@@ -21,14 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from model.hour_llava import HourLlava
 from model.initialise import drawn
+from model.vision_encoders import VisionEncoder
 from training.recipes import Lora
 
 ADAPTER_FOLDER = "adapter"
 _BASE, _DOWN, _UP = ".base_layer", ".lora_A.default", ".lora_B.default"
-# The linear layers of each module, by their names in a `HourLlava`.
+# The linear layers of each module, by their names in a `HourLlava`; a vision encoder says its own.
 _LAYERS = {
-    "vision": r"vision\.layers\.\d+\.(q|k|v|out|up|down)",
     "projector": r"projector\.(up|out)",
     "memaug": r"memaug\.blocks\.\d+\."
     r"(self_attention\.(qkv|out)|cross_attention\.(q|kv|out)|up|down)",
@@ -36,22 +37,27 @@ _LAYERS = {
 }
 
 
-def insert_adapters(model: nn.Module, lora: Lora) -> None:
+def insert_adapters(model: HourLlava, lora: Lora) -> None:
     """Put an adapter beside every linear layer of the modules of `lora`, in place.
 
     Args:
-        model: a `HourLlava` on the meta device.
+        model: on the meta device.
 
     Raises:
-        ValueError: peft is not installed.
+        ValueError: peft is not installed, or the vision encoder has no place for adapters.
     """
+    if "vision" in lora.modules and not model.vision.linear_layers:
+        raise ValueError(
+            f"lora: the vision encoder {model.vision.config.encoder} has no linear layers that "
+            "adapters could go beside; leave vision out of lora.modules"
+        )
     try:
         from peft import inject_adapter_in_model
     except ImportError as error:
         raise ValueError(
             f"lora: peft cannot be imported ({error}); install it: pip install 'hour-llava[lora]'"
         ) from error
-    inject_adapter_in_model(_peft_config(lora), model, low_cpu_mem_usage=True)
+    inject_adapter_in_model(_peft_config(lora, model.vision), model, low_cpu_mem_usage=True)
 
 
 def is_adapter(name: str) -> bool:
@@ -102,7 +108,11 @@ def merged(state: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:
 
 
 def write_adapter(
-    folder: Path, state: Mapping[str, Tensor], lora: Lora, tuned: Collection[str]
+    folder: Path,
+    state: Mapping[str, Tensor],
+    lora: Lora,
+    tuned: Collection[str],
+    encoder: VisionEncoder,
 ) -> None:
     """Write what was trained as peft does: `PeftModel.from_pretrained` puts it onto the run's
     start.
@@ -110,6 +120,7 @@ def write_adapter(
     Args:
         state: whole tensors of the model with adapters.
         tuned: the run's tuned modules; those without adapters are written whole.
+        encoder: the model's vision encoder.
     """
     whole = [f"model.{module}" for module in tuned if module not in lora.modules]
     tensors = {
@@ -117,7 +128,7 @@ def write_adapter(
         for name, tensor in state.items()
         if is_adapter(name) or any(name.startswith(f"{module}.") for module in whole)
     }
-    config = _peft_config(lora)
+    config = _peft_config(lora, encoder)
     config.modules_to_save = whole or None
     config.inference_mode = True
     folder.mkdir(parents=True)
@@ -125,10 +136,11 @@ def write_adapter(
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _peft_config(lora: Lora) -> Any:
+def _peft_config(lora: Lora, encoder: VisionEncoder) -> Any:
     from peft import LoraConfig
 
-    layers = "|".join(_LAYERS[module] for module in lora.modules)
+    known = _LAYERS | {"vision": rf"vision\.layers\.\d+\.({'|'.join(encoder.linear_layers)})"}
+    layers = "|".join(known[module] for module in lora.modules)
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

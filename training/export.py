@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.hf import HourLlavaForCausalLM
 from model.hf_processor import processor_files
-from model.vision import VisionEncoder
+from model.vision_encoders import build_encoder
 from model.weights.loading import load_config
 from model.weights.tensors import checkpoint_files, stored_tensors
 from model.weights.vision_encoder import save_vision_encoder
@@ -76,7 +76,9 @@ def publish_export(
             plain = state if run.lora is None else merged(state, run.lora)
             wrapper.save_pretrained(folder, state_dict=plain, safe_serialization=True)
             if run.lora is not None:
-                write_adapter(folder / ADAPTER_FOLDER, state, run.lora, run.modules)
+                write_adapter(
+                    folder / ADAPTER_FOLDER, state, run.lora, run.modules, wrapper.model.vision
+                )
             described = processor_files(wrapper.config.model_config)
             for name, content in {**companions, **described}.items():
                 (folder / name).write_bytes(content)
@@ -96,7 +98,7 @@ def export_vision_encoder(export: Path, out: Path) -> None:
     Raises:
         ValueError: the checkpoint lacks part of an encoder.
     """
-    encoder = VisionEncoder(load_config(export).model_config.vision)
+    encoder = build_encoder(load_config(export).model_config.vision)
     prefix = "model.vision."
     tensors = {
         stored.name.removeprefix(prefix): stored.read()

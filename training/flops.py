@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from model.config import HourLlavaConfig
 from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs
 from model.memory import looked_up_count, token_counts, video_token_counts
+from model.vision_encoders import linear_sides, parameter_count, picture_cost
 from training.recipes import Lora
 
 
@@ -126,10 +127,7 @@ def _forward(sizes: Sizes, config: HourLlavaConfig) -> list[tuple[str, bool, flo
     c, d = vision.hidden_size, llm.hidden_size
     kv = llm.kv_width
 
-    patches = sizes.pictures * vision.patches
-    layer = 4 * c * c + 2 * c * vision.intermediate_size
-    vision_linear = 2 * patches * vision.num_layers * layer
-    vision_attention = 4 * patches * vision.patches * c * vision.num_layers
+    picture = picture_cost(vision)
 
     asked = sizes.queries + sizes.prompt
     depth = config.memaug_depth
@@ -142,8 +140,8 @@ def _forward(sizes: Sizes, config: HourLlavaConfig) -> list[tuple[str, bool, flo
     )
     llm_attention = 4 * d * sizes.token_pairs / 2 * llm.num_layers  # causal: half of the pairs
     return [
-        ("vision", False, 2 * patches * 3 * vision.patch_size**2 * c, 0.0),
-        ("vision", True, vision_linear, vision_attention),
+        ("vision", False, sizes.pictures * picture.first, 0.0),
+        ("vision", True, sizes.pictures * picture.linear, sizes.pictures * picture.attention),
         ("projector", False, 2 * sizes.memory * c * d, 0.0),
         ("projector", True, 2 * sizes.memory * d * d, 0.0),
         ("memaug", False, depth * 2 * sizes.looked_up * d * kv, 0.0),
@@ -159,15 +157,11 @@ def parameters(config: HourLlavaConfig) -> dict[str, int]:
     vision, llm = config.vision, config.llm
     c, d = vision.hidden_size, llm.hidden_size
     kv = llm.kv_width
-    tower = 3 * vision.patch_size**2 * c + c + vision.patches * c
-    tower += vision.num_layers * (
-        4 * c * c + 2 * c * vision.intermediate_size + 9 * c + vision.intermediate_size
-    )
     block = (d * (d + kv) + d + kv) + (d * d + d) * 3 + (d * kv + kv) + (8 * d * d + 5 * d) + 6 * d
     layer = 2 * d * d + d + d * kv + kv + 3 * d * llm.intermediate_size + 2 * d
     embeddings = llm.vocab_size * d * (1 if llm.tie_word_embeddings else 2)
     return {
-        "vision": tower,
+        "vision": parameter_count(vision),
         "projector": c * d + d + d * d + d,
         "memaug": config.memaug_depth * block,
         "llm": llm.num_layers * layer + d + embeddings + d,  # final norm, and image_newline
@@ -181,10 +175,10 @@ def adapter_parameters(config: HourLlavaConfig, lora: Lora | None) -> dict[str, 
         return {}
     vision, llm = config.vision, config.llm
     c, d, kv = vision.hidden_size, llm.hidden_size, llm.kv_width
-    tower, inner = vision.intermediate_size, llm.intermediate_size
+    inner = llm.intermediate_size
     # Of each linear layer, its inputs and outputs together.
     sides = {
-        "vision": vision.num_layers * (4 * 2 * c + 2 * (c + tower)),
+        "vision": linear_sides(vision),
         "projector": (c + d) + 2 * d,
         "memaug": config.memaug_depth * (2 * d + kv + 3 * 2 * d + d + kv + 2 * 5 * d),
         "llm": llm.num_layers * (2 * 2 * d + 2 * (d + kv // 2) + 3 * (d + inner)),

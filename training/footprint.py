@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from model.config import HourLlavaConfig
 from model.loss import CHUNK as HEAD_ROWS
+from model.vision import CHUNK as PICTURES
+from model.vision_encoders import picture_cost
 from training.flops import Sizes, adapter_parameters, parameters
 from training.parallel import MEMORY_CHUNK, Savings
 from training.rates import GIB
@@ -229,11 +231,10 @@ class Load:
         """What the vision encoder keeps until its backward pass, and what it needs besides while it
         runs.
         """
-        vision = self.config.vision
-        c = vision.hidden_size
-        if "vision" not in self.tuned:  # chunks of 128 pictures without gradient
-            return 0.0, (128 * vision.patches * 8 * c * HALF if sizes.pictures else 0.0)
-        patches = sizes.pictures * vision.patches
-        inside = patches * (12 * c + 3 * vision.intermediate_size) * HALF
-        kept = recomputed * patches * c * HALF + (vision.num_layers - recomputed) * inside
-        return kept, inside if recomputed else 0.0
+        picture = picture_cost(self.config.vision)
+        if "vision" not in self.tuned:  # chunks of pictures without gradient
+            return 0.0, (float(PICTURES * picture.passing * HALF) if sizes.pictures else 0.0)
+        kept = sum(picture.inputs[:recomputed]) + sum(picture.kept[recomputed:])
+        kept += picture.kept_outside
+        inside = max(picture.kept[:recomputed], default=0)
+        return float(sizes.pictures * kept * HALF), float(sizes.pictures * inside * HALF)

@@ -393,9 +393,12 @@ def compile_blocks(model: HourLlava) -> None:
     """Compile the repeated blocks, each by itself; attention kernels stay outside.
 
     A kind of block is compiled for the first lengths that it sees, and once more for any lengths
-    when they vary.
+    when they vary. A vision encoder whose blocks are all different stays as it is: TorchDynamo
+    makes few graphs of one function.
     """
     for part, modules in blocks(model).items():
+        if part == "vision" and not model.vision.alike:
+            continue
         for module in modules:
             # The language model's blocks take [1, S, D], the others rows [R, D] or pictures.
             module.forward = _Compiled(module, varying=1 if part == "llm" else 0)

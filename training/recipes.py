@@ -223,6 +223,7 @@ _TINY: dict[str, Any] = {
     "max_length": 4096,
     "betas": (0.9, 0.95),
 }
+_SMALL: dict[str, Any] = {"global_batch": 16, "micro_batch": 8, "max_length": 8192}
 _ADAPTATION_7B = {"vision": 5e-6, "projector": 1e-4, "memaug": 1e-4, "llm": 1e-5}
 
 # Where a variant is trained otherwise than `Stage.recipe` says, by stage. A variant without an
@@ -239,6 +240,28 @@ DEVIATIONS: dict[str, dict[int, dict[str, Any]]] = {
             "epochs": 2,
             "reference_rate": 1e-3,
             **_TINY,
+        },
+    },
+    # Projector and MemAug are new, so the projector learns from the first stage on. The rates are
+    # those of small language models, for the few samples of the demo's corpus.
+    "small": {
+        1: {
+            "rates": {"projector": 1e-3, "memaug": 3e-4},
+            "epochs": 4,
+            "reference_rate": 3e-4,
+            **_SMALL,
+        },
+        2: {
+            "rates": {"vision": 1e-4, "projector": 1e-3, "memaug": 3e-4, "llm": 2e-4},
+            "epochs": 10,
+            "reference_rate": 2e-4,
+            **_SMALL,
+        },
+        3: {
+            "rates": {"projector": 3e-4, "memaug": 3e-4, "llm": 2e-4},
+            "epochs": 4,
+            "reference_rate": 2e-4,
+            **_SMALL,
         },
     },
     "7b": {

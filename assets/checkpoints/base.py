@@ -1,5 +1,5 @@
 """Where a variant's training starts: a checkpoint from the hub or a folder, written as one of ours,
-or the project's own tiny model.
+pretrained parts that installed packages hold, or the project's own tiny model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from assets.deployment.settings import Settings
 from assets.deployment.variants import Start, start_of
 from assets.fetching.hub import Hub, HubRepo
 from assets.records.lineage import Lineage, is_recorded, origin_name, product
+from model.config import PRESETS, VARIANTS
 from training.formats import layout
 from training.formats.storage import Storage
 
@@ -41,11 +42,22 @@ def prepare_base(
     """Make `checkpoints/<variant>/base/export`, a checkpoint that `from_pretrained` loads.
 
     Raises:
-        ValueError: the weights do not fit the variant; the tensors are named.
+        ValueError: the weights do not fit the variant, and the tensors are named; or a package is
+            not installed, and it says how to install it.
         OperatorError: the hub does not have them, or asks for a token.
     """
     chosen = settings.variants[variant]
     start = start_of(chosen)
+    if start is None and VARIANTS[chosen.preset].packaged:
+        from model.weights.packaged import build_packaged, origins_of
+
+        preset = PRESETS[chosen.preset]
+
+        def assemble(export: Path) -> str:
+            build_packaged(export, preset, seed=variant)
+            return "parts out of installed packages"
+
+        return _publish(storage, variant, origins_of(preset), assemble)
     if start is None:
         from model.weights.tiny import build_tiny
 

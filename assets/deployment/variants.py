@@ -80,9 +80,9 @@ class Variant(Section):
     start: Start | None = None
 
     @property
-    def is_demo(self) -> bool:
-        """Whether it is of a preset for demos, which is trained on a CPU."""
-        return VARIANTS[self.preset].is_demo
+    def fits_cpu(self) -> bool:
+        """Whether its preset is small enough for a CPU."""
+        return VARIANTS[self.preset].start is None
 
     @property
     def first_stage(self) -> int:

@@ -48,6 +48,7 @@ from model.weights.vision_encoder import siglip_name
 
 logger = logging.getLogger(__name__)
 
+PUBLISHED_ENCODER = "siglip"
 HEAD, EMBEDDINGS = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -124,7 +125,7 @@ def publish(source: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         )
     wanted = shapes(config)
     held = _held(WeightSource(source, _own(config)), config, wanted)
-    _refuse_differences(held, wanted, (), [source])
+    _refuse_differences(config, held, wanted, (), [source])
     with _new_checkpoint(out) as partial:
         tensors = ((published_name(name), held[name].read()) for name in wanted)
         write_shards(partial, tensors, shard_bytes)
@@ -140,7 +141,7 @@ def check_own(source: Path, config: HourLlavaConfig) -> None:
     """
     wanted = shapes(config)
     held = _held(WeightSource(source, _own(config)), config, wanted)
-    _refuse_differences(held, wanted, (), [source])
+    _refuse_differences(config, held, wanted, (), [source])
 
 
 # -- what others call a tensor -------------------------------------------------------------------
@@ -149,6 +150,7 @@ def check_own(source: Path, config: HourLlavaConfig) -> None:
 def _published(
     config: HourLlavaConfig, without: tuple[str, ...] = ()
 ) -> Callable[[str], str | None]:
+    _refuse_other_encoder(config)
     names = {
         published_name(name): name
         for name in [*shapes(config), HEAD]
@@ -160,7 +162,16 @@ def _published(
     )
 
 
+def _refuse_other_encoder(config: HourLlavaConfig) -> None:
+    if config.vision.encoder != PUBLISHED_ENCODER:
+        raise ValueError(
+            f"{config.variant} has the vision encoder {config.vision.encoder}, which these "
+            f"checkpoints do not hold: they hold {PUBLISHED_ENCODER}"
+        )
+
+
 def _siglip(config: HourLlavaConfig) -> Callable[[str], str | None]:
+    _refuse_other_encoder(config)
     ours = (name for name in shapes(config) if name.startswith("vision."))
     names = {siglip_name(name.removeprefix("vision.")): name for name in ours}
     other = ("text_model.", "logit_scale", "logit_bias", "vision_model.embeddings.position_ids")
@@ -247,7 +258,14 @@ def _held(
     return held
 
 
+def _both_names(name: str, config: HourLlavaConfig) -> str:
+    if config.vision.encoder == PUBLISHED_ENCODER:
+        return f"{published_name(name)} (our {name})"
+    return name
+
+
 def _refuse_differences(
+    config: HourLlavaConfig,
     held: Mapping[str, StoredTensor],
     wanted: Mapping[str, tuple[int, ...]],
     new: tuple[str, ...],
@@ -255,7 +273,7 @@ def _refuse_differences(
 ) -> None:
     missing = [name for name in wanted if name not in held and not name.startswith(new or "-")]
     if missing:
-        missing = [f"{published_name(name)} (our {name})" for name in missing]
+        missing = [_both_names(name, config) for name in missing]
         raise ValueError(
             f"{', '.join(map(str, sources))}: " + "; ".join(_lists(("missing", missing)))
         )
@@ -316,7 +334,7 @@ def _assemble(
     held: dict[str, StoredTensor] = {}
     for source in sources:
         held |= _held(source, config, wanted)
-    _refuse_differences(held, wanted, new, [source.directory for source in sources])
+    _refuse_differences(config, held, wanted, new, [source.directory for source in sources])
     _check_config(sources[-1].directory, config)
     dtype = dtype or held[EMBEDDINGS].read().dtype
 

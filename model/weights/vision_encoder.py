@@ -1,17 +1,23 @@
-"""The vision encoder in a folder of its own, under SigLIP's names: what the features step loads."""
+"""The vision encoder in a folder of its own, what the features step loads: SigLIP under its own
+names, so that others read it, too; any other encoder under ours.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from model.config import VisionConfig
-from model.vision import VisionEncoder
+from model.configuration import parse
+from model.vision_encoders import VisionEncoder, build_encoder
 from model.weights.tensors import read_tensors, write_tensors
 
+_OURS = "hour_llava_vision"  # in config.json: what HourLlavaConfig.vision holds
 _CONFIG_NAMES = {  # our configuration -> SigLIP's
     "image_size": "image_size",
     "patch_size": "patch_size",
@@ -24,16 +30,27 @@ _CONFIG_NAMES = {  # our configuration -> SigLIP's
 
 
 def save_vision_encoder(encoder: VisionEncoder, directory: Path) -> None:
-    """Write `config.json` and `model.safetensors` under SigLIP's own names, in the weights' type.
-
-    Others (transformers) read them, too.
-    """
+    """Write `config.json` and `model.safetensors`, in the weights' type."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {
-        theirs: getattr(encoder.config, ours) for ours, theirs in _CONFIG_NAMES.items()
-    }
-    config |= {
+    config = _written(encoder.config)
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    name = _names(encoder.config)
+    state = {name(ours): tensor.contiguous().cpu() for ours, tensor in encoder.state_dict().items()}
+    write_tensors(directory / "model.safetensors", state)
+
+
+def is_exported(config: Mapping[str, Any]) -> bool:
+    """Whether a folder with this `config.json` was written by `save_vision_encoder`."""
+    return _OURS in config or (
+        "vision_config" not in config and not config.get("vision_use_head", True)
+    )
+
+
+def _written(config: VisionConfig) -> dict[str, Any]:
+    if config.encoder != "siglip":
+        return {_OURS: asdict(config)}
+    return {theirs: getattr(config, ours) for ours, theirs in _CONFIG_NAMES.items()} | {
         "model_type": "siglip_vision_model",
         "architectures": ["SiglipVisionModel"],
         "vision_use_head": False,
@@ -41,32 +58,34 @@ def save_vision_encoder(encoder: VisionEncoder, directory: Path) -> None:
         "num_channels": 3,
         "attention_dropout": 0.0,
     }
-    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    state = {
-        siglip_name(name): tensor.contiguous().cpu()
-        for name, tensor in encoder.state_dict().items()
-    }
-    write_tensors(directory / "model.safetensors", state)
+
+
+def _read(config: Mapping[str, Any], file: Path) -> VisionConfig:
+    if _OURS in config:
+        return parse(VisionConfig, config[_OURS])
+    if missing := [theirs for theirs in _CONFIG_NAMES.values() if theirs not in config]:
+        raise ValueError(f"{file}: no {', '.join(missing)}; is this a SigLIP vision encoder?")
+    return VisionConfig(**{ours: config[theirs] for ours, theirs in _CONFIG_NAMES.items()})
+
+
+def _names(config: VisionConfig) -> Callable[[str], str]:
+    """From our names to those in the file."""
+    return siglip_name if config.encoder == "siglip" else str
 
 
 def load_vision_encoder(directory: Path) -> VisionEncoder:
     """The inverse of `save_vision_encoder`, in the file's type, on the CPU.
 
     Raises:
-        ValueError: `config.json` is not SigLIP's, or the tensors do not fit it.
+        ValueError: `config.json` is not of a known encoder, or the tensors do not fit it.
     """
     directory = Path(directory)
-    config = json.loads((directory / "config.json").read_text())
-    if missing := [theirs for theirs in _CONFIG_NAMES.values() if theirs not in config]:
-        raise ValueError(
-            f"{directory / 'config.json'}: no {', '.join(missing)}; is this a SigLIP vision "
-            "encoder?"
-        )
+    file = directory / "config.json"
+    config = _read(json.loads(file.read_text()), file)
     with torch.device("meta"):
-        encoder = VisionEncoder(
-            VisionConfig(**{ours: config[theirs] for ours, theirs in _CONFIG_NAMES.items()})
-        )
-    wanted = {siglip_name(name): name for name in encoder.state_dict()}
+        encoder = build_encoder(config)
+    name = _names(config)
+    wanted = {name(ours): ours for ours in encoder.state_dict()}
     state = read_tensors(directory / "model.safetensors")
     if set(state) != set(wanted):
         raise ValueError(
@@ -97,7 +116,7 @@ _LAYER_NAMES = {
 
 
 def siglip_name(name: str) -> str:
-    """The name SigLIP gives to a tensor of `VisionEncoder`."""
+    """The name SigLIP gives to a tensor of `SiglipEncoder`."""
     if name.startswith("layers."):
         _, number, module, kind = name.split(".")
         return f"vision_model.encoder.layers.{number}.{_LAYER_NAMES[module]}.{kind}"

@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from model.atomic import remove_unfinished, writing_file, writing_folder
+from model.config import VARIANTS
 from pipeline.demo import drawing, held_out, llava_sets, marathon, questions
 from pipeline.demo.servers import HubServer, MediaServer
 
@@ -82,48 +83,53 @@ class Corpus:
             yield hub, media
 
 
-def build_corpus(folder: Path, seed: str = "demo") -> Corpus:
+def build_corpus(folder: Path, seed: str = "demo", variant: str = "tiny") -> Corpus:
     """Build the corpus below `folder`, or find that it is already there.
 
-    The same seed and ports give the same bytes. A corpus that other code or another seed built is
-    replaced.
+    The same seed, variant and ports give the same bytes. A corpus that other code or another seed
+    built is replaced.
+
+    Args:
+        variant: that is trained on it. Answers are single words where it starts from nothing, and
+            sentences where its language model can write.
     """
+    sentences = VARIANTS[variant].packaged
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     ports = _ports(folder / "ports.json")
-    identity = {"seed": seed, "code": _code_hash(), **ports}
+    identity = {"seed": seed, "sentences": sentences, "code": _code_hash(), **ports}
     counts = _counts_of(folder / "corpus" / "corpus.json", identity)
     rebuilt = counts is None
     if counts is None:
-        counts = _build(folder, seed, identity)
+        counts = _build(folder, seed, sentences, identity)
     _write_if_changed(folder / "mixtures.csv", llava_sets.mixtures_csv())
-    _write_if_changed(folder / "deployment.yaml", _deployment(**ports))
+    _write_if_changed(folder / "deployment.yaml", _deployment(variant, **ports))
     (folder / "landing").mkdir(exist_ok=True)
     return Corpus(folder, **ports, counts=counts, rebuilt=rebuilt)
 
 
-def _build(folder: Path, seed: str, identity: dict[str, Any]) -> dict[str, int]:
+def _build(folder: Path, seed: str, sentences: bool, identity: dict[str, Any]) -> dict[str, int]:
     """Draw everything into a temporary folder that becomes `corpus` when it is complete."""
     target = folder / "corpus"
     remove_unfinished(target)
     with writing_folder(target, durable=False) as building:
         counts = marathon.write_videomarathon(
-            building, seed, f"http://127.0.0.1:{identity['media_port']}"
+            building, seed, f"http://127.0.0.1:{identity['media_port']}", sentences
         )
-        counts |= llava_sets.write_onevision(building / "hub", seed)
-        counts |= llava_sets.write_llava_video(building / "hub", seed)
-        counts |= held_out.write_held_out(building / "held_out", seed)
+        counts |= llava_sets.write_onevision(building / "hub", seed, sentences)
+        counts |= llava_sets.write_llava_video(building / "hub", seed, sentences)
+        counts |= held_out.write_held_out(building / "held_out", seed, sentences)
         (building / "corpus.json").write_text(
             json.dumps(identity | {"counts": counts}, indent=1) + "\n"
         )
     return counts
 
 
-def _deployment(hub_port: int, media_port: int) -> str:
+def _deployment(variant: str, hub_port: int, media_port: int) -> str:
     settings = {
         "root": "data",
         "parts": 2,
-        "variants": ["tiny"],
+        "variants": [variant],
         "hub_endpoint": f"http://127.0.0.1:{hub_port}",
         "landing": "landing",
         "annotations": {"repo": marathon.ANNOTATIONS_REPO},
@@ -152,7 +158,7 @@ def _deployment(hub_port: int, media_port: int) -> str:
             "video_repo": llava_sets.VIDEO_REPO,
             "mixtures": "mixtures.csv",
         },
-        "features": {"decode_workers": 2, "device": "cpu"},
+        "features": {"decode_workers": 2, "device": "cpu" if VARIANTS[variant].is_demo else "auto"},
         "training": {"processes": 1, "cpu_threads": 2},
         "evaluation": {"questions": "corpus/held_out/questions.jsonl"},
         # The demo launches every asset itself, in order.

@@ -15,7 +15,7 @@ TASKS = ("background", "figure colour", "first colour", "last colour", "colour a
 MOMENTS = 2
 
 
-def write_held_out(folder: Path, seed: str) -> dict[str, int]:
+def write_held_out(folder: Path, seed: str, sentences: bool) -> dict[str, int]:
     """Write `questions.jsonl` and the media it names, relative to it; returns the number of
     questions.
     """
@@ -26,7 +26,10 @@ def write_held_out(folder: Path, seed: str) -> dict[str, int]:
         picture = invent_picture(f"{seed}/held out/{name}")
         (folder / "images" / f"{name}.jpg").write_bytes(jpeg(picture))
         rows += _rows(
-            about_picture(picture), name, {"media": "image", "path": f"images/{name}.jpg"}
+            about_picture(picture),
+            name,
+            {"media": "image", "path": f"images/{name}.jpg"},
+            sentences,
         )
     for kind, count, durations in (
         ("short", SHORT_FILMS, range(12, 36)),
@@ -44,13 +47,19 @@ def write_held_out(folder: Path, seed: str) -> dict[str, int]:
                 "path": f"videos/{name}.mp4",
                 "duration": float(film.duration),
             }
-            rows += _rows(about_film(film, f"{seed}/held out/{name}", MOMENTS), name, where)
+            rows += _rows(
+                about_film(film, f"{seed}/held out/{name}", MOMENTS), name, where, sentences
+            )
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"held-out questions": len(rows)}
 
 
-def _rows(asked: list[Question], name: str, where: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(
+    asked: list[Question], name: str, where: dict[str, Any], sentences: bool
+) -> list[dict[str, Any]]:
     kind = where["media"]
+    if sentences:
+        asked = [question.in_a_sentence() for question in asked]
     return [
         {
             "id": f"{name}/{number}",

@@ -56,13 +56,13 @@ def mixtures_csv() -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_onevision(hub: Path, seed: str) -> dict[str, int]:
+def write_onevision(hub: Path, seed: str, sentences: bool) -> dict[str, int]:
     """Three sets as Parquet files with the images inside: single pictures, text only, pairs of
     pictures.
     """
-    pictures = [_picture_row(seed, number) for number in range(PICTURES)]
-    texts = [_text_row(number, question) for number, question in enumerate(arithmetic())]
-    pairs = [_pair_row(seed, number) for number in range(PAIRS)]
+    pictures = [_picture_row(seed, number, sentences) for number in range(PICTURES)]
+    texts = [_text_row(number, question, sentences) for number, question in enumerate(arithmetic())]
+    pairs = [_pair_row(seed, number, sentences) for number in range(PAIRS)]
     repo = hub / ONEVISION_REPO
     single = pa.schema(
         [
@@ -84,7 +84,7 @@ def write_onevision(hub: Path, seed: str) -> dict[str, int]:
     return {"single images": PICTURES, "texts": len(texts), "image pairs": PAIRS}
 
 
-def write_llava_video(hub: Path, seed: str) -> dict[str, int]:
+def write_llava_video(hub: Path, seed: str, sentences: bool) -> dict[str, int]:
     """Folders of short films, a tar.gz each, with annotation files for three kinds of questions."""
     rows_written = 0
     for folder, (count, shortest, longest) in FOLDERS.items():
@@ -113,7 +113,7 @@ def write_llava_video(hub: Path, seed: str) -> dict[str, int]:
         ):
             chosen = list(films.items())[::every]
             rows = [
-                _video_row(seed, name, film, form, number)
+                _video_row(seed, name, film, form, sentences, number)
                 for name, film in chosen
                 for number in range(rounds)
             ]
@@ -131,13 +131,13 @@ def _video_annotations() -> list[str]:
     ]
 
 
-def _picture_row(seed: str, number: int) -> dict[str, Any]:
+def _picture_row(seed: str, number: int, sentences: bool) -> dict[str, Any]:
     name = f"{seed}/picture-{number:04d}"
     picture = invent_picture(name)
     background, colour, figure = about_picture(picture)
     asked = [background, colour] if number % 8 else [background, colour, figure]
     random.Random(f"order/{name}").shuffle(asked)
-    turns = _turns(asked, opening="<image>\n")
+    turns = _turns(asked, sentences, opening="<image>\n")
     return {
         "id": f"shapes_{number:04d}",
         "image": _image(picture, number),
@@ -146,16 +146,16 @@ def _picture_row(seed: str, number: int) -> dict[str, Any]:
     }
 
 
-def _text_row(number: int, question: Question) -> dict[str, Any]:
+def _text_row(number: int, question: Question, sentences: bool) -> dict[str, Any]:
     return {
         "id": f"counting_{number:03d}",
         "image": None,
-        "conversations": _turns([question]),
+        "conversations": _turns([question], sentences),
         "data_source": COUNTING,
     }
 
 
-def _pair_row(seed: str, number: int) -> dict[str, Any]:
+def _pair_row(seed: str, number: int, sentences: bool) -> dict[str, Any]:
     names = [f"{seed}/pair-{number:03d}-{side}" for side in (0, 1)]
     pictures = [invent_picture(name) for name in names]
     ordinals = ("first", "second")
@@ -165,16 +165,19 @@ def _pair_row(seed: str, number: int) -> dict[str, Any]:
         "background",
         f"What is the colour of the background of the {ordinals[side]} picture?",
         pictures[side].background,
+        sentence=f"The background of the {ordinals[side]} picture is {{}}.",
     )
     return {
         "id": f"pairs_{number:03d}",
         "image": [_image(picture, 2 * number + side) for side, picture in enumerate(pictures)],
-        "conversations": _turns([asked], opening="<image>\n<image>\n"),
+        "conversations": _turns([asked], sentences, opening="<image>\n<image>\n"),
         "data_source": TWO_PICTURES,
     }
 
 
-def _video_row(seed: str, name: str, film: Film, form: str, number: int = 0) -> dict[str, Any]:
+def _video_row(
+    seed: str, name: str, film: Film, form: str, sentences: bool, number: int
+) -> dict[str, Any]:
     stem = Path(name).stem
     dice = random.Random(f"{seed}/{form}/{number}/{name}")
     if form == "cap":
@@ -189,17 +192,18 @@ def _video_row(seed: str, name: str, film: Film, form: str, number: int = 0) -> 
         )
     return {
         "id": f"{stem}_{form}{number}",
-        "conversations": _turns(asked, opening="<image>\n"),
+        "conversations": _turns(asked, sentences, opening="<image>\n"),
         "data_source": name.split("/")[0],
         "video": name,
     }
 
 
-def _turns(asked: list[Question], opening: str = "") -> list[dict[str, str]]:
+def _turns(asked: list[Question], sentences: bool, opening: str = "") -> list[dict[str, str]]:
     turns = []
     for number, question in enumerate(asked):
         turns.append({"from": "human", "value": (opening if number == 0 else "") + question.text})
-        turns.append({"from": "gpt", "value": question.answer})
+        said = question.in_a_sentence() if sentences else question
+        turns.append({"from": "gpt", "value": said.answer})
     return turns
 
 

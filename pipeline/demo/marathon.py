@@ -56,7 +56,7 @@ def long_videos(seed: str) -> list[LongVideo]:
     return found
 
 
-def write_videomarathon(folder: Path, seed: str, media_url: str) -> dict[str, int]:
+def write_videomarathon(folder: Path, seed: str, media_url: str, sentences: bool) -> dict[str, int]:
     """Write the annotation repository and the videos of the three sources; returns what was
     written.
 
@@ -84,7 +84,9 @@ def write_videomarathon(folder: Path, seed: str, media_url: str) -> dict[str, in
         file.truncate(path.stat().st_size // 2)
     gone = LongVideo("panda", MISSING, invent_film(f"{seed}/{MISSING}", 60, 10, 2))
 
-    rows = [row for video in [*videos, half, gone] for row in _rows(video, seed, media_url)]
+    rows = [
+        row for video in [*videos, half, gone] for row in _rows(video, seed, media_url, sentences)
+    ]
     rows.append(rows[0] | {"id": "no-answer", "question": "Is there a sound?", "answer": ""})
     rows.append(
         rows[0]
@@ -99,13 +101,17 @@ def write_videomarathon(folder: Path, seed: str, media_url: str) -> dict[str, in
     return {"long videos": len(videos), "question-answer rows": len(rows)}
 
 
-def _rows(video: LongVideo, seed: str, media_url: str) -> list[dict[str, str | None]]:
+def _rows(
+    video: LongVideo, seed: str, media_url: str, sentences: bool
+) -> list[dict[str, str | None]]:
     """One row a question; every fifth about a second is multiple choice."""
     name = f"{seed}/{video.id}"
     asked = [
         as_multiple_choice(question, name) if number % 5 == 4 else question
         for number, question in enumerate(about_film(video.film, name, MOMENTS))
     ]
+    if sentences:
+        asked = [question.in_a_sentence() for question in asked]
     return [_row(video, number, question, media_url) for number, question in enumerate(asked)]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.demo.drawing import COLOURS, FIGURES, Film, Picture
 
 LETTERS = "ABCD"
+BACKGROUND = "The background is {}."
 CLEAR_OF_CHANGE_S = (
     2  # a question about a second keeps this far from the moments at which the colour changes
 )
@@ -23,6 +24,8 @@ class Question:
             description.
         form: `oe` (open-ended) or `mc` (the options stand inside the question, the answer opens
             with a letter).
+        sentence: the answer as a sentence, with `{}` in its place; "{}" where it is one already, or
+            has to stay as it is.
     """
 
     task: str
@@ -30,16 +33,38 @@ class Question:
     answer: str
     choices: tuple[str, ...] = ()
     form: str = "oe"
+    sentence: str = "{}"
+
+    def in_a_sentence(self) -> Question:
+        """The same with answers as a language model gives them that has learned to write."""
+        choices = tuple(self.sentence.format(choice) for choice in self.choices)
+        return replace(self, answer=self.sentence.format(self.answer), choices=choices)
 
 
 def about_picture(picture: Picture) -> list[Question]:
     colours = tuple(COLOURS)
     return [
         Question(
-            "background", "What is the colour of the background?", picture.background, colours
+            "background",
+            "What is the colour of the background?",
+            picture.background,
+            colours,
+            sentence=BACKGROUND,
         ),
-        Question("figure colour", f"What colour is the {picture.figure}?", picture.colour, colours),
-        Question("figure", "Which figure is in the picture?", picture.figure, FIGURES),
+        Question(
+            "figure colour",
+            f"What colour is the {picture.figure}?",
+            picture.colour,
+            colours,
+            sentence=f"The {picture.figure} is {{}}.",
+        ),
+        Question(
+            "figure",
+            "Which figure is in the picture?",
+            picture.figure,
+            FIGURES,
+            sentence="There is a {} in the picture.",
+        ),
     ]
 
 
@@ -50,16 +75,36 @@ def about_film(film: Film, name: str, moments: int) -> list[Question]:
     dice = random.Random(f"questions/{name}")
     colours = tuple(COLOURS)
     questions = [
-        Question("background", "What is the colour of the background?", film.background, colours),
         Question(
-            "first colour", "What colour is the square at the beginning?", film.colours[0], colours
+            "background",
+            "What is the colour of the background?",
+            film.background,
+            colours,
+            sentence=BACKGROUND,
         ),
-        Question("last colour", "What colour is the square at the end?", film.colours[-1], colours),
+        Question(
+            "first colour",
+            "What colour is the square at the beginning?",
+            film.colours[0],
+            colours,
+            sentence="The square is {} at the beginning.",
+        ),
+        Question(
+            "last colour",
+            "What colour is the square at the end?",
+            film.colours[-1],
+            colours,
+            sentence="The square is {} at the end.",
+        ),
     ]
     for before, after in zip(film.colours, film.colours[1:], strict=False):
         questions.append(
             Question(
-                "next colour", f"What colour does the square have after {before}?", after, colours
+                "next colour",
+                f"What colour does the square have after {before}?",
+                after,
+                colours,
+                sentence=f"After {before} the square is {{}}.",
             )
         )
     clear = [
@@ -69,7 +114,15 @@ def about_film(film: Film, name: str, moments: int) -> list[Question]:
     ]
     for second in sorted(dice.sample(clear, min(moments, len(clear)))):
         text = f"What colour is the square at second {second}?"
-        questions.append(Question("colour at a second", text, film.colour_at(second), colours))
+        questions.append(
+            Question(
+                "colour at a second",
+                text,
+                film.colour_at(second),
+                colours,
+                sentence=f"At second {second} the square is {{}}.",
+            )
+        )
     return questions
 
 
@@ -96,9 +149,18 @@ def caption(film: Film) -> Question:
 def arithmetic() -> list[Question]:
     """Text-only questions: sums and comparisons of small numbers."""
     digits = range(10)
-    sums = [Question("sum", f"What is {a} plus {b}?", str(a + b)) for a in digits for b in digits]
+    sums = [
+        Question("sum", f"What is {a} plus {b}?", str(a + b), sentence=f"{a} plus {b} is {{}}.")
+        for a in digits
+        for b in digits
+    ]
     larger = [
-        Question("larger number", f"Which number is larger, {a} or {b}?", str(max(a, b)))
+        Question(
+            "larger number",
+            f"Which number is larger, {a} or {b}?",
+            str(max(a, b)),
+            sentence="The larger number is {}.",
+        )
         for a in digits
         for b in digits
         if a != b

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from assets.deployment.parts import LLAVA_PARTS, part_name
 from assets.deployment.settings import Settings, load_settings
+from assets.deployment.variants import one_of
+from model.config import VARIANTS
 from pipeline.demo.client import FINISHED, DagsterClient, DagsterError, partition_key
 from pipeline.demo.corpus import build_corpus
 from pipeline.demo.instance import REPOSITORY, dagster
@@ -23,7 +25,6 @@ from pipeline.demo.summary import print_summary
 from training.formats.kinds import LLAVA_KINDS, LONG_VIDEO_KIND
 from training.formats.storage import Storage
 
-VARIANT = "tiny"
 RUN_TIMEOUT_S = 1800
 
 
@@ -56,7 +57,7 @@ def steps(settings: Settings) -> list[Step]:
     parts = [part_name(index) for index in range(settings.parts)]
     collect = ("annotations", "catalogue", "llava_onevision", "llava_video")
     to_stage2 = ("base_model", "stage1", "stage2", "vision_encoder")
-    variant = {"variant": VARIANT}
+    variant = {"variant": one_of(settings.variants, None)}
     return [
         Step("sources", "01_collect_sources", collect, chained=False),
         Step(
@@ -95,23 +96,27 @@ def steps(settings: Settings) -> list[Step]:
     ]
 
 
-def run_demo(folder: Path = REPOSITORY / ".demo", home: Path = REPOSITORY) -> int:
+def run_demo(
+    folder: Path = REPOSITORY / ".demo", home: Path = REPOSITORY, variant: str = "tiny"
+) -> int:
     """Run the demo; returns 0 when every asset was made.
 
     Args:
         folder: where the corpus and everything made from it lies.
+        variant: that is trained. Only the demo's own has to be done within a time.
         home: folder with the `dagster.yaml` of the instance that keeps the history.
     """
     started = time.monotonic()
     say("building the corpus")
-    corpus = build_corpus(folder)
+    corpus = build_corpus(folder, variant=variant)
+    limit = RUN_TIMEOUT_S if VARIANTS[variant].is_demo else None
     settings = load_settings(corpus.settings)
     failed = False
     with corpus.serve(), dagster(corpus.settings, folder / "dagster.log", home) as client:
         for pool in ("download", "cpu"):
             client.set_pool_limit(pool, 2)
         for step in steps(settings):
-            if not run_step(client, step):
+            if not run_step(client, step, limit):
                 failed = True
                 break
         print_summary(client, Storage(settings.root))

@@ -28,7 +28,8 @@ def check_gpus(settings: Settings, gpus: list[Gpu]) -> Iterator[Finding]:
         advice = f"train {', '.join(large)} on a machine with NVIDIA GPUs and their driver"
         yield missing("GPU", "nvidia-smi shows none", advice)
     else:
-        yield ok("GPU", "none, and none needed: tiny trains on the CPU")
+        names = ", ".join(settings.variants)
+        yield ok("GPU", f"none, and none needed: {names} can be trained on the CPU")
     if gpus and settings.training.processes > len(gpus):
         found = f"training.processes is {settings.training.processes}"
         advice = "set training.processes to the number of GPUs"
@@ -37,7 +38,7 @@ def check_gpus(settings: Settings, gpus: list[Gpu]) -> Iterator[Finding]:
 
 def large_variants(settings: Settings) -> list[str]:
     """The variants that are trained on GPUs."""
-    return [name for name, variant in settings.variants.items() if not variant.is_demo]
+    return [name for name, variant in settings.variants.items() if not variant.fits_cpu]
 
 
 def _check_cuda() -> Finding:

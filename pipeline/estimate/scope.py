@@ -12,7 +12,7 @@ def refuse_others(settings: Settings, variant: str) -> None:
     than own videos.
     """
     chosen = settings.variants[variant]
-    if chosen.is_demo:
+    if chosen.fits_cpu:
         raise ValueError(f"{variant}: no rate was measured for the preset {chosen.preset}")
     if chosen.first_stage < 3 or not settings.training.long_videos_only:
         raise ValueError(

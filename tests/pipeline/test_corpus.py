@@ -23,7 +23,7 @@ from assets.deployment.settings import load_settings
 from pipeline.demo import llava_sets, marathon
 from pipeline.demo.corpus import Corpus, build_corpus
 from pipeline.demo.drawing import COLOURS, invent_film, write_film
-from pipeline.demo.questions import about_film, as_multiple_choice
+from pipeline.demo.questions import about_film, arithmetic, as_multiple_choice
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,18 @@ def digest(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def test_answers_in_sentences_say_the_same_and_no_two_choices_read_alike():
+    film = invent_film("sentences", duration=24, fps=10, colours=3)
+    for question in [*about_film(film, "sentences", moments=3), *arithmetic()]:
+        said = question.in_a_sentence()
+        assert question.answer in said.answer.split(" is ")[-1]
+        assert said.answer.endswith(".")
+        assert len(set(said.choices)) == len(question.choices)
+        assert not question.choices or said.answer in said.choices
+    lettered = as_multiple_choice(about_film(film, "sentences", moments=1)[0], "sentences")
+    assert lettered.in_a_sentence() == lettered  # a letter opens it
 
 
 def test_the_pixels_of_a_film_answer_its_questions(tmp_path):

@@ -1,4 +1,6 @@
-"""SigLIP arranged for throughput, and the loading of its weights."""
+"""Vision encoders as the features step runs them, SigLIP arranged for throughput, and the loading
+of their weights.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import VisionConfig
-from model.vision import VisionEncoder, VisionLayer, pool_frames
+from model.vision import pool_frames
+from model.vision_encoders import VisionEncoder
+from model.vision_encoders.siglip import SiglipEncoder, SiglipLayer
 from model.weights.tensors import read_tensors
-from model.weights.vision_encoder import load_vision_encoder, siglip_name
+from model.weights.vision_encoder import is_exported, load_vision_encoder, siglip_name
+
+
+def arrange(encoder: VisionEncoder, pooled_side: int, mlp_multiple: int = 1) -> nn.Module:
+    """An encoder with pooling behind it: uint8 [B, S, S, 3] to bfloat16 [B, P, C].
+
+    Args:
+        encoder: whose weights are taken, in their type.
+        pooled_side: P = pooled_side**2.
+        mlp_multiple: see `FrameEncoder`.
+    """
+    if isinstance(encoder, SiglipEncoder):
+        return FrameEncoder(encoder, pooled_side, mlp_multiple=mlp_multiple)
+    return PlainFrameEncoder(encoder, pooled_side)
+
+
+class PlainFrameEncoder(nn.Module):
+    """Any encoder as it is."""
+
+    def __init__(self, encoder: VisionEncoder, pooled_side: int) -> None:
+        super().__init__()
+        self.encoder, self.pooled_side = encoder, pooled_side
+
+    def forward(self, pixels_BSS3: Tensor) -> Tensor:
+        """uint8 [B, S, S, 3] to bfloat16 [B, P, C]."""
+        x_BNC = self.encoder(pixels_BSS3.permute(0, 3, 1, 2))
+        return pool_frames(x_BNC.float(), self.pooled_side).to(torch.bfloat16)
 
 
 class FrameEncoder(nn.Module):
-    """`model.vision.encode_frames` arranged for throughput: the same result up to rounding.
+    """SigLIP with `model.vision.encode_frames` arranged for throughput: the same result up to
+    rounding.
 
     It takes pictures as they lie in the frame buffer, and computes fewer and larger matrix
     products: one for a layer's queries, keys and values together.
@@ -33,7 +64,7 @@ class FrameEncoder(nn.Module):
 
     def __init__(
         self,
-        encoder: VisionEncoder,
+        encoder: SiglipEncoder,
         pooled_side: int,
         fused_gelu: bool = True,
         mlp_multiple: int = 1,
@@ -89,10 +120,10 @@ class FrameEncoder(nn.Module):
         pixels = pixels.unflatten(2, (side, patch)).unflatten(1, (side, patch))
         return pixels.transpose(2, 3).flatten(1, 2).flatten(2).float() / 127.5 - 1
 
-    def _layers(self) -> list[VisionLayer]:
-        return cast(list[VisionLayer], list(self.layers))
+    def _layers(self) -> list[SiglipLayer]:
+        return cast(list[SiglipLayer], list(self.layers))
 
-    def _up(self, layer: VisionLayer, x_BNC: Tensor) -> Tensor:
+    def _up(self, layer: SiglipLayer, x_BNC: Tensor) -> Tensor:
         """The first half of a layer's MLP: a matrix product and GELU."""
         if not (self.fused_gelu and x_BNC.is_cuda):
             return F.gelu(layer.up(x_BNC), approximate="tanh")
@@ -103,7 +134,7 @@ class FrameEncoder(nn.Module):
         return flat.unflatten(0, x_BNC.shape[:2])
 
 
-def _widen_mlp(layer: VisionLayer, multiple: int) -> None:
+def _widen_mlp(layer: SiglipLayer, multiple: int) -> None:
     """Add inner units that are always zero: GELU of zero is zero."""
     more = -layer.up.out_features % multiple
     if more:
@@ -123,14 +154,14 @@ def load_encoder(folder: Path) -> VisionEncoder:
         ValueError: the files are not SigLIP's.
     """
     config = json.loads((folder / "config.json").read_text())
-    if "vision_config" not in config and not config.get("vision_use_head", True):
+    if is_exported(config):
         return load_vision_encoder(folder)
     vision = {**_SIGLIP_DEFAULTS, **config.get("vision_config", config)}
     state: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         state |= read_tensors(file)
     with torch.device("meta"):
-        encoder = VisionEncoder(
+        encoder = SiglipEncoder(
             VisionConfig(
                 vision["image_size"],
                 vision["patch_size"],

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from assets.features.workers.frame_buffer import FrameBuffer
-from assets.features.workers.frame_encoder import FrameEncoder
-from model.vision import VisionEncoder
+from assets.features.workers.frame_encoder import arrange
+from model.vision_encoders import VisionEncoder
 
 ATTENTION = [  # best first
     SDPBackend.CUDNN_ATTENTION,
@@ -83,11 +83,11 @@ class VisionTower:
         if self.cuda:
             torch.cuda.set_device(self.device)
             self._copy_stream = torch.cuda.Stream(self.device)
-            self._encoder: Any = FrameEncoder(encoder, pooled_side, mlp_multiple=MLP_MULTIPLE)
+            self._encoder = arrange(encoder, pooled_side, mlp_multiple=MLP_MULTIPLE)
             self._encoder = self._encoder.to(self.device, torch.bfloat16)
         else:
             torch.set_num_threads(1)
-            self._encoder = FrameEncoder(encoder, pooled_side).float()
+            self._encoder = arrange(encoder, pooled_side).float()
         self.alone = not self._rows_are_independent()
         self.free: queue.Queue[FrameBatch] = queue.Queue()
         self._memory: Any = None  # which all graphs share: they run one after the other

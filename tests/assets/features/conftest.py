@@ -17,7 +17,7 @@ from assets.features.extract import extract
 from assets.features.options import ExtractionOptions
 from assets.features.report import FeatureReport
 from model.config import PRESETS
-from model.vision import VisionEncoder
+from model.vision_encoders import build_encoder
 from model.weights.vision_encoder import save_vision_encoder
 from training.formats.storage import Storage
 
@@ -33,7 +33,7 @@ def _project_is_where_children_look():
 def make_encoder(folder: Path, seed: int) -> Path:
     """A tiny encoder with random weights."""
     generator = torch.Generator().manual_seed(seed)
-    encoder = VisionEncoder(TINY.vision)
+    encoder = build_encoder(TINY.vision)
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
