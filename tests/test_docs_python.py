@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from model.weights.tiny import build_tiny
 from tests.pages import REPOSITORY, page
 from tests.servers.clips import clip
 
 
+@pytest.mark.slow
 def test_the_page_loads_asks_and_trains(tmp_path: Path):
     build_tiny(tmp_path / "export")
     (tmp_path / "talk.mp4").write_bytes(clip(3))
