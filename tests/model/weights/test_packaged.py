@@ -1,5 +1,7 @@
 """The variant `small` out of its packages, against transformers' own reading of the same file."""
 
+from importlib.metadata import version
+
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
@@ -111,7 +113,7 @@ def test_digits_are_tokens_of_their_own_and_no_token_is_put_in_front(tokenizer):
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
-    gone = PackagedFile("not-installed-here", "1", "none", ".gguf")
+    gone = PackagedFile("not-installed-here", "1", "none", ".gguf", "0" * 64)
     monkeypatch.setattr(smollm2, "PACKAGE", gone)
     with pytest.raises(
         ValueError, match=r"not-installed-here is not installed.*hour-llava\[small\]"
@@ -119,9 +121,11 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
         smollm2.read_smollm2(PRESETS["small"].llm)
 
 
-def test_another_version_of_a_package_is_refused():
+def test_another_version_of_a_package_or_of_its_file_is_refused():
     with pytest.raises(ValueError, match=r"gguf is version .*, only 0\.0 is known"):
-        PackagedFile("gguf", "0.0", "MIT", ".py").path()
+        PackagedFile("gguf", "0.0", "MIT", "gguf/__init__.py", "0" * 64).path()
+    with pytest.raises(ValueError, match=r"gguf/__init__\.py: other bytes than those of gguf"):
+        PackagedFile("gguf", version("gguf"), "MIT", "gguf/__init__.py", "0" * 64).path()
 
 
 def test_another_model_in_the_file_is_refused():
