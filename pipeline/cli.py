@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from pipeline import __version__, ask, checkpoints, serve, web_ui
 from pipeline.estimate import command as estimate
+from pipeline.instance_folder import instance_folder
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
     from training.formats.storage import Storage
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 VIDEO_HELP = "a video's id, with or without its source (panda/abc), or the path of its file"
 # Exit codes besides 0; docs/commands.md lists them.
 NOT_FOUND, CHANGED, FAILED = 1, 2, 2
@@ -178,12 +178,12 @@ def _demo(chosen: argparse.Namespace) -> int:
     if chosen.own:
         from pipeline.demo.own import run_own_demo
 
-        return run_own_demo()
+        return run_own_demo(home=instance_folder())
     from pipeline.demo.run import REPOSITORY, run_demo
 
     if chosen.small:
-        return run_demo(REPOSITORY / ".demo-small", variant="small")
-    return run_demo()
+        return run_demo(REPOSITORY / ".demo-small", instance_folder(), variant="small")
+    return run_demo(home=instance_folder())
 
 
 def _fine_tune(chosen: argparse.Namespace) -> int:
@@ -192,7 +192,7 @@ def _fine_tune(chosen: argparse.Namespace) -> int:
 
     _stop_on_sigterm()
     config = chosen.config or Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
-    home = _instance_folder()
+    home = instance_folder()
     return fine_tune(config, chosen.variant, home / ".dagster" / "fine_tune.log", home)
 
 
@@ -205,8 +205,8 @@ def _ablate(chosen: argparse.Namespace) -> int:
         return 0
     _stop_on_sigterm()
     if chosen.config is None:
-        return ablate_small()
-    home = _instance_folder()
+        return ablate_small(home=instance_folder())
+    home = instance_folder()
     return ablate(chosen.config, home / ".dagster" / "ablate.log", home)
 
 
@@ -220,17 +220,12 @@ def _ui(chosen: argparse.Namespace) -> int:
     return web_ui.ui(chosen)
 
 
-def _instance_folder() -> Path:
-    """The folder of the Dagster instance's dagster.yaml."""
-    return Path(os.environ.get("DAGSTER_HOME") or REPOSITORY)
-
-
 def _doctor(chosen: argparse.Namespace) -> int:
     from assets.deployment.settings import load_settings
     from assets.sources.findings import MISSING
     from pipeline.doctor.report import examine, report
 
-    findings = examine(load_settings(chosen.config), _instance_folder(), chosen.port)
+    findings = examine(load_settings(chosen.config), instance_folder(), chosen.port)
     print(report(findings))
     return 1 if any(finding.state == MISSING for finding in findings) else 0
 
@@ -298,7 +293,8 @@ def _recover(chosen: argparse.Namespace) -> int:
     with _deployment(chosen) as (instance, storage):
         from pipeline.recover import recover
 
-        print(f"{recover(instance, storage, print):,} products recovered")
+        count = recover(instance, storage, print)
+        print(f"{count:,} products recovered into the history of {instance_folder()}")
     return 0
 
 
@@ -354,7 +350,7 @@ def _deployment(chosen: argparse.Namespace) -> Iterator[tuple[DagsterInstance, S
     settings = load_settings(chosen.config)
     if chosen.config:
         os.environ[CONFIG_VARIABLE] = str(chosen.config.resolve())
-    folder = _instance_folder()
+    folder = instance_folder()
     with contextlib.chdir(folder), DagsterInstance.from_config(str(folder)) as instance:
         yield instance, Storage(settings.root)
 

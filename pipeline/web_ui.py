@@ -31,13 +31,13 @@ from assets.serving.origin import (
     why_foreign,
     with_headers,
 )
+from pipeline.instance_folder import HOME_VARIABLE, REPOSITORY, instance_folder
 from training.supervise import die_with_parent
 
 if TYPE_CHECKING:
     import uvicorn
     from dagster import DagsterInstance
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 GRAPHQL = "/graphql"
 # What pages of other sites cannot send without asking first, which Dagster does not allow.
 GRAPHQL_TYPES = ("application/json", "application/graphql")
@@ -110,8 +110,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def ui(chosen: argparse.Namespace) -> int:
     """Run until Ctrl+C; returns the exit code.
 
-    The instance is that of DAGSTER_HOME; relative folders in its dagster.yaml count from the folder
-    that the command is started in. By default both are this repository.
+    Raises:
+        ValueError: as `instance_folder`, or the daemon ended by itself.
     """
     from assets.deployment.settings import CONFIG_VARIABLE
 
@@ -120,9 +120,9 @@ def ui(chosen: argparse.Namespace) -> int:
             raise FileNotFoundError(f"{chosen.config}: no such file")
         os.environ[CONFIG_VARIABLE] = str(chosen.config.resolve())
     workspace = chosen.workspace.resolve()
-    if not os.environ.get("DAGSTER_HOME"):
-        os.environ["DAGSTER_HOME"] = str(REPOSITORY)
-        os.chdir(REPOSITORY)
+    home = instance_folder()
+    os.environ[HOME_VARIABLE] = str(home)
+    os.chdir(home)
     from dagster import DagsterInstance
 
     with (

@@ -25,7 +25,7 @@ import dagster as dg
 from assets.deployment.compute import Compute, Pool
 from assets.engines import slurm
 from assets.engines.messages import JobMessages
-from assets.engines.script import CONTROL, LOG_NAME, STATUS_NAME, options, write_script
+from assets.engines.script import CONTROL, LIMIT_NAME, LOG_NAME, STATUS_NAME, options, write_script
 from assets.engines.telling import JobTeller, LogFollower, why
 from training.supervise import (
     CONFIGURATION,
@@ -40,6 +40,7 @@ from training.supervise import (
 MESSAGES_NAME = "messages.jsonl"
 KEEP = 5  # folders of earlier jobs of a step: scripts and logs
 END_S = 120.0  # for Slurm to end what was cancelled
+_NODES_LIVE = (slurm.NO_TIME, slurm.PREEMPTED)  # ends that say nothing against a job's nodes
 SIGNAL_S = 5.0  # from the mark of a terminated run to the signal
 
 
@@ -74,12 +75,14 @@ class Ended:
     """How a job ended.
 
     Attributes:
+        why: in words.
         status: exit status of its tasks; None where it left none.
         folder: of the job.
         report: what `training.supervise` had to say, where it ran: `code`, `message`, `rank`.
     """
 
     job: slurm.Job
+    why: str
     status: int | None
     folder: Path
     report: dict[str, Any] | None
@@ -116,21 +119,20 @@ class Jobs:
                 return ended
             now = work.reached()
             lost, reached = (lost + 1, reached) if now == reached else (0, now)
-            reason = why(ended.job, ended.status)
             if lost > self.pool.restarts:
                 if ended.report is not None and ended.status != PREEMPTED:
                     return ended
                 raise self._failure(
                     ended.job,
-                    f"{reason}, and those before it got no further; look at the log and the nodes, "
-                    "and materialize again to go on, or raise the pool's restarts",
+                    f"{ended.why}, and those before it got no further; look at the log and the "
+                    "nodes, and materialize again to go on, or raise the pool's restarts",
                 )
-            if ended.status != PREEMPTED and ended.job.state != "TIMEOUT":
+            if ended.status != PREEMPTED and ended.job.state not in _NODES_LIVE:
                 nodes = max(nodes - 1, min(nodes, self.pool.least_nodes or nodes))
             self.context.log.warning(
-                f"job {ended.job.id} {reason}; the next job goes on from what is there, on {nodes} "
-                f"{'node' if nodes == 1 else 'nodes'}. Jobs in a row that got no further: {lost}, "
-                f"of at most {self.pool.restarts}"
+                f"job {ended.job.id} {ended.why}; the next job goes on from what is there, on "
+                f"{nodes} {'node' if nodes == 1 else 'nodes'}. Jobs in a row that got no further: "
+                f"{lost}, of at most {self.pool.restarts}"
             )
 
     def _goes_on(self, ended: Ended, work: Work) -> bool:
@@ -141,14 +143,15 @@ class Jobs:
         """
         if ended.status == OK:
             return False
-        told = why(ended.job, ended.status)
         if ended.job.state == slurm.CANCELLED:
-            raise self._failure(ended.job, f"{told}; materialize again to go on from what is there")
+            raise self._failure(
+                ended.job, f"{ended.why}; materialize again to go on from what is there"
+            )
         if ended.job.state == slurm.NO_MEMORY:
             raise self._failure(
-                ended.job, f"{told}; ask for more (extra: ['--mem=...']), or do less at a time"
+                ended.job, f"{ended.why}; ask for more (extra: ['--mem=...']), or do less at a time"
             )
-        if ended.status in (None, PREEMPTED) or ended.job.state == "TIMEOUT":
+        if ended.status in (None, PREEMPTED) or ended.job.state in _NODES_LIVE:
             return True
         # Ended by a signal, so none of its tasks said why; or, of several nodes, one lost another.
         return ended.status >= 128 or (ended.status == FAILED and work.nodes > 1)
@@ -176,7 +179,9 @@ class Jobs:
         status, report = _status(folder), _weightiest(folder)
         if status not in (None, OK) and report is not None:
             status = int(report["code"])  # that of srun is the highest, a signal's for example
-        return Ended(job, status, folder, report)
+        preempted = status == PREEMPTED and self._answered(lambda: slurm.preempted(job.id))
+        told = why(job, status, (folder / LIMIT_NAME).exists(), preempted)
+        return Ended(job, told, status, folder, report)
 
     def _found(self, name: str, work: Work) -> slurm.Job | None:
         """The job that does this work already. Jobs that do other work for the same product are

@@ -17,6 +17,7 @@ from assets.deployment.compute import Pool
 from training.supervise import CONTROL_VARIABLE, STOP_NAME
 
 LOG_NAME = "log.txt"
+LIMIT_NAME = "time-limit-near"  # there once Slurm sent the signal before the time limit
 STATUS_NAME = "status"  # exit status of the task that failed worst; 0 when all ended well
 SCRIPT_NAME = "job.sh"
 TASK_NAME = "task.sh"
@@ -81,7 +82,8 @@ def write_script(
         *pool.setup,
         f'export {MEETING_VARIABLE}="$(hostname):'
         f'$({shlex.quote(interpreter(pool))} -c {shlex.quote(_FREE_PORT)})"',
-        f"trap 'for node in {job}/{CONTROL}*; do touch \"$node/{STOP_NAME}\"; done' USR1",
+        f"trap 'touch {job}/{LIMIT_NAME}; "
+        f'for node in {job}/{CONTROL}*; do touch "$node/{STOP_NAME}"; done\' USR1',
         f"srun --wait={WAIT_S}{cores} bash {job}/{TASK_NAME} &",
         "srun=$!",
         # The signal ends the first wait; srun goes on.

@@ -8,6 +8,7 @@ missing.
 from __future__ import annotations
 
 import getpass
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 RUNNING = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 ENDING = "COMPLETING"
 CANCELLED = "CANCELLED"
+NO_TIME = "TIMEOUT"
+PREEMPTED = "PREEMPTED"
 NO_MEMORY = "OUT_OF_MEMORY"
 FORGOTTEN = "FORGOTTEN"  # neither the controller nor accounting knows the job any more
 
@@ -100,6 +103,21 @@ def look(job_id: str) -> Job:
         return Job(job_id, FORGOTTEN)
     state, nodes, reason = output.strip().splitlines()[-1].split("|")
     return Job(job_id, state.split()[0], reason, nodes)  # "CANCELLED by 1000"
+
+
+def preempted(job_id: str) -> bool:
+    """Whether a job had to make room for another one. One that then ended by itself, within the
+    time that its partition grants, has another state.
+
+    Raises:
+        SlurmUnreachable: the controller does not answer.
+    """
+    status, output, error = _run("scontrol", "--oneliner", "show", "job", job_id)
+    if status:
+        if _UNKNOWN_JOB in error:
+            return False
+        raise SlurmUnreachable(f"scontrol: {error.strip()}")
+    return re.search(r" PreemptTime=\d", output) is not None
 
 
 def position(job: Job) -> tuple[int, int]:

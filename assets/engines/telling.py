@@ -82,18 +82,31 @@ def _waits(job: slurm.Job) -> str:
     return f"job {job.id} waits in {job.partition}: {reason}{where}{expected}"
 
 
-def why(job: slurm.Job, status: int | None) -> str:
-    """How a job ended, in words."""
-    where = f" on {job.nodes}" if job.nodes else ""
-    if status == PREEMPTED and job.state != slurm.CANCELLED:
-        return f"wrote a checkpoint and ended, because its time was up{where}"
+def why(job: slurm.Job, status: int | None, limit_near: bool, preempted: bool) -> str:
+    """How a job ended, in words.
+
+    Args:
+        status: of its tasks, which end with `PREEMPTED` when they are asked to.
+        limit_near: Slurm said that the time limit came near.
+        preempted: Slurm wanted its nodes for another job.
+    """
     told = {
-        "TIMEOUT": "reached its time limit",
+        slurm.NO_TIME: "reached its time limit",
         "NODE_FAIL": "lost a node",
         "BOOT_FAIL": "lost a node",
-        "PREEMPTED": "had to make room for another job",
+        slurm.PREEMPTED: "was preempted: it had to make room for another job",
         slurm.CANCELLED: "was cancelled (scancel), not from here",
         slurm.NO_MEMORY: "was ended because its memory ran out",
-        slurm.FORGOTTEN: "is gone, and Slurm does not know how it ended",
     }
-    return told.get(job.state, f"ended as {job.state}, with status {status}") + where
+    state = slurm.PREEMPTED if preempted else job.state
+    if state in told:
+        ended = told[state]
+    elif status is None and state == slurm.FORGOTTEN:
+        ended = "is gone, and Slurm does not know how it ended"
+    elif status != PREEMPTED:
+        ended = f"ended as {state}, with status {status}"
+    elif limit_near:
+        ended = "ended in time before its time limit"
+    else:
+        ended = "was asked to end (SIGTERM), by Slurm or by a person, and did"
+    return f"{ended} on {job.nodes}" if job.nodes else ended

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from assets.deployment.settings import CONFIG_VARIABLE
 from pipeline.demo.client import DagsterClient
+from pipeline.instance_folder import HOME_VARIABLE, REPOSITORY
 from training.supervise import die_with_parent
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 STOP_TIMEOUT_S = 60
 
 
@@ -41,9 +41,7 @@ def dagster(
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
     command += ["-w", str(workspace)]
-    environment = {**os.environ, CONFIG_VARIABLE: str(config)}
-    if home != REPOSITORY:
-        environment["DAGSTER_HOME"] = str(home)
+    environment = {**os.environ, CONFIG_VARIABLE: str(config), HOME_VARIABLE: str(home)}
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command,

@@ -1,14 +1,16 @@
-"""A running ``dagster dev`` whose step is a job of a real Slurm: killed, restarted, terminated."""
+"""A running ``dagster dev`` whose step is a job of a real Slurm and holds its pool's only place:
+killed, restarted, terminated.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.demo.instance import REPOSITORY, dagster
 from tests.servers.slurm import (
@@ -32,7 +34,7 @@ settings = Settings.model_construct(
     compute=Compute(gpu=Pool(engine="slurm"), folder=FOLDER / "jobs", poll_s=0.2)
 )
 
-@dg.asset
+@dg.asset(pool="gpu")
 def features(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     call(context, settings, "gpu", write_when_allowed, FOLDER, context.log.info)
     return dg.MaterializeResult()
@@ -109,16 +111,24 @@ def logs(client, run: str) -> list[str]:
 def test_a_killed_dagster_finds_its_job_again_and_terminate_leaves_nothing(cluster, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    shutil.copy(REPOSITORY / "dagster.yaml", home)
+    instance = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
+    instance["run_monitoring"] |= {
+        "poll_interval_seconds": 1,
+        "free_slots_after_run_end_seconds": 1,
+    }
+    (home / "dagster.yaml").write_text(yaml.safe_dump(instance))
     (home / "location.py").write_text(LOCATION.format(folder=str(tmp_path)))
     with contextlib.suppress(ProcessLookupError), running_dagster(home) as client:
-        client.launch("make")
+        killed = client.launch("make")
         until((tmp_path / "calls").exists)
         (job,) = cluster.jobs()
         until(lambda: not kill_dagster(home))
     assert cluster.jobs() == [job]
 
     with running_dagster(home) as client:
+        until(lambda: client.runs([killed])[killed]["status"] == "FAILURE")
+        assert any("is gone: Dagster or the machine was killed" in m for m in logs(client, killed))
+        assert cluster.jobs() == [job]
         run = client.launch("make")
         found = f"found job {job} of an earlier run, RUNNING; it is not started twice"
         until(lambda: found in logs(client, run))

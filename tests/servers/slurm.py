@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NODES = ("n1", "n2")
-PARTITION = "p"
 # Debian's daemons lie where only root's PATH looks.
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "srun", "scontrol")
@@ -56,7 +55,10 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
-PartitionName=p Nodes=ALL Default=YES MaxTime=60 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=p Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=2
 """
 
 
@@ -112,12 +114,16 @@ class SlurmCluster:
         command = ["slurmd", "-D", "-N", node, "-f", f"{self.folder}/slurm.conf"]
         self._start(node, command)
 
-    def kill(self, daemon: str) -> None:
-        """Kill `slurmctld`, or a node with everything that runs on it, as a dead machine ends."""
+    def kill(self, daemon: str, alone: bool = False) -> None:
+        """Kill `slurmctld`, or a node with everything that runs on it, as a dead machine ends.
+
+        Args:
+            alone: of a node only `slurmd`, and what it runs goes on.
+        """
         process = self._daemons.pop(daemon)
         process.kill()
         process.wait()
-        if daemon in NODES:
+        if daemon in NODES and not alone:
             kill_all(self.processes(daemon))
 
     def save(self, job: str) -> None:

@@ -189,6 +189,24 @@ def test_a_dead_node_costs_one_job(cluster, tmp_path, instance):
     assert any("the next job goes on from what is there" in line for line in logs)
 
 
+def test_a_preempted_job_is_told_as_one_and_costs_no_node(cluster, tmp_path, instance):
+    """By a job of a partition with a higher tier; Slurm asks the first one to end, and it does."""
+    asset, returned = step(settings_for(tmp_path), write_when_allowed, tmp_path)
+
+    def submit_an_urgent_job():
+        until((tmp_path / "calls").exists)
+        cluster.run("sbatch", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=:")
+        until(lambda: any("was preempted" in line for line in all_messages(instance)))
+        (tmp_path / "go").touch()
+
+    result, logs = materialize(asset, instance, submit_an_urgent_job)
+    assert result.success
+    assert returned == ["went"]
+    assert len((tmp_path / "calls").read_text().split()) == 2
+    (line,) = [line for line in logs if "the next job goes on from what is there" in line]
+    assert "was preempted: it had to make room for another job" in line
+
+
 def interrupted(asset, instance, tmp_path, before):
     """Materialize; once the function runs, do `before` and interrupt the step as Dagster does."""
 

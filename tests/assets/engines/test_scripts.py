@@ -11,6 +11,8 @@ from assets.deployment.launchpad import FeaturesLaunch, StageLaunch
 from assets.deployment.settings import Settings
 from assets.engines import script
 from assets.engines.jobs import job_name
+from assets.engines.slurm import Job
+from assets.engines.telling import why
 from model.configuration import parse
 
 BASE = {"root": "data", "annotations": {"paths": ["rows.jsonl"]}, "sources": {}}
@@ -104,3 +106,26 @@ def test_a_script_keeps_words_whole_and_leaves_slurms_variables_to_the_node(tmp_
     assert ended.returncode == 0
     assert told.read_text() == "a b|$HOME|--id=7|"
     assert (tmp_path / script.STATUS_NAME).read_text() == "0\n"
+
+
+ASKED_TO_END = 75
+ENDS = [
+    # state of Slurm, status of the tasks, limit near, preempted, what people are told
+    ("TIMEOUT", ASKED_TO_END, True, False, "reached its time limit"),
+    ("FAILED", ASKED_TO_END, True, False, "ended in time before its time limit"),
+    ("PREEMPTED", None, False, False, "was preempted: it had to make room for another job"),
+    ("FAILED", ASKED_TO_END, False, True, "was preempted: it had to make room for another job"),
+    ("NODE_FAIL", None, False, False, "lost a node"),
+    ("CANCELLED", ASKED_TO_END, False, False, "was cancelled (scancel), not from here"),
+    ("FAILED", ASKED_TO_END, False, False, "was asked to end (SIGTERM), by Slurm or by a person"),
+    ("FAILED", 3, False, False, "ended as FAILED, with status 3"),
+    ("FORGOTTEN", None, False, False, "is gone, and Slurm does not know how it ended"),
+    ("FORGOTTEN", ASKED_TO_END, True, False, "ended in time before its time limit"),
+]
+
+
+@pytest.mark.parametrize(("state", "status", "limit_near", "preempted", "told"), ENDS)
+def test_each_end_of_a_job_has_a_sentence_of_its_own(state, status, limit_near, preempted, told):
+    said = why(Job("7", state, nodes="n[1-2]"), status, limit_near, preempted)
+    assert said.startswith(told)
+    assert said.endswith(" on n[1-2]")

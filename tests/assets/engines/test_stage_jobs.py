@@ -101,7 +101,7 @@ def test_the_signal_before_the_time_limit_leads_to_the_next_job(cluster, tmp_pat
     torchrun = launcher(on_slurm(tmp_path), pause_s=0.7)
     _, logs, _ = train(make_run(tmp_path), torchrun, signal_it)
     assert made(tmp_path) == local
-    assert any("wrote a checkpoint and ended, because its time was up" in line for line in logs)
+    assert any("ended in time before its time limit on n[1-2]" in line for line in logs)
     assert any(line.startswith("continuing from step-") for line in logs)
 
 
