@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
-from model.attention import refuse_attention
+from model.llm_attention import refuse_attention
 
 # The language model's cache, as an argument and in an output: version 5.24 of transformers has
 # another name for it than 4.57.

@@ -25,7 +25,6 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from model.attention import LLM_ATTENTION, refuse_attention
 from model.generate import CACHE, greedy_tokens
 from model.hf_config import HourLlavaHFConfig
 from model.hf_generation import (
@@ -46,6 +45,7 @@ from model.inputs import (
     pad_left,
     with_template_tokens,
 )
+from model.llm_attention import LLM_ATTENTION, refuse_attention
 
 # Target to source, as version 5 wants it; version 4 knows only the targets. In force if the
 # configuration ties.

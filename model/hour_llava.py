@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from model.attention import LLM_ATTENTION, SequenceLengths, as_rows, refuse_attention
+from model.attention import SequenceLengths, as_rows
 from model.choice import choose_frames, frame_means
 from model.chunks import in_chunks
 from model.config import HourLlavaConfig, LLMConfig
 from model.frame_rules import find_frame_rule
 from model.inputs import SampleInputs, Visual, check
+from model.llm_attention import LLM_ATTENTION, refuse_attention
 from model.loss import chunked_cross_entropy
 from model.memaug import MemAug
 from model.memory import build_memory, end_rows

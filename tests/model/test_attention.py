@@ -7,11 +7,11 @@ from model.attention import (
     LONG_SEQUENCE_SCORES,
     SequenceLengths,
     attention,
-    llm_attention,
     packed_attention,
 )
 from model.config import LLMConfig
 from model.hour_llava import qwen2_config
+from model.llm_attention import llm_attention
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
