@@ -72,6 +72,7 @@ def failure_of(result):
     return event.event_specific_data
 
 
+@pytest.mark.slow
 def test_a_step_reports_while_it_trains_and_returns_the_result(tmp_path):
     run = make_run(tmp_path)
     result, returned, logs = materialize(run, stand_ins(FakeTraining(steps=6, pause_s=0.4)))
@@ -89,6 +90,7 @@ def test_a_step_reports_while_it_trains_and_returns_the_result(tmp_path):
     assert any("training.supervise" in message for message in logs)
 
 
+@pytest.mark.slow
 def test_a_configuration_error_is_not_tried_again_and_says_what_to_change(tmp_path):
     result, _, _ = materialize(make_run(tmp_path), stand_ins(FakeTraining(misconfigured=True)))
     data = failure_of(result)
@@ -97,6 +99,7 @@ def test_a_configuration_error_is_not_tried_again_and_says_what_to_change(tmp_pa
     assert attempts(result) == 1
 
 
+@pytest.mark.slow
 def test_another_failure_may_be_tried_again_and_names_its_cause(tmp_path):
     result, _, _ = materialize(make_run(tmp_path), stand_ins(FakeTraining(crash_rank=1)))
     assert attempts(result) == 2

@@ -132,6 +132,7 @@ def test_what_the_author_has_is_known_by_its_files_and_never_by_its_name(
     assert "stage 3, tuning" in rows_of(capsys.readouterr().out)["someone/else-tuning"]
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_said_with_what_is_expected_and_what_is_here(
     config, hub, released, tmp_path, capsys
 ):

@@ -130,6 +130,7 @@ def graph_of(folder: Path) -> dict[str, object]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_variants_of_different_starts_share_a_graph_and_need_only_what_is_theirs(tmp_path):
     settings_of(
         tmp_path,
@@ -160,6 +161,7 @@ def test_variants_of_different_starts_share_a_graph_and_need_only_what_is_theirs
     }
 
 
+@pytest.mark.slow
 def test_ones_own_videos_from_a_tuned_checkpoint_need_no_early_stage_and_no_collection(tmp_path):
     settings_of(tmp_path, lectures(folder="x", stage=3), long_videos_only=True)
     found = graph_of(tmp_path)
@@ -171,6 +173,7 @@ def test_ones_own_videos_from_a_tuned_checkpoint_need_no_early_stage_and_no_coll
     assert not {"03_shard_llava", "07_train_to_stage2"} & set(found["jobs"])
 
 
+@pytest.mark.slow
 def test_a_variant_and_a_source_may_have_the_same_name(tmp_path):
     settings_of(tmp_path, lectures(folder="x", stage=3), source="lectures", long_videos_only=True)
     found = graph_of(tmp_path)["wanted"]

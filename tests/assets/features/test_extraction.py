@@ -173,6 +173,7 @@ def test_running_again_does_nothing(part, run, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_bytes_depend_neither_on_decoders_nor_on_encoders_nor_on_the_batch(part, run, tmp_path):
     root, videos, report = part
     other = copy_videos(root, tmp_path)

@@ -15,6 +15,9 @@ from training.formats.feature_file import HEADER_ROOM
 from training.formats.receipts import Stamps, find_damage
 from training.formats.storage import Storage
 
+# Each extraction starts processes that import torch.
+pytestmark = pytest.mark.slow
+
 NAMES = ("panda/a", "panda/b")
 
 
