@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 import pytest
 
 from assets.deployment.settings import Settings
 from model.configuration import parse
-from pipeline.doctor.cluster import _seconds, check_jobs, check_scratch
+from pipeline.doctor.cluster import _check_clock, _seconds, check_jobs, check_scratch
 from tests.servers.slurm import SlurmCluster, missing_programs, slurm_cluster
 
 
@@ -75,6 +76,13 @@ def test_a_job_that_would_wait_for_ever_is_told(login_node, tmp_path):
 )
 def test_times_are_read_as_slurm_writes_them(text, seconds):
     assert _seconds(text) == seconds
+
+
+@pytest.mark.parametrize(("apart", "state"), [(10, "ok"), (60, "missing"), (-3600, "missing")])
+def test_a_controller_with_another_time_is_told(apart, state):
+    there = datetime.now() + timedelta(seconds=apart)
+    (row,) = _check_clock(f"Configuration data as of {there:%Y-%m-%dT%H:%M:%S}\nAuthType = x")
+    assert (row.what, row.state) == ("clocks", state)
 
 
 @pytest.mark.slow

@@ -1,13 +1,22 @@
-"""A copied history while the original runs: two running `dagster dev`."""
+"""Whether a run's process is still there; and a copied history while the original runs: two running
+`dagster dev`.
+"""
 
+import json
 import shutil
+import subprocess
 import time
 from contextlib import contextmanager
 
+import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
+from dagster._core.launcher import WorkerStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from pipeline.demo.client import FINISHED
 from pipeline.demo.instance import REPOSITORY, dagster
+from pipeline.run_launcher import INSTANCE_TAG, InstanceRunLauncher, _this_moment
 
 SLEEPY = """
 import time
@@ -54,6 +63,39 @@ def wait_for(client, run: str, *wanted: str) -> str:
         assert time.monotonic() < deadline, state
         time.sleep(0.5)
     return state
+
+
+@dg.job
+def nothing():
+    pass
+
+
+def health(process: int, launched: dict, local: bool = True) -> WorkerStatus:
+    """What is said of a run that was launched so, and whose process had that number."""
+    with dg.instance_for_test() as instance:
+        launcher = InstanceRunLauncher()
+        launcher.register_instance(instance)
+        tags = {
+            INSTANCE_TAG: json.dumps(launched),
+            GRPC_INFO_TAG: json.dumps({"socket": "/s"} if local else {"port": 4000}),
+        }
+        run = instance.create_run_for_job(nothing, tags=tags)
+        instance.report_engine_event("Started process", run, EngineEventData.in_process(process))
+        return launcher.check_run_worker_health(run).status
+
+
+def test_a_run_is_failed_when_its_own_process_is_gone_and_never_otherwise():
+    launched = _this_moment()
+    with subprocess.Popen(["sleep", "600"]) as sleeping:
+        process = sleeping.pid
+        assert health(process, launched) is WorkerStatus.RUNNING
+        # The number is that of another process: of another start of the machine, or begun later.
+        assert health(process, launched | {"boot": "another"}) is WorkerStatus.NOT_FOUND
+        assert health(process, launched | {"since_boot": -9999.0}) is WorkerStatus.NOT_FOUND
+        sleeping.kill()
+    assert health(process, launched) is WorkerStatus.NOT_FOUND
+    assert health(process, launched | {"host": "another machine"}) is WorkerStatus.RUNNING
+    assert health(process, launched, local=False) is WorkerStatus.RUNNING
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from assets.deployment.compute import Compute, Pool
 from assets.deployment.settings import Settings
 from assets.engines.call import call
+from pipeline.instance_folder import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -109,6 +111,25 @@ def test_a_job_returns_what_the_function_returns_and_says_what_it_says(
     assert "printed panda" in capfd.readouterr().out
     until(lambda: not cluster.jobs())
     assert cluster.processes() == []
+
+
+def test_the_nodes_own_interpreter_does_the_work_after_setup(cluster, tmp_path, instance):
+    nodes = tmp_path / "nodes' own"
+    nodes.mkdir()
+    (nodes / "python").write_text(
+        f"""#!/bin/sh
+[ "$FROM_SETUP" = ready ] || exit 9
+echo "$2" >> "$(dirname "$0")/used"
+PYTHONPATH={REPOSITORY} exec {sys.executable} "$@"
+"""
+    )
+    (nodes / "python").chmod(0o700)
+    pool = {"python": str(nodes / "python"), "setup": ["export FROM_SETUP=ready"]}
+    asset, returned = step(settings_for(tmp_path, **pool), where_it_runs, "panda")
+    result, _ = materialize(asset, instance)
+    assert result.success
+    assert returned[0]["word"] == "panda"
+    assert (nodes / "used").read_text().splitlines()[-1] == "assets.engines.worker"
 
 
 def test_an_error_of_the_function_is_the_error_of_the_step(cluster, tmp_path, instance):
