@@ -63,6 +63,7 @@ INPUTS: dict[str, tuple[float, str, str]] = {
     "long videos": (28_000, "", PUBLISHED),
     "question-answer rows about them": (3_300_000, "", PUBLISHED),
     "rows about short videos": (1_600_000, "", PUBLISHED),
+    "short videos": (178_000, "", PUBLISHED),
     "bit rate of a long video": (BIT_RATE / 1e6, "Mbit/s", ASSUMED),
     "download": measured("download"),
     "least time between two requests to one host": (5, "s", "`download.min_interval_s`"),
@@ -160,19 +161,25 @@ def sizes_of_kind(kind: str, config: HourLlavaConfig) -> list[Sizes]:
     return [sizes_of(sample, config)]
 
 
-def work_of_sample(kind: str, variant: str, stage: int) -> float:
-    """Floating point operations of the mean sample of a kind."""
+def work_of_sample(kind: str, variant: str, stage: int, kept: bool = False) -> float:
+    """Floating point operations of the mean sample of a kind; `kept`: short videos are read as
+    features.
+    """
     config = PRESETS[variant]
     typical = sizes_of_kind(kind, config)
+    if kept and kind == SHORT_VIDEO_KIND:
+        typical = [video_sizes(int(of("frames of a short video")), TEXT, SUPERVISED, config)]
     return sum(flops(sizes, config, recipe(variant, stage).rates) for sizes in typical) / len(
         typical
     )
 
 
-def gpu_hours(variant: str, stage: int) -> tuple[float, float]:
-    """(samples, hours of one H200) of a stage."""
+def gpu_hours(variant: str, stage: int, kept: bool = False) -> tuple[float, float]:
+    """(samples, hours of one H200) of a stage; `kept` as for `work_of_sample`."""
     samples = samples_of_stage(stage)
-    work = sum(count * work_of_sample(kind, variant, stage) for kind, count in samples.items())
+    work = sum(
+        count * work_of_sample(kind, variant, stage, kept) for kind, count in samples.items()
+    )
     mfu = utilisation(variant, stage) or of("MFU of stages 1 and 2")
     return sum(samples.values()), training_hours(work, mfu, CARDS["H200"])
 
@@ -181,18 +188,30 @@ def feature_bytes_per_hour(variant: str) -> int:
     return int(feature_bytes(3600, 1, PRESETS[variant]))
 
 
+def kept_videos() -> float:
+    """Short videos of which features are kept where the settings say so: those of stage 3."""
+    share = samples_of_stage(3)[SHORT_VIDEO_KIND] / samples_of_kinds()[SHORT_VIDEO_KIND]
+    return of("short videos") * share
+
+
 def video_bytes() -> float:
     return of("hours of long video") * 3600 * of("bit rate of a long video") * 1e6 / 8
 
 
 def disk() -> str:
     features = of("hours of long video") * feature_bytes_per_hour("3b")
+    frames = kept_videos() * of("frames of a short video")
     rows: list[list[object]] = [
         ["long videos", f"{video_bytes() / 1e12:.1f} TB", "hours x bit rate"],
         [
             "features, for each variant",
             f"{features / 1e12:.1f} TB",
             "hours x 0.53 GB; 3b and 7b are as large",
+        ],
+        [
+            "features of short videos, for each variant that keeps them",
+            f"{feature_bytes(frames, kept_videos(), PRESETS['3b']) / 1e12:.1f} TB",
+            f"`features.short_videos`: {kept_videos():,.0f} videos x 19 MB",
         ],
     ]
     for variant in ("3b", "7b"):
@@ -226,7 +245,9 @@ def disk() -> str:
 def preparation() -> str:
     slow = of("long videos") * of("least time between two requests to one host")
     frames = of("frames of a short video")
-    short = decoding_hours(of("rows about short videos") * frames / 3600)
+    rows_of_stages = {stage: samples_of_stage(stage)[SHORT_VIDEO_KIND] for stage in (2, 3)}
+    short = {stage: decoding_hours(n * frames / 3600) for stage, n in rows_of_stages.items()}
+    kept = kept_videos() * frames / 3600  # as hours of one frame a second
     rows = [
         [
             "download, at the measured rate",
@@ -246,11 +267,17 @@ def preparation() -> str:
         ["grouping", f"{of('grouping of all rows'):.0f} s", "all parts, two cores"],
         [
             "decoding of short videos while training",
-            f"{short:,.0f} core-hours",
+            f"{short[2] + short[3]:,.0f} core-hours",
             (
                 f"stages 2 and 3 together, {frames:.0f} frames a sample; beside the GPUs, on their "
-                "hosts"
+                f"hosts; {short[2]:,.0f} where features of short videos are kept"
             ),
+        ],
+        [
+            "features of short videos, for each variant that keeps them",
+            f"{feature_hours(kept, DECODERS, CARDS['H200']):.0f} h",
+            f"one H200 with 16 cores; {decoding_hours(kept):,.0f} core-hours of decoding, in place "
+            f"of {short[3]:,.0f} in stage 3",
         ],
     ]
     return table(["step", "time", "how"], rows)
@@ -263,18 +290,16 @@ def training() -> str:
         for stage in (1, 2, 3):
             samples, hours = gpu_hours(variant, stage)
             total += hours
-            rows.append(
-                [
-                    variant,
-                    stage,
-                    f"{samples:,.0f}",
-                    f"{hours:,.0f}",
-                    _days(hours / 8),
-                    _days(hours / 64),
-                ]
-            )
-        rows.append([variant, "all", "", f"{total:,.0f}", _days(total / 8), _days(total / 64)])
+            rows.append([variant, stage, f"{samples:,.0f}", *_hours(hours)])
+        rows.append([variant, "all", "", *_hours(total)])
+        samples, hours = gpu_hours(variant, 3, kept=True)
+        rows.append([variant, "3, short videos as features", f"{samples:,.0f}", *_hours(hours)])
     return table(["variant", "stage", "samples", "H200-hours", "on 8", "on 64"], rows)
+
+
+def _hours(hours: float) -> tuple[str, str, str]:
+    """Of one H200, on 8 and on 64."""
+    return f"{hours:,.0f}", _days(hours / 8), _days(hours / 64)
 
 
 def _days(hours: float) -> str:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from assets.features.workers.backends import OpenedVideo, choose_frames
 from model.media import reader
 from model.media.container import FrameDecoder
+from model.media.sampling import Sampling
 
 
 class EveryPacket(FrameDecoder):
@@ -32,10 +33,15 @@ class EveryPacket(FrameDecoder):
 
 @contextmanager
 def open_before(
-    path: str, size: int, min_frames: int, max_frames: int, max_pixels: int
+    path: str,
+    size: int,
+    min_frames: int,
+    max_frames: int,
+    max_pixels: int,
+    sampling: Sampling = "one a second",
 ) -> Iterator[OpenedVideo]:
     """A `Backend`: as it was before."""
-    timeline, indices = choose_frames(path, min_frames, max_frames, max_pixels)
+    timeline, indices = choose_frames(path, min_frames, max_frames, max_pixels, sampling)
     report = reader.DecodeReport()
 
     def picture(frame: av.VideoFrame) -> np.ndarray:

@@ -30,7 +30,7 @@ from benchmarks.feature_baseline import FPS, encode_unit, plain_frames, repeat
 from benchmarks.feature_before import open_before
 from model.media.resize import resize_frame
 
-OPTIONS = {"min_frames": 128, "max_frames": 1 << 20, "max_pixels": 1 << 24}
+OPTIONS: dict[str, Any] = {"min_frames": 128, "max_frames": 1 << 20, "max_pixels": 1 << 24}
 
 
 def pictures(way: str, path: str, size: int) -> Iterator[np.ndarray]:

@@ -259,7 +259,7 @@ def feature_difference(
     different = total = 0
     apart = size = 0.0
     for video in videos[:8]:
-        rel = layout.feature_file(variant, video.video)
+        rel = layout.feature_file(layout.features(variant), video.video)
         a, b = (FeatureFile(base / rel).read().float() for base in (root, other))
         different, total = different + int((a != b).sum()), total + a.numel()
         apart, size = apart + float((a - b).square().sum()), size + float(b.square().sum())
@@ -286,7 +286,8 @@ def end_to_end(
     storage = Storage(str(root))
     storage.remove("VideoMarathon/features")
     with Usage() as usage:
-        report = extract(storage, options, config.variant, videos, encoder, print, backends)
+        folder = layout.features(config.variant)
+        report = extract(storage, options, folder, videos, encoder, print, backends)
     if not report.new_frames:
         raise RuntimeError(f"no features: {report.quarantine[:3]}")
     return {

@@ -30,7 +30,7 @@ BEGIN, END = "<!-- printed by docs/reference.py -->", "<!-- end -->"
 # Of a run these are decided by the graph, so they do not stand in `training.overrides`.
 SET_BY_THE_GRAPH = (
     "variant", "stage", "start", "out", "streams", "start_version", "features_root",
-    "features_version", "videos_root", "vision_start",
+    "features_version", "videos_root", "short_video_features_root", "vision_start",
 )  # fmt: skip
 OF_A_RUN = [
     ("training.overrides.stageN", RunConfig),

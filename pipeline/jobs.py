@@ -12,7 +12,13 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from assets.deployment.graph import ABLATION, COLLECTIONS, HOLDS_OUT, LLAVA_READ
+from assets.deployment.graph import (
+    ABLATION,
+    COLLECTIONS,
+    HOLDS_OUT,
+    LLAVA_READ,
+    SHORT_VIDEO_PARTS,
+)
 from assets.deployment.partitions import stage_partitions, variant_partitions
 from pipeline.executors import single_process_executor
 from pipeline.integrity import check_integrity, without_intact
@@ -122,6 +128,18 @@ def _early_stages() -> Iterator[UnresolvedAssetJobDefinition]:
         )
 
 
+def _short_video_features() -> Iterator[UnresolvedAssetJobDefinition]:
+    if SHORT_VIDEO_PARTS:
+        yield _job(
+            "08_extract_short_video_features",
+            "features",
+            ["short_video_features"],
+            "Make the features of one variant and the short videos of one LLaVA part, which stage "
+            "3 reads. All of its parts: backfill it.",
+            _SINGLE_PROCESS,
+        )
+
+
 JOBS: list[UnresolvedAssetJobDefinition | dg.JobDefinition] = [
     _job(
         "01_collect_sources",
@@ -158,6 +176,7 @@ JOBS: list[UnresolvedAssetJobDefinition | dg.JobDefinition] = [
         "the part's videos; files whose video and encoder are unchanged are not made again.",
         _SINGLE_PROCESS,
     ),
+    *_short_video_features(),
     _job(
         "09_mix",
         "shards",

@@ -185,9 +185,10 @@ def _later_steps(storage: Storage, settings: Settings, part: str, row: VideoRow)
 
 
 def _features(storage: Storage, variant: str, video: str) -> str:
-    if storage.exists(layout.feature_file(variant, video)):
+    folder = layout.features(variant)
+    if storage.exists(layout.feature_file(folder, video)):
         return "there"
-    refusal = layout.feature_quarantine(variant, video)
+    refusal = layout.feature_quarantine(folder, video)
     if storage.exists(refusal):
         verdict = storage.read_json(refusal)
         return f"refused, {verdict.get('reason')}: {verdict.get('detail', '')}"

@@ -95,6 +95,9 @@ class RunConfig:
         features_version: content of the features where the caller knows it; part of the run's
             identity.
         videos_root: folder or URL below which short videos are named.
+        short_video_features_root: folder or URL that holds `<path>.safetensors` of the short
+            videos, in place of their pixels. Only for a frozen vision encoder, which has to be the
+            one that made them. Empty: they are decoded and encoded for every sample.
         seed: name from which every seed of the run is derived.
 
         global_batch, micro_batch, max_length, epochs, rates, warmup, clip, save_every, betas,
@@ -167,6 +170,7 @@ class RunConfig:
     features_root: str = ""
     features_version: str | None = None
     videos_root: str = ""
+    short_video_features_root: str = ""
     seed: str = "hour-llava"
 
     global_batch: PositiveInt | None = None
@@ -217,7 +221,12 @@ class RunConfig:
     tracker: Literal["mlflow", "wandb"] | None = None
 
     def __post_init__(self) -> None:
-        self.recipe  # noqa: B018 names an unknown variant, stage or module
+        tuned = self.recipe.rates  # names an unknown variant, stage or module
+        if self.short_video_features_root and "vision" in tuned:
+            raise ValueError(
+                "short_video_features_root: this run tunes the vision encoder, and kept features "
+                "are not what the tuned one gives; leave it empty, or leave vision out of rates"
+            )
 
     @field_validator("rates")
     @classmethod

@@ -49,6 +49,7 @@ NEUTRAL: Mapping[str, Any] = {
     "weight_decay": 0.0,
     "micro_tokens": None,
     "features": None,
+    "short_videos": "pixels",
     "held_out_share": 0.0,
     "stream_batch": None,
     "lora": None,
@@ -73,6 +74,7 @@ def identity_of(run: RunConfig, start_version: str) -> Identity:
     parts |= {"start": start_version, **_start_parts(Path(run.start), run.model)}
     parts["vision_start"] = weights_version(Path(run.vision_start)) if run.vision_start else None
     parts |= {"features": run.features_version, "shards": _shards(run)}
+    parts["short_videos"] = "features" if run.short_video_features_root else "pixels"
     plain = json.loads(json.dumps(parts, default=_plain))
     return {
         name: value

@@ -27,7 +27,13 @@ from assets.checkpoints.assets import (
 )
 from assets.checkpoints.launcher import train_stage
 from assets.checkpoints.runs import publish_results
-from assets.deployment.graph import ABLATION, HOLDS_OUT, SETTINGS, VARIANTS
+from assets.deployment.graph import (
+    ABLATION,
+    HOLDS_OUT,
+    SETTINGS,
+    SHORT_VIDEO_PARTS,
+    VARIANTS,
+)
 from assets.deployment.partitions import all_partitions, arm_partitions, same_partition
 from assets.deployment.resources import Deployment
 from assets.deployment.settings import Settings
@@ -65,6 +71,10 @@ def run_deps(settings: Settings) -> list[dg.AssetDep]:
         *(shard_deps(1) if pretraining else []),
         dg.AssetDep(layout.MIXTURE, partition_mapping=all_partitions),
         dg.AssetDep("features", partition_mapping=all_partitions),
+        *(
+            dg.AssetDep("short_video_features", partition_mapping=all_partitions)
+            for _ in SHORT_VIDEO_PARTS[:1]
+        ),
     ]
 
 

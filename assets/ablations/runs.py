@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from assets.checkpoints.runs import placed, shard_products, stage_values, start_values
+from assets.checkpoints.runs import (
+    feature_products,
+    placed,
+    refuse_other_encoder,
+    shard_products,
+    stage_values,
+    start_values,
+)
 from assets.deployment.ablation import (
     VIDEO_KINDS,
     Ablation,
@@ -74,7 +81,7 @@ def needs_pretraining(settings: Settings, key: str) -> bool:
 def read_products(settings: Settings, storage: Storage, key: str) -> list[str]:
     """The products that a run of an arm is made from."""
     variant, _ = study_of(settings)
-    shared = [product("features", f"{part}|{variant}") for part in active_parts(storage)]
+    shared = feature_products(settings, variant, active_parts(storage))
     shared += [*shard_products(STAGE), product("vision_encoder", variant)]
     if needs_pretraining(settings, key):
         return [product("base_model", variant), *shard_products(PRETRAINING), *shared]
@@ -127,6 +134,7 @@ def arm_run(
         values |= {"vision_start": str(storage.local_folder(folder))}
     values |= settings.training.overrides.get(f"stage{STAGE}", {})
     values |= {**study.overrides, **_own(arm, seed)}
+    refuse_other_encoder(settings, storage, variant, product(start, variant), values, inputs)
     rows = rows_of(study, arm, kind_totals(storage), settings.training.long_videos_only)
     if rows:
         values |= {"rows": rows, "streams": _with_rows(storage, values["streams"], rows)}

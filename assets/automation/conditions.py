@@ -53,10 +53,17 @@ def state_of(instance: dg.DagsterInstance, graph: Any, storage: Storage) -> Stat
     return State(nodes, read_register(storage), keys, outside, deciding_settings(load_settings()))
 
 
-def _own_keys(partitions: dg.PartitionsDefinition | None) -> tuple[str, ...] | None:
-    """The keys of a set that the settings make; None of one that follows the data, or of two."""
-    static = isinstance(partitions, dg.StaticPartitionsDefinition)
-    return tuple(partitions.get_partition_keys()) if static and partitions else None
+def _own_keys(partitions: dg.PartitionsDefinition | None) -> dict[str, tuple[str, ...]]:
+    """What `Node.keys` says: the dimensions whose keys do not follow the data."""
+    if isinstance(partitions, dg.MultiPartitionsDefinition):
+        sets = {one.name: one.partitions_def for one in partitions.partitions_defs}
+    else:
+        sets = {name: partitions for name in dimension_names(partitions) if partitions}
+    return {
+        name: tuple(known.get_partition_keys())
+        for name, known in sets.items()
+        if isinstance(known, dg.StaticPartitionsDefinition)
+    }
 
 
 def _reads(asset: Any) -> dict[str, dict[str, tuple[str, ...]]]:

@@ -35,7 +35,7 @@ class Node:
         dimensions: of its partitions, in the order of its keys (`part`, `variant`).
         made: whether a step makes it; otherwise it is looked at from outside.
         fills: whether automation makes it where it was never made.
-        keys: its partition keys, where they are fewer than those of its only dimension.
+        keys: dimension -> its partition keys, where the settings say which.
         reads: parent -> own partition key -> the parent's keys that it is made from, where that is
             written out.
     """
@@ -44,7 +44,7 @@ class Node:
     dimensions: tuple[str, ...] = ()
     made: bool = True
     fills: bool = False
-    keys: tuple[str, ...] | None = None
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reads: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
 
@@ -70,10 +70,12 @@ class State:
 
     def products(self, asset: str) -> Iterator[str]:
         """The products of an asset that there are to be today."""
-        node = self.graph[asset]
-        choices = [self.keys[d] if node.keys is None else node.keys for d in node.dimensions]
-        for keys in combinations(*choices):
+        for keys in combinations(*(self._keys(asset, d) for d in self.graph[asset].dimensions)):
             yield product(asset, "|".join(keys) or None)
+
+    def _keys(self, asset: str, dimension: str) -> Sequence[str]:
+        """The partition keys of an asset in one of its dimensions."""
+        return self.graph[asset].keys.get(dimension, self.keys[dimension])
 
     def is_missing(self, name: str) -> bool:
         """Whether a product was never made."""
@@ -176,7 +178,7 @@ class State:
             # Which of a fixed number of parts are read is the step's own choice.
             yield from (other for other in record.inputs if split_product(other)[0] == parent)
             return
-        choices = [[at[d]] if d in at else self.keys[d] for d in dimensions]
+        choices = [[at[d]] if d in at else self._keys(parent, d) for d in dimensions]
         for keys in combinations(*choices):
             yield product(parent, "|".join(keys) or None)
 

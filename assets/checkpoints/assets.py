@@ -11,6 +11,7 @@ import dagster as dg
 from assets.automation.rules import BY_HAND, NIGHTLY_IF_NEW_DATA, RETRY_NETWORK, TRAINING
 from assets.checkpoints.launcher import train_stage
 from assets.checkpoints.runs import (
+    feature_products,
     previous_checkpoint,
     publish_results,
     shard_products,
@@ -18,7 +19,7 @@ from assets.checkpoints.runs import (
     unfinished_before,
 )
 from assets.deployment.addresses import ask_address
-from assets.deployment.graph import TRAINED_STAGES
+from assets.deployment.graph import SHORT_VIDEO_PARTS, TRAINED_STAGES
 from assets.deployment.launchpad import StageLaunch
 from assets.deployment.partitions import (
     all_partitions,
@@ -154,7 +155,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
         needed = [previous_checkpoint(settings, variant, stage), *shard_products(stage)]
         with errors_for_people():
             parts = active_parts(storage) if row.reads_long_videos else []
-            needed += [product("features", f"{part}|{variant}") for part in parts]
+            needed += feature_products(settings, variant, parts) if row.reads_long_videos else []
             inputs = input_versions(storage, needed)
             run, folder = stage_run(settings, storage, variant, stage, inputs)
             for path in unfinished_before(Path(run.out)):
@@ -273,6 +274,10 @@ def shard_deps(stage: int) -> list[dg.AssetDep]:
         return [
             dg.AssetDep(layout.MIXTURE, partition_mapping=all_partitions),
             dg.AssetDep("features", partition_mapping=same_variant),
+            *(
+                dg.AssetDep("short_video_features", partition_mapping=same_variant)
+                for _ in SHORT_VIDEO_PARTS[:1]
+            ),
         ]
     parts: dict[str, list[str]] = {}
     for stream in stage_inputs(stage, long_parts=()):

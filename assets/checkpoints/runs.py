@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from assets.deployment.settings import Settings
-from assets.deployment.variants import previous
+from assets.deployment.variants import encoder_from, previous
 from assets.records.lineage import Lineage, product
 from assets.shards.mixture_views import mixed_streams
 from model.atomic import TEMPORARY_PREFIX, writing_file
@@ -39,6 +39,19 @@ def shard_products(stage: int) -> list[str]:
     return [product(item.kind, f"part{item.part}") for item in inputs]
 
 
+def feature_products(settings: Settings, variant: str, parts: Sequence[str]) -> list[str]:
+    """The products of features that stage 3 of a variant reads.
+
+    Args:
+        parts: of the long videos.
+    """
+    short = settings.short_video_parts
+    return [
+        *(product("features", f"{part}|{variant}") for part in parts),
+        *(product("short_video_features", f"{part}|{variant}") for part in short),
+    ]
+
+
 def stage_run(
     settings: Settings,
     storage: Storage,
@@ -59,7 +72,47 @@ def stage_run(
     values = stage_values(settings, storage, variant, stage, inputs)
     values |= start_values(storage, before, inputs)
     values |= settings.training.overrides.get(f"stage{stage}", {})
+    refuse_other_encoder(settings, storage, variant, before, values, inputs)
     return placed(settings, storage, values, lambda name: layout.stage_folder(variant, stage, name))
+
+
+def refuse_other_encoder(
+    settings: Settings,
+    storage: Storage,
+    variant: str,
+    before: str,
+    values: Mapping[str, Any],
+    inputs: Mapping[str, str],
+) -> None:
+    """Stop where features of short videos are not what the run's own vision encoder would give.
+
+    Args:
+        before: the product that the run starts from.
+        values: of the run.
+        inputs: versions of what it is made from.
+
+    Raises:
+        ValueError: they were made by another encoder; it says what to materialize.
+    """
+    if not values.get("short_video_features_root"):
+        return
+    name = product("vision_encoder", variant)
+    encoder = Lineage.read(storage, name)
+    chosen = values.get("vision_start")
+    of_start = product(encoder_from(settings.variants[variant]), variant) == before
+    own = chosen == str(storage.local_folder(encoder.folder)) if chosen else of_start
+    if not own or (not chosen and encoder.inputs.get(before) != inputs[before]):
+        raise ValueError(
+            f"features.short_videos: the run's vision encoder is not {name}, which made the "
+            f"features; materialize {name} and short_video_features again, or take vision_start "
+            "out of training.overrides"
+        )
+    for made in feature_products(settings, variant, ()):
+        if Lineage.read(storage, made).inputs.get(name) != encoder.version:
+            raise ValueError(
+                f"{made} was made by another vision encoder than {name} is today; materialize "
+                "it again"
+            )
 
 
 def start_values(storage: Storage, before: str, inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -109,19 +162,24 @@ def stage_values(
         {"name": name, "root": storage.path(layout.SHARDS), "indexes": of_stream}
         for name, of_stream in indexes.items()
     ]
+    short = row.reads_long_videos and settings.features.short_videos
     return {
         "variant": settings.variants[variant].preset,
         "stage": stage,
         "streams": streams,
         "features_root": storage.path(layout.features(variant)),
         "features_version": _features_version(inputs),
+        "short_video_features_root": (
+            storage.path(layout.short_video_features(variant)) if short else ""
+        ),
         "videos_root": storage.path(layout.LLAVA_VIDEO_FILES),
     }
 
 
 def _features_version(inputs: Mapping[str, str]) -> str | None:
     """Content of all features that a run reads; None where it reads none."""
-    found = {name: version for name, version in inputs.items() if name.startswith("features[")}
+    kinds = ("features[", "short_video_features[")
+    found = {name: version for name, version in inputs.items() if name.startswith(kinds)}
     return data_version(found) if found else None
 
 

@@ -21,3 +21,5 @@ TRAINED_STAGES = tuple(stage for stage in STAGES if trained(VARIANTS, stage))
 LLAVA_READ = SETTINGS.llava_kinds
 MIXED_READ = () if LONG_VIDEOS_ONLY else MIXED_KINDS
 COLLECTIONS = collections_of(LLAVA_READ)
+# LLaVA parts of which features of the short videos are kept; none where they are not.
+SHORT_VIDEO_PARTS = SETTINGS.short_video_parts

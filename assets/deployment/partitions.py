@@ -3,7 +3,8 @@
 - **part**: long videos, split by a stable hash. Dynamic: every landing of new data adds one. Fewer
   than 100, because above that Dagster no longer records a combined data version for an
   unpartitioned asset downstream.
-- **LLaVA part**: the other two collections, always ten, because the stages' mixtures name them.
+- **LLaVA part**: the other two collections, always ten, because the stages' mixtures name them;
+  features of short videos have those of them that stage 3 reads.
 - **variant**: a model that the deployment's settings name. Each stage has those that train it.
 - **source**: where a long video comes from, as the deployment's settings list them.
 - **asked source**: the drop sources whose videos are described and asked about
@@ -19,7 +20,14 @@ from collections.abc import Callable
 import dagster as dg
 
 from assets.deployment.ablation import run_keys
-from assets.deployment.graph import ABLATION, LONG_VIDEOS_ONLY, SETTINGS, TRAINED_STAGES, VARIANTS
+from assets.deployment.graph import (
+    ABLATION,
+    LONG_VIDEOS_ONLY,
+    SETTINGS,
+    SHORT_VIDEO_PARTS,
+    TRAINED_STAGES,
+    VARIANTS,
+)
 from assets.deployment.parts import LLAVA_PARTS, part_name
 from assets.deployment.variants import Variant, trained
 
@@ -48,6 +56,12 @@ source_and_part = dg.MultiPartitionsDefinition(
 )
 variant_and_part = dg.MultiPartitionsDefinition(
     {"variant": variant_partitions, "part": part_partitions}
+)
+variant_and_llava_part = dg.MultiPartitionsDefinition(
+    {
+        "variant": variant_partitions,
+        "LLaVA part": dg.StaticPartitionsDefinition(list(SHORT_VIDEO_PARTS)),
+    }
 )
 
 _DIMENSIONS = (

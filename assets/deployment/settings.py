@@ -20,13 +20,23 @@ from assets.deployment.ablation import Ablation
 from assets.deployment.automation import Automation, Notices
 from assets.deployment.compute import Compute
 from assets.deployment.estimate import Estimate
-from assets.deployment.variants import Variant, checkpoints_of, llava_kinds, named, refuse_names
+from assets.deployment.parts import LLAVA_PARTS, part_name
+from assets.deployment.variants import (
+    LAST_STAGE,
+    Variant,
+    checkpoints_of,
+    llava_kinds,
+    named,
+    refuse_names,
+)
 from assets.endpoints.options import Questions
 from assets.fetching.options import Download
 from assets.sources.drop import DropSource
 from assets.sources.kinds import VideoSource
 from model.configuration import Section, parse
 from model.media.limits import MAX_VIDEO_PIXELS
+from training.formats.kinds import SHORT_VIDEO_KIND
+from training.recipes import stage_inputs
 
 SOURCE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 OWN_HELD_OUT_SHARE = 0.15
@@ -146,7 +156,9 @@ class Limits(Section):
 
 
 class Features(Section):
-    """Decoding and encoding of long videos."""
+    """Decoding and encoding of videos whose features are kept: the long ones, and the short ones
+    of stage 3 where that is chosen.
+    """
 
     decode_workers: int = Field(
         default=2, ge=1, description="decoding processes; each uses about one core"
@@ -160,6 +172,12 @@ class Features(Section):
     )
     encoder: str | None = Field(
         default=None, description="SigLIP checkpoint to use instead of the stage-2 export"
+    )
+    short_videos: bool = Field(
+        default=False,
+        description="keep features of the LLaVA collection's short videos as well, which stage 3 "
+        "then reads instead of decoding and encoding them at every step; at 3b and 7b 19 MB a "
+        "video, see docs/videos.md",
     )
     damaged: Literal["use", "skip"] = Field(
         default="use",
@@ -308,6 +326,22 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _short_videos_of_their_own_encoder(self) -> Settings:
+        if not self.features.short_videos:
+            return self
+        if self.training.long_videos_only:
+            raise ValueError(
+                "features.short_videos: with training.long_videos_only no short video is trained "
+                "on; take one of the two out"
+            )
+        if self.features.encoder is not None:
+            raise ValueError(
+                "features.short_videos: what is kept of short videos has to be what the variant's "
+                "own vision encoder gives; take features.encoder out, or short_videos"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _own_sources(self) -> Settings:
         drops = [name for name, source in self.sources.items() if isinstance(source, DropSource)]
         if wrong := [name for name in self.questions.sources if name not in drops]:
@@ -356,6 +390,19 @@ class Settings(Section):
     def llava_kinds(self) -> tuple[str, ...]:
         """The kinds of shards of the LLaVA collections that anything is trained on."""
         return llava_kinds(self.variants, self.training.long_videos_only)
+
+    @property
+    def short_video_parts(self) -> tuple[str, ...]:
+        """The LLaVA parts whose short videos have their features kept: those of stage 3."""
+        if not self.features.short_videos:
+            return ()
+        short = {
+            item.part
+            for stream in stage_inputs(LAST_STAGE, LLAVA_PARTS, long_parts=())
+            for item in stream
+            if item.kind == SHORT_VIDEO_KIND
+        }
+        return tuple(part_name(part) for part in sorted(short))
 
     @field_validator("variants", mode="before")
     @classmethod

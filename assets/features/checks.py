@@ -13,7 +13,7 @@ import numpy as np
 from assets.annotations.catalogue import PresentVideo
 from assets.deployment.settings import Settings
 from assets.features.extract import common_metadata, why_outdated
-from assets.features.options import ExtractionOptions
+from assets.features.options import FEATURE_FILES, ExtractionOptions, VideoLength
 from assets.features.quarantine import read_record
 from assets.records.verdict import Verdict
 from model.media.sampling import feature_frame_count
@@ -37,6 +37,7 @@ def complete(
     variant: str,
     present: Sequence[PresentVideo],
     encoder: Path,
+    length: VideoLength = "long",
 ) -> list[Verdict]:
     """Whether every video has a whole feature file, made from its file by this encoder, or a record
     why not.
@@ -52,17 +53,19 @@ def complete(
         present: the videos of the part that are there.
         encoder: folder of the variant's vision encoder; the settings' own takes precedence, as in
             `extract_part`.
+        length: whether they are long or short videos.
 
     Returns:
         That verdict, and a second one about the videos with a record.
     """
-    options = ExtractionOptions.of(settings.features, settings.variants[variant].preset)
+    options = ExtractionOptions.of(settings.features, settings.variants[variant].preset, length)
+    folder = FEATURE_FILES[length].folder(variant)
     metadata = common_metadata(options, Path(settings.features.encoder or encoder))
     by_hash = sorted(present, key=lambda video: stable_hash("opened", video.video))
     sampled = {video.video for video in by_hash[:SAMPLED_FILES]}
 
     def inspect(video: PresentVideo) -> FileFinding:
-        return _inspect(storage, variant, video, options, metadata, video.video in sampled)
+        return _inspect(storage, folder, video, options, metadata, video.video in sampled)
 
     with ThreadPoolExecutor(16) as pool:  # remote roots answer slowly, but many at once
         findings = list(pool.map(inspect, present))
@@ -135,15 +138,15 @@ def _judge_quarantined(videos: int, reasons: Counter[str]) -> Verdict:
 
 def _inspect(
     storage: Storage,
-    variant: str,
+    folder: str,
     video: PresentVideo,
     options: ExtractionOptions,
     metadata: dict[str, str],
     read_frames: bool,
 ) -> FileFinding:
-    path = layout.feature_file(variant, video.video)
+    path = layout.feature_file(folder, video.video)
     if not storage.exists(path):
-        record = read_record(storage, variant, video.video)
+        record = read_record(storage, folder, video.video)
         if record is None:
             return FileFinding(fault=f"{path} is not there")
         return FileFinding(quarantined=record.reason)
@@ -157,15 +160,21 @@ def _inspect(
     # By the timeline that the extraction read from the same bytes, and not by what the catalogue
     # says: an earlier release may have measured that by another clock.
     pictures = int(header.metadata.get("pictures", header.frames))
-    expected = feature_frame_count(pictures, header.duration, min_frames=options.min_frames)
-    if header.frames != expected:
+    if options.sampling == "one a second":
+        least = most = feature_frame_count(pictures, header.duration, min_frames=options.min_frames)
+    else:  # every so many-th picture, which the frame rate decides
+        least, most = min(pictures, options.min_frames), pictures
+    if not least <= header.frames <= most:
+        makes = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         return FileFinding(
             fault=f"{header.frames:,} frames, but {pictures:,} pictures in {header.duration:.1f} s "
-            f"make {expected:,}"
+            f"make {makes}"
         )
+    # Of a short video nobody has said how long it is.
+    apart = abs(header.duration - video.duration) if video.duration else 0.0
     return FileFinding(
         fault=_wrong_numbers(storage, path, header) if read_frames else "",
-        remeasured=abs(header.duration - video.duration) > max(1.0, TOLERANCE * header.duration),
+        remeasured=apart > max(1.0, TOLERANCE * header.duration),
     )
 
 

@@ -57,7 +57,7 @@ class Coordinator:
 
     Args:
         storage: where videos are and features go.
-        variant: names the features' folder.
+        folder: that takes the feature files, below the root.
         options: of the extraction.
         encoder: folder of the vision encoder.
         metadata: what every feature file's header says, beside what is known of its video.
@@ -76,7 +76,7 @@ class Coordinator:
     def __init__(
         self,
         storage: Storage,
-        variant: str,
+        folder: str,
         options: ExtractionOptions,
         encoder: Path,
         metadata: dict[str, str],
@@ -84,7 +84,7 @@ class Coordinator:
         log: Callable[[str], None],
         progress: Callable[[int], None],
     ) -> None:
-        self.storage, self.variant, self.options, self.log = storage, variant, options, log
+        self.storage, self.folder, self.options, self.log = storage, folder, options, log
         self.encoder_folder, self.metadata = encoder, metadata
         self.backends: list[str] = backends or []
         self._gave_up: set[str] = set()  # reasons of video engines that were logged
@@ -206,7 +206,7 @@ class Coordinator:
             self._last_number += 1
             job = VideoJob(self._last_number, video, local)
             self._jobs[job.number] = job
-            self.decoders.assign(decoder, job, self.options.min_frames)
+            self.decoders.assign(decoder, job, self.options)
 
     def _flush(self) -> None:
         """Have batches encoded that nothing will fill any more."""
@@ -280,7 +280,7 @@ class Coordinator:
         job.encoder = self.encoders.least_busy()
         job.encoder.jobs += 1
         path = job.publishing.enter_context(
-            self.storage.writing(layout.feature_file(self.variant, job.video.video))
+            self.storage.writing(layout.feature_file(self.folder, job.video.video))
         )
         job.encoder.connection.send("begin", job.number, facts["frames"], str(path))
         self.strip.begin(job.number, job.video.video, facts["frames"], job.video.duration)

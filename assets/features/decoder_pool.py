@@ -16,6 +16,7 @@ from typing import Any
 from assets.annotations.catalogue import PresentVideo
 from assets.deployment.settings import Features, Limits
 from assets.features.jobs import VideoJob
+from assets.features.options import ExtractionOptions
 from assets.features.workers.frame_buffer import FrameBuffer
 from assets.features.workers.nvdec import nvdec_installed
 from assets.features.workers.processes import DecoderProcess, ForkServer
@@ -122,14 +123,15 @@ class DecoderPool:
                 self._send(decoder, "quit")
         return [decoder for decoder in unused if not decoder.killed]
 
-    def assign(self, decoder: DecoderProcess, job: VideoJob, min_frames: int) -> None:
+    def assign(self, decoder: DecoderProcess, job: VideoJob, chosen: ExtractionOptions) -> None:
         """Give a job to a decoder that has none."""
         decoder.job, decoder.jobs, decoder.waited_s = job.number, decoder.jobs + 1, 0.0
         decoder.started = decoder.heard = time.monotonic()
         decoder.without_slots_since = None
         options = {
             "size": self._buffer.side,
-            "min_frames": min_frames,
+            "sampling": chosen.sampling,
+            "min_frames": chosen.min_frames,
             "max_frames": self._limits.max_frames,
             "max_pixels": self._limits.max_pixels,
         }

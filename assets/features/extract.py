@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from assets.annotations.catalogue import PresentVideo
 from assets.features.coordinator import Coordinator
 from assets.features.jobs import ExtractedVideo, FailedVideo
-from assets.features.options import ExtractionOptions
+from assets.features.options import FEATURE_FILES, ExtractionOptions, VideoLength
 from assets.features.quarantine import Quarantined, read_record, write_record
 from assets.features.report import FeatureReport, report_extraction
 from assets.records.product_files import KnownFiles, set_files_aside
@@ -43,6 +43,7 @@ def extract_part(
     encoder: Path,
     log: Callable[[str], None],
     name: str,
+    length: VideoLength = "long",
 ) -> FeatureReport:
     """Make the feature files of these videos that are missing or out of date.
 
@@ -54,6 +55,7 @@ def extract_part(
         encoder: folder with `config.json` and safetensors of the vision encoder.
         log: takes lines.
         name: of the product, whose receipt says which files are whole.
+        length: whether they are long or short videos.
 
     Raises:
         ValueError: an unknown variant, or a folder that holds no SigLIP encoder.
@@ -61,15 +63,16 @@ def extract_part(
     """
     if variant not in settings.variants:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(settings.variants)}")
-    options = ExtractionOptions.of(settings.features, settings.variants[variant].preset)
-    folder = Path(settings.features.encoder or encoder)
-    return extract(storage, options, variant, videos, folder, log, name=name)
+    options = ExtractionOptions.of(settings.features, settings.variants[variant].preset, length)
+    chosen = Path(settings.features.encoder or encoder)
+    folder = FEATURE_FILES[length].folder(variant)
+    return extract(storage, options, folder, videos, chosen, log, name=name)
 
 
 def extract(
     storage: Storage,
     options: ExtractionOptions,
-    variant: str,
+    folder: str,
     videos: Iterable[PresentVideo],
     encoder: Path,
     log: Callable[[str], None],
@@ -80,14 +83,17 @@ def extract(
     """Like `extract_part`, with options of its own.
 
     Args:
+        folder: that takes the feature files, below the root.
         backends: the decoder of each decoding process, in place of what the options choose.
     """
     started = time.monotonic()
     videos = sorted({video.video: video for video in videos}.values(), key=lambda v: v.video)
-    remove_stale_files(storage, variant, {video.video.split("/")[0] for video in videos})
+    remove_stale_files(
+        storage, {layout.feature_file(folder, video.video).rpartition("/")[0] for video in videos}
+    )
     metadata = common_metadata(options, encoder)
     known = KnownFiles(storage, name)
-    look = _Look(storage, variant, options, metadata, known, log)
+    look = _Look(storage, name, folder, options, metadata, known, log)
     existing, waiting, quarantined = look.sort_out(videos)
     known.save()
     log(
@@ -106,7 +112,7 @@ def extract(
 
     coordinator = Coordinator(
         storage,
-        variant,
+        folder,
         options,
         encoder,
         metadata,
@@ -120,11 +126,11 @@ def extract(
         for outcome in coordinator.run([video for video, _ in waiting]) if waiting else ():
             if isinstance(outcome, ExtractedVideo):
                 extracted.append(outcome)
-                known.add(outcome.entry(variant))
+                known.add(outcome.entry(folder))
                 if outcome.video in attempts:
-                    storage.remove(layout.feature_quarantine(variant, outcome.video))
+                    storage.remove(layout.feature_quarantine(folder, outcome.video))
             else:
-                quarantined.append(_quarantine(storage, variant, options, outcome, attempts, log))
+                quarantined.append(_quarantine(storage, folder, options, outcome, attempts, log))
             if time.monotonic() - saved > SAVED_EVERY_S:
                 known.save()
                 saved = time.monotonic()
@@ -188,15 +194,14 @@ def why_outdated(header: FeatureHeader, video: PresentVideo, metadata: dict[str,
     return ""
 
 
-def remove_stale_files(storage: Storage, variant: str, sources: Iterable[str]) -> None:
-    """Remove temporary files that killed runs have left. Those of living runs are locked by their
-    writers and stay.
+def remove_stale_files(storage: Storage, folders: Iterable[str]) -> None:
+    """Remove temporary files that killed runs have left in these folders. Those of living runs are
+    locked by their writers and stay.
     """
     if not storage.is_local:
         return
-    for source in sources:
-        folder = Path(storage.path(layout.features(variant, source)))
-        for path in folder.glob(f"{TEMPORARY_PREFIX}*{SUFFIX}"):
+    for folder in folders:
+        for path in Path(storage.path(folder)).glob(f"{TEMPORARY_PREFIX}*{SUFFIX}"):
             try:
                 with open(path, "rb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -211,7 +216,8 @@ class _Look:
     """A look at what is there of a part before anything is made."""
 
     storage: Storage
-    variant: str
+    name: str
+    folder: str
     options: ExtractionOptions
     metadata: dict[str, str]
     known: KnownFiles
@@ -228,7 +234,7 @@ class _Look:
         """
 
         def look_up(video: PresentVideo) -> tuple[ExtractedVideo | None, Quarantined | None]:
-            return self._existing(video), read_record(self.storage, self.variant, video.video)
+            return self._existing(video), read_record(self.storage, self.folder, video.video)
 
         with ThreadPoolExecutor(16) as pool:  # remote roots answer slowly, but many at once
             found = list(pool.map(look_up, videos))
@@ -249,7 +255,8 @@ class _Look:
 
     def _existing(self, video: PresentVideo) -> ExtractedVideo | None:
         """What is there of a video's features, where they are right and whole."""
-        header = _read_header(self.storage, self.variant, video.video)
+        path = layout.feature_file(self.folder, video.video)
+        header = _read_header(self.storage, path)
         if header is None:
             return None
         if why := why_outdated(header, video, self.metadata):
@@ -257,7 +264,6 @@ class _Look:
             return None
         if header.damaged and self.options.settings.damaged == "skip":
             return None
-        path = layout.feature_file(self.variant, video.video)
         entry = self.known.entry(path) or self._unrecorded(path, header)
         if entry is None:
             return None
@@ -279,15 +285,14 @@ class _Look:
             content, digest = hash_both(file)
         if content != header.content:
             damage = Damage(path, "has other content than its header says")
-            set_files_aside(self.storage, self.variant, [damage], self.log)
+            set_files_aside(self.storage, self.name, [damage], self.log)
             return None
         entry = FileEntry(path, header.bytes, digest)
         self.known.add(entry)
         return entry
 
 
-def _read_header(storage: Storage, variant: str, video: str) -> FeatureHeader | None:
-    path = layout.feature_file(variant, video)
+def _read_header(storage: Storage, path: str) -> FeatureHeader | None:
     try:
         with storage.open(path) as file:
             return read_header(file, storage.size(path), path)
@@ -299,7 +304,7 @@ def _read_header(storage: Storage, variant: str, video: str) -> FeatureHeader | 
 
 def _quarantine(
     storage: Storage,
-    variant: str,
+    folder: str,
     options: ExtractionOptions,
     failed: FailedVideo,
     attempts: dict[str, int],
@@ -319,7 +324,7 @@ def _quarantine(
         options.decode_hash(failed.video.sha256),
         failed.stderr,
     )
-    write_record(storage, variant, record)
-    storage.remove(layout.feature_file(variant, video))
+    write_record(storage, folder, record)
+    storage.remove(layout.feature_file(folder, video))
     log(f"{video}: quarantined, {failed.reason} ({failed.detail})")
     return record

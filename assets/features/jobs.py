@@ -67,7 +67,7 @@ class ExtractedVideo(NamedTuple):
     """A video whose feature file is published.
 
     Attributes:
-        video: `<source>/<id>`.
+        video: `<source>/<id>`, or a short video's path.
         frames: rows of the file.
         duration: seconds, as the decoder measured them.
         damaged: whether something of it did not decode.
@@ -84,9 +84,9 @@ class ExtractedVideo(NamedTuple):
     bytes: int
     hash: str
 
-    def entry(self, variant: str) -> FileEntry:
-        """The feature file as a receipt lists it."""
-        return FileEntry(layout.feature_file(variant, self.video), self.bytes, self.hash)
+    def entry(self, folder: str) -> FileEntry:
+        """The feature file, in its folder of features, as a receipt lists it."""
+        return FileEntry(layout.feature_file(folder, self.video), self.bytes, self.hash)
 
 
 class FailedVideo(NamedTuple):

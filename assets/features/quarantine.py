@@ -57,20 +57,20 @@ class Quarantined:
         return self.reason not in PERHAPS_TEMPORARY or self.attempts >= attempts
 
 
-def read_record(storage: Storage, variant: str, video: str) -> Quarantined | None:
-    """The record of a video, if it has one."""
+def read_record(storage: Storage, folder: str, video: str) -> Quarantined | None:
+    """The record of a video in a folder of features, if it has one."""
     try:
-        return Quarantined(**storage.read_json(layout.feature_quarantine(variant, video)))
+        return Quarantined(**storage.read_json(layout.feature_quarantine(folder, video)))
     except FileNotFoundError:
         return None
 
 
-def forget_records(storage: Storage, variant: str, videos: Iterable[str]) -> None:
+def forget_records(storage: Storage, folder: str, videos: Iterable[str]) -> None:
     """Remove the records of these videos, so that the next extraction tries them again."""
     for video in videos:
-        storage.remove(layout.feature_quarantine(variant, video))
+        storage.remove(layout.feature_quarantine(folder, video))
 
 
-def write_record(storage: Storage, variant: str, record: Quarantined) -> None:
+def write_record(storage: Storage, folder: str, record: Quarantined) -> None:
     """Write the record of a video; an earlier one is replaced."""
-    storage.write_json(layout.feature_quarantine(variant, record.video), asdict(record))
+    storage.write_json(layout.feature_quarantine(folder, record.video), asdict(record))

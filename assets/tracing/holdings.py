@@ -139,9 +139,10 @@ def _own_files(
         found.append(Holding("", "a file that was not the video", quarantined, own=True))
     for variant in _with_features(storage):
         features = product("features", f"{parts[0]}|{variant}") if parts else ""
+        folder = layout.features(variant)
         for name, what in (
-            (layout.feature_file(variant, video), "its features"),
-            (layout.feature_quarantine(variant, video), "why it has no features"),
+            (layout.feature_file(folder, video), "its features"),
+            (layout.feature_quarantine(folder, video), "why it has no features"),
         ):
             if storage.exists(name):
                 found.append(Holding(features, what, name, own=True))

@@ -141,6 +141,16 @@ def _steps(settings: Settings, parts: Sequence[str]) -> Iterator[Step]:
         "08_extract_features",
         *(product("features", f"{part}|{variant}") for part in parts for variant in variants),
     )
+    if short := settings.short_video_parts:
+        yield step(
+            "features of short videos",
+            "08_extract_short_video_features",
+            *(
+                product("short_video_features", f"{part}|{variant}")
+                for part in short
+                for variant in variants
+            ),
+        )
     questions = ["held_out_questions"] if settings.held_out_share else []
     yield step(
         "the stage-3 mixture" + (", held-out questions" if questions else ""),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -50,6 +51,14 @@ def training_frame_indices(line: Timeline, *, min_frames: int = 128) -> np.ndarr
     if len(chosen) < min_frames:
         return _spread(line, min(line.frames, min_frames))
     return chosen
+
+
+# How the frames of a feature file are chosen, by name.
+Sampling = Literal["one a second", "as in training"]
+SAMPLINGS: dict[Sampling, Callable[..., np.ndarray]] = {
+    "one a second": feature_frame_indices,
+    "as in training": training_frame_indices,
+}
 
 
 def stored_frame_indices(frames: int, duration: float) -> np.ndarray:

@@ -7,12 +7,12 @@ from assets.records.lineage import Lineage
 
 VARIANTS = ("full", "lectures")
 GRAPH = {
-    "base_model": Node(dimensions=("variant",), keys=VARIANTS),
-    "stage2": Node(("base_model",), ("variant",), keys=("full",)),
+    "base_model": Node(dimensions=("variant",), keys={"variant": VARIANTS}),
+    "stage2": Node(("base_model",), ("variant",), keys={"variant": ("full",)}),
     "stage3": Node(
         ("base_model", "stage2"),
         ("variant",),
-        keys=VARIANTS,
+        keys={"variant": VARIANTS},
         reads={"base_model": {"lectures": ("lectures",)}, "stage2": {"full": ("full",)}},
     ),
 }

@@ -78,7 +78,9 @@ class World:
         """Every product, the later ones as their makers leave them."""
         self.make_data()
         for video in (KEPT, GONE):
-            self.storage.write_bytes(layout.feature_file("tiny", video), video.encode())
+            self.storage.write_bytes(
+                layout.feature_file(layout.features("tiny"), video), video.encode()
+            )
         Lineage("features[part0|tiny]", "f", run_id="0123456789").write(self.storage)
         self.mix()
         self.train()
@@ -216,8 +218,8 @@ def test_a_dry_run_names_everything_that_holds_the_video_and_changes_nothing(wor
 def test_a_withdrawn_video_is_gone_from_everything_and_stays_away(world):
     assert world.withdraw(dry_run=False).success
     assert not world.storage.exists(f"{layout.VIDEOS}/{GONE}.mp4")
-    assert not world.storage.exists(layout.feature_file("tiny", GONE))
-    assert world.storage.exists(layout.feature_file("tiny", KEPT))
+    assert not world.storage.exists(layout.feature_file(layout.features("tiny"), GONE))
+    assert world.storage.exists(layout.feature_file(layout.features("tiny"), KEPT))
     assert world.asked_for() == REBUILT
     record = Removal.read(world.storage, GONE)
     assert record.finished
@@ -254,7 +256,7 @@ def test_copies_that_no_product_knows_go_as_well(world):
     world.storage.write_bytes(of_part, b"rows")
     another = f"{DAMAGED}/{layout.VIDEOS}/{KEPT}.mp4.1"
     world.storage.write_bytes(another, b"of another video")
-    refused = layout.feature_quarantine("7b", GONE)
+    refused = layout.feature_quarantine(layout.features("7b"), GONE)
     world.storage.write_json(refused, {"video": GONE})
     assert world.withdraw(dry_run=False).success
     assert not (incoming / "b.part").exists()

@@ -55,6 +55,7 @@ COUNT = {
     "weight_decay": 0.1, "max_steps": 5, "loss": "micro_batch", "canonical_nodes": 2,
     "shuffle_block": 64, "features_version": "f", "held_out_share": 0.1, "stream_batch": 4,
     "lora": Lora(), "model": ModelChanges(memory_scale=0.5), "rows": {"llavavideo_si": 3},
+    "short_video_features_root": "/elsewhere",
 }  # fmt: skip
 DO_NOT_COUNT = {
     "out": "/elsewhere", "start_version": VERSION, "features_root": "/elsewhere",
@@ -83,7 +84,8 @@ def test_a_setting_that_changes_the_steps_is_another_run(run, field):
     identity = identity_of(run, VERSION)
     other = identity_of(replace(run, **{field: COUNT[field]}), VERSION)
     assert other != identity
-    name = {"features_version": "features"}.get(field, field)
+    renamed = {"features_version": "features", "short_video_features_root": "short_videos"}
+    name = renamed.get(field, field)
     assert any(told.startswith(f"{name} is ") for told in differences(identity, other))
 
 
@@ -101,7 +103,9 @@ def test_the_size_of_micro_batches_counts_where_their_means_are_averaged(run):
 
 def test_a_setting_at_its_default_leaves_no_trace(run):
     identity = identity_of(run, VERSION)
-    assert not {"seed", "max_steps", "loss", "weight_decay", "features"} & set(identity)
+    assert not {"seed", "max_steps", "loss", "weight_decay", "features", "short_videos"} & set(
+        identity
+    )
     said = replace(run, weight_decay=0.0, betas=run.recipe.betas, seed="hour-llava")
     assert identity_of(said, VERSION) == identity
 

@@ -35,7 +35,7 @@ from training.data.sample_dataset import (
     PostponedRow,
     PreparedSample,
     WorkerResult,
-    feature_store,
+    feature_stores,
     sample_dataset,
     shard_cache,
 )
@@ -150,9 +150,9 @@ class ShardLoader:
         self._surprises_before = 0.0  # this rank's share of those before the position
         self._iterating = False
         self._passes = 0  # over epochs or what was left of them
-        self._features = feature_store(run)
         self.held_out = held_out
         split = HeldOutSplit(run.held_out_share, run.seed)
+        self._features = feature_stores(run)
         self._dataset = sample_dataset(run, RowReader(index), processor, losses.videos, split)
         self.workers = WorkerPool(
             self._dataset,
@@ -365,9 +365,9 @@ class ShardLoader:
 
     def _with_features(self, prepared: PreparedSample) -> SampleInputs | DroppedRow:
         """The sample with its stored frames in place of their stand-in."""
-        sample, chosen, store = prepared.sample, prepared.frames, self._features
-        assert store is not None
+        sample, chosen = prepared.sample, prepared.frames
         assert chosen is not None
+        store = self._features[chosen.store]
 
         def read() -> Tensor:
             return store.open_whole(chosen.video).read(chosen.indices)

@@ -16,15 +16,15 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from model.config import HourLlavaConfig
 from model.conversation import tokenize_seen, video_prompt
-from model.inputs import SampleInputs
+from model.inputs import SampleInputs, Visual
 from model.media.refusals import MediaError
+from model.media.sampling import stored_frame_indices
 from model.packing import plan_sample
-from model.processor import Processor
+from model.processor import Processor, ReadVideo
 from training.data.held_out import HELD_OUT, NOTHING_HELD_OUT, HeldOutSplit
 from training.data.micro_batch import HeldOutQuestion
 from training.data.rows import RowReader
@@ -43,15 +43,21 @@ FORGETTING: Literal["random"] = "random"
 NO_LIMIT = 1 << 31
 
 
+# Which of a run's folders of feature files.
+StoreName = Literal["long", "short"]
+
+
 @dataclass(frozen=True, slots=True)
 class FrameChoice:
     """Frames of a stored video that a sample shows.
 
     Attributes:
+        store: where its feature file is.
         video: name of the feature file, without its suffix.
         indices: int64 [n].
     """
 
+    store: StoreName
     video: str
     indices: np.ndarray
 
@@ -101,21 +107,6 @@ class UnusableSampleError(ValueError):
         self.reason, self.detail = reason, str(detail)
 
 
-class _FrameRecorder:
-    """Takes the place of a feature file: notes which frames are asked for, and gives zeros of their
-    shape that take no memory.
-    """
-
-    def __init__(self, file: FeatureFile) -> None:
-        self.frames, self.duration = file.frames, file.duration
-        self._shape = (file.header.tokens, file.header.width)
-        self.indices = np.zeros(0, np.int64)
-
-    def read(self, indices: np.ndarray) -> Tensor:
-        self.indices = np.asarray(indices, np.int64)
-        return torch.zeros(1, dtype=torch.bfloat16).expand(len(self.indices), *self._shape)
-
-
 @dataclass
 class SampleDataset(Dataset):
     """(epoch, row number) -> `PreparedSample`, `DroppedRow` or `PostponedRow`. No row depends on
@@ -125,12 +116,14 @@ class SampleDataset(Dataset):
         lost: videos that cannot be used, as was known before training -> reason and detail.
         split: samples that are never trained on: they come out as dropped ones of the reason
             `HELD_OUT`.
+        features: the run's feature files of long videos, and those of short ones where it reads
+            features in place of their pixels.
     """
 
     rows: RowReader
     processor: Processor
     run: RunConfig
-    features: FeatureStore | None = None
+    features: Mapping[StoreName, FeatureStore] = field(default_factory=dict)
     videos: FileCache | None = None
     lost: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     split: HeldOutSplit = NOTHING_HELD_OUT
@@ -192,8 +185,8 @@ class SampleDataset(Dataset):
         if sample.modality == "multi_image" and first["value"].count(IMAGE_TOKEN) != len(images):
             return None
         turns = [first]
-        if prepared.frames is not None and self.features is not None:
-            file = self.features.open(prepared.frames.video)
+        if prepared.frames is not None:
+            file = self.features[prepared.frames.store].open(prepared.frames.video)
             turns = video_prompt(turns, duration=file.duration, frames=len(prepared.frames.indices))
             features = file.read(prepared.frames.indices)
             visuals = [replace(visuals[0], features=features)]
@@ -233,17 +226,26 @@ class SampleDataset(Dataset):
         return PreparedSample(inputs)
 
     def _prepare_video(self, sample: Sample, seed: int) -> PreparedSample:
-        long = sample.kind == LONG_VIDEO_KIND
+        store: StoreName = "long" if sample.kind == LONG_VIDEO_KIND else "short"
+        stored = store == "long" or store in self.features
         try:
-            if not long:
+            if not stored:
                 path = self._video_path(sample.video)
                 inputs = self.processor.video(path, sample.conversations, id=sample.id, seed=seed)
                 return PreparedSample(inputs)
-            file = self._FeatureFile(sample.video)
-            recorder = _FrameRecorder(file)
-            inputs = self.processor.video(recorder, sample.conversations, id=sample.id, seed=seed)
-            inputs.damage = file.damage
-            return PreparedSample(inputs, FrameChoice(sample.video, recorder.indices))
+            file = self._feature_file(store, sample.video)
+            # Of a short video there are just the frames that would be decoded.
+            shown = (
+                stored_frame_indices(file.frames, file.duration)
+                if store == "long"
+                else np.arange(file.frames)
+            )
+            # Zeros of their shape that take no memory.
+            shape = (len(shown), file.header.tokens, file.header.width)
+            stand_in = Visual("features", features=torch.zeros(1).bfloat16().expand(shape))
+            video = ReadVideo(stand_in, file.duration, file.damage)
+            inputs = self.processor.about(video, sample.conversations, id=sample.id, seed=seed)
+            return PreparedSample(inputs, FrameChoice(store, sample.video, shown))
         except MediaError as error:
             if machine_fault(error) is None:
                 _read_through(error.path)
@@ -251,7 +253,7 @@ class SampleDataset(Dataset):
         except FileNotFoundError as error:
             if machine_fault(error):
                 raise
-            reason = "features missing" if long else "video missing"
+            reason = "features missing" if stored else "video missing"
             raise UnusableSampleError(reason, error) from error
         except UnusableSampleError:
             raise
@@ -268,11 +270,11 @@ class SampleDataset(Dataset):
             raise fault
         return os.fspath(path)
 
-    def _FeatureFile(self, video: str) -> FeatureFile:
-        if self.features is None:
+    def _feature_file(self, store: StoreName, video: str) -> FeatureFile:
+        if store not in self.features:
             raise ValueError("the run's features_root is empty, but its samples name long videos")
         try:
-            return self.features.open(video)
+            return self.features[store].open(video)
         except ValueError as error:
             raise UnusableSampleError("features damaged", error) from error
 
@@ -300,7 +302,7 @@ def sample_dataset(
         else None
     )
     return SampleDataset(
-        rows, processor, run, features=feature_store(run), videos=videos, lost=lost, split=split
+        rows, processor, run, features=feature_stores(run), videos=videos, lost=lost, split=split
     )
 
 
@@ -309,10 +311,16 @@ def shard_cache(run: RunConfig) -> Path | None:
     return Path(run.shard_cache) if run.shard_cache else None
 
 
-def feature_store(run: RunConfig) -> FeatureStore | None:
-    """The run's feature files, where it has any."""
-    if not run.features_root:
-        return None
-    return FeatureStore(
-        Storage(run.features_root), cache=run.features_cache, max_bytes=run.features_cache_bytes
-    )
+def feature_stores(run: RunConfig) -> dict[StoreName, FeatureStore]:
+    """The run's feature files; copies of remote ones share one cache."""
+    roots: dict[StoreName, str] = {
+        "long": run.features_root,
+        "short": run.short_video_features_root,
+    }
+    return {
+        name: FeatureStore(
+            Storage(root), cache=run.features_cache, max_bytes=run.features_cache_bytes
+        )
+        for name, root in roots.items()
+        if root
+    }

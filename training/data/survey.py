@@ -41,8 +41,8 @@ Uses = Counter[tuple[str, str]]  # (kind, video) -> samples
 
 _MEND = {
     "damaged shard": "materialize these parts again",
-    "features missing": "materialize the features of their parts",
-    "features damaged": "materialize the features of their parts again",
+    "features missing": "materialize features, or short_video_features, of their parts",
+    "features damaged": "materialize features, or short_video_features, of their parts again",
     "video missing": "materialize llava_video again",
     "video unreadable": "materialize llava_video again",
 }
@@ -214,14 +214,17 @@ def _lost_videos(run: RunConfig, uses: Uses) -> dict[str, tuple[str, str]]:
     short = sorted(video for kind, video in uses if kind != LONG_VIDEO_KIND)
     lost: dict[str, tuple[str, str]] = {}
     if long:
-        lost.update(_in_folder(run.features_root, "features", long, run, _features_fault))
-    if short:
-        lost.update(_in_folder(run.videos_root, "video", short, run, _video_fault))
+        lost.update(_in_folder("features_root", "features", long, run, _features_fault))
+    if short and run.short_video_features_root:
+        found = _in_folder("short_video_features_root", "features", short, run, _features_fault)
+        lost.update(found)
+    elif short:
+        lost.update(_in_folder("videos_root", "video", short, run, _video_fault))
     return lost
 
 
 def _in_folder(
-    root: str,
+    key: str,
     what: str,
     videos: list[str],
     run: RunConfig,
@@ -230,12 +233,12 @@ def _in_folder(
     """Each video that cannot be used, and why, by one listing of the folder that holds them all.
 
     Args:
+        key: of the run, that names the folder.
         what: "features" or "video", as reasons begin.
         fault: tells it of one video, from the files there with their sizes.
     """
-    missing = f"{what} missing"
+    missing, root = f"{what} missing", getattr(run, key)
     if not root:
-        key = "features_root" if what == "features" else "videos_root"
         return ((video, (missing, f"the run's {key} is empty")) for video in videos)
     storage = Storage(root)
     try:
@@ -243,14 +246,15 @@ def _in_folder(
     except FileNotFoundError:  # a store over HTTP that lists no folders
         sizes = {}
     largest = max((size or 0 for size in sizes.values()), default=0)
-    key, room = (
+    limit, room = (
         ("features_cache_bytes", run.features_cache_bytes)
         if what == "features"
         else ("shard_cache_bytes", run.shard_cache_bytes)
     )
     if not storage.is_local and largest > room:
         raise ValueError(
-            f"{key} is {room:,}, but a file in {root} has {largest:,}; set it to several times that"
+            f"{limit} is {room:,}, but a file in {root} has {largest:,}; set it to several times "
+            "that"
         )
     if not sizes:
         if storage.is_local and not Path(storage.root).is_dir():

@@ -40,6 +40,7 @@ STAGE3_MIXTURE = f"{SHARDS}/{MIXTURE}"
 ONEVISION_IMAGES = f"{LLAVA_ONEVISION}/images"
 LLAVA_VIDEO_FILES = f"{LLAVA_VIDEO}/videos"
 LLAVA_VIDEO_QUARANTINE = f"{LLAVA_VIDEO}/quarantine"
+LLAVA_VIDEO_FEATURES = f"{LLAVA_VIDEO}/features"
 
 # Ends the name of the record that says why a video has no features.
 QUARANTINE_SUFFIX = ".quarantine.json"
@@ -114,23 +115,24 @@ def removal(video: str) -> str:
     return f"{REMOVALS}/{video}.json"
 
 
-def features(variant: str, video: str = "") -> str:
-    """The folder of a variant's features, or what the names of one video's files begin with.
-
-    Args:
-        video: `source/id`, or a source alone.
-    """
-    return f"{FEATURES}/{variant}/{video}" if video else f"{FEATURES}/{variant}"
+def features(variant: str) -> str:
+    """The folder of a variant's features of long videos (`source/id`)."""
+    return f"{FEATURES}/{variant}"
 
 
-def feature_file(variant: str, video: str) -> str:
-    """The features of one video (`source/id`)."""
-    return f"{features(variant, video)}.safetensors"
+def short_video_features(variant: str) -> str:
+    """The folder of a variant's features of short videos, named as below `LLAVA_VIDEO_FILES`."""
+    return f"{LLAVA_VIDEO_FEATURES}/{variant}"
 
 
-def feature_quarantine(variant: str, video: str) -> str:
-    """Why one video (`source/id`) has no features."""
-    return f"{features(variant, video)}{QUARANTINE_SUFFIX}"
+def feature_file(folder: str, video: str) -> str:
+    """The features of one video, in a folder of features."""
+    return f"{folder}/{video}.safetensors"
+
+
+def feature_quarantine(folder: str, video: str) -> str:
+    """Why one video has no features, in a folder of features."""
+    return f"{folder}/{video}{QUARANTINE_SUFFIX}"
 
 
 def conversations(part: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from model.media import decord_reader, reader
 from model.media.damage import damage_counts
 from model.media.refusals import MediaError
-from model.media.sampling import feature_frame_indices
+from model.media.sampling import SAMPLINGS, Sampling
 from model.media.timeline import Timeline, read_timeline
 
 
@@ -25,7 +25,13 @@ class Backend(Protocol):
     """A way to decode; named as `module:function`, it is looked up in the decoding process."""
 
     def __call__(
-        self, path: str, size: int, min_frames: int, max_frames: int, max_pixels: int
+        self,
+        path: str,
+        size: int,
+        min_frames: int,
+        max_frames: int,
+        max_pixels: int,
+        sampling: Sampling = "one a second",
     ) -> AbstractContextManager[OpenedVideo]:
         """Open a video.
 
@@ -35,6 +41,7 @@ class Backend(Protocol):
             min_frames: pictures wanted of a video shorter than so many seconds, if it has them.
             max_frames: most pictures of one video.
             max_pixels: most pixels of a picture as it is stored, looked at before decoding.
+            sampling: how pictures are chosen.
 
         Raises:
             MediaError: the file cannot be used.
@@ -107,10 +114,15 @@ class OpenedVideo:
 
 @contextmanager
 def open_pyav(
-    path: str, size: int, min_frames: int, max_frames: int, max_pixels: int
+    path: str,
+    size: int,
+    min_frames: int,
+    max_frames: int,
+    max_pixels: int,
+    sampling: Sampling = "one a second",
 ) -> Iterator[OpenedVideo]:
     """A `Backend`: PyAV, planned by `model.media`."""
-    timeline, indices = choose_frames(path, min_frames, max_frames, max_pixels)
+    timeline, indices = choose_frames(path, min_frames, max_frames, max_pixels, sampling)
     report = reader.DecodeReport()
     pictures = reader.decode(timeline, indices, size=size, max_pixels=max_pixels, report=report)
     report.decoder += f", ffmpeg {ffmpeg_version()}"
@@ -120,10 +132,15 @@ def open_pyav(
 
 @contextmanager
 def open_decord(
-    path: str, size: int, min_frames: int, max_frames: int, max_pixels: int
+    path: str,
+    size: int,
+    min_frames: int,
+    max_frames: int,
+    max_pixels: int,
+    sampling: Sampling = "one a second",
 ) -> Iterator[OpenedVideo]:
     """A `Backend`: decord where it can be trusted, see `model.media.decord_reader`, else PyAV."""
-    timeline, indices = choose_frames(path, min_frames, max_frames, max_pixels)
+    timeline, indices = choose_frames(path, min_frames, max_frames, max_pixels, sampling)
     report = reader.DecodeReport()
     try:
         pictures = decord_reader.decode(
@@ -131,7 +148,7 @@ def open_decord(
         )
         first = next(pictures)  # opens the file and compares timelines
     except MediaError as error:
-        with open_pyav(path, size, min_frames, max_frames, max_pixels) as video:
+        with open_pyav(path, size, min_frames, max_frames, max_pixels, sampling) as video:
             video.facts["why"] = f"decord is asked for, but: {error.detail}"
             yield video
         return
@@ -140,7 +157,11 @@ def open_decord(
 
 
 def choose_frames(
-    path: str, min_frames: int, max_frames: int, max_pixels: int
+    path: str,
+    min_frames: int,
+    max_frames: int,
+    max_pixels: int,
+    sampling: Sampling = "one a second",
 ) -> tuple[Timeline, np.ndarray]:
     """The timeline of a file, and the frames of it that its features hold, int64 [T].
 
@@ -149,9 +170,9 @@ def choose_frames(
         TooLong: T is more than `max_frames`.
     """
     timeline = read_timeline(path, max_pixels=max_pixels)
-    indices = feature_frame_indices(timeline, min_frames=min_frames)
+    indices = SAMPLINGS[sampling](timeline, min_frames=min_frames)
     if len(indices) > max_frames:
-        raise TooLong(f"{len(indices):,} frames at one a second, at most {max_frames:,} are kept")
+        raise TooLong(f"{len(indices):,} frames, {sampling}; at most {max_frames:,} are kept")
     return timeline, indices
 
 

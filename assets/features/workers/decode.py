@@ -111,7 +111,7 @@ def _decode_video(
     open_video: Backend,
     job: int,
     path: str,
-    options: dict[str, int],
+    options: dict[str, Any],
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF)
     started, waited_s = time.monotonic(), slots.waited_s

@@ -38,6 +38,7 @@ from model.media.container import FrameDecoder, PacketReader, open_video
 from model.media.groups import PacketClassifier, packet_groups
 from model.media.pictures import colour_matrix, display_matrix, full_range
 from model.media.refusals import MediaError
+from model.media.sampling import Sampling
 from model.media.timeline import Timeline
 
 # FFmpeg's name -> PyNvVideoCodec's name, and FFmpeg's bitstream filter that turns a container's
@@ -60,13 +61,19 @@ def nvdec_installed() -> bool:
 
 @contextmanager
 def open_nvdec(
-    path: str, size: int, min_frames: int, max_frames: int, max_pixels: int, device: int = 0
+    path: str,
+    size: int,
+    min_frames: int,
+    max_frames: int,
+    max_pixels: int,
+    sampling: Sampling = "one a second",
+    device: int = 0,
 ) -> Iterator[OpenedVideo]:
     """A `Backend`: the video engine of GPU `device`; PyAV for what the engine cannot decode."""
-    timeline, indices = choose_frames(path, min_frames, max_frames, max_pixels)
+    timeline, indices = choose_frames(path, min_frames, max_frames, max_pixels, sampling)
     first = _first_frame(timeline, max_pixels)
     if reason := _unsuitable(timeline, first):
-        with open_pyav(path, size, min_frames, max_frames, max_pixels) as video:
+        with open_pyav(path, size, min_frames, max_frames, max_pixels, sampling) as video:
             video.facts["why"] = f"NVDEC does not take it: {reason}"
             yield video
         return

@@ -20,7 +20,11 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def settings_of(
-    folder: Path, variants: object, source: str = "own", **training: object
+    folder: Path,
+    variants: object,
+    source: str = "own",
+    features: dict[str, object] | None = None,
+    **training: object,
 ) -> Settings:
     chosen: dict[str, object] = {
         "root": "data",
@@ -28,6 +32,7 @@ def settings_of(
         "annotations": {"paths": ["rows.jsonl"]},
         "sources": {source: {"kind": "drop", "folder": "drop"}},
         "training": training,
+        "features": features or {},
     }
     if source != "own":
         asked = {"kind": "endpoint", "url": "http://127.0.0.1:1/v1", "model": "any"}
@@ -107,7 +112,9 @@ defs = definitions()
 graph = defs.resolve_asset_graph()
 with dg.instance_for_test() as instance:
     state = state_of(instance, graph, Storage("nowhere"))
-    late = ("stage1", "stage2", "vision_encoder", "stage3", "evaluation")
+    late = (
+        "stage1", "stage2", "vision_encoder", "short_video_features", "stage3", "evaluation"
+    )
     wanted = {
         name: state.wanted(name)
         for asset in late if asset in state.graph
@@ -178,3 +185,34 @@ def test_a_variant_and_a_source_may_have_the_same_name(tmp_path):
     settings_of(tmp_path, lectures(folder="x", stage=3), source="lectures", long_videos_only=True)
     found = graph_of(tmp_path)["wanted"]
     assert found["vision_encoder[lectures]"] == ["base_model[lectures]"]
+
+
+def test_kept_features_of_short_videos_are_an_asset_that_stage_3_is_made_from(tmp_path):
+    settings_of(tmp_path, ["tiny", "3b"], features={"short_videos": True})
+    found = graph_of(tmp_path)
+    wanted, parts = found["wanted"], [f"part{part}" for part in range(2, 10)]
+    names = [f"short_video_features[{part}|3b]" for part in parts]
+    assert [name for name in wanted["stage3[3b]"] if name.startswith("short_video")] == names
+    assert not [name for name in wanted["stage2[3b]"] if name.startswith("short_video")]
+    made = [name for name in wanted if name.startswith("short_video_features[")]
+    assert sorted(name for name in made if name.endswith("|3b]")) == names
+    assert wanted["short_video_features[part2|3b]"] == [
+        "llava_video",
+        "llavavideo_video[part2]",
+        "vision_encoder[3b]",
+    ]
+    assert "08_extract_short_video_features" in found["jobs"]
+
+
+@pytest.mark.parametrize(
+    ("features", "training", "said"),
+    [
+        ({"encoder": "somewhere"}, {}, "take features.encoder out, or short_videos"),
+        ({}, {"long_videos_only": True}, "no short video is trained on; take one of the two out"),
+    ],
+)
+def test_features_of_short_videos_that_nobody_could_use_are_refused(
+    tmp_path, features, training, said
+):
+    with pytest.raises(ValueError, match=said):
+        settings_of(tmp_path, ["3b"], features={"short_videos": True, **features}, **training)

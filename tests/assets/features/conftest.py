@@ -19,9 +19,11 @@ from assets.features.report import FeatureReport
 from model.config import PRESETS
 from model.vision_encoders import build_encoder
 from model.weights.vision_encoder import save_vision_encoder
+from training.formats import layout
 from training.formats.storage import Storage
 
 TINY = PRESETS["tiny"]
+FOLDER = layout.features("tiny")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -110,7 +112,7 @@ def run(encoder) -> Callable[..., FeatureReport]:
         root: Path, videos: list[PresentVideo], *, encoder: Path = encoder, backends=None, **changes
     ) -> FeatureReport:
         return extract(
-            Storage(str(root)), options(**changes), "tiny", videos, encoder, print, backends
+            Storage(str(root)), options(**changes), FOLDER, videos, encoder, print, backends
         )
 
     return go

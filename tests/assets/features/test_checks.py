@@ -13,7 +13,7 @@ from assets.features.extract import hash_encoder
 from assets.features.options import ExtractionOptions
 from assets.features.quarantine import Quarantined, forget_records, read_record, write_record
 from model.media.reading import reading
-from tests.assets.features.conftest import TINY, feature_file, present_video, video_path
+from tests.assets.features.conftest import FOLDER, TINY, feature_file, present_video, video_path
 from tests.model.media import tricky
 from training.formats import layout
 from training.formats.feature_file import FeatureFile, write_features
@@ -55,7 +55,7 @@ def make(settings, storage, encoder):
     def write(
         of: PresentVideo, frames: int = 40, features: torch.Tensor | None = None, **facts: str
     ) -> Path:
-        path = Path(storage.path(layout.feature_file("tiny", of.video)))
+        path = Path(storage.path(layout.feature_file(FOLDER, of.video)))
         path.parent.mkdir(parents=True, exist_ok=True)
         config = ExtractionOptions.of(settings.features, "tiny").config_hash()
         metadata = {
@@ -171,7 +171,7 @@ def test_numbers_that_are_not_finite_or_all_alike_stop_training(storage, setting
 
 
 def quarantine(storage, name: str) -> None:
-    write_record(storage, "tiny", Quarantined(f"panda/{name}", "corrupt", "no picture", 1, "hash"))
+    write_record(storage, FOLDER, Quarantined(f"panda/{name}", "corrupt", "no picture", 1, "hash"))
 
 
 def test_a_few_quarantined_videos_are_told_and_stop_nothing(storage, settings, encoder, make):
@@ -200,5 +200,5 @@ def test_more_quarantined_videos_than_the_settings_allow_stop_training(
 
 def test_a_forgotten_record_lets_the_next_run_try_again(storage):
     quarantine(storage, "b")
-    forget_records(storage, "tiny", ["panda/b", "panda/never-quarantined"])
-    assert read_record(storage, "tiny", "panda/b") is None
+    forget_records(storage, FOLDER, ["panda/b", "panda/never-quarantined"])
+    assert read_record(storage, FOLDER, "panda/b") is None

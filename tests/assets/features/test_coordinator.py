@@ -17,7 +17,7 @@ from assets.features.video_queue import VideoQueue
 from assets.features.workers.connection import Connection
 from assets.features.workers.frame_buffer import FrameBuffer
 from assets.features.workers.processes import DecoderProcess
-from tests.assets.features.conftest import options
+from tests.assets.features.conftest import FOLDER, options
 from training.formats.storage import Storage
 
 
@@ -33,7 +33,7 @@ class ForkServerFirst(selectors.DefaultSelector):
 def test_a_decoder_whose_exit_is_received_before_its_last_messages_loses_none_of_them(tmp_path):
     storage = Storage(str(tmp_path))
     coordinator = Coordinator(
-        storage, "tiny", options(), tmp_path, {}, [PYAV], print, lambda frames: None
+        storage, FOLDER, options(), tmp_path, {}, [PYAV], print, lambda frames: None
     )
     connection, server_end = Connection.pair()
     ours, decoder_end = Connection.pair()

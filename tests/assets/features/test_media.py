@@ -19,6 +19,7 @@ from assets.features.workers.backends import open_decord, open_pyav
 from assets.features.workers.frame_encoder import FrameEncoder, load_encoder
 from assets.features.workers.nvdec import open_nvdec
 from tests.assets.features.conftest import (
+    FOLDER,
     TINY,
     after_layer,
     feature_file,
@@ -104,7 +105,7 @@ def test_damaged_videos_are_used_or_skipped_as_the_settings_say(run, tmp_path):
 
 def test_a_video_longer_than_allowed_is_refused_before_anything_is_decoded(tmp_path):
     clips.encode(tmp_path / "v.mp4", 100, rate=1)
-    with pytest.raises(ValueError, match="100 frames at one a second, at most 50"):
+    with pytest.raises(ValueError, match="100 frames, one a second; at most 50"):
         frames_of(open_pyav, tmp_path / "v.mp4", max_frames=50)
 
 
@@ -285,14 +286,14 @@ def test_a_remote_root_gives_the_same_files_as_a_local_one(run, encoder, tmp_pat
     remote = Storage("memory://features-of-a-remote-root", cache=tmp_path / "cache")
     try:
         remote.write_bytes(videos[0].rel, (tmp_path / videos[0].rel).read_bytes())
-        report = extract(remote, options(), "tiny", [*videos, GONE], encoder, print)
+        report = extract(remote, options(), FOLDER, [*videos, GONE], encoder, print)
         assert report.version == local.version
         assert report.counts["quarantined missing"] == 1
         file = FeatureStore(remote, "VideoMarathon/features/tiny").open("panda/a")
         assert file.path.read_bytes() == feature_file(tmp_path, "panda/a").read_bytes()
         assert not list((tmp_path / "cache").rglob("*.mp4"))  # copies of videos do not pile up
         assert (
-            extract(remote, options(), "tiny", videos, encoder, print).counts["already_done"] == 1
+            extract(remote, options(), FOLDER, videos, encoder, print).counts["already_done"] == 1
         )
     finally:
         fsspec.filesystem("memory").store.clear()

@@ -8,7 +8,13 @@ import xxhash
 
 from assets.features import extract as extraction
 from assets.records.product_files import KnownFiles
-from tests.assets.features.conftest import copy_videos, feature_file, video_path, videos_of
+from tests.assets.features.conftest import (
+    FOLDER,
+    copy_videos,
+    feature_file,
+    video_path,
+    videos_of,
+)
 from tests.model.media import clips
 from training.formats import layout
 from training.formats.feature_file import HEADER_ROOM
@@ -41,8 +47,8 @@ def copied(part, tmp_path):
 
 def test_a_file_was_hashed_while_it_was_written(part):
     root, report = part
-    entries = [video.entry("tiny") for video in report.videos]
-    assert [entry.path for entry in entries] == [layout.feature_file("tiny", n) for n in NAMES]
+    entries = [video.entry(FOLDER) for video in report.videos]
+    assert [entry.path for entry in entries] == [layout.feature_file(FOLDER, n) for n in NAMES]
     for name, entry in zip(NAMES, entries, strict=True):
         data = feature_file(root, name).read_bytes()
         digest = xxhash.xxh64(data[HEADER_ROOM:] + data[:HEADER_ROOM]).hexdigest()
@@ -63,7 +69,7 @@ def test_a_file_that_no_receipt_names_is_read_once(copied, part, run, monkeypatc
     assert run(copied, videos_of(copied)).videos == report.videos
     monkeypatch.setattr(extraction, "hash_both", None)
     storage = Storage(str(copied))
-    assert KnownFiles(storage, "features").entry(report.videos[0].entry("tiny").path) is not None
+    assert KnownFiles(storage, "features").entry(report.videos[0].entry(FOLDER).path) is not None
     assert run(copied, videos_of(copied)).videos == report.videos
 
 
@@ -79,6 +85,6 @@ def test_a_damaged_file_that_no_receipt_names_is_set_aside_and_made_again(
     mended = run(copied, videos_of(copied))
     assert (mended.counts["done"], mended.counts["already_done"]) == (1, 1)
     assert (mended.videos, mended.version) == (report.videos, report.version)
-    aside = copied / f"damaged/{layout.feature_file('tiny', NAMES[0])}.1"
+    aside = copied / f"damaged/{layout.feature_file(FOLDER, NAMES[0])}.1"
     assert aside.read_bytes() == data
     assert "has other content than its header says; set aside as" in capsys.readouterr().out

@@ -114,7 +114,7 @@ def test_a_checkpoint_was_not_trained_on_videos_without_features(world):
     make_shards(storage, settings)
     mixture = mixture_coverage(storage, settings, ["videomarathon_video[part0]"], [])
     Lineage(layout.MIXTURE, "v", coverage=mixture.record()).write(storage)
-    refusal = layout.feature_quarantine("tiny", "mine/short")
+    refusal = layout.feature_quarantine(layout.features("tiny"), "mine/short")
     storage.write_json(refusal, {"reason": "timeout", "detail": ""})
     coverage = stage_coverage(storage, "tiny", [layout.MIXTURE], ["part0"], {"held out": 2})
     assert rows_by_reason(coverage)["mine", "no features: timeout"] == 2

@@ -331,7 +331,8 @@ def test_what_is_missing_is_known_before_the_first_step_and_allowed_once(corpus)
     with pytest.raises(
         ValueError,
         match=r"before training: 8 of 184 samples \(4.35%\) cannot be used: features damaged: 4 "
-        r"samples \(panda/p0v2: .* promises .*\): materialize the features of their parts again; "
+        r"samples \(panda/p0v2: .* promises .*\): materialize features, or "
+        r"short_video_features, of their parts again; "
         r"features missing: 4 samples \(panda/p1v3: quarantined by the extraction\).*so nothing "
         r"was trained. Mend them and start again, or accept the loss with a larger max_dropped_",
     ):
