@@ -15,6 +15,7 @@ with it. What outlives it are jobs of Slurm, which the next run finds.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -99,7 +100,9 @@ class InstanceRunLauncher(DefaultRunLauncher):
         except (FileNotFoundError, ProcessLookupError):
             return False
         since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        latest = begun["since_boot"] + self._instance.run_monitoring_start_timeout_seconds
+        # One that took longer to start was failed for it, unless that is switched off with 0.
+        timeout = self._instance.run_monitoring_start_timeout_seconds or math.inf
+        latest = begun["since_boot"] + timeout
         return (
             fields[0] != "Z"
             and begun["boot"] == _boot()
