@@ -4,7 +4,7 @@ that its pages use.
     python -m benchmarks.scale [--preset tiny] [--parts 200] [--videos 28000]
 
 Builds a catalogue of real size in a temporary folder, records a materialization of every partition
-of every asset, starts `dagster dev` on it, and times what a person waits for: loading the code
+of every asset, starts `hourllava ui` on it, and times what a person waits for: loading the code
 location, the pages, one tick of the automation, and a backfill over every part (its runs are queued
 and never started).
 """
@@ -191,7 +191,7 @@ def served(folder: Path, parts: int) -> None:
     began = time.perf_counter()
     with dagster(folder / "deployment.yaml", folder / "dagster.log", home=folder) as client:
         print(
-            f"{'dagster dev until the code location is loaded':55} "
+            f"{'hourllava ui until the code location is loaded':55} "
             f"{time.perf_counter() - began:8.2f} s"
         )
         query = client.query

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import __version__, ask, checkpoints, serve, web_ui
+import shtab
+
+from pipeline import __version__, ask, checkpoints, convert, evaluate, serve, train, web_ui
 from pipeline.estimate import command as estimate
-from pipeline.instance_folder import instance_folder
+from pipeline.instance_folder import instance_folder, state_folder
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 VIDEO_HELP = "a video's id, with or without its source (panda/abc), or the path of its file"
 # Exit codes besides 0; docs/commands.md lists them.
-NOT_FOUND, CHANGED, FAILED = 1, 2, 2
+NOT_FOUND, CHANGED, FAILED, INTERRUPTED = 1, 2, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"hourllava {chosen.command}: {error}", file=sys.stderr)
         return NOT_FOUND if isinstance(error, NotFoundError) else FAILED
+    except KeyboardInterrupt:
+        print(f"\nhourllava {chosen.command}: stopped", file=sys.stderr)
+        return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="hourllava", description="Work with a deployment from the command line."
     )
     parser.add_argument("--version", action="version", version=f"hourllava {__version__}")
+    shtab.add_argument_to(
+        parser, "--print-completion", help="print what completes this command in a shell"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser(
@@ -92,6 +100,30 @@ def build_parser() -> argparse.ArgumentParser:
     )
     ask.add_options(asking)
     _add_config_option(asking)
+
+    training = commands.add_parser(
+        "train",
+        help="train one stage's run outside of Dagster, under torchrun",
+        description=train.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_options(training)
+
+    converting = commands.add_parser(
+        "convert",
+        help="a released checkpoint to an export that transformers loads, and back",
+        description=convert.__doc__,
+    )
+    convert.add_options(converting)
+
+    scoring = commands.add_parser(
+        "evaluate",
+        help="score a checkpoint on a file of questions",
+        description=evaluate.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_options(scoring)
+    _add_config_option(scoring)
 
     listing = commands.add_parser(
         "checkpoints", help="which checkpoints there are, released and own; fetch one"
@@ -174,16 +206,34 @@ def _add_config_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(chosen: argparse.Namespace) -> int:
+    from pipeline.demo.client import DagsterError
+
     _stop_on_sigterm()
+    which = " --own" if chosen.own else " --small" if chosen.small else ""
+    again = f"hourllava demo{which}   goes on where it was"
+    try:
+        code = _run_demo(chosen)
+    except (DagsterError, OSError) as error:  # a full disk, a Dagster that was killed
+        raise ValueError(f"{error}\n{again}") from error
+    except (KeyboardInterrupt, SystemExit):
+        print(f"\n{again}", file=sys.stderr)
+        raise
+    if code:
+        print(again)
+    return code
+
+
+def _run_demo(chosen: argparse.Namespace) -> int:
+    home = instance_folder()
     if chosen.own:
         from pipeline.demo.own import run_own_demo
 
-        return run_own_demo(home=instance_folder())
-    from pipeline.demo.run import REPOSITORY, run_demo
+        return run_own_demo(state_folder() / ".demo-own", home)
+    from pipeline.demo.run import run_demo
 
     if chosen.small:
-        return run_demo(REPOSITORY / ".demo-small", instance_folder(), variant="small")
-    return run_demo(home=instance_folder())
+        return run_demo(state_folder() / ".demo-small", home, "small")
+    return run_demo(state_folder() / ".demo", home)
 
 
 def _fine_tune(chosen: argparse.Namespace) -> int:
@@ -198,15 +248,16 @@ def _fine_tune(chosen: argparse.Namespace) -> int:
 
 def _ablate(chosen: argparse.Namespace) -> int:
     from assets.deployment.settings import load_settings
-    from pipeline.demo.ablations import SMALL_FOLDER, ablate, ablate_small, print_arms
+    from pipeline.demo.ablations import ablate, ablate_small, print_arms
 
+    small = state_folder() / ".ablation"
     if chosen.table:
-        print_arms(load_settings(chosen.config or SMALL_FOLDER / "ablation.yaml"))
+        print_arms(load_settings(chosen.config or small / "ablation.yaml"))
         return 0
     _stop_on_sigterm()
-    if chosen.config is None:
-        return ablate_small(home=instance_folder())
     home = instance_folder()
+    if chosen.config is None:
+        return ablate_small(small, home)
     return ablate(chosen.config, home / ".dagster" / "ablate.log", home)
 
 
@@ -360,15 +411,18 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "ask": ask.ask,
     "bill": _bill,
     "checkpoints": checkpoints.checkpoints,
+    "convert": convert.convert,
     "demo": _demo,
     "doctor": _doctor,
     "estimate": estimate.estimate,
+    "evaluate": evaluate.evaluate,
     "fine-tune": _fine_tune,
     "give-up": _give_up,
     "lineage": _lineage,
     "recover": _recover,
     "serve": serve.serve,
     "take-back": _take_back,
+    "train": train.train,
     "ui": _ui,
     "why": _why,
     "withdraw": _withdraw,

@@ -17,7 +17,7 @@ def instance_folder() -> Path:
 
     Raises:
         ValueError: DAGSTER_HOME is not an absolute path, or it is not set and `dagster dev`,
-            started here, would open another instance.
+            started here, would open another instance, or this repository is read-only.
     """
     if given := os.environ.get(HOME_VARIABLE):
         if not Path(given).is_absolute():
@@ -30,4 +30,14 @@ def instance_folder() -> Path:
             f"{HOME_VARIABLE} this command opens that of {REPOSITORY}. Say which: export "
             f"{HOME_VARIABLE}={here}, or start it elsewhere"
         )
+    if not os.access(REPOSITORY, os.W_OK):
+        raise ValueError(
+            f"{REPOSITORY} is read-only for you; copy its {INSTANCE_FILE} into a folder of your own "
+            f"and export {HOME_VARIABLE}=THAT_FOLDER, where history and demos then lie"
+        )
     return REPOSITORY
+
+
+def state_folder() -> Path:
+    """The folder for demos: this repository, or the instance's where it is read-only."""
+    return REPOSITORY if os.access(REPOSITORY, os.W_OK) else instance_folder()

@@ -1,7 +1,8 @@
 """`hourllava ui`: Dagster's webserver, daemon and code location for one deployment.
 
 They are what `dagster dev` starts, and the webserver is behind a check: whoever reaches it can
-start runs, and without the check that is every page that a browser on this machine has open.
+start runs, and without the check that is every page that a browser on this machine has open. They
+run below the command's own process, so that they end in order also when that one is killed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,18 +112,39 @@ def ui(chosen: argparse.Namespace) -> int:
     """Run until Ctrl+C; returns the exit code.
 
     Raises:
-        ValueError: as `instance_folder`, or the daemon ended by itself.
+        ValueError: as `instance_folder`, or the settings are not usable.
     """
-    from assets.deployment.settings import CONFIG_VARIABLE
+    from assets.deployment.settings import CONFIG_VARIABLE, load_settings
 
+    load_settings(chosen.config)  # what is wrong with them is told here, not by the code's server
     if chosen.config is not None:
-        if not chosen.config.is_file():
-            raise FileNotFoundError(f"{chosen.config}: no such file")
         os.environ[CONFIG_VARIABLE] = str(chosen.config.resolve())
     workspace = chosen.workspace.resolve()
     home = instance_folder()
     os.environ[HOME_VARIABLE] = str(home)
     os.chdir(home)
+    return _below(lambda: _serve(workspace, chosen))
+
+
+def _below(work: Callable[[], None]) -> int:
+    """Do the work in a child; returns its exit code.
+
+    The child is told to end by SIGTERM, which this process passes on, and which the kernel sends
+    when this process is killed.
+    """
+    this = os.getpid()
+    child = os.fork()
+    if child == 0:
+        die_with_parent(signal.SIGTERM, expected_parent=this)
+        work()
+        return 0
+    # Ctrl+C reaches both, and the child answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _serve(workspace: Path, chosen: argparse.Namespace) -> None:
     from dagster import DagsterInstance
 
     with (
@@ -131,7 +153,6 @@ def ui(chosen: argparse.Namespace) -> int:
         _code_location(instance, workspace) as served,
     ):
         serve(instance, served, chosen.host, chosen.port, chosen.name)
-    return 0
 
 
 def serve(

@@ -13,7 +13,7 @@ from typing import Any
 
 log = logging.getLogger("training")
 
-OWNER_EVERY_S = 60.0  # the owner keeps every message in its database
+OWNER_EVERY_S = 15.0  # the owner keeps every message in its database
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Reporter:
     _last_step_s: float = float("-inf")
 
     def step(self, text: str) -> None:
-        """A line that comes with every step; the owner sees one a minute."""
+        """A line that comes with every step; the owner sees one every `OWNER_EVERY_S`."""
         log.info(text)
         if self.owner is not None and time.monotonic() - self._last_step_s >= OWNER_EVERY_S:
             self._last_step_s = time.monotonic()

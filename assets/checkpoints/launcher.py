@@ -53,6 +53,17 @@ OBSERVE_EVERY_S = 60.0
 MODULE = "training.train"
 
 
+def thread_variables(threads: int) -> dict[str, str]:
+    """Environment variables for ranks that compute in so many threads.
+
+    The threads sleep while they wait for each other. By default they spin, and where another
+    program wants the cores they spin in place of the thread that they wait for: seconds a step
+    become minutes (docs/performance.md).
+    """
+    waiting = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": waiting}
+
+
 def train_stage(
     context: dg.AssetExecutionContext,
     settings: Settings,
@@ -143,7 +154,7 @@ class Torchrun:
                 **session.get_bootstrap_env_vars(),
                 CONTROL_VARIABLE: control,
                 OWNER_VARIABLE: str(os.getpid()),
-                "OMP_NUM_THREADS": str(self.settings.cpu_threads),
+                **thread_variables(self.settings.cpu_threads),
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             }
             owner = os.getppid()
@@ -179,7 +190,7 @@ class Torchrun:
                 product=own_name(context),
                 request=hash_file_xxh64(path),
                 command=lambda folder: command,
-                variables={"OMP_NUM_THREADS": str(self.settings.cpu_threads)},
+                variables=thread_variables(self.settings.cpu_threads),
                 nodes=pool.nodes,
                 grace_s=self.grace_s,
                 reached=lambda: [step.name for step in committed(path.parent / STATE_FOLDER)][-1:],

@@ -432,7 +432,8 @@ def load_settings(path: Path | None = None) -> Settings:
     built-in one.
 
     Raises:
-        ValueError: unknown keys (with the known ones), wrong types, a file that is not YAML.
+        ValueError: unknown keys (with the known ones), wrong types, a file that is not there, not
+            readable or not YAML.
     """
     path = Path(path or os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG).resolve()
     try:
@@ -441,7 +442,9 @@ def load_settings(path: Path | None = None) -> Settings:
         raise ValueError(
             f"{path}: no such file; {CONFIG_VARIABLE} names the deployment's settings"
         ) from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a mapping of settings, found {type(raw).__name__}")

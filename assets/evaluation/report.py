@@ -105,6 +105,24 @@ def accuracy_table(
     return rows
 
 
+def score_rows(report: EvaluationReport) -> list[dict[str, Any]]:
+    """One checkpoint's scores: a row for all questions, each kind of them and each duration."""
+    groups = {"all": report, **report.by_task(), **report.by_duration()}
+    return [
+        {
+            "questions": name,
+            "asked": len(group.asked),
+            "right": round(group.accuracy, 3),
+            "95 % (Wilson)": interval_text(
+                sum(answer.correct for answer in group.asked), len(group.asked)
+            ),
+            "chance": round(group.chance, 3),
+            "written": round(group.written_accuracy, 3),
+        }
+        for name, group in groups.items()
+    ]
+
+
 def _row(what: str, seen: Sequence[EvaluationReport], blind: EvaluationReport) -> dict[str, Any]:
     first, last = seen[0], seen[-1]
     return {

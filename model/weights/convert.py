@@ -1,12 +1,8 @@
 """Checkpoints of others to ours, and ours to the published form.
 
-    python -m model.weights.convert released  --variant 3b <released Hour-LLaVA> <out>
-    python -m model.weights.convert onevision --variant 7b <LLaVA-OneVision single-image> <out>
-    python -m model.weights.convert parts     --variant 3b --siglip <SigLIP> --llm <Qwen2.5> <out>
-    python -m model.weights.convert publish   <our checkpoint> <out>
-
-`onevision` is where stage 1 starts: MemAug is new. With `parts`, everything between the two is new.
-`publish` writes our tensors under their published names.
+`hourllava convert` runs these. From LLaVA-OneVision stage 1 starts: MemAug is new. Of SigLIP and a
+language model, everything between the two is new. `publish` writes our tensors under their
+published names.
 
 Only safetensors are read. Names and shapes are checked before the first byte is written: a tensor
 that is unknown, missing or of another shape stops the conversion and is named. Tensors pass one
@@ -15,7 +11,6 @@ shard at a time, and the output appears under its name when it is complete.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import re
@@ -31,7 +26,7 @@ from torch import Tensor
 
 from model.atomic import remove_unfinished, writing_folder
 from model.changes import ModelChanges
-from model.config import PRESETS, HourLlavaConfig
+from model.config import HourLlavaConfig
 from model.hf_config import HourLlavaHFConfig
 from model.hf_processor import processor_files
 from model.initialise import drawn
@@ -372,36 +367,3 @@ def _copy_tokenizer(source: Path, out: Path) -> bool:
     for name in found:
         shutil.copyfile(source / name, out / name)
     return "tokenizer_config.json" in found
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    for kind in ("released", "onevision", "parts", "publish"):
-        command = kinds.add_parser(kind)
-        if kind == "parts":
-            command.add_argument("--siglip", type=Path, required=True)
-            command.add_argument("--llm", type=Path, required=True)
-        else:
-            command.add_argument("source", type=Path)
-        command.add_argument("out", type=Path)
-        if kind != "publish":
-            command.add_argument("--variant", choices=sorted(PRESETS), required=True)
-    chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if chosen.kind == "publish":
-            publish(chosen.source, chosen.out)
-        elif chosen.kind == "parts":
-            convert_parts(chosen.siglip, chosen.llm, chosen.out, PRESETS[chosen.variant])
-        else:
-            convert = convert_released if chosen.kind == "released" else convert_onevision
-            convert(chosen.source, chosen.out, PRESETS[chosen.variant])
-    except ValueError as error:
-        raise SystemExit(f"not converted: {error}") from error
-
-
-if __name__ == "__main__":
-    main()

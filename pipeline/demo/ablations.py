@@ -18,13 +18,12 @@ from assets.deployment.ablation import run_keys
 from assets.deployment.settings import Settings, load_settings
 from pipeline.demo.client import DagsterClient
 from pipeline.demo.corpus import build_corpus
-from pipeline.demo.instance import REPOSITORY, dagster
+from pipeline.demo.instance import dagster
 from pipeline.demo.run import Step, run_step, say, steps
 from pipeline.demo.summary import text_table
 from training.formats import layout
 from training.formats.storage import Storage
 
-SMALL_FOLDER = REPOSITORY / ".ablation"
 JOB, TABLE_JOB = "13_ablate", "14_compare_arms"
 # The tiny variant learns to answer in stage 2, so its arms start there, for few steps. That shows
 # that every arm is trained and scored; what an arm is worth is for a larger size to say.
@@ -35,7 +34,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def ablate(config: Path, log: Path, home: Path = REPOSITORY) -> int:
+def ablate(config: Path, log: Path, home: Path) -> int:
     """Train and score every arm of a study and print the table; returns 0 when all were made.
 
     Args:
@@ -56,7 +55,7 @@ def ablate(config: Path, log: Path, home: Path = REPOSITORY) -> int:
     return 0 if done else 1
 
 
-def ablate_small(folder: Path = SMALL_FOLDER, home: Path = REPOSITORY) -> int:
+def ablate_small(folder: Path, home: Path) -> int:
     """The same for the tiny variant, with all that it needs; returns 0 when all was made."""
     say("building the corpus")
     corpus = build_corpus(folder)
@@ -79,8 +78,8 @@ def run_arms(client: DagsterClient, settings: Settings) -> bool:
     _, study = study_of(settings)
     keys = tuple({"arm": key} for key in run_keys(arms_of(settings), study.seeds))
     arms_step = Step("arms", JOB, ("ablation", "ablation_scores"), keys)
-    done = run_step(client, arms_step, timeout_s=None)
-    return run_step(client, Step("table", TABLE_JOB, ("ablation_table",)), timeout_s=None) and done
+    done = run_step(client, arms_step)
+    return run_step(client, Step("table", TABLE_JOB, ("ablation_table",))) and done
 
 
 def print_arms(settings: Settings) -> None:

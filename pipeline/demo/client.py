@@ -53,6 +53,12 @@ query Failures($id: ID!) {
     } }
   }
 }"""
+MESSAGES = """
+query Messages($id: ID!, $after: String) {
+  logsForRun(runId: $id, afterCursor: $after) {
+    ... on EventConnection { cursor events { __typename ... on LogMessageEvent { message } } }
+  }
+}"""
 STALE = """
 query Stale($keys: [AssetKeyInput!]) {
   assetNodes(assetKeys: $keys) { assetKey { path } %s }
@@ -86,8 +92,11 @@ class DagsterClient:
             raise DagsterError("; ".join(error["message"] for error in answer["errors"]))
         return dict(answer["data"])
 
-    def wait_until_ready(self, timeout_s: float = 120) -> None:
+    def wait_until_ready(self, timeout_s: float = 600) -> None:
         """Return when the code location is loaded.
+
+        Args:
+            timeout_s: generous, because a machine under load takes minutes.
 
         Raises:
             DagsterError: it failed to load (with its message), or did not in time.
@@ -168,13 +177,8 @@ class DagsterClient:
         for run in reversed(self.query(NEWEST)["runsOrError"]["results"]):
             if run["status"] in FINISHED and run["runId"] not in seen:
                 seen.add(run["runId"])
-                assets = ", ".join(
-                    sorted(asset["path"][-1] for asset in run["assetSelection"] or ())
-                )
-                tags = {tag["key"]: tag["value"] for tag in run["tags"]}
                 seconds = (run["endTime"] or 0) - (run["startTime"] or run["endTime"] or 0)
-                what = product(assets or run["jobName"], tags.get("dagster/partition"))
-                lines.append(f"  {what}: {run['status'].lower()}, {seconds:.0f} s")
+                lines.append(f"  {_what(run)}: {run['status'].lower()}, {seconds:.0f} s")
         return lines
 
     def failure(self, run_id: str) -> str:
@@ -189,6 +193,21 @@ class DagsterClient:
         return "\n".join(lines) or "\n".join(
             e["message"] for e in events if e["__typename"] == "RunFailureEvent"
         )
+
+    def messages(self, run_id: str, after: str | None = None) -> tuple[list[str], str]:
+        """What a run's steps logged after a cursor, and the cursor to go on from."""
+        found = self.query(MESSAGES, id=run_id, after=after)["logsForRun"]
+        said = [
+            event["message"]
+            for event in found["events"]
+            if event["__typename"] == "LogMessageEvent"
+        ]
+        return said, str(found["cursor"])
+
+    def running(self) -> dict[str, str]:
+        """The newest runs that go on: id -> what it makes."""
+        found = self.query(NEWEST)["runsOrError"]["results"]
+        return {run["runId"]: _what(run) for run in found if run["status"] == "STARTED"}
 
     def set_pool_limit(self, pool: str, limit: int) -> None:
         """How many steps of a pool may run side by side; kept by the instance."""
@@ -212,3 +231,10 @@ class DagsterClient:
         if not nodes:
             raise DagsterError(f"no asset {asset!r} in the code location")
         return [str(nodes[0][f"p{i}"]) for i in range(len(partitions))]
+
+
+def _what(run: Mapping[str, Any]) -> str:
+    """The assets and the partition that a run is about, or its job."""
+    assets = ", ".join(sorted(asset["path"][-1] for asset in run["assetSelection"] or ()))
+    tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+    return product(assets or run["jobName"], tags.get("dagster/partition"))

@@ -1,4 +1,4 @@
-"""A running `dagster dev` that is gone, with everything it started, when its block ends."""
+"""A running `hourllava ui` that is gone, with everything it started, when its block ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from assets.deployment.settings import CONFIG_VARIABLE
 from pipeline.demo.client import DagsterClient
 from pipeline.instance_folder import HOME_VARIABLE, REPOSITORY
 from training.supervise import die_with_parent
@@ -39,9 +38,13 @@ def dagster(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
-    command += ["-w", str(workspace)]
-    environment = {**os.environ, CONFIG_VARIABLE: str(config), HOME_VARIABLE: str(home)}
+    command = [sys.executable, "-m", "pipeline.cli", "ui", "--port", str(port)]
+    command += ["--workspace", str(workspace), "--config", str(config)]
+    environment = {
+        **os.environ,
+        HOME_VARIABLE: str(home),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command,

@@ -19,8 +19,8 @@ import yaml
 from assets.deployment.parts import is_held_out
 from model.atomic import writing_folder
 from pipeline.demo.drawing import COLOURS, invent_film, write_film
-from pipeline.demo.instance import REPOSITORY
 from pipeline.demo.tuning import fine_tune
+from pipeline.instance_folder import REPOSITORY
 
 EXAMPLE = REPOSITORY / "pipeline" / "examples" / "own_videos.yaml"
 VARIANT = "lectures"
@@ -116,7 +116,7 @@ def tiny_settings(example: Path) -> dict[str, Any]:
     return settings
 
 
-def run_own_demo(folder: Path = REPOSITORY / ".demo-own", home: Path = REPOSITORY) -> int:
+def run_own_demo(folder: Path, home: Path) -> int:
     """Run the demo; returns 0 when the checkpoint was tuned and scored."""
     print("drawing forty videos and writing a checkpoint in the released layout", flush=True)
     config = build_own(folder.resolve())

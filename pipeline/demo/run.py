@@ -8,24 +8,24 @@ second demo is quick.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from assets.deployment.parts import LLAVA_PARTS, part_name
 from assets.deployment.settings import Settings, load_settings
 from assets.deployment.variants import one_of
-from model.config import VARIANTS
-from pipeline.demo.client import FINISHED, DagsterClient, DagsterError, partition_key
+from pipeline.demo.client import FINISHED, DagsterClient, partition_key
 from pipeline.demo.corpus import build_corpus
-from pipeline.demo.instance import REPOSITORY, dagster
+from pipeline.demo.following import Follower
+from pipeline.demo.instance import dagster
 from pipeline.demo.summary import print_summary
 from training.formats.kinds import LLAVA_KINDS, LONG_VIDEO_KIND
 from training.formats.storage import Storage
+from training.progress import span
 
-RUN_TIMEOUT_S = 1800
+LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,39 +96,37 @@ def steps(settings: Settings) -> list[Step]:
     ]
 
 
-def run_demo(
-    folder: Path = REPOSITORY / ".demo", home: Path = REPOSITORY, variant: str = "tiny"
-) -> int:
+def run_demo(folder: Path, home: Path, variant: str = "tiny") -> int:
     """Run the demo; returns 0 when every asset was made.
 
     Args:
         folder: where the corpus and everything made from it lies.
-        variant: that is trained. Only the demo's own has to be done within a time.
+        variant: that is trained.
         home: folder with the `dagster.yaml` of the instance that keeps the history.
     """
     started = time.monotonic()
     say("building the corpus")
     corpus = build_corpus(folder, variant=variant)
-    limit = RUN_TIMEOUT_S if VARIANTS[variant].is_demo else None
     settings = load_settings(corpus.settings)
+    log = folder / "dagster.log"
     failed = False
-    with corpus.serve(), dagster(corpus.settings, folder / "dagster.log", home) as client:
+    with corpus.serve(), dagster(corpus.settings, log, home) as client:
+        say(f"{client.url} shows every step while this runs; Dagster's own log: {log}")
         for pool in ("download", "cpu"):
             client.set_pool_limit(pool, 2)
         for step in steps(settings):
-            if not run_step(client, step, limit):
+            if not run_step(client, step):
                 failed = True
                 break
         print_summary(client, Storage(settings.root))
-    minutes, seconds = divmod(int(time.monotonic() - started), 60)
-    say(f"{'stopped' if failed else 'finished'} after {minutes} min {seconds:02d} s")
+    say(f"{'stopped' if failed else 'finished'} after {span(time.monotonic() - started)}")
     say("make ui   opens this deployment: every materialization, its metadata and its lineage")
     return 1 if failed else 0
 
 
-def run_step(client: DagsterClient, step: Step, timeout_s: float | None = RUN_TIMEOUT_S) -> bool:
-    """Materialize what of a step is missing or out of date; True when all of it is there. None
-    waits for its runs as long as they take.
+def run_step(client: DagsterClient, step: Step) -> bool:
+    """Materialize what of a step is missing or out of date; True when all of it is there. Its runs
+    are waited for as long as they take.
     """
     launched: dict[str, str] = {}
     states = {asset: client.states(asset, step.partitions) for asset in step.assets}
@@ -137,37 +135,38 @@ def run_step(client: DagsterClient, step: Step, timeout_s: float | None = RUN_TI
         if due and step.chained:
             due = list(step.assets[step.assets.index(due[0]) :])
         if due:
-            launched[client.launch(step.job, due, partition)] = partition_key(partition)
+            run = client.launch(step.job, due, partition)
+            launched[run] = partition_key(partition) or step.title
     done_before = len(step.partitions) - len(launched)
     if not launched:
         say(f"{step.title}: already done")
         return True
     before = f", {done_before} already done" if done_before else ""
-    say(f"{step.title}: {len(launched)} run{'s' if len(launched) > 1 else ''}{before}")
+    page = f"{client.url}/runs{f'/{next(iter(launched))}' if len(launched) == 1 else ''}"
+    say(f"{step.title}: {len(launched)} run{'s' if len(launched) > 1 else ''}{before}  {page}")
     began = time.monotonic()
-    states_of_runs = wait(client, list(launched), timeout_s)
+    states_of_runs = wait(client, launched)
     failures = {run: state for run, state in states_of_runs.items() if state != "SUCCESS"}
     for run, state in failures.items():
-        say(f"  {launched[run] or step.title}: {state}: {client.failure(run)}")
+        say(f"  {launched[run]}: {state}: {client.failure(run)}")
     say(f"  {time.monotonic() - began:.0f} s")
     return not failures
 
 
-def wait(
-    client: DagsterClient, runs: Sequence[str], timeout_s: float | None = RUN_TIMEOUT_S
-) -> dict[str, str]:
-    """Wait for runs to end; `{run id: status}`.
+def wait(client: DagsterClient, runs: Mapping[str, str]) -> dict[str, str]:
+    """Wait for runs to end, and print how they go on meanwhile; `{run id: status}`.
 
-    Raises:
-        DagsterError: not all ended in time.
+    Args:
+        runs: id -> what it is called.
     """
-    deadline = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
-    while time.monotonic() < deadline:
-        found = client.runs(runs)
-        if all(run["status"] in FINISHED for run in found.values()) and len(found) == len(runs):
-            return {name: run["status"] for name, run in found.items()}
-        time.sleep(1)
-    raise DagsterError(f"runs did not end within {timeout_s} s: {', '.join(runs)}")
+    follower = Follower(client, say)
+    while True:
+        found = client.runs(list(runs))
+        states = {run: state["status"] for run, state in found.items()}
+        if len(states) == len(runs) and all(state in FINISHED for state in states.values()):
+            return states
+        follower.look({run: name for run, name in runs.items() if states.get(run) == "STARTED"})
+        time.sleep(LOOK_S)
 
 
 def say(line: str) -> None:

@@ -95,7 +95,7 @@ def print_summary(client: DagsterClient, storage: Storage) -> None:
         summary = storage.read_json(f"{record.folder}/summary.json")
         accuracy = [{name: row[name] for name in ACCURACY} for row in summary["accuracy"]]
         print(f"\nshare of held-out questions answered right\n{text_table(accuracy)}")
-        print(f"\n{summary['example']}")
+        print(f"\none of them\n{text_table(summary['example'])}")
 
 
 def _missing(storage: Storage) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from assets.deployment.settings import load_settings
 from assets.deployment.variants import one_of
 from assets.records.lineage import Lineage, is_recorded, product
 from pipeline.demo.client import FINISHED, DagsterClient
-from pipeline.demo.instance import REPOSITORY, dagster
+from pipeline.demo.following import Follower
+from pipeline.demo.instance import dagster
 from pipeline.demo.summary import text_table
 from training.formats.storage import Storage
 
@@ -27,7 +28,7 @@ SCORES = (  # columns of the evaluation's table; the interval is that of stage3
 )
 
 
-def fine_tune(config: Path, variant: str | None, log: Path, home: Path = REPOSITORY) -> int:
+def fine_tune(config: Path, variant: str | None, log: Path, home: Path) -> int:
     """Fine-tune a variant and print its scores; returns 0 when all of it was made.
 
     Args:
@@ -55,8 +56,12 @@ def fine_tune(config: Path, variant: str | None, log: Path, home: Path = REPOSIT
 
 def _follow(client: DagsterClient, run: str, seen: set[str]) -> bool:
     """Print what the run makes until it has ended; True where it succeeded."""
+    follower = Follower(client, lambda line: print(line, flush=True))
     while (status := client.runs([run])[run]["status"]) not in FINISHED:
         _tell(client, seen)
+        going_on = client.running()
+        # The job itself only waits for what it started.
+        follower.look({name: what for name, what in going_on.items() if name != run})
         time.sleep(LOOK_S)
     _tell(client, seen)
     if status != "SUCCESS":

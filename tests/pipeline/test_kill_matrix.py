@@ -167,7 +167,7 @@ def terminate_in_the_ui(deployment, family):
     deployment.client.query(TERMINATE, id=deployment.run)
 
 
-def interrupt_dagster_dev(deployment, family):
+def interrupt_the_ui(deployment, family):
     deployment.close()
     deployment.open()
 
@@ -181,7 +181,7 @@ ENDS = {
     "step killed": (kill("step"), "FAILURE"),
     "run worker killed": (kill("worker"), "FAILURE"),
     "rank killed": (kill("rank"), "FAILURE"),
-    "Ctrl-C on dagster dev": (interrupt_dagster_dev, "FAILURE"),
+    "Ctrl-C on hourllava ui": (interrupt_the_ui, "FAILURE"),
 }
 
 

@@ -1,5 +1,5 @@
 """Whether a run's process is still there; and a copied history while the original runs: two running
-`dagster dev`.
+`hourllava ui`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A running ``dagster dev``, driven over GraphQL as the UI drives it."""
+"""A running ``hourllava ui``, driven over GraphQL as the UI drives it."""
 
 import json
 import os

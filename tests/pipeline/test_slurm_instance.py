@@ -1,4 +1,4 @@
-"""A running ``dagster dev`` whose step is a job of a real Slurm and holds its pool's only place:
+"""A running ``hourllava ui`` whose step is a job of a real Slurm and holds its pool's only place:
 killed, restarted, terminated.
 """
 
@@ -74,7 +74,7 @@ def until(reached, seconds=120):
 
 
 def dagster_processes(home: Path) -> list[int]:
-    """Everything that `dagster dev` started, but what Slurm runs."""
+    """Everything that `hourllava ui` started, but what Slurm runs."""
     return [
         int(process.name)
         for process in Path("/proc").glob("[0-9]*")

@@ -11,7 +11,7 @@ import time
 import dagster as dg
 import pytest
 
-from assets.checkpoints.launcher import Torchrun
+from assets.checkpoints.launcher import Torchrun, thread_variables
 from assets.deployment.settings import Training
 from tests.training.fake_training import FakeTraining, start
 from tests.training.test_supervise import gone_within, pids_in
@@ -178,3 +178,10 @@ def test_a_step_trains_for_real(tmp_path):
     assert returned["steps"] == 8
     assert any(message.startswith("stage 3 of tiny on 1 x CPU") for message in logs)
     assert any(message.startswith("finished: loss") for message in logs)
+
+
+def test_threads_of_a_rank_sleep_while_they_wait_unless_the_environment_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert thread_variables(2) == {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert thread_variables(1)["OMP_WAIT_POLICY"] == "ACTIVE"
