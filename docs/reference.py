@@ -93,6 +93,11 @@ def _command(name: str, parser: argparse.ArgumentParser, says: str) -> Iterator[
         rows.append([written or f"`{(action.metavar or action.dest)}`", _sentence(meaning)])
     if len(rows) > 1:
         yield _rows(rows)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            forms = {form.dest: form.help or "" for form in action._choices_actions}
+            for form, meaning in forms.items():
+                yield from _command(f"{name} {form}", action.choices[form], meaning)
 
 
 def _written(action: argparse.Action, flag: str) -> str:

@@ -43,7 +43,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="show grey pictures instead: what can be guessed without looking",
     )
     parser.add_argument("--batch", type=at_least_one, default=8, help="questions at a time (8)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="what computes; auto takes a GPU where there is one",
+    )
 
 
 def evaluate(chosen: argparse.Namespace) -> int:

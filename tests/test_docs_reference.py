@@ -8,6 +8,7 @@ from assets.deployment.settings import Settings
 from docs.reference import DOCS, PAGES, commands_page, settings_page, written
 from model.configuration import parse
 from pipeline.cli import build_parser
+from pipeline.convert import FORMS
 from tests.pages import Page, names_in, page
 
 
@@ -37,8 +38,12 @@ def test_the_page_has_the_keys_that_an_unknown_key_is_told():
 def test_every_command_has_a_heading_and_its_options():
     shown = Page("commands", commands_page())
     usage = build_parser().format_usage()
-    commands = usage.partition("{")[2].partition("}")[0].replace("\n", "").replace(" ", "")
-    assert shown.headings() == [f"hourllava {name}" for name in sorted(commands.split(","))]
+    commands = usage.rpartition("{")[2].partition("}")[0].replace("\n", "").replace(" ", "")
+    headings = shown.headings()
+    of_commands = [heading for heading in headings if heading.count(" ") == 1]
+    assert of_commands == [f"hourllava {name}" for name in sorted(commands.split(","))]
+    forms = [heading for heading in headings if heading.startswith("hourllava convert ")]
+    assert forms == [f"hourllava convert {form}" for form in FORMS]
     told = shown.section("hourllava withdraw").text
     assert all(f"`{option}" in told for option in ("video", "--reason", "--dry-run", "--config"))
 
