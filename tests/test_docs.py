@@ -37,6 +37,7 @@ ROOMS = ("pipeline", "assets", "training", "model", "benchmarks", "tests", "docs
 RUN_BY_CI = "ci"
 COMMANDS: dict[str, str] = {
     "make install": RUN_BY_CI,
+    "make install CPU=1": "the index of CPU builds is not among what CI reaches",
     "make lint": RUN_BY_CI,
     "make test-all": RUN_BY_CI,
     "make test": "the fast part of `make test-all`, which `.ci/run` calls",
@@ -260,7 +261,7 @@ def test_make_help_lists_every_command():
 def test_make_works_from_another_folder_and_below_a_path_with_spaces(tmp_path: Path):
     checkout = tmp_path / "with space" / "check out"
     checkout.mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "without_clouds.txt"):
         shutil.copy(REPOSITORY / name, checkout)
     (checkout / ".demo").mkdir()
     elsewhere = make("--file", str(checkout / "Makefile"), "clean", folder=tmp_path)
