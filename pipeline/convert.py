@@ -45,7 +45,7 @@ def convert(chosen: argparse.Namespace) -> int:
     if chosen.form == "publish":
         forms.publish(chosen.source, chosen.out)
     elif chosen.form == "parts":
-        forms.convert_parts(*read, chosen.out, PRESETS[chosen.variant])
+        forms.convert_parts(chosen.siglip, chosen.llm, chosen.out, PRESETS[chosen.variant])
     elif chosen.form == "onevision":
         forms.convert_onevision(chosen.source, chosen.out, PRESETS[chosen.variant])
     else:

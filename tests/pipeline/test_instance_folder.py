@@ -73,6 +73,8 @@ def test_the_ui_opens_the_history_of_the_variable_from_any_folder(tmp_path, monk
         instance.add_dynamic_partitions("part", ["part0"])
 
     monkeypatch.setattr(web_ui, "serve", serve)
+    # In this process: a fork of the tests would go on with them.
+    monkeypatch.setattr(web_ui, "_below", lambda work: work() or 0)
     monkeypatch.setattr(web_ui, "_code_location", lambda _, file: contextlib.nullcontext(file))
     assert main(["ui"]) == 0
     assert opened == [(home, str(home))]
