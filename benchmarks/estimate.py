@@ -58,7 +58,7 @@ def measured(name: str) -> tuple[float, str, str]:
     return RATES[name].value, RATES[name].unit, MEASURED
 
 
-INPUTS: dict[str, tuple[float, str, str]] = {
+INPUTS: dict[str, tuple[float | str, str, str]] = {
     "hours of long video": (9_700, "h", PUBLISHED),
     "long videos": (28_000, "", PUBLISHED),
     "question-answer rows about them": (3_300_000, "", PUBLISHED),
@@ -71,9 +71,12 @@ INPUTS: dict[str, tuple[float, str, str]] = {
     "CPU time of one sampled second of video": measured("CPU time of one sampled second of video"),
     "grouping of all rows": measured("grouping of all rows"),
     "rate of a matrix product, H200": measured("rate of a matrix product, H200"),
+    "MFU of stage 1, 3B": measured("MFU of stage 1, 3B"),
+    "MFU of stage 2, 3B": measured("MFU of stage 2, 3B"),
     "MFU of stage 3, 3B": measured("MFU of stage 3, 3B"),
+    "MFU of stage 3, short videos, 3B": measured("MFU of stage 3, short videos, 3B"),
     "MFU of stage 3, 7B": measured("MFU of stage 3, 7B"),
-    "MFU of stages 1 and 2": (0.4, "", ASSUMED),
+    "MFU of all else at 7B": ("as 3B", "", ASSUMED),
     "rows of an annotation file whose name has no number": (100_000, "", ASSUMED),
     "size of an image": (640, "x 480 pixels", ASSUMED),
     "images of a multi-image sample": (3, "", ASSUMED),
@@ -90,7 +93,7 @@ TEXT_FILES = (
 
 
 def of(name: str) -> float:
-    return INPUTS[name][0]
+    return float(INPUTS[name][0])
 
 
 def table(heading: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -177,11 +180,25 @@ def work_of_sample(kind: str, variant: str, stage: int, kept: bool = False) -> f
 def gpu_hours(variant: str, stage: int, kept: bool = False) -> tuple[float, float]:
     """(samples, hours of one H200) of a stage; `kept` as for `work_of_sample`."""
     samples = samples_of_stage(stage)
-    work = sum(
-        count * work_of_sample(kind, variant, stage, kept) for kind, count in samples.items()
+    hours = sum(
+        training_hours(
+            count * work_of_sample(kind, variant, stage, kept),
+            mfu_of_kind(kind, variant, stage, kept),
+            CARDS["H200"],
+        )
+        for kind, count in samples.items()
     )
-    mfu = utilisation(variant, stage) or of("MFU of stages 1 and 2")
-    return sum(samples.values()), training_hours(work, mfu, CARDS["H200"])
+    return sum(samples.values()), hours
+
+
+def mfu_of_kind(kind: str, variant: str, stage: int, kept: bool) -> float:
+    """Stage 3 was measured with features and texts, and with what passes the vision encoder."""
+    featured = ["videomarathon_video", "llavavideo_text", *([SHORT_VIDEO_KIND] if kept else [])]
+    if stage == 3 and kind not in featured:
+        return of("MFU of stage 3, short videos, 3B")
+    found = utilisation(variant, stage) or utilisation("3b", stage)
+    assert found is not None
+    return found
 
 
 def feature_bytes_per_hour(variant: str) -> int:
@@ -326,10 +343,16 @@ def per_sample() -> str:
 
 def inputs() -> str:
     rows = [
-        [name, f"{value:{',.0f' if value >= 1000 else 'g'}} {unit}".strip(), where]
+        [name, f"{_told(value)} {unit}".strip(), where]
         for name, (value, unit, where) in INPUTS.items()
     ]
     return table(["input", "value", "from"], rows)
+
+
+def _told(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:{',.0f' if value >= 1000 else 'g'}}"
 
 
 def sections() -> Iterator[str]:

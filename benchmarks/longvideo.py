@@ -3,7 +3,7 @@ never saw.
 
     python -m benchmarks.longvideo --preset tiny                # a minute on a CPU: does it run?
     python -m benchmarks.longvideo --preset cpu --start EXPORT  # stage 3 only, from a checkpoint
-    python -m benchmarks.longvideo --preset first --seed 1      # for one GPU, not run yet
+    python -m benchmarks.longvideo --preset first --seed 1      # 11 minutes of one H200
     python -m benchmarks.longvideo --preset gpu                 # for one GPU, not run yet
 
 Films of 3 to 60 minutes are drawn (`longvideo_world.py`) and put through the pipeline's own
@@ -100,7 +100,7 @@ PRESETS = {
         ),
         (60, 200, 400),
     ),
-    # A first answer: meant to take some six minutes of one H200 for each seed.
+    # A first answer: eleven minutes of one H200 for each seed.
     "first": Preset(
         Sizes(
             train=((200, 180, 600), (30, 600, 1800)),
@@ -109,7 +109,7 @@ PRESETS = {
             clips=300,
             texts=100,
         ),
-        (100, 700, 700),
+        (100, 400, 700),
         batch=16,
         workers=8,
     ),
@@ -379,7 +379,7 @@ def main() -> None:
     print(markdown(results["rows"]))
     if given.results:
         given.results.parent.mkdir(parents=True, exist_ok=True)
-        given.results.write_text(json.dumps(results, indent=1) + "\n")
+        given.results.write_text(json.dumps(results, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

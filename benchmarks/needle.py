@@ -5,9 +5,11 @@ lengths.
     python -m benchmarks.needle --preset seeds --results docs/results/needle-seeds.json
     python -m benchmarks.needle --preset lengths --results docs/results/needle-lengths.json \\
         --plot docs/images/needle.png
+    python -m benchmarks.needle --preset when --results docs/results/needle-when.json
 
 `seeds` is the memory arm at T = 16 with ten seeds; `lengths` trains every arm on 16 and 64 frames
 with three seeds, also asks when, and examines the finished models up to 14,400 frames, four hours.
+In `when` a lesson ends only when the quarters are right, too.
 The task is in benchmarks/needle_task.py, the training in benchmarks/needle_run.py. A finished run
 is written to the results file at once and not run again.
 """
@@ -25,7 +27,7 @@ from typing import Any
 import torch
 
 from assets.records.intervals import student_reach
-from benchmarks.needle_run import NeedleRun, course, run_needle
+from benchmarks.needle_run import NeedleRun, course, course_with_quarters, run_needle
 from benchmarks.needle_task import ARMS, Arm, NeedleTask
 
 NAMES = {
@@ -57,6 +59,15 @@ PRESETS = {
             course([16, 64]),
             NeedleTask(when=True),
             lengths=(16, 64, 512, 3600, 14400),
+        ),
+        ARMS,
+        3,
+    ),
+    "when": Preset(
+        NeedleRun(
+            course_with_quarters([16, 64], most=4000),
+            NeedleTask(when=True),
+            lengths=(16, 64, 512, 3600),
         ),
         ARMS,
         3,
@@ -158,7 +169,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     lengths.minorticks_off()
     for row in rows:
         if row["arm"] == "memory" and row["curve"]:
-            steps.plot(*zip(*row["curve"], strict=True), label=f"seed {row['seed']}")
+            at, values = list(zip(*row["curve"], strict=True))[:2]
+            steps.plot(at, values, label=f"seed {row['seed']}")
     steps.set(xlabel="training steps (memory; two keys, four, eight, sixteen, longer videos)")
     for axes in (lengths, steps):
         axes.axhline(rows[0]["chance"], color="grey", linestyle=":", label="chance")

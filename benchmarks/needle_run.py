@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,13 +48,16 @@ LOOK_EVERY = 10  # steps; each look waits for the device
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Videos of one difficulty; `most` steps at most."""
+    """Videos of one difficulty; `most` steps at most. With `quarters` it is learned only when these
+    are right, too.
+    """
 
     frames: int
     keys: int
     needles: int
     batch: int = 32
     most: int = 1000
+    quarters: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class NeedleResult:
     Attributes:
         device: its sort; another sort draws other videos.
         lessons: (frames, keys, needles, steps taken, whether it was learned).
-        curve: (step, share of right answers in training).
+        curve: (step, share of right values in training, that of right quarters if asked).
     """
 
     arm: str
@@ -115,7 +119,7 @@ class NeedleResult:
     seconds: float
     step_ms: float
     accuracy: list[Accuracy]
-    curve: list[tuple[int, float]] = field(default_factory=list)
+    curve: list[tuple[float, ...]] = field(default_factory=list)
 
 
 def run_needle(run: NeedleRun, log: Callable[[str], None] = lambda _: None) -> NeedleResult:
@@ -160,7 +164,7 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             model.parameters(), run.rate, betas=(0.9, 0.98), weight_decay=0.01
         )
-        self.curve: list[tuple[int, float]] = []
+        self.curve: list[tuple[float, ...]] = []
 
     def learn(self, number: int, lesson: Lesson) -> tuple[int, bool]:
         """Steps taken, and whether nearly every answer was right in the end."""
@@ -172,9 +176,9 @@ class _Trainer:
             rate = self.run.rate * min(1.0, (self.step + 1) / self.run.warmup)
             latest = [*latest, self._take(batch, rate)][-WINDOW:]
             if taken % LOOK_EVERY == 0 and len(latest) == WINDOW:
-                right = float(torch.stack(latest).mean())
-                self.curve.append((self.step, round(right, 4)))
-                if right >= LEARNED:
+                right = torch.stack(latest).mean(0).tolist()
+                self.curve.append((self.step, *(round(share, 4) for share in right)))
+                if min(right if lesson.quarters else right[:1]) >= LEARNED:
                     return taken, True
         return lesson.most, False
 
@@ -186,7 +190,8 @@ class _Trainer:
             self._take(batch, self.run.rate * (1 - 0.95 * taken / settle))
 
     def _take(self, batch: NeedleBatch, rate: float) -> Tensor:
-        """One optimizer step; the share of values that were named right, on the device."""
+        """One optimizer step; the shares of right answers in it, of values and of quarters where
+        they are asked [1 or 2], on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with precision(self.run.device):
@@ -197,9 +202,12 @@ class _Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        values = targets_R < self.run.task.keys + self.run.task.values
         right_R = logits_RV.detach().argmax(-1) == targets_R
-        return (right_R & values).sum() / values.sum()
+        kinds = [
+            (targets_R >= first) & (targets_R < last)
+            for first, last in _ranges(self.run.task)[: 1 + self.run.task.when]
+        ]
+        return torch.stack([(right_R & of_kind).sum() / of_kind.sum() for of_kind in kinds])
 
 
 def answers(model: HourLlava, batch: NeedleBatch) -> tuple[Tensor, Tensor]:
@@ -251,9 +259,28 @@ def precision(device: str) -> Any:
 def course(frames: Sequence[int], needles: int = 4, **sizes: int) -> tuple[Lesson, ...]:
     """Lessons of two keys, four, ... up to all of them at the first length, then longer videos."""
     keys = NeedleTask().keys
-    counts = [1 << power for power in range(1, keys.bit_length())]
-    first = [Lesson(frames[0], count, min(count, needles), **sizes) for count in counts]
+    first = [Lesson(frames[0], count, min(count, needles), **sizes) for count in _doubled(keys)]
     return (*first, *(Lesson(longer, keys, needles, **sizes) for longer in frames[1:]))
+
+
+def course_with_quarters(
+    frames: Sequence[int], needles: int = 4, **sizes: int
+) -> tuple[Lesson, ...]:
+    """The same for values and quarters: one needle until all keys are known, then two, four, ...
+
+    Where a needle stands is learned on videos that have only one: with two of them, 3,000 steps
+    were not enough.
+    """
+    keys = NeedleTask().keys
+    asked = partial(Lesson, quarters=True, **sizes)
+    alone = [asked(frames[0], count, 1) for count in _doubled(keys)]
+    more = [asked(frames[0], keys, count) for count in _doubled(needles)]
+    return (*alone, *more, *(asked(longer, keys, needles) for longer in frames[1:]))
+
+
+def _doubled(most: int) -> list[int]:
+    """2, 4, ... up to `most`."""
+    return [1 << power for power in range(1, most.bit_length())]
 
 
 def main() -> None:
@@ -270,14 +297,17 @@ def main() -> None:
     parser.add_argument("--settle", type=int, default=300)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--hidden-size", type=int, default=64)
+    parser.add_argument("--depth", type=int, default=2, help="blocks of MemAug")
     parser.add_argument("--seed", default="needle")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
+    lessons = course_with_quarters if given.when else course
     run = NeedleRun(
-        lessons=course(given.frames, given.needles, batch=given.batch, most=given.most),
+        lessons=lessons(given.frames, given.needles, batch=given.batch, most=given.most),
         task=NeedleTask(when=given.when),
         arm=given.arm,
         hidden_size=given.hidden_size,
+        depth=given.depth,
         rate=given.rate,
         settle=given.settle,
         lengths=tuple(given.lengths or dict.fromkeys(given.frames)),

@@ -234,7 +234,8 @@ class Load:
         picture = picture_cost(self.config.vision)
         if "vision" not in self.tuned:  # chunks of pictures without gradient
             return 0.0, (float(PICTURES * picture.passing * HALF) if sizes.pictures else 0.0)
-        kept = sum(picture.inputs[:recomputed]) + sum(picture.kept[recomputed:])
+        of_layer = picture.kept_compiled if self.compiled else picture.kept
+        kept = sum(picture.inputs[:recomputed]) + sum(of_layer[recomputed:])
         kept += picture.kept_outside
-        inside = max(picture.kept[:recomputed], default=0)
+        inside = picture.backward + max(of_layer[:recomputed], default=0)
         return float(sizes.pictures * kept * HALF), float(sizes.pictures * inside * HALF)

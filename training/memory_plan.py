@@ -233,7 +233,8 @@ class _Trial:
         less = replace(self, available=self.available - MARGIN * kept).best()
         if less is None or (less.savings, less.layers) != (plan.savings, plan.layers):
             return plan
-        return replace(less, keeps_gradients=True)
+        needed = replace(less.needed, gathered=less.needed.gathered + kept)
+        return replace(less, keeps_gradients=True, needed=needed)
 
     def ways(self) -> Iterator[Savings]:
         """All savings that the run's settings allow, the fewest first."""

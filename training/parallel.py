@@ -35,7 +35,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from model.hour_llava import HourLlava
 from training.lockstep import keep_in_step
@@ -401,7 +401,20 @@ def compile_blocks(model: HourLlava) -> None:
             continue
         for module in modules:
             # The language model's blocks take [1, S, D], the others rows [R, D] or pictures.
-            module.forward = _Compiled(module, varying=1 if part == "llm" else 0)
+            varying = 1 if part == "llm" else 0
+            module.forward = _Compiled(module, varying, products_only=part == "vision")
+
+
+# What a compiled layer of the vision encoder keeps: results of products and of attention. Norms and
+# the activation are made again from them, which costs a kernel that runs in any case little.
+_PRODUCTS = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+]
 
 
 class _Compiled:
@@ -409,20 +422,31 @@ class _Compiled:
 
     TorchDynamo takes a size of one for a fact and would make graphs of their own for what is hardly
     any work: the dummy token of a rank that has nothing to do, a lone picture.
+
+    Args:
+        products_only: keep nothing for the backward pass but the input and `_PRODUCTS`.
     """
 
-    def __init__(self, module: nn.Module, varying: int) -> None:
-        self.module, self.varying = module, varying
+    def __init__(self, module: nn.Module, varying: int, products_only: bool) -> None:
+        self.module, self.varying, self.products_only = module, varying, products_only
         # Without transformers' decorators: they are one function around layers and attention alike,
         # and the number of graphs a function may have is limited.
         self.forward = types.MethodType(inspect.unwrap(type(module).forward), module)
-        self.graph = torch.compile(self.forward)
+        self.graph = torch.compile(self._keeping_products if products_only else self.forward)
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return (self.graph if x.shape[self.varying] > 1 else self.forward)(x, *args, **kwargs)
 
+    def _keeping_products(self, x: torch.Tensor) -> Any:
+        if not torch.is_grad_enabled():
+            return self.forward(x)
+        kept = functools.partial(create_selective_checkpoint_contexts, _PRODUCTS)
+        return checkpoint(
+            self.forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=kept
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> _Compiled:
-        return _Compiled(copy.deepcopy(self.module, memo), self.varying)
+        return _Compiled(copy.deepcopy(self.module, memo), self.varying, self.products_only)
 
 
 def _whole_on_each_rank(model: HourLlava, world: int) -> set[nn.Parameter]:

@@ -32,7 +32,9 @@ class PictureCost:
         attention: operations of products of two activations.
         passing: numbers in memory at most at a time, where no gradient is kept.
         inputs: numbers that enter each of the layers.
-        kept: numbers that each of the layers keeps for its backward pass.
+        kept: numbers that each of the layers keeps for its backward pass; `kept_compiled`: where
+            it is compiled, and keeps its input and the results of products and attention only.
+        backward: numbers that a layer's backward pass has besides, at most.
         kept_outside: numbers that are kept before and behind the layers.
     """
 
@@ -42,6 +44,8 @@ class PictureCost:
     passing: int
     inputs: tuple[int, ...]
     kept: tuple[int, ...]
+    kept_compiled: tuple[int, ...]
+    backward: int
     kept_outside: int = 0
 
 

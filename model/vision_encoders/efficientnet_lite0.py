@@ -129,7 +129,17 @@ class EfficientNetLite0(VisionEncoder):
         # The padded pixels, and what the activations of stem and head were given.
         outside = 3 * (config.image_size + 1) ** 2 + (config.image_size // 2) ** 2 * STEM
         outside += side**2 * (BLOCKS[-1].outputs + HEAD)
-        return PictureCost(first, linear, 0.0, most, tuple(inputs), tuple(kept), outside)
+        return PictureCost(
+            first=first,
+            linear=linear,
+            attention=0.0,
+            passing=most,
+            inputs=tuple(inputs),
+            kept=tuple(kept),
+            kept_compiled=tuple(kept),  # its layers are all different and are not compiled
+            backward=max(kept),
+            kept_outside=outside,
+        )
 
     @staticmethod
     def pretrained() -> dict[str, Tensor]:

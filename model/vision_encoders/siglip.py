@@ -59,7 +59,9 @@ class SiglipEncoder(VisionEncoder):
             attention=4 * patches * patches * c * layers,
             passing=patches * 8 * c,
             inputs=(patches * c,) * layers,
-            kept=(patches * (12 * c + 3 * inner),) * layers,
+            kept=(patches * (8 * c + 2 * inner),) * layers,
+            kept_compiled=(patches * (6 * c + inner),) * layers,
+            backward=patches * (5 * c + 3 * inner),
         )
 
 

@@ -112,7 +112,7 @@ def test_the_command_tells_steps_plan_and_where_each_rate_was_measured(deploymen
     machine = machine_of("24GiB", 1)
     assert str(plan_of(run_of(settings, "lectures", 3), 1, machine.memory)) in said
     assert "as slow as the slowest known card of it, A10G" in said
-    assert "MFU of stage 3, 3B: 0.497 (one H200" in said
+    assert "MFU of stage 3, 3B: 0.525 (one H200" in said
     assert "nothing was measured on A10G" in said
     assert re.search(r"paid, hours of a card .* at 0.5 for a card and an hour", said)
 

@@ -11,6 +11,7 @@ import torch._dynamo
 
 from model.attention import SequenceLengths, packed_attention
 from model.inputs import IGNORE_INDEX, SampleInputs, Visual
+from model.vision_encoders import picture_cost
 from tests.model import golden
 from training.lockstep import keep_in_step
 from training.parallel import compile_blocks, recompute
@@ -142,6 +143,28 @@ def test_compiled_vision_layers_are_compiled_twice_for_any_number_of_pictures():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for found, wanted in zip(compiled, eager, strict=True):
         assert_close(found, wanted)
+
+
+@pytest.mark.slow
+def test_a_compiled_vision_layer_keeps_what_the_memory_plan_counts():
+    model, _ = golden.mixed()
+    vision, layer = model.config.vision, model.vision.layers[0]
+    compile_blocks(model)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.rand(2, 9, vision.hidden_size, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(x)
+    counted = picture_cost(vision).kept_compiled[0] * 9 // vision.patches
+    # Besides, attention's sums of each head.
+    assert sum(kept.values()) == 2 * (counted + 9 * vision.num_heads) * x.element_size()
 
 
 def test_a_part_that_the_model_does_not_have_cannot_be_recomputed():
