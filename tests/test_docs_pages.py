@@ -115,8 +115,10 @@ def test_figures_that_pages_repeat_stand_in_the_measurements():
     for figure in ("0.80", "46.0", "36.7"):
         assert figure in page("docs/comparison.md").text
         assert figure in memory
-    assert "68.5 s" in page("docs/serving.md").text
-    assert "68.5 s" in performance
+    assert "takes 68 s to read" in page("docs/serving.md").text
+    assert "until a question can be asked | 68 s |" in performance
+    assert "4.213" in page("docs/comparison.md").text
+    assert "4.213" in performance
 
 
 def test_the_sizes_in_the_picture_of_the_model_are_those_of_the_code():
