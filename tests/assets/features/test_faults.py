@@ -17,6 +17,7 @@ from assets.deployment.settings import Limits
 from assets.features import decoder_pool
 from assets.features import extract as extraction
 from tests.assets.features.conftest import (
+    FOLDER,
     copy_videos,
     feature_file,
     make_encoder,
@@ -149,13 +150,13 @@ def test_a_decoder_on_the_gpu_that_dies_is_replaced_and_its_video_decoded_by_the
 CHILD = """
 import sys
 from pathlib import Path
-from tests.assets.features.conftest import options, videos_of
+from tests.assets.features.conftest import FOLDER, options, videos_of
 from assets.features.extract import extract
 from training.formats.storage import Storage
 
 root, encoder = Path(sys.argv[1]), Path(sys.argv[2])
 backends = ["tests.assets.features.faults:open_slow"] * 2
-extract(Storage(str(root)), options(), "tiny", videos_of(root), encoder, print, backends)
+extract(Storage(str(root)), options(), FOLDER, videos_of(root), encoder, print, backends)
 """
 
 
@@ -266,11 +267,11 @@ def test_temporary_files_of_living_writers_are_left_alone(tmp_path, monkeypatch)
     from training.formats.storage import Storage
 
     monkeypatch.setattr(extraction, "STALE_S", 0.0)
-    folder = tmp_path / "VideoMarathon/features/tiny/panda"
+    folder = tmp_path / FOLDER / "panda"
     folder.mkdir(parents=True)
     living = FeatureWriter(folder / ".tmp-1-a.safetensors", 1, 1, 1)
     (folder / ".tmp-2-b.safetensors").write_bytes(b"x")
     os.utime(folder / ".tmp-2-b.safetensors", (1, 1))
-    extraction.remove_stale_files(Storage(str(tmp_path)), "tiny", ["panda", "ego4d"])
+    extraction.remove_stale_files(Storage(str(tmp_path)), [f"{FOLDER}/panda", f"{FOLDER}/ego4d"])
     assert [path.name for path in folder.iterdir()] == [".tmp-1-a.safetensors"]
     living.close()
