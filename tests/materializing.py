@@ -70,13 +70,10 @@ def main(products: list[str]) -> int:
     failed = 0
     with dg.instance_for_test() as instance:
         for name in products:
-            asset, _, text = name.partition("=")
-            partition: str | None = text or None
-            if "|" in text:
-                part, other = text.split("|")
-                second = "source" if asset == "videos" else "variant"
-                partition = dg.MultiPartitionKey({"part": part, second: other})
-            result = materialize_asset(definitions().assets, instance, folder, asset, partition)
+            asset, _, partition = name.partition("=")
+            result = materialize_asset(
+                definitions().assets, instance, folder, asset, partition or None
+            )
             failed += not result.success
             for event in result.all_events:
                 if event.is_step_failure:

@@ -1,16 +1,8 @@
-"""A deployment with everything that the arms of an ablation are made from, small and real.
-
-As a script, with `HOURLLAVA_CONFIG` set to its settings, it materializes products that are named:
-the graph reads its partitions from the settings while it is imported.
-
-    python -m tests.assets.ablations.study ablation=uniform-1 ablation_table
-"""
+"""A deployment with everything that the arms of an ablation are made from, small and real."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import yaml
@@ -109,31 +101,3 @@ def _make_products(settings: Settings, root: Path) -> None:
     for name in names:
         Lineage(f"features[{name}|tiny]", data_version(name)).write(storage)
     storage.write_json(layout.PARTS, {"parts": [{"name": name} for name in names]})
-
-
-def main(products: list[str]) -> int:
-    """Materialize products `asset` or `asset=partition`; returns how many failed."""
-    import dagster as dg
-
-    from assets.deployment.settings import CONFIG_VARIABLE
-    from pipeline.definitions import definitions
-    from tests.materializing import materialize_asset
-
-    folder = Path(os.environ[CONFIG_VARIABLE]).parent
-    failed = 0
-    with dg.instance_for_test() as instance:
-        for name in products:
-            asset, _, partition = name.partition("=")
-            result = materialize_asset(
-                definitions().assets, instance, folder, asset, partition or None
-            )
-            failed += not result.success
-            if not result.success:
-                for event in result.all_events:
-                    if event.is_step_failure:
-                        print(event.event_specific_data.error_display_string, file=sys.stderr)
-    return failed
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -4,9 +4,6 @@ study that is trained, scored and compared for real.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,11 +21,10 @@ from assets.deployment.settings import load_settings
 from assets.inference.checkpoint import load_checkpoint
 from assets.records.lineage import Lineage, input_versions
 from tests.assets.ablations.study import build_study
+from tests.materializing import materialize_products
 from training.formats.kinds import LONG_VIDEO_KIND, SHORT_VIDEO_KIND, SINGLE_IMAGE_KIND
 from training.formats.storage import Storage
 from training.run_config import RunConfig
-
-REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -106,25 +102,12 @@ def test_stage_1_of_an_arms_own_memaug_is_of_that_memaug(study):
         assert run.features_version is None
 
 
-def materialize(study: Path, *products: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.assets.ablations.study", *products],
-        cwd=REPOSITORY,
-        env={**os.environ, "HOURLLAVA_CONFIG": str(study)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    return done.stderr
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_arms_are_trained_scored_and_compared_in_one_table(study):
     keys = ("uniform-1", "blocks_1-1")
     runs = [f"{asset}={key}" for key in keys for asset in ("ablation", "ablation_scores")]
-    materialize(study, *runs, "ablation_table")
+    materialize_products(study, *runs, "ablation_table")
     storage = Storage(load_settings(study).root)
     for key, blocks in (("uniform-1", 2), ("blocks_1-1", 1)):
         record = Lineage.read(storage, f"ablation[{key}]")
@@ -150,7 +133,7 @@ def test_arms_are_trained_scored_and_compared_in_one_table(study):
     # Nothing is trained again for what is there.
     folders = {key: Lineage.read(storage, f"ablation[{key}]").version for key in keys}
     answers = Path(storage.path("evaluation/tiny/ablation/uniform-1.parquet")).stat().st_mtime_ns
-    materialize(study, "ablation=uniform-1", "ablation_scores=uniform-1")
+    materialize_products(study, "ablation=uniform-1", "ablation_scores=uniform-1")
     assert Lineage.read(storage, "ablation[uniform-1]").version == folders["uniform-1"]
     assert (
         Path(storage.path("evaluation/tiny/ablation/uniform-1.parquet")).stat().st_mtime_ns

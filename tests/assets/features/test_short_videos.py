@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from model.inputs import SampleInputs
 from model.vision import encode_frames
 from pipeline.verify import WHOLE, verify_product
 from tests.assets.ablations.study import build_study
+from tests.materializing import materialize_products
 from tests.model.media import clips
 from tests.training.shard_runs import ShardCorpus, make_corpus
 from training.data.loader import ShardLoader, build_loader
@@ -33,7 +31,6 @@ from training.formats.feature_file import FeatureFile
 from training.formats.storage import Storage
 from training.run_config import RunConfig, StreamConfig
 
-REPOSITORY = Path(__file__).parents[3]
 PART, SHORT = "part2", "llavavideo_video"
 
 
@@ -227,12 +224,7 @@ def test_a_part_is_made_by_dagster_with_its_inputs_on_record(tmp_path):
     for name in (f"{SHORT}[{PART}]", "llava_video"):
         Lineage(name, f"version of {name}").write(storage)
     product = f"short_video_features[{PART}|tiny]"
-    subprocess.run(
-        [sys.executable, "-m", "tests.assets.ablations.study", f"short_video_features={PART}|tiny"],
-        cwd=REPOSITORY,
-        env={**os.environ, "HOURLLAVA_CONFIG": str(path)},
-        check=True,
-    )
+    materialize_products(path, f"short_video_features={PART}|tiny")
     record = Lineage.read(storage, product)
     assert record.inputs.keys() == {f"{SHORT}[{PART}]", "llava_video", "vision_encoder[tiny]"}
     assert record.counts["done"] == len(short_videos(storage, PART))
