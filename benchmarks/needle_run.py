@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,13 @@ class Lesson:
     batch: int = 32
     most: int = 1000
     quarters: bool = False
+
+
+class LessonLimits(TypedDict, total=False):
+    """What all lessons of a course share."""
+
+    batch: int
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,15 +263,17 @@ def precision(device: str) -> Any:
     return torch.autocast("cuda", torch.bfloat16) if device.startswith("cuda") else nullcontext()
 
 
-def course(frames: Sequence[int], needles: int = 4, **sizes: int) -> tuple[Lesson, ...]:
+def course(
+    frames: Sequence[int], needles: int = 4, **limits: Unpack[LessonLimits]
+) -> tuple[Lesson, ...]:
     """Lessons of two keys, four, ... up to all of them at the first length, then longer videos."""
     keys = NeedleTask().keys
-    first = [Lesson(frames[0], count, min(count, needles), **sizes) for count in _doubled(keys)]
-    return (*first, *(Lesson(longer, keys, needles, **sizes) for longer in frames[1:]))
+    first = [Lesson(frames[0], count, min(count, needles), **limits) for count in _doubled(keys)]
+    return (*first, *(Lesson(longer, keys, needles, **limits) for longer in frames[1:]))
 
 
 def course_with_quarters(
-    frames: Sequence[int], needles: int = 4, **sizes: int
+    frames: Sequence[int], needles: int = 4, **limits: Unpack[LessonLimits]
 ) -> tuple[Lesson, ...]:
     """The same for values and quarters: one needle until all keys are known, then two, four, ...
 
@@ -272,7 +281,7 @@ def course_with_quarters(
     were not enough.
     """
     keys = NeedleTask().keys
-    asked = partial(Lesson, quarters=True, **sizes)
+    asked = partial(Lesson, quarters=True, **limits)
     alone = [asked(frames[0], count, 1) for count in _doubled(keys)]
     more = [asked(frames[0], keys, count) for count in _doubled(needles)]
     return (*alone, *more, *(asked(longer, keys, needles) for longer in frames[1:]))
