@@ -24,11 +24,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-import assets.inference.videos as videos
 from assets.annotations.catalogue import PresentVideo
+from assets.inference.decoders import DecodedVideo
 from assets.inference.session import RememberedVideo, Said, Session, StreamedAnswer
 from benchmarks import training_data
 from benchmarks.feature_baseline import FPS, baseline, encode_unit, make_encoder, repeat
@@ -128,8 +129,7 @@ def timed_parts(session: Session) -> Iterator[dict[str, float]]:
     pictures, and in the vision encoder.
     """
     spent = {"timeline_s": 0.0, "decode_s": 0.0, "encode_s": 0.0}
-    model = session.model.model
-    read_timeline, decode, encode = videos.read_timeline, videos.decode, model.encode_frames
+    model, chunks = session.model.model, DecodedVideo.chunks
 
     def clocked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
@@ -142,20 +142,18 @@ def timed_parts(session: Session) -> Iterator[dict[str, float]]:
 
         return run
 
-    def clocked_pictures(*arguments: Any, **named: Any) -> Iterator[Any]:
-        pictures = decode(*arguments, **named)
-        following = clocked("decode_s", lambda: next(pictures, None))
-        while (picture := following()) is not None:
-            yield picture
+    def clocked_chunks(*arguments: Any, **named: Any) -> Iterator[Any]:
+        coming = chunks(*arguments, **named)
+        following = clocked("decode_s", lambda: next(coming, None))
+        while (chunk := following()) is not None:
+            yield chunk
 
-    videos.read_timeline = clocked("timeline_s", read_timeline)
-    videos.decode = clocked_pictures
-    model.encode_frames = clocked("encode_s", encode)  # type: ignore[method-assign]
-    try:
+    with (
+        patch.object(DecodedVideo, "begin", clocked("timeline_s", DecodedVideo.begin)),
+        patch.object(DecodedVideo, "chunks", clocked_chunks),
+        patch.object(model, "encode_frames", clocked("encode_s", model.encode_frames)),
+    ):
         yield spent
-    finally:
-        videos.read_timeline, videos.decode = read_timeline, decode
-        del model.encode_frames
 
 
 def plain_answer(session: Session, video: RememberedVideo, tokens: int) -> dict[str, float]:

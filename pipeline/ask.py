@@ -135,8 +135,10 @@ def ask(chosen: argparse.Namespace) -> int:
 def _ask(chosen: argparse.Namespace) -> int:
     from assets.checkpoints.named import checkpoint_folder
     from assets.inference.checkpoint import find_checkpoint, log_to_terminal
+    from assets.inference.decoders import VideoDecoders
     from assets.inference.fetch import check_named, local_video
     from assets.inference.subtitles import read_subtitles
+    from training.formats.feature_file import SUFFIX
 
     log = log_to_terminal
     if chosen.question is not None and not chosen.question.strip():
@@ -153,9 +155,12 @@ def _ask(chosen: argparse.Namespace) -> int:
     checkpoint = find_checkpoint(checkpoint_folder(chosen.checkpoint, chosen.config), log)
     terms = chosen.accept_youtube_terms
     with local_video(chosen.video, log, hosts=chosen.allow_host, accept_terms=terms) as path:
+        decoders = VideoDecoders()
+        if path.suffix != SUFFIX:
+            decoders.start()  # while the checkpoint is loaded
         from assets.inference.session import Session  # imports torch: not before it is needed
 
-        session, started = Session(checkpoint, chosen.device), time.perf_counter()
+        session, started = Session(checkpoint, chosen.device, decoders), time.perf_counter()
         video = session.video(path, own_encoder=not chosen.any_encoder)
     seconds = time.perf_counter() - started
     log(f"video of {video.duration:.0f} s, {video.frames} frames, remembered in {seconds:.2f} s")

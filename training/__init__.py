@@ -28,6 +28,5 @@ In reading order:
     run_identity   what makes two runs the same, and the result of a finished one
     supervise      ends every process of a training with its owner
     progress       progress of long work as lines in a log
-    needle         an experiment: does memory augmentation find a needle in an hour
     formats/       what the pipeline writes and training reads
 """

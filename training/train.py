@@ -17,6 +17,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from training.data.fork_server import start_fork_server
 from training.formats.machine_faults import machine_fault
 from training.run_config import load_run
 from training.supervise import (
@@ -45,6 +46,8 @@ def main(arguments: list[str]) -> int:
     with open_reporter() as reporter:
         try:
             run = load_run(Path(arguments[0]))
+            if run.workers != 0:
+                start_fork_server()
             from training.data.loader import build_loader
             from training.loop import Preempted, train
             from training.parallel import join_ranks, leave_ranks

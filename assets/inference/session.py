@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from assets.inference.checkpoint import find_checkpoint, load_checkpoint, log_to_terminal
+from assets.inference.decoders import VideoDecoders
 from assets.inference.likelihood import CachedPrompts
 from assets.inference.prompts import AS_TRAINED, Prompt, RememberedVideo, Said
 from assets.inference.subtitles import Cue, with_subtitles
@@ -55,6 +56,7 @@ class Session:
     Args:
         checkpoint: an export folder, the folder of a stage's run, or a released checkpoint.
         device: `auto`, `cpu` or `cuda`.
+        decoders: of its videos; its own by default.
 
     Attributes:
         export: the export folder that was loaded.
@@ -67,7 +69,9 @@ class Session:
         ValueError: not a checkpoint, or there is no GPU where one is asked for.
     """
 
-    def __init__(self, checkpoint: Path, device: str = "auto") -> None:
+    def __init__(
+        self, checkpoint: Path, device: str = "auto", decoders: VideoDecoders | None = None
+    ) -> None:
         self.export = find_checkpoint(checkpoint, log_to_terminal)
         self.model, self.processor = load_checkpoint(self.export, device)
         end = self.model.config.eos_token_id
@@ -76,6 +80,7 @@ class Session:
                 f"the checkpoint's config.json must name one eos_token_id, it has {end!r}"
             )
         self.end = end
+        self.decoders = decoders or VideoDecoders()
         # Only the last video is kept: who asks about many asks about one after another.
         self._last: tuple[tuple[Path, bool, bool], RememberedVideo] | None = None
 
@@ -101,7 +106,7 @@ class Session:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
         self._last = None  # its memory makes room
-        stored: VideoFeatures | FeatureFile = encode_video(self.model.model, path)
+        stored: VideoFeatures | FeatureFile = encode_video(self.model.model, path, self.decoders)
         if isinstance(stored, FeatureFile):
             check_variant(stored, self.processor.config)
             if own_encoder:

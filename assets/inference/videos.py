@@ -4,10 +4,9 @@ asked about them.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,14 @@ import torch
 from torch import Tensor
 
 from assets.inference.checkpoint import encoder_hash
+from assets.inference.decoders import StretchFailed, VideoDecoders
 from model.config import HourLlavaConfig
 from model.hour_llava import HourLlava
-from model.media.damage import damage_counts, describe_damage, refuse_too_corrupt
-from model.media.parts import Damaged, decode_in_parts, parts_of
-from model.media.reader import DecodeReport, decode
-from model.media.sampling import feature_frame_indices
-from model.media.timeline import read_timeline
 from training.formats.feature_file import SUFFIX, FeatureFile
 
-MOST_DECODERS = 16  # threads for one video
+log = logging.getLogger(__name__)
+
+MOST_DECODERS = 16  # processes for one video
 CHUNK_FRAMES = 64  # frames that are decoded and encoded together
 GREY = 128  # the middle of what a byte holds: a picture in which there is nothing to see
 
@@ -56,12 +53,14 @@ class VideoFeatures:
         return self.features_TPC[torch.as_tensor(indices)]
 
 
-def encode_video(model: HourLlava, path: Path) -> VideoFeatures | FeatureFile:
+def encode_video(
+    model: HourLlava, path: Path, decoders: VideoDecoders
+) -> VideoFeatures | FeatureFile:
     """Features of a video file, made as `assets/features` makes them, or an opened feature file.
 
     The video is decoded and encoded in chunks: an hour of it takes the memory of its features and
     no more. Features are bfloat16, as in feature files. Where a GPU encodes, the host's cores
-    decode a long video in several places at once; a damaged one is decoded from its beginning.
+    decode a long video in several stretches at once; a damaged one is decoded from its beginning.
 
     Raises:
         FileNotFoundError: no such file.
@@ -70,45 +69,31 @@ def encode_video(model: HourLlava, path: Path) -> VideoFeatures | FeatureFile:
     """
     if path.suffix == SUFFIX:
         return FeatureFile(path)
-    line = read_timeline(path)
-    chosen = feature_frame_indices(line, min_frames=model.config.memory.min_frames)
-    report = DecodeReport()
-    size = model.config.vision.image_size
-    parts = parts_of(line, len(chosen), _decoders(model))
-    if parts > 1:
-        try:
-            pictures = decode_in_parts(line, chosen, size=size, parts=parts)
-            features_TPC = _encode(model, pictures, len(chosen))
-            return VideoFeatures(
-                features_TPC, line.duration, describe_damage(damage_counts(line, report))
-            )
-        except Damaged:
-            pass
-    features_TPC = _encode(
-        model, enumerate(decode(line, chosen, size=size, report=report)), len(chosen)
-    )
-    refuse_too_corrupt(line, report, len(chosen))
-    return VideoFeatures(features_TPC, line.duration, describe_damage(damage_counts(line, report)))
+    try:
+        return _encode(model, path, decoders, _stretches(model))
+    except StretchFailed as failure:
+        log.info("%s; decoding all of it in one stretch", failure)
+        return _encode(model, path, decoders, 1)
 
 
-def _decoders(model: HourLlava) -> int:
-    """Threads that decode one video: the host's cores where they have nothing else to do."""
+def _stretches(model: HourLlava) -> int:
+    """Processes that decode one video: the host's cores where they have nothing else to do."""
     if model.image_newline.device.type != "cuda":
         return 1
     return max(1, min(MOST_DECODERS, len(os.sched_getaffinity(0)) - 1))
 
 
-def _encode(model: HourLlava, pictures: Iterator[tuple[int, np.ndarray]], count: int) -> Tensor:
-    """Features [count, P, C] of pictures that come with their places."""
-    memory = model.config.memory
-    shape = (count, memory.frame_tokens, model.config.vision.hidden_size)
-    features_TPC = torch.empty(shape, dtype=torch.bfloat16)
-    while chunk := list(islice(pictures, CHUNK_FRAMES)):
-        places, frames = zip(*chunk, strict=True)
-        pixels_T3SS = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-        encoded = model.encode_frames(pixels_T3SS).to(torch.bfloat16).cpu()
-        features_TPC[torch.tensor(places)] = encoded
-    return features_TPC
+def _encode(model: HourLlava, path: Path, decoders: VideoDecoders, stretches: int) -> VideoFeatures:
+    config = model.config
+    size, min_frames = config.vision.image_size, config.memory.min_frames
+    with decoders.decoding(path, size=size, min_frames=min_frames, stretches=stretches) as video:
+        shape = (video.frames, config.memory.frame_tokens, config.vision.hidden_size)
+        features_TPC = torch.empty(shape, dtype=torch.bfloat16)
+        for places, frames_NSS3 in video.chunks(CHUNK_FRAMES):
+            pixels_N3SS = torch.from_numpy(frames_NSS3).permute(0, 3, 1, 2)
+            encoded = model.encode_frames(pixels_N3SS).to(torch.bfloat16).cpu()
+            features_TPC[torch.tensor(places)] = encoded
+        return VideoFeatures(features_TPC, video.duration, video.damage)
 
 
 def grey_video(model: HourLlava, like: VideoFeatures | FeatureFile) -> VideoFeatures:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from assets.inference.decoders import VideoDecoders
 from assets.serving.library import Library
 from model.options import AskOptions
 
@@ -98,6 +99,7 @@ class Engine:
         self._room = threading.BoundedSemaphore(MOST_WAITING)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         # Only the worker's thread touches what follows.
+        self._decoders = VideoDecoders()
         self._loaded: tuple[Path, Session] | None = None
         self._remembered: tuple[_Decoded, RememberedVideo] | None = None
         self._features: OrderedDict[_Decoded, VideoFeatures] = OrderedDict()
@@ -199,7 +201,7 @@ class Engine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        session = Session(folder, self._device)
+        session = Session(folder, self._device, self._decoders)
         self._loaded = folder, session
         return session
 

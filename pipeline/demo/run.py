@@ -8,6 +8,10 @@ second demo is quick.
 
 from __future__ import annotations
 
+import json
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +21,7 @@ from assets.deployment.parts import LLAVA_PARTS, part_name
 from assets.deployment.settings import Settings, load_settings
 from assets.deployment.variants import one_of
 from pipeline.demo.client import FINISHED, DagsterClient, partition_key
-from pipeline.demo.corpus import build_corpus
+from pipeline.demo.corpus import Corpus, build_corpus
 from pipeline.demo.following import Follower
 from pipeline.demo.instance import dagster
 from pipeline.demo.summary import print_summary
@@ -26,6 +30,7 @@ from training.formats.storage import Storage
 from training.progress import span
 
 LOOK_S = 1.0
+SHOWN_TASK = "video: last colour"  # of the question that ends the demo
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +117,24 @@ def run_demo(folder: Path, home: Path, variant: str = "tiny") -> int:
     failed = False
     with corpus.serve(), dagster(corpus.settings, log, home) as client:
         say(f"{client.url} shows every step while this runs; Dagster's own log: {log}")
-        for pool in ("download", "cpu"):
-            client.set_pool_limit(pool, 2)
+        widen_pools(client)
         for step in steps(settings):
             if not run_step(client, step):
                 failed = True
                 break
         print_summary(client, Storage(settings.root))
+    failed = failed or not ask_about_unseen(corpus, one_of(settings.variants, None))
     say(f"{'stopped' if failed else 'finished'} after {span(time.monotonic() - started)}")
     say("make ui   opens this deployment: every materialization, its metadata and its lineage")
     return 1 if failed else 0
+
+
+def widen_pools(client: DagsterClient) -> None:
+    """Let two runs download, or write shards, side by side."""
+    client.set_pool_limit("download", 2)
+    # While a run starts, Dagster keeps a place for each of its steps, though it takes one at a
+    # time; a run of LLaVA shards has a step for each kind.
+    client.set_pool_limit("cpu", 2 * len(LLAVA_KINDS))
 
 
 def run_step(client: DagsterClient, step: Step) -> bool:
@@ -167,6 +180,20 @@ def wait(client: DagsterClient, runs: Mapping[str, str]) -> dict[str, str]:
             return states
         follower.look({run: name for run, name in runs.items() if states.get(run) == "STARTED"})
         time.sleep(LOOK_S)
+
+
+def ask_about_unseen(corpus: Corpus, variant: str) -> bool:
+    """Ask the trained model about a long film that it has never seen, as anybody can; False when
+    there was no answer.
+    """
+    rows = map(json.loads, corpus.questions.read_text().splitlines())
+    row = next(row for row in rows if row["task"] == SHOWN_TASK and row["id"].startswith("long"))
+    command = ["ask", str(corpus.questions.parent / row["path"]), row["question"]]
+    command += ["--checkpoint", f"stage3[{variant}]", "--config", str(corpus.settings)]
+    say(f"hourllava {shlex.join(command)}")
+    answered = subprocess.run([sys.executable, "-m", "pipeline.cli", *command]).returncode == 0
+    say(f"  (in the film it is {row['answer']})")
+    return answered
 
 
 def say(line: str) -> None:

@@ -12,6 +12,7 @@ In reading order:
     rows             one row by its number
     sample_dataset   one row -> what the model takes
     worker_pool      processes that do this
+    fork_server      what these are forked from
     packing          which samples share a forward pass
     prefetch         all of it in a thread, beside the computation
 """

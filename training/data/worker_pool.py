@@ -5,7 +5,6 @@ end that is sure.
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.context
 import os
 import queue
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from training.data.fork_server import fork_server
 from training.data.sample_dataset import SampleDataset, WorkerResult
 from training.supervise import die_with_parent
 
@@ -52,7 +52,7 @@ class WorkerPool:
     def __init__(self, dataset: SampleDataset, workers: int, ahead: int, timeout_s: float) -> None:
         self.workers, self.ahead, self.timeout_s = workers, ahead, timeout_s
         self._sampler = _RowSampler()
-        context = _fork_server()
+        context = fork_server()
         self._pids = context.Array("q", max(workers, 1), lock=False)  # each worker fills its own
         self._loader: DataLoader | None = DataLoader(
             dataset,
@@ -171,13 +171,3 @@ def _start_worker(pids: MutableSequence[int], number: int) -> None:
     die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-
-
-def _fork_server() -> multiprocessing.context.ForkServerContext:
-    """Workers are forked from a clean server: this process has threads, and forking those can
-    deadlock.
-    """
-    context = multiprocessing.get_context("forkserver")
-    # The server imports torch once, so that each worker does not.
-    context.set_forkserver_preload(["training.data.worker_pool"])
-    return context

@@ -6,6 +6,7 @@ import ctypes
 import os
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from assets.features.workers.backends import open_pyav
@@ -34,27 +35,28 @@ def open_faulty(path: str, **options):
     name = Path(path).stem
     if "late" in name:
         time.sleep(3600)
-
-    def harm(k: int) -> None:
-        if k < 5:
-            return
-        if "hang" in name:
-            time.sleep(3600)
-        elif "segfault" in name:
-            os.write(2, b"about to crash\n")
-            ctypes.string_at(0)
-        elif "hog" in name:
-            held = []
-            while True:
-                held.append(bytearray(64 << 20))
-        elif "exit" in name:
-            os._exit(7)
-        elif "spin" in name:
-            while True:
-                pass
-
     with open_pyav(path, **options) as video:
-        yield Wrapped(video, harm)
+        yield Wrapped(video, partial(harm, name))
+
+
+def harm(name: str, k: int) -> None:
+    """What a video of that name does with its picture `k`."""
+    if k < 5:
+        return
+    if "hang" in name:
+        time.sleep(3600)
+    elif "segfault" in name:
+        os.write(2, b"about to crash\n")
+        ctypes.string_at(0)
+    elif "hog" in name:
+        held = []
+        while True:
+            held.append(bytearray(64 << 20))
+    elif "exit" in name:
+        os._exit(7)
+    elif "spin" in name:
+        while True:
+            pass
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from assets.inference import session as session_module
-from assets.inference import videos as videos_module
 from assets.inference.prompts import Said
 from assets.inference.session import UNFINISHED, Session
 from assets.inference.videos import encode_video
@@ -43,28 +42,11 @@ def test_pieces_join_to_what_transformers_generates(session, video, media):
     stream = session.ask(QUESTION, video, longest=20)
     pieces = list(stream)
     turn = {"from": "human", "value": f"<image>\n{QUESTION}"}
-    encoded = encode_video(session.model.model, media / "short.mp4")
+    encoded = encode_video(session.model.model, media / "short.mp4", session.decoders)
     sample = session.processor.video(encoded, [turn], add_generation_prompt=True)
     expected = session.model.generate(samples=sample, max_new_tokens=20)[0]
     assert "".join(pieces) == session.processor.tokenizer.decode(expected, skip_special_tokens=True)
     assert 0 < stream.first_token <= stream.seconds
-
-
-def test_a_video_decoded_in_several_places_has_the_same_features(session, media, monkeypatch):
-    model, path = session.model.model, media / "long.mp4"
-    plain = encode_video(model, path)
-    asked = []
-
-    def three_parts(line, wanted, threads):
-        asked.append(wanted)
-        return 3
-
-    monkeypatch.setattr(videos_module, "parts_of", three_parts)
-    parts = encode_video(model, path)
-    assert asked == [plain.frames]
-    assert (parts.duration, parts.damage) == (plain.duration, plain.damage)
-    # Chunks hold other frames, so that the encoder's products are rounded otherwise.
-    torch.testing.assert_close(parts.features_TPC, plain.features_TPC, rtol=0.02, atol=0.02)
 
 
 def test_one_prompt_is_answered_as_in_a_batch_and_as_transformers_answers_it(session, video, media):
@@ -240,7 +222,7 @@ def test_an_option_is_what_transformers_generate_makes_of_it(session, video, med
         mine, other = (session.llm_input(one).embeds_SD for one in (prompt, usual))
     assert mine.shape != other.shape or not torch.allclose(mine, other)
     turn = {"from": "human", "value": f"<image>\n{QUESTION}"}
-    encoded = encode_video(session.model.model, media / "short.mp4")
+    encoded = encode_video(session.model.model, media / "short.mp4", session.decoders)
     seed = chosen.get("forgetting_seed")
     sample = session.processor.video(encoded, [turn], seed=seed, add_generation_prompt=True)
     options = {name: value for name, value in chosen.items() if name != "forgetting_seed"}

@@ -1,0 +1,15 @@
+"""A decoder that misbehaves on videos whose name says so; used inside decoding processes."""
+
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from assets.inference.stretches import open_stretch
+from tests.assets.features.faults import Wrapped, harm
+
+
+@contextmanager
+def open_faulty(path: str, **options):
+    """After five pictures of its stretch it hangs, crashes or ends, as `harm` has it."""
+    with open_stretch(path, **options) as video:
+        yield Wrapped(video, partial(harm, Path(path).stem))
