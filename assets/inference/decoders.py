@@ -11,7 +11,7 @@ import selectors
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,14 @@ class VideoDecoders:
         self._limits = limits or Limits()
         self._turn = threading.Lock()
         self._server: ForkServer | None = None
-        self._buffer: FrameBuffer | None = None
-        self._ready = False
+        self._ready = False  # the server has said so
 
     def start(self) -> None:
         """Start the process that decoders are forked from, without waiting for it: it imports
         torch, as does whoever loads a model meanwhile.
         """
-        if self._server is None:
-            self._server = ForkServer()
+        if self._server is None or self._server.ended:
+            self._server, self._ready = ForkServer(), False
             weakref.finalize(self, self._server.close)
 
     @contextmanager
@@ -74,30 +73,22 @@ class VideoDecoders:
             StretchFailed: it has to be decoded again with one stretch; what came before is no use.
             ValueError: a decoder died of it, or hangs.
         """
-        with self._turn:
+        with self._turn, closing(FrameBuffer.create(size, SLOTS * stretches)) as buffer:
             self.start()
             server = self._server
             assert server is not None
             if not self._ready:
                 server.receive_within()
                 self._ready = True
-            buffer = self._slots(size, stretches)
             decoders = [
                 server.fork(OPENER, buffer, {"memory_bytes": self._limits.memory_bytes})
                 for _ in range(stretches)
             ]
-            video = DecodedVideo(path, server, buffer, decoders, self._limits.stall_s)
-            with closing(video):
+            with closing(
+                DecodedVideo(path, server, buffer, decoders, self._limits.stall_s)
+            ) as video:
                 video.begin({"size": size, "min_frames": min_frames, "most": stretches})
                 yield video
-
-    def _slots(self, size: int, stretches: int) -> FrameBuffer:
-        """A buffer for so many decoders; the last one if it is large enough."""
-        wanted = SLOTS * stretches
-        if self._buffer is None or (self._buffer.side, self._buffer.slots) != (size, wanted):
-            self._buffer = FrameBuffer.create(size, wanted)
-            weakref.finalize(self, self._buffer.close)
-        return self._buffer
 
 
 class DecodedVideo:
@@ -122,7 +113,8 @@ class DecodedVideo:
         self._decoders, self._alone = decoders, len(decoders) == 1
         self._exits: dict[int, int] = {}  # a decoder's id -> its wait status
         self._first: dict[int, int] = {}  # a decoder's id -> the place of its first picture
-        self._coming: deque[tuple[DecoderProcess, int, int]] = deque()  # place, slot
+        # Pictures that nobody has taken yet: their decoder, place in the video, and slot.
+        self._coming: deque[tuple[DecoderProcess, int, int]] = deque()
         self._selector = selectors.DefaultSelector()
         for decoder in decoders:
             self._selector.register(decoder.connection, selectors.EVENT_READ, decoder)
@@ -132,7 +124,7 @@ class DecodedVideo:
         for stretch, decoder in enumerate(self._decoders):
             job = options | {"stretch": stretch}
             _send(decoder, "job", decoder.id, str(self._path.absolute()), job, CPU_S)
-            _send(decoder, "slots", list(range(stretch * SLOTS, (stretch + 1) * SLOTS)))
+            self._give(decoder, range(stretch * SLOTS, (stretch + 1) * SLOTS))
         while len(self._first) < len(self._decoders):
             self._listen(FIRST_PASS_S)
 
@@ -152,11 +144,15 @@ class DecodedVideo:
                 decoder, place, slot = self._coming.popleft()
                 chunk[len(places)] = self._buffer.pictures[slot]
                 places.append(place)
-                _send(decoder, "slots", [slot])
+                self._give(decoder, [slot])
             yield places, chunk
             left -= count
         while self._selector.get_map():
             self._listen(self._stall_s)
+
+    def _give(self, decoder: DecoderProcess, slots: Sequence[int]) -> None:
+        decoder.slots.update(slots)
+        _send(decoder, "slots", list(slots))
 
     def _listen(self, seconds: float) -> None:
         """Take what the decoders say next."""
@@ -172,8 +168,13 @@ class DecodedVideo:
                 self._first[decoder.id] = facts["first"]
                 self.frames, self.duration = facts["chosen"], facts["duration"]
             case ["frames", _, announced]:
-                first = self._first[decoder.id]
-                self._coming += [(decoder, first + k, slot) for k, slot, _ in announced]
+                for k, slot, _ in announced:
+                    place = self._first[decoder.id] + k
+                    # It has read a stranger's file, and may be his by now.
+                    if slot not in decoder.slots or not 0 <= place < self.frames:
+                        raise self._failed("its decoder announces pictures that cannot be")
+                    decoder.slots.remove(slot)
+                    self._coming.append((decoder, place, slot))
             case ["end", _, counts, _]:
                 self._selector.unregister(decoder.connection)
                 self.damage = describe_damage(counts)

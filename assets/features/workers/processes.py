@@ -125,6 +125,11 @@ class ChildProcess:
             raise RuntimeError(f"{self.title} ended:\n{self.stderr_excerpt()}")
         return message
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone."""
+        return self._process.poll() is not None
+
     def stderr_excerpt(self) -> str:
         """What it wrote to stderr; of much, the beginning and the end."""
         return _excerpt(self._stderr.fileno())

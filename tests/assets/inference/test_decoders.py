@@ -144,6 +144,15 @@ def test_who_stops_early_leaves_no_process_behind(tmp_path, decoders):
     assert children() == set()
 
 
+def test_a_fork_server_that_was_killed_is_replaced(tmp_path, decoders):
+    path = clips.encode(tmp_path / "clip.mp4", 40, rate=10)
+    all_pictures(decoders, path, 1)
+    killed = decoders._server._process
+    killed.kill()
+    killed.wait()
+    assert np.array_equal(all_pictures(decoders, path, 1)[0], in_one_go(path))
+
+
 def test_few_pictures_and_frames_that_only_counting_tells_are_decoded_in_one_go():
     line = Timeline.constant(100_000, 30)
     assert stretches_of(line, 3600, 16) == 16
