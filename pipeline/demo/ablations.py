@@ -19,7 +19,7 @@ from assets.deployment.settings import Settings, load_settings
 from pipeline.demo.client import DagsterClient
 from pipeline.demo.corpus import build_corpus
 from pipeline.demo.instance import dagster
-from pipeline.demo.run import Step, run_step, say, steps, widen_pools
+from pipeline.demo.run import Step, run_step, say, steps, widened_pools
 from pipeline.demo.summary import text_table
 from training.formats import layout
 from training.formats.storage import Storage
@@ -64,9 +64,9 @@ def ablate_small(folder: Path, home: Path) -> int:
     config.write_text(yaml.safe_dump(written | {"ablation": SMALL}, sort_keys=False, width=120))
     settings = load_settings(config)
     with corpus.serve(), dagster(config, corpus.folder / "dagster.log", home) as client:
-        widen_pools(client)
-        # Everything but stage 3 and its evaluation, which the arms do for themselves.
-        done = all(run_step(client, step) for step in steps(settings)[:-1])
+        with widened_pools(client):
+            # Everything but stage 3 and its evaluation, which the arms do for themselves.
+            done = all(run_step(client, step) for step in steps(settings)[:-1])
         done = done and run_arms(client, settings)
     print_arms(settings)
     return 0 if done else 1

@@ -13,7 +13,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from training.formats.storage import Storage
 from training.progress import span
 
 LOOK_S = 1.0
+RUNS_TOGETHER = 2
 SHOWN_TASK = "video: last colour"  # of the question that ends the demo
 
 
@@ -114,14 +116,10 @@ def run_demo(folder: Path, home: Path, variant: str = "tiny") -> int:
     corpus = build_corpus(folder, variant=variant)
     settings = load_settings(corpus.settings)
     log = folder / "dagster.log"
-    failed = False
     with corpus.serve(), dagster(corpus.settings, log, home) as client:
         say(f"{client.url} shows every step while this runs; Dagster's own log: {log}")
-        widen_pools(client)
-        for step in steps(settings):
-            if not run_step(client, step):
-                failed = True
-                break
+        with widened_pools(client):
+            failed = not all(run_step(client, step) for step in steps(settings))
         print_summary(client, Storage(settings.root))
     failed = failed or not ask_about_unseen(corpus, one_of(settings.variants, None))
     say(f"{'stopped' if failed else 'finished'} after {span(time.monotonic() - started)}")
@@ -129,12 +127,17 @@ def run_demo(folder: Path, home: Path, variant: str = "tiny") -> int:
     return 1 if failed else 0
 
 
-def widen_pools(client: DagsterClient) -> None:
-    """Let two runs download, or write shards, side by side."""
-    client.set_pool_limit("download", 2)
+@contextmanager
+def widened_pools(client: DagsterClient) -> Iterator[None]:
+    """Let two runs download, and two write shards, side by side."""
+    client.set_pool_limit("download", RUNS_TOGETHER)
     # While a run starts, Dagster keeps a place for each of its steps, though it takes one at a
     # time; a run of LLaVA shards has a step for each kind.
-    client.set_pool_limit("cpu", 2 * len(LLAVA_KINDS))
+    client.set_pool_limit("cpu", RUNS_TOGETHER * len(LLAVA_KINDS))
+    try:
+        yield
+    finally:
+        client.set_pool_limit("cpu", RUNS_TOGETHER)
 
 
 def run_step(client: DagsterClient, step: Step) -> bool:
