@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from assets.fetching.errors import DiskFullError
@@ -14,6 +15,7 @@ from model.atomic import TEMPORARY_PREFIX
 from training.formats.storage import Storage
 
 INCOMING = f"{TEMPORARY_PREFIX}incoming"
+TRIES = 100  # to make a folder where others remove empty ones
 
 
 def scratch(storage: Storage, *steps: str) -> Path:
@@ -23,6 +25,11 @@ def scratch(storage: Storage, *steps: str) -> Path:
     """
     base = Path(storage.root) if storage.is_local else storage.cache
     folder = base.joinpath(INCOMING, *steps)
+    for _ in range(TRIES):
+        # Whoever is done with the last folder beside it removes the empty ones above both.
+        with suppress(FileNotFoundError, FileExistsError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

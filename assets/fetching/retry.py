@@ -110,6 +110,9 @@ def disk_error(error: OSError) -> DiskFullError | None:
     return problem
 
 
+OWN_FAULTS = ("name_taken", "file_error")  # reasons of `item_error`, which no host has given
+
+
 def item_error(error: OSError) -> TransferError | None:
     """What a file's own fault means for the item that it belongs to; None where it is the
     machine's: its disk, its memory, its descriptors, its network.

@@ -24,7 +24,7 @@ from assets.deployment.settings import Settings
 from assets.fetching.disk import DiskGuard, remove_empty, remove_scratch, scratch
 from assets.fetching.errors import CoverageError, TransferError
 from assets.fetching.probe import ProbePool
-from assets.fetching.retry import backoff, disk_error, item_error
+from assets.fetching.retry import OWN_FAULTS, backoff, disk_error, item_error
 from assets.records.withdrawals import Withdrawals
 from assets.sources.base import (
     EXHAUSTED,
@@ -141,6 +141,7 @@ class _Acquisition:
         self.notes: list[str] = []
         self.problem: BaseException | None = None
         self._lock = threading.Lock()
+        self._failing = threading.Lock()
 
     def run(self) -> None:
         """Match rows with the files that are there, record what needs no fetching, fetch the rest.
@@ -266,11 +267,13 @@ class _Acquisition:
             with _items_own_faults():
                 fetched = self.fetcher.fetch(row, self._row_folder(row), self._count_bytes)
         except TransferError as error:
-            if is_refusal(error.reason):
-                error = self._count_refusal(row, host, error, asked_at)
-            else:
-                self._count_answer(host)
-            self._record_failure(row, error)
+            # Together: what is recorded of a video here may be taken back by the next refusal.
+            with self._failing:
+                if is_refusal(error.reason):
+                    error = self._count_refusal(row, host, error, asked_at)
+                elif error.reason not in OWN_FAULTS:
+                    self._count_answer(host)
+                self._record_failure(row, error)
             return None
         self._count_answer(host)
         return fetched

@@ -4,6 +4,7 @@ videos becomes none's for good.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import Counter
@@ -90,6 +91,21 @@ def test_a_host_that_refuses_all_is_left_alone_after_a_few_requests(name, world)
     assert host["rested_s"] > 0
     assert any("h.example refused 10 times in a row" in note for note in report.notes)
     assert any("nobody asks it for" in line for line in world.log)
+
+
+def test_a_fault_of_our_own_files_is_no_answer_of_the_host(world, monkeypatch):
+    refuse = UrlFetcher.fetch
+
+    def fetch(self, row, folder, watch):
+        if int(row.id[1:]) % 4 == 3:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(folder))
+        return refuse(self, row, folder, watch)
+
+    monkeypatch.setattr(UrlFetcher, "fetch", fetch)
+    world.said = [TransferError(*WORDINGS["another app"])]
+    world.run()
+    assert BREAKER <= world.asked.total() < BREAKER + WORKERS
+    assert world.statuses()["permanent"] == 0
 
 
 def test_wordings_by_turns_are_refusals_all_the_same(world):
