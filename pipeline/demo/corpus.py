@@ -126,6 +126,7 @@ def _build(folder: Path, seed: str, sentences: bool, identity: dict[str, Any]) -
 
 
 def _deployment(variant: str, hub_port: int, media_port: int) -> str:
+    on_cpu = VARIANTS[variant].is_demo
     settings = {
         "root": "data",
         "parts": 2,
@@ -158,8 +159,9 @@ def _deployment(variant: str, hub_port: int, media_port: int) -> str:
             "video_repo": llava_sets.VIDEO_REPO,
             "mixtures": "mixtures.csv",
         },
-        "features": {"decode_workers": 2, "device": "cpu" if VARIANTS[variant].is_demo else "auto"},
-        "training": {"processes": 1, "cpu_threads": 2},
+        "features": {"decode_workers": 2, "device": "cpu" if on_cpu else "auto"},
+        # A second thread gives so small a model nothing.
+        "training": {"processes": 1, "cpu_threads": 1 if on_cpu else 2},
         "evaluation": {"questions": "corpus/held_out/questions.jsonl"},
         # The demo launches every asset itself, in order.
         "automation": {"data": False},
