@@ -32,7 +32,7 @@ from training.progress import span
 
 LOOK_S = 1.0
 RUNS_TOGETHER = 2
-SHOWN_TASK = "video: last colour"  # of the question that ends the demo
+SHOWN_TASK = "video: background"  # of the question that ends the demo
 
 
 @dataclass(frozen=True, slots=True)
