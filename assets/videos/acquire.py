@@ -141,7 +141,7 @@ class _Acquisition:
         self.notes: list[str] = []
         self.problem: BaseException | None = None
         self._lock = threading.Lock()
-        self._failing = threading.Lock()
+        self._refusing = threading.Lock()
 
     def run(self) -> None:
         """Match rows with the files that are there, record what needs no fetching, fetch the rest.
@@ -267,13 +267,15 @@ class _Acquisition:
             with _items_own_faults():
                 fetched = self.fetcher.fetch(row, self._row_folder(row), self._count_bytes)
         except TransferError as error:
-            # Together: what is recorded of a video here may be taken back by the next refusal.
-            with self._failing:
-                if is_refusal(error.reason):
+            if is_refusal(error.reason):
+                # Together: what is recorded of a video here, the next refusal may take back.
+                with self._refusing:
                     error = self._count_refusal(row, host, error, asked_at)
-                elif error.reason not in OWN_FAULTS:
-                    self._count_answer(host)
-                self._record_failure(row, error)
+                    self._record_failure(row, error)
+                return None
+            if error.reason not in OWN_FAULTS:
+                self._count_answer(host)
+            self._record_failure(row, error)
             return None
         self._count_answer(host)
         return fetched
