@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from assets.fetching.errors import DiskFullError
@@ -25,12 +24,14 @@ def scratch(storage: Storage, *steps: str) -> Path:
     """
     base = Path(storage.root) if storage.is_local else storage.cache
     folder = base.joinpath(INCOMING, *steps)
-    for _ in range(TRIES):
-        # Whoever is done with the last folder beside it removes the empty ones above both.
-        with suppress(FileNotFoundError, FileExistsError):
+    for left in reversed(range(TRIES)):
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            return folder
-    folder.mkdir(parents=True, exist_ok=True)
+            break
+        except (FileNotFoundError, FileExistsError):
+            # Whoever is done with the last folder beside it removes the empty ones above both.
+            if not left:
+                raise
     return folder
 
 

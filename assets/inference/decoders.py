@@ -80,13 +80,7 @@ class VideoDecoders:
             if not self._ready:
                 server.receive_within()
                 self._ready = True
-            decoders = [
-                server.fork(OPENER, buffer, {"memory_bytes": self._limits.memory_bytes})
-                for _ in range(stretches)
-            ]
-            with closing(
-                DecodedVideo(path, server, buffer, decoders, self._limits.stall_s)
-            ) as video:
+            with closing(DecodedVideo(path, server, buffer, self._limits)) as video:
                 video.begin({"size": size, "min_frames": min_frames, "most": stretches})
                 yield video
 
@@ -100,33 +94,37 @@ class DecodedVideo:
         damage: what is wrong with the video, for people; complete after the last picture.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        server: ForkServer,
-        buffer: FrameBuffer,
-        decoders: list[DecoderProcess],
-        stall_s: float,
-    ) -> None:
+    def __init__(self, path: Path, server: ForkServer, buffer: FrameBuffer, limits: Limits) -> None:
         self.frames, self.duration, self.damage = 0, 0.0, ""
-        self._path, self._server, self._buffer, self._stall_s = path, server, buffer, stall_s
-        self._decoders, self._alone = decoders, len(decoders) == 1
+        self._path, self._server, self._buffer, self._limits = path, server, buffer, limits
+        self._decoders: list[DecoderProcess] = []
+        self._stretches = 1
         self._exits: dict[int, int] = {}  # a decoder's id -> its wait status
         self._first: dict[int, int] = {}  # a decoder's id -> the place of its first picture
         # Pictures that nobody has taken yet: their decoder, place in the video, and slot.
         self._coming: deque[tuple[DecoderProcess, int, int]] = deque()
         self._selector = selectors.DefaultSelector()
-        for decoder in decoders:
-            self._selector.register(decoder.connection, selectors.EVENT_READ, decoder)
 
     def begin(self, options: dict[str, Any]) -> None:
-        """Give each decoder its stretch, and wait until all have understood the file."""
-        for stretch, decoder in enumerate(self._decoders):
-            job = options | {"stretch": stretch}
-            _send(decoder, "job", decoder.id, str(self._path.absolute()), job, CPU_S)
-            self._give(decoder, range(stretch * SLOTS, (stretch + 1) * SLOTS))
-        while len(self._first) < len(self._decoders):
+        """Start decoding, and wait until all decoders have understood the file. The first one says
+        in how many stretches it is decoded; most videos are too short for more than one.
+        """
+        self._fork(options)
+        while len(self._first) < self._stretches:
             self._listen(FIRST_PASS_S)
+            while self._first and len(self._decoders) < self._stretches:
+                self._fork(options)
+
+    def _fork(self, options: dict[str, Any]) -> None:
+        """Start the decoder of the next stretch."""
+        limits = {"memory_bytes": self._limits.memory_bytes}
+        decoder = self._server.fork(OPENER, self._buffer, limits)
+        stretch = len(self._decoders)
+        self._decoders.append(decoder)
+        self._selector.register(decoder.connection, selectors.EVENT_READ, decoder)
+        job = options | {"stretch": stretch}
+        _send(decoder, "job", decoder.id, str(self._path.absolute()), job, CPU_S)
+        self._give(decoder, range(stretch * SLOTS, (stretch + 1) * SLOTS))
 
     def chunks(self, pictures: int) -> Iterator[tuple[list[int], np.ndarray]]:
         """All pictures, so many at a time: their places in the video, in any order, and uint8 RGB
@@ -140,7 +138,7 @@ class DecodedVideo:
             places: list[int] = []
             while len(places) < count:
                 while not self._coming:
-                    self._listen(self._stall_s)
+                    self._listen(self._limits.stall_s)
                 decoder, place, slot = self._coming.popleft()
                 chunk[len(places)] = self._buffer.pictures[slot]
                 places.append(place)
@@ -148,7 +146,7 @@ class DecodedVideo:
             yield places, chunk
             left -= count
         while self._selector.get_map():
-            self._listen(self._stall_s)
+            self._listen(self._limits.stall_s)
 
     def _give(self, decoder: DecoderProcess, slots: Sequence[int]) -> None:
         decoder.slots.update(slots)
@@ -167,6 +165,7 @@ class DecodedVideo:
             case ["start", _, facts]:
                 self._first[decoder.id] = facts["first"]
                 self.frames, self.duration = facts["chosen"], facts["duration"]
+                self._stretches = min(facts["stretches"], self._buffer.slots // SLOTS)
             case ["frames", _, announced]:
                 for k, slot, _ in announced:
                     place = self._first[decoder.id] + k
@@ -190,7 +189,7 @@ class DecodedVideo:
 
     def _failed(self, detail: str, reason: str = "") -> Exception:
         """What is raised for it."""
-        if not self._alone:
+        if self._stretches > 1:
             return StretchFailed(f"{self._path}: {detail}")
         if reason == "missing":
             return FileNotFoundError(f"{self._path}: no such file")

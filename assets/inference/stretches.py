@@ -28,7 +28,7 @@ def open_stretch(
     path: str, size: int, min_frames: int, stretch: int, most: int
 ) -> Iterator[OpenedVideo]:
     """Open one stretch of a video; `facts` say also which pictures it has: the `first` and, of the
-    whole video, the number of `chosen` ones.
+    whole video, the number of `chosen` ones and of `stretches`.
 
     Groups of packets before it are passed over without decoding (`model.media.groups`), so pictures
     are those of the whole video to the last bit, as long as nothing is damaged. What stands in for
@@ -37,7 +37,7 @@ def open_stretch(
     Args:
         size: S; pictures are turned upright and squashed to S x S.
         min_frames: pictures wanted of a video shorter than so many seconds, if it has them.
-        stretch: which one, from 0. One that the video is too short for is empty.
+        stretch: which one, from 0.
         most: stretches there are at most.
 
     Raises:
@@ -47,14 +47,13 @@ def open_stretch(
     line = read_timeline(path)
     chosen = feature_frame_indices(line, min_frames=min_frames)
     count = stretches_of(line, len(chosen), most)
-    places = np.array_split(np.arange(len(chosen)), count)
-    own = places[stretch] if stretch < count else places[0][:0]
+    own = np.array_split(np.arange(len(chosen)), count)[stretch]
     report = DecodeReport()
-    pictures = decode(line, chosen[own], size=size, report=report) if len(own) else iter(())
+    pictures = decode(line, chosen[own], size=size, report=report)
     if count > 1:
         pictures = _undamaged(line, pictures, report)
     video = OpenedVideo(line, chosen[own], pictures, report, "one stretch of several")
-    video.facts |= {"first": int(own[0]) if len(own) else 0, "chosen": len(chosen)}
+    video.facts |= {"first": int(own[0]), "chosen": len(chosen), "stretches": count}
     yield video
 
 

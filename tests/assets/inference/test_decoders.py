@@ -2,7 +2,6 @@
 are those of decoding it in one go, and whatever a file does to its decoder is told.
 """
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,17 +47,10 @@ def in_one_go(path, report=None):
     return np.stack(list(decode(line, chosen, size=SIZE, report=report)))
 
 
-def children():
-    """Process ids of all that this process's children have forked."""
-    own = str(os.getpid())
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        parents[stat.parent.name] = fields[1]
-    return {pid for pid, parent in parents.items() if parents.get(parent) == own}
+def processes(decoders):
+    """Process ids of the decoders that there are."""
+    server = decoders._server._process.pid
+    return Path(f"/proc/{server}/task/{server}/children").read_text().split()
 
 
 @pytest.mark.parametrize(
@@ -124,7 +116,7 @@ def test_what_a_file_does_to_its_decoder_is_told_and_the_next_is_read(
         all_pictures(decoders, path, 1)
     sound = clips.encode(tmp_path / "sound.mp4", LONG, rate=1)
     assert np.array_equal(all_pictures(decoders, sound, 4)[0], in_one_go(sound))
-    assert children() == set()
+    assert processes(decoders) == []
 
 
 def test_what_is_no_video_is_refused_for_its_reason(tmp_path, decoders):
@@ -140,8 +132,8 @@ def test_who_stops_early_leaves_no_process_behind(tmp_path, decoders):
     path = clips.encode(tmp_path / "clip.mp4", LONG, rate=1)
     with decoders.decoding(path, size=SIZE, min_frames=MIN_FRAMES, stretches=3) as video:
         next(video.chunks(CHUNK))
-        assert len(children()) == 3
-    assert children() == set()
+        assert len(processes(decoders)) == 3
+    assert processes(decoders) == []
 
 
 def test_a_fork_server_that_was_killed_is_replaced(tmp_path, decoders):

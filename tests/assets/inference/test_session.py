@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from assets.inference import session as session_module
+from assets.inference import videos as videos_module
 from assets.inference.prompts import Said
 from assets.inference.session import UNFINISHED, Session
+from assets.inference.stretches import LEAST
 from assets.inference.videos import encode_video
 from model.conversation import IMAGE
 from model.inputs import IMAGE_TOKEN_INDEX
 from model.media.refusals import MediaError
 from model.options import AskOptions
-from tests.model.media import tricky
+from tests.model.media import clips, tricky
 from training.formats.feature_file import write_features
 
 QUESTION = "What colour is the square?"
@@ -47,6 +49,26 @@ def test_pieces_join_to_what_transformers_generates(session, video, media):
     expected = session.model.generate(samples=sample, max_new_tokens=20)[0]
     assert "".join(pieces) == session.processor.tokenizer.decode(expected, skip_special_tokens=True)
     assert 0 < stream.first_token <= stream.seconds
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
+def test_a_video_decoded_in_several_stretches_has_the_same_features(
+    session, tmp_path, monkeypatch, damaged
+):
+    options = {"g": "10"}
+    path = clips.encode(tmp_path / "a.mp4", 3 * LEAST, rate=1, options=options, size=(320, 192))
+    if damaged:  # in all stretches but the first nothing is wrong
+        content = bytearray(path.read_bytes())
+        content[len(content) // 5 : len(content) // 5 + 200] = bytes(200)
+        path.write_bytes(content)
+    model = session.model.model
+    plain = encode_video(model, path, session.decoders)
+    monkeypatch.setattr(videos_module, "_stretches", lambda model: 3)
+    several = encode_video(model, path, session.decoders)
+    assert (several.duration, several.damage) == (plain.duration, plain.damage)
+    assert bool(plain.damage) == damaged
+    # Chunks hold other frames, so that the encoder's products are rounded otherwise.
+    torch.testing.assert_close(several.features_TPC, plain.features_TPC, rtol=0.02, atol=0.02)
 
 
 def test_one_prompt_is_answered_as_in_a_batch_and_as_transformers_answers_it(session, video, media):
