@@ -18,6 +18,7 @@ from assets.evaluation.report import (
     interval_text,
 )
 from assets.evaluation.score import score_checkpoint
+from assets.inference.decoders import VideoDecoders
 from assets.records.lineage import Lineage, origin_name, product
 from training.formats import layout
 from training.formats.hashing import data_version, hash_file
@@ -95,6 +96,7 @@ def compare_checkpoints(
     local = Path(storage.path(folder)) if storage.is_local else scratch / folder
     records = {name: Lineage.read(storage, product(name, variant)) for name in checkpoints}
     reports, files = [], []
+    decoders = VideoDecoders()
     for name, visuals in [*((name, True) for name in checkpoints), (LAST, False)]:
         # A remote export is fetched when its turn comes.
         export = storage.local_folder(f"{records[name].folder}/export")
@@ -109,6 +111,7 @@ def compare_checkpoints(
             visuals=visuals,
             write=visuals and name == LAST,
             device=device,
+            decoders=decoders,
         )
         if not storage.is_local:
             storage.write_bytes(f"{folder}/{file}", (local / file).read_bytes())

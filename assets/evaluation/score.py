@@ -10,6 +10,7 @@ from assets.evaluation.grading import is_right, same_answer
 from assets.evaluation.questions import EvaluationQuestion
 from assets.evaluation.report import EvaluationReport
 from assets.inference.checkpoint import checkpoint_hash
+from assets.inference.decoders import VideoDecoders
 from assets.inference.prompts import Prompt, RememberedVideo
 from assets.inference.session import Session
 from assets.inference.subtitles import read_subtitles
@@ -35,6 +36,7 @@ def score_checkpoint(
     write: bool = True,
     batch: int = BATCH,
     device: str = "auto",
+    decoders: VideoDecoders | None = None,
 ) -> EvaluationReport:
     """Ask a checkpoint every question and write the answers to a Parquet file.
 
@@ -49,6 +51,7 @@ def score_checkpoint(
         write: let the model also write its answers, beside rating the given ones.
         batch: questions that pass the model together; those about one video follow each other.
         device: `auto`, `cpu` or `cuda`.
+        decoders: of its videos, which several checkpoints may share; its own by default.
 
     Raises:
         ValueError: not a checkpoint. Media that cannot be read are problems of their questions.
@@ -67,7 +70,7 @@ def score_checkpoint(
                 "interrupted run"
             )
         if unanswered:
-            session = Session(export, device)
+            session = Session(export, device, decoders)
             progress = Progress(log, len(unanswered), f"answers of {label}")
             for group in _batches(unanswered, batch):
                 journal.add(ask_together(session, group, media, visuals=visuals, write=write))
