@@ -7,8 +7,9 @@ fewer of them.
 
 Efficiency is the rate of n GPUs over n times the rate of the fewest measured. Every measurement is
 a process (or torchrun) of its own on a prefix of the machine's GPUs. The work per GPU stays the
-same: the global batch grows with the ranks, extraction gets the same videos on all counts and one
-host's cores to decode them, so decoding is where it stops.
+same: the global batch grows with the ranks. Extraction gets the same videos on all counts and one
+host's cores to decode them, with the video engines of its GPUs where PyNvVideoCodec is installed;
+`settled` is its rate without the start and the end.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import Any
 
 import torch
 
-from assets.features.decoder_pool import PYAV
+from assets.deployment.settings import Features
+from assets.features.decoder_pool import choose_backends
 from benchmarks import training_data
 from benchmarks.feature_baseline import make_encoder, make_videos
 from benchmarks.features import end_to_end
@@ -179,8 +181,21 @@ def extract_here(minutes: float, tiny: bool) -> dict[str, Any]:
         root = Path(folder)
         videos = make_videos(root, 2 if tiny else 4 * workers, minutes)
         encoder = make_encoder(root / "encoder", config)
-        found = end_to_end(root, videos, encoder, config, [PYAV] * workers, 16 if tiny else 512)
-    names = ("gpu_busy", "decoders_busy", "buffer_filled", "cpu_cores_used", "decoders")
+        settings = Features(decode_workers=workers)
+        backends = choose_backends(settings, torch.cuda.device_count(), print)
+        found = end_to_end(root, videos, encoder, config, backends, 16 if tiny else 512)
+    names = (
+        "settled",
+        "gpu_busy",
+        "encoder_while_busy",
+        "decoders_busy",
+        "nvdec_share",
+        "buffer_filled",
+        "cpu_cores_used",
+        "decoders",
+        "seconds",
+        "start_up_s",
+    )
     return {
         "rate": found["frames_per_second"],
         "peak_gib": found["gpu_memory_gib"],

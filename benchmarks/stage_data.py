@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.feature_baseline import Coding, draw_unit, repeat
-from benchmarks.training_data import text_of, write_shards
+from benchmarks.training_data import text_of, write_random_features, write_shards
+from model.config import HourLlavaConfig
+from model.media.sampling import feature_frame_count
 from training.formats.hashing import seed_of
 from training.formats.kinds import (
     IMAGE_KIND,
@@ -104,6 +107,20 @@ def video_files(videos: Path, scale: float = 1.0) -> Iterator[tuple[str, ShortVi
             drawn.unlink()
             unfinished.rename(path)
         yield name, video
+
+
+def write_kept(
+    folder: Path, videos: Path, scale: float, config: HourLlavaConfig, device: torch.device
+) -> None:
+    """Random features of each of `VIDEOS`, of as many frames as the loader would decode: none lasts
+    longer than the fewest take.
+    """
+    for name, video in video_files(videos, scale):
+        seconds = max(2, round(video.seconds * scale))
+        frames = feature_frame_count(
+            seconds * video.coding.fps, seconds, min_frames=config.memory.min_frames
+        )
+        write_random_features(folder / f"{name}.safetensors", frames, seconds, config, device)
 
 
 def _sample(

@@ -11,6 +11,7 @@ cases: 1        images cut into tiles; MemAug alone is tuned
        2        short videos (128 frames through the vision encoder), images, texts; all is tuned
        3-long   features of videos of 3 to 60 minutes, and texts
        3-short  short videos, images and texts; the vision encoder is frozen
+       3-kept   the same, short videos as kept features
 
 A row is the mean over the steps of one whole epoch, after `--warm` steps (one in the published way,
 which compiles nothing). Both ways take the same samples in the same order.
@@ -54,12 +55,14 @@ class Case:
         shares: of kinds of samples; None: long videos and texts.
         samples: of one GPU in an optimizer step.
         published: samples in a batch of the published way.
+        kept: whether short videos are read as features.
     """
 
     stage: int
     shares: dict[str, int] | None
     samples: int
     published: int
+    kept: bool = False
 
 
 CASES = {
@@ -67,6 +70,7 @@ CASES = {
     "2": Case(2, stage_data.STAGE_2, 16, 2),
     "3-long": Case(3, None, 8, 2),
     "3-short": Case(3, stage_data.SHORT_STREAM, 32, 2),
+    "3-kept": Case(3, stage_data.SHORT_STREAM, 32, 2, kept=True),
 }
 
 
@@ -144,6 +148,8 @@ def run_case(
         "compile": not options.no_compile and ranks.device.type == "cuda",
         "tensorboard": False,
     }
+    if case.kept:
+        values["short_video_features_root"] = str(folder / "short_features")
     if options.workers is not None:
         values["workers"] = options.workers
     began = time.monotonic()
@@ -195,6 +201,10 @@ def write_data(
     tokenizer = load_tokenizer(start)
     if case.shares is not None:
         stage_data.write_stage(data, folder / "videos", case.shares, count, tokenizer, scale)
+        if case.kept:
+            stage_data.write_kept(
+                folder / "short_features", folder / "videos", scale, config, ranks.device
+            )
         return
     pattern = training_data.MIXED
     seconds = [int(pattern[i % len(pattern)] * scale) for i in range(count)]

@@ -112,18 +112,25 @@ def write_long(
             continue
         name = f"generated/{number % DISTINCT_VIDEOS}-{length}"
         path = root / "features" / f"{name}.safetensors"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            generator = torch.Generator(device).manual_seed(seed_of(name))
-            shape = (length, config.memory.frame_tokens, config.vision.hidden_size)
-            features = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
-            write_features(
-                path, features, torch.arange(length, dtype=torch.float32), {"duration": str(length)}
-            )
+        write_random_features(path, length, length, config, device)
         turns[0]["value"] = "<image>\n" + turns[0]["value"]
         sample = Sample(f"long-{number}", LONG_VIDEO_KIND, "video", turns, [], name, length)
         samples.append(sample)
     write_shards(folder / "sharding" / f"{LONG_VIDEO_KIND}_part0", samples)
+
+
+def write_random_features(
+    path: Path, frames: int, seconds: float, config: HourLlavaConfig, device: torch.device
+) -> None:
+    """A feature file of random numbers, drawn from its name, where there is none yet."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator(device).manual_seed(seed_of(f"{path.parent.name}/{path.stem}"))
+    shape = (frames, config.memory.frame_tokens, config.vision.hidden_size)
+    features = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+    times = torch.arange(frames, dtype=torch.float32) * (seconds / frames)
+    write_features(path, features, times, {"duration": str(seconds)})
 
 
 def write_shards(folder: Path, samples: Iterable[Sample]) -> None:
