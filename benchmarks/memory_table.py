@@ -170,7 +170,6 @@ def measure_apart(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_here(row: Row, options: argparse.Namespace) -> None:
     """Print one row's measurement as JSON."""
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     ranks = join_ranks("auto")
     cuda = ranks.device.type == "cuda"
     if cuda and row.card is not None:

@@ -131,10 +131,14 @@ class Ranks:
 def join_ranks(device: str) -> Ranks:
     """Join the ranks that torchrun started, or be the only one. `device`: auto, cpu or cuda.
 
+    Call it before anything uses CUDA: it also says how memory is taken there.
+
     Raises:
         ValueError: CUDA was asked for and there is none, or more ranks than GPUs were started on
             this machine.
     """
+    # Packs differ in length; without this their blocks would fragment the device's memory.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if cuda:

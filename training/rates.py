@@ -103,10 +103,10 @@ RATES = {
     "grouping of all rows": Rate(30.8, "s", "two cores, 3.3 million rows"),
     "rate of a matrix product, H200": Rate(790, "TFLOP/s", "one H200, 8192 x 8192 in bfloat16"),
     "MFU of stage 1, 3B": Rate(0.543, "", "one H200, images cut into tiles"),
-    "MFU of stage 2, 3B": Rate(0.42, "", "one H200, short videos, images, texts"),
+    "MFU of stage 2, 3B": Rate(0.44, "", "one H200, short videos, images, texts"),
     "MFU of stage 3, 3B": Rate(0.525, "", "one H200, videos of 3 to 60 minutes, and texts"),
     "MFU of stage 3, short videos, 3B": Rate(0.366, "", "one H200, frozen vision encoder"),
-    "MFU of stage 3, 7B": Rate(0.501, "", "two H200, hour-long samples, blocks not compiled"),
+    "MFU of stage 3, 7B": Rate(0.605, "", "two H200, hour-long samples"),
     "reading an hour, 3B, H200": Rate(0.28, "s", "one H200, prefill of 3,600 frames' features"),
     "a written token, 3B, H200": Rate(6.6, "ms", "one H200, after the hour"),
 }

@@ -39,8 +39,6 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: torchrun ... -m training.train RUN.json", file=sys.stderr)
         return CONFIGURATION
-    # Packs differ in length; without this their blocks would fragment the device's memory.
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     from training.reporting import open_reporter
 
     with open_reporter() as reporter:
