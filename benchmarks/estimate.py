@@ -17,15 +17,10 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
-
 from assets.collections.mixtures import MixtureEntry, read_mixture
-from model.config import PRESETS, HourLlavaConfig
-from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
+from model.config import PRESETS
 from pipeline.estimate.arithmetic import (
     BIT_RATE,
-    SUPERVISED,
-    TEXT,
     decoding_hours,
     examination_hours,
     export_bytes,
@@ -35,13 +30,20 @@ from pipeline.estimate.arithmetic import (
     training_hours,
     utilisation,
 )
-from training.flops import Sizes, flops, parameters, sizes_of, video_sizes
+from training.flops import (
+    IMAGE_SIZE,
+    IMAGES,
+    SUPERVISED,
+    TEXT,
+    flops,
+    parameters,
+    typical_sizes,
+)
 from training.formats.kinds import (
     IMAGE_KIND,
     LONG_VIDEO_KIND,
     MULTI_IMAGE_KIND,
     SHORT_VIDEO_KIND,
-    SINGLE_IMAGE_KIND,
     TEXT_KIND,
     kinds_of,
 )
@@ -78,8 +80,8 @@ INPUTS: dict[str, tuple[float | str, str, str]] = {
     "MFU of stage 3, 7B": measured("MFU of stage 3, 7B"),
     "MFU of all else at 7B": ("as 3B", "", ASSUMED),
     "rows of an annotation file whose name has no number": (100_000, "", ASSUMED),
-    "size of an image": (640, "x 480 pixels", ASSUMED),
-    "images of a multi-image sample": (3, "", ASSUMED),
+    "size of an image": (IMAGE_SIZE[0], f"x {IMAGE_SIZE[1]} pixels", ASSUMED),
+    "images of a multi-image sample": (IMAGES, "", ASSUMED),
     "text of a sample": (TEXT, f"tokens, {SUPERVISED} supervised", ASSUMED),
     "frames of a short video": (128, "", "the least, `training/data/loader.py`"),
 }
@@ -137,44 +139,22 @@ def samples_of_stage(stage: int) -> dict[str, float]:
     return found
 
 
-def sizes_of_kind(kind: str, config: HourLlavaConfig) -> list[Sizes]:
-    """Typical samples of a kind; their mean counts."""
-    text, supervised = TEXT, SUPERVISED
-    if kind == LONG_VIDEO_KIND:
-        steps = [(number + 0.5) / LENGTHS for number in range(LENGTHS)]
-        lengths = [int(SHORTEST_S * (LONGEST_S / SHORTEST_S) ** step) for step in steps]
-        return [video_sizes(seconds, text, supervised, config) for seconds in lengths]
-    side, width = config.vision.image_size, int(of("size of an image"))
-    visuals: list[Visual] = []
-    if kind == SHORT_VIDEO_KIND:
-        visuals = [Visual("frames", torch.empty(int(of("frames of a short video")), 0))]
-    elif kind == MULTI_IMAGE_KIND:
-        visuals = [Visual("images", torch.empty(int(of("images of a multi-image sample")), 0))]
-    elif kind in (IMAGE_KIND, SINGLE_IMAGE_KIND):
-        tiles = math.ceil(width / side) * math.ceil(480 / side)
-        visuals = [Visual("anyres", torch.empty(1 + tiles, 0), image_size=(width, 480))]
-    ids = torch.zeros(text, dtype=torch.int64)
-    labels = ids.clone()
-    labels[: text - supervised + 1] = IGNORE_INDEX  # the first label is never predicted
-    placeholders = torch.full((sum(visual.placeholders for visual in visuals),), IMAGE_TOKEN_INDEX)
-    unsupervised = torch.full_like(placeholders, IGNORE_INDEX)
-    sample = SampleInputs(
-        "typical", torch.cat([placeholders, ids]), torch.cat([unsupervised, labels]), visuals
-    )
-    return [sizes_of(sample, config)]
+def lengths_of_kind(kind: str) -> list[int]:
+    """Seconds of typical samples of a kind; their mean counts."""
+    if kind != LONG_VIDEO_KIND:
+        return [int(of("frames of a short video"))]
+    steps = [(number + 0.5) / LENGTHS for number in range(LENGTHS)]
+    return [int(SHORTEST_S * (LONGEST_S / SHORTEST_S) ** step) for step in steps]
 
 
 def work_of_sample(kind: str, variant: str, stage: int, kept: bool = False) -> float:
     """Floating point operations of the mean sample of a kind; `kept`: short videos are read as
     features.
     """
-    config = PRESETS[variant]
-    typical = sizes_of_kind(kind, config)
-    if kept and kind == SHORT_VIDEO_KIND:
-        typical = [video_sizes(int(of("frames of a short video")), TEXT, SUPERVISED, config)]
-    return sum(flops(sizes, config, recipe(variant, stage).rates) for sizes in typical) / len(
-        typical
-    )
+    config, lengths = PRESETS[variant], lengths_of_kind(kind)
+    sizes = [typical_sizes(kind, config, seconds, kept=kept) for seconds in lengths]
+    rates = recipe(variant, stage).rates
+    return sum(flops(one, config, rates) for one in sizes) / len(lengths)
 
 
 def gpu_hours(variant: str, stage: int, kept: bool = False) -> tuple[float, float]:

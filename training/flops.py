@@ -8,14 +8,29 @@ weights); recomputation is not counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
+import torch
+
 from model.config import HourLlavaConfig
-from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs
+from model.inputs import IGNORE_INDEX, IMAGE_TOKEN_INDEX, SampleInputs, Visual
 from model.memory import looked_up_count, token_counts, video_token_counts
 from model.vision_encoders import linear_sides, parameter_count, picture_cost
+from training.formats.kinds import (
+    IMAGE_KIND,
+    LONG_VIDEO_KIND,
+    MULTI_IMAGE_KIND,
+    SHORT_VIDEO_KIND,
+    SINGLE_IMAGE_KIND,
+)
 from training.recipes import Lora
+
+# Of a sample of which only its kind is known. Assumed, the same in every estimate.
+TEXT, SUPERVISED = 400, 256  # tokens
+IMAGE_SIZE = (640, 480)  # pixels
+IMAGES = 3  # of a sample about several
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +86,34 @@ def sizes_of(sample: SampleInputs, config: HourLlavaConfig) -> Sizes:
     prompt = shown if sample.visuals else 0
     sizes = Sizes(pictures, memory, queries, text, supervised, prompt, looked_up=seen)
     return _with_pairs(sizes)
+
+
+def typical_sizes(kind: str, config: HourLlavaConfig, seconds: float, *, kept: bool) -> Sizes:
+    """Sizes of a sample of which only its kind is known and, of a video, its length.
+
+    Args:
+        kept: whether short videos are read as features.
+    """
+    frames = max(int(seconds), 1 if kind == LONG_VIDEO_KIND else config.memory.min_frames)
+    if kind == LONG_VIDEO_KIND or (kind == SHORT_VIDEO_KIND and kept):
+        return video_sizes(frames, TEXT, SUPERVISED, config)
+    visuals: list[Visual] = []
+    if kind == SHORT_VIDEO_KIND:
+        visuals = [Visual("frames", torch.empty(frames, 0))]
+    elif kind == MULTI_IMAGE_KIND:
+        visuals = [Visual("images", torch.empty(IMAGES, 0))]
+    elif kind in (IMAGE_KIND, SINGLE_IMAGE_KIND):
+        tiles = math.prod(math.ceil(side / config.vision.image_size) for side in IMAGE_SIZE)
+        visuals = [Visual("anyres", torch.empty(1 + tiles, 0), image_size=IMAGE_SIZE)]
+    ids = torch.zeros(TEXT, dtype=torch.int64)
+    labels = ids.clone()
+    labels[: TEXT - SUPERVISED + 1] = IGNORE_INDEX  # the first label is never predicted
+    placeholders = torch.full((sum(visual.placeholders for visual in visuals),), IMAGE_TOKEN_INDEX)
+    unsupervised = torch.full_like(placeholders, IGNORE_INDEX)
+    sample = SampleInputs(
+        "typical", torch.cat([placeholders, ids]), torch.cat([unsupervised, labels]), visuals
+    )
+    return sizes_of(sample, config)
 
 
 def video_sizes(frames: int, text: int, supervised: int, config: HourLlavaConfig) -> Sizes:

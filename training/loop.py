@@ -28,13 +28,8 @@ from model.processor import Processor
 from training.adapters import fill_adapters
 from training.checkpoint import Checkpoints
 from training.data.micro_batch import MicroBatchLoader
-from training.data.prefetch import (
-    GROUP_OF_LONG_VIDEOS,
-    GROUP_SAMPLES,
-    DevicePrefetcher,
-    PackGroup,
-    Prefetcher,
-)
+from training.data.packing import group_samples
+from training.data.prefetch import DevicePrefetcher, PackGroup, Prefetcher
 from training.device import (
     device_name,
     free_host_memory,
@@ -52,7 +47,6 @@ from training.memory_plan import plan_memory
 from training.metrics import MetricsWriter, held_out_line, step_line, step_record
 from training.optimizer import build_optimizer, gradient_norm, scale_gradients, select, set_rates
 from training.parallel import Ranks, keep_gradients, prepare
-from training.recipes import STAGES
 from training.reporting import Reporter
 from training.run_config import RunConfig
 from training.run_folder import NONFINITE_NAME, SAMPLES_FOLDER, STATE_FOLDER, RunFolder
@@ -233,8 +227,7 @@ class Trainer:
                 "samples; add samples or set a smaller global_batch"
             )
         self.held_out = HeldOutMeasure(run, self.model, self.loader, ranks)
-        long = STAGES[run.stage].reads_long_videos
-        self.group_samples = GROUP_OF_LONG_VIDEOS if long else GROUP_SAMPLES
+        self.group_samples = group_samples(run.stage)
         self.device_prefetcher = DevicePrefetcher(ranks.device)
         self.state = TrainState()
         self.position: dict[str, Any] | None = None

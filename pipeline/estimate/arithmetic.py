@@ -8,11 +8,10 @@ figures, which is a guess where a step waits for memory rather than for products
 from __future__ import annotations
 
 from model.config import HourLlavaConfig
-from training.flops import forward_flops, video_sizes
+from training.flops import TEXT, forward_flops, video_sizes
 from training.formats.feature_file import HEADER_ROOM
 from training.rates import DECODERS, GROUPED_ROWS, RATES, Card
 
-TEXT, SUPERVISED = 400, 256  # tokens of a sample; assumed, the same in every estimate
 BIT_RATE = 0.5e6  # bits a second of a video that nobody measured; assumed
 HALF, STATE = 2, 12  # bytes of an exported parameter; of a tuned one in a checkpoint, with moments
 KEPT = 3  # checkpoints of a running stage: two are kept, a third is being written

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from assets.deployment.settings import Settings
 from model.config import PRESETS, HourLlavaConfig
 from pipeline.estimate import arithmetic
-from pipeline.estimate.arithmetic import HOUR, SUPERVISED, TEXT, rate
+from pipeline.estimate.arithmetic import HOUR, rate
 from pipeline.estimate.installed import Gpu
 from pipeline.estimate.machine import Machine, machine_here, plan_of, run_of
 from pipeline.estimate.material import Material, measured_material
 from pipeline.estimate.scope import refuse_others
-from training.flops import adapter_parameters, flops, parameters, video_sizes
+from training.flops import SUPERVISED, TEXT, adapter_parameters, flops, parameters, video_sizes
 from training.footprint import weights_of
 from training.memory_plan import MemoryPlan
 from training.recipes import MODULES

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from model.inputs import SampleInputs
 from model.processor import Processor
+from training.data.balance import work_of_rows
 from training.data.held_out import HELD_OUT, HeldOutSplit, held_out_rows
 from training.data.micro_batch import HeldOutQuestion, MicroBatch
 from training.data.order import EpochOrder
@@ -67,10 +68,15 @@ def build_loader(run: RunConfig, processor: Processor, rank: int, world_size: in
     """
     open_index = partial(ShardIndex, run.streams, shard_cache(run), run.shard_cache_bytes, run.rows)
     index = wait_out(open_index, run.machine_wait_s)
-    order = EpochOrder(run, index, rank, world_size)
     together = dist.is_available() and dist.is_initialized() and world_size > 1
     gather = _gather if together else None
     losses = look_at_data(run, index, rank, world_size, gather)
+    work = (
+        work_of_rows(run, index, processor.config, rank, world_size, gather)
+        if world_size > 1
+        else None
+    )
+    order = EpochOrder(run, index, rank, world_size, work)
     split = HeldOutSplit(run.held_out_share, run.seed)
     held_out = partial(held_out_rows, run, index, split)
     rows = wait_out(held_out, run.machine_wait_s) if rank == 0 or not gather else []

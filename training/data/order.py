@@ -1,7 +1,8 @@
 """In which order the rows of an epoch are read, and by which rank.
 
-Order and mixing are MosaicML Streaming's own: per-stream batching and block-wise shuffle. Its
-reading side is not used, see `training.data.shard_index`.
+Order and mixing are MosaicML Streaming's own: per-stream batching and block-wise shuffle. Which
+rank takes which rows of a step is not: ranks are evened out, see `training.data.balance`. Its
+reading side is not used either, see `training.data.shard_index`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import numpy as np
 from streaming.base.batching import generate_work
 from streaming.base.world import World
 
+from training.data.balance import deal
+from training.data.packing import group_samples
 from training.data.shard_index import ShardIndex
 from training.data.streaming_state import StreamingState
 from training.formats.hashing import seed_of
@@ -24,12 +27,21 @@ class EpochOrder:
     Attributes:
         world_size: number of ranks.
         share: rows of one rank in an optimizer step.
+        work: of each row, by which ranks are evened out; None: rows go to ranks as they come.
     """
 
-    def __init__(self, run: RunConfig, index: ShardIndex, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        index: ShardIndex,
+        rank: int,
+        world_size: int,
+        work: np.ndarray | None = None,
+    ) -> None:
         self.run, self.index, self.rank, self.world_size = run, index, rank, world_size
-        micro, accumulation = run.batches(world_size)
-        self.share = micro * accumulation
+        self.work = work
+        self._micro, accumulation = run.batches(world_size)
+        self.share = self._micro * accumulation
         # Steps are made of as many batches of one stream.
         self.stream_batches = run.recipe.global_batch // (
             run.stream_batch or run.recipe.global_batch
@@ -67,13 +79,36 @@ class EpochOrder:
                 )
         nodes, per_node = self._machines()
         world = World(nodes, per_node, 1, self.rank)
-        work = generate_work("per_stream", self._state, world, epoch, 0)
-        own = work[world.node, world.rank_of_node, 0]
+        drawn = generate_work("per_stream", self._state, world, epoch, 0)
+        machine_RBS = drawn[world.node, :, 0]
         # A batch that the rows do not fill holds -1.
-        batches = own[(own >= 0).all(axis=1)]
-        steps = len(batches) // self.stream_batches
-        used = batches[: steps * self.stream_batches]
-        return np.ascontiguousarray(used.reshape(steps, self.share), np.int64)
+        machine_RBS = machine_RBS[:, (machine_RBS >= 0).all(axis=(0, 2))]
+        steps = machine_RBS.shape[1] // self.stream_batches
+        machine_RBS = machine_RBS[:, : steps * self.stream_batches]
+        if self.work is not None and per_node > 1:
+            machine_RBS = self._dealt(machine_RBS, self.work)
+        own_BS = machine_RBS[world.rank_of_node]
+        return np.ascontiguousarray(own_BS.reshape(steps, self.share), np.int64)
+
+    def _dealt(self, machine_RBS: np.ndarray, work: np.ndarray) -> np.ndarray:
+        """The rows of each batch dealt anew to the ranks of a machine, which are evened out over
+        the batches of a step.
+        """
+        ranks, batches, _ = machine_RBS.shape
+        rows_BC = machine_RBS.transpose(1, 0, 2).reshape(batches, -1)
+        dealt_BRS = np.empty_like(machine_RBS.transpose(1, 0, 2))
+        load_NR = np.zeros((batches // self.stream_batches, ranks))
+        for number in range(self.stream_batches):
+            of_step = slice(number, None, self.stream_batches)
+            rows_NC = rows_BC[of_step]
+            dealt_BRS[of_step] = deal(rows_NC, work[rows_NC], self._groups(), load_NR)
+        return dealt_BRS.transpose(1, 0, 2)
+
+    def _groups(self) -> list[int]:
+        """A rank's rows of a batch, cut as they are packed (`training.data.prefetch`)."""
+        batch = self.share // self.stream_batches
+        group = max(1, group_samples(self.run.stage) // self._micro) * self._micro
+        return [min(group, batch - first) for first in range(0, batch, group)]
 
     def _machines(self) -> tuple[int, int]:
         """(machines, ranks on each) as the order sees them: rows of one video go to one machine

@@ -15,6 +15,16 @@ from dataclasses import dataclass
 from model.config import HourLlavaConfig
 from model.inputs import SampleInputs
 from training.flops import Sizes, flops, sizes_of, total
+from training.recipes import STAGES
+
+# Samples of one rank that are cut into packs together, which bounds the host memory of prefetching:
+# the features of an hour take ten times what a short video's pictures do.
+GROUP_SAMPLES, GROUP_OF_LONG_VIDEOS = 32, 8
+
+
+def group_samples(stage: int) -> int:
+    """About how many samples of a rank are cut into packs together."""
+    return GROUP_OF_LONG_VIDEOS if STAGES[stage].reads_long_videos else GROUP_SAMPLES
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,10 @@ from torch import Tensor
 from model.config import HourLlavaConfig
 from model.inputs import SampleInputs
 from training.data.micro_batch import MicroBatch, MicroBatchLoader
-from training.data.packing import Budget, Pack, pack
+from training.data.packing import GROUP_SAMPLES, Budget, Pack, pack
 from training.formats.machine_faults import MachineFault
 from training.parallel import Ranks
 
-# Samples of one rank that are cut into packs together, which bounds the host memory of prefetching:
-# the features of an hour take ten times what a short video's pictures do.
-GROUP_SAMPLES, GROUP_OF_LONG_VIDEOS = 32, 8
 PREPARED_GROUPS = 1  # besides the one in use and the one in the making
 JOIN_S = 5.0
 FAULT = 1 << 30  # in place of a number of packs: this rank has none, for a fault of its machine

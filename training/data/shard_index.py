@@ -13,15 +13,19 @@ from typing import Any
 
 import numpy as np
 from streaming.base.format import Reader, reader_from_json
+from streaming.base.format.mds import MDSReader
 
 from training.formats import layout
 from training.formats.file_cache import DEFAULT_BYTES, FileCache
+from training.formats.kinds import KINDS
+from training.formats.mds_columns import ShardColumns
 from training.formats.receipts import FileEntry, Stamps, find_damage
 from training.formats.sample import is_relative_name
 from training.formats.storage import Storage
 from training.run_config import StreamConfig
 
 HASH = "xxh64"
+VIDEO_GROUPS = ("short videos", "long videos")
 
 Faults = dict[int, str]  # number of a damaged shard -> what is wrong with it
 Gather = Callable[[Any], list[Any]]  # a value of this rank -> those of all ranks
@@ -53,6 +57,12 @@ class Shard:
     def kind(self) -> str:
         """The kind that its folder is named after."""
         return self.rel.rpartition("/")[0].rpartition("/")[2].rpartition("_part")[0]
+
+    @property
+    def may_hold_videos(self) -> bool:
+        """Whether its samples may name videos."""
+        kind = KINDS.get(self.kind)
+        return kind is None or kind.group in VIDEO_GROUPS
 
 
 class ShardIndex:
@@ -114,6 +124,18 @@ class ShardIndex:
     def stream_of(self, row: int) -> int:
         """Number of the stream that a row belongs to."""
         return self.shards[self.locate(row)[0]].stream
+
+    def columns(self, number: int) -> ShardColumns:
+        """Columns of a shard; a remote one is fetched. It may have more rows than are read.
+
+        Raises:
+            FileNotFoundError, DamagedFileError: it is not there, or not what its index says.
+        """
+        shard, reader = self.shards[number], self.readers[number]
+        assert isinstance(reader, MDSReader)
+        path = self.caches[shard.stream].path(shard.rel, shard.bytes, shard.xxh64)
+        data = np.memmap(path, np.uint8, "r")
+        return ShardColumns(data, reader.column_names, reader.column_sizes, str(path))
 
     def rows_of_stream(self, stream: int) -> int:
         """How many rows a stream has."""

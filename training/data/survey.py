@@ -16,16 +16,12 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-from streaming.base.format.mds import MDSReader
-
 from training.data.shard_index import Gather, ShardIndex
 from training.formats.feature_file import HEADER_ROOM, SUFFIX, read_header
 from training.formats.file_cache import DamagedFileError
-from training.formats.kinds import KINDS, LONG_VIDEO_KIND
+from training.formats.kinds import LONG_VIDEO_KIND
 from training.formats.layout import QUARANTINE_SUFFIX
 from training.formats.machine_faults import wait_out
-from training.formats.mds_columns import ShardColumns
 from training.formats.storage import Storage
 from training.run_config import RunConfig
 
@@ -34,7 +30,6 @@ log = logging.getLogger(__name__)
 THREADS = 16
 NAMED = 3  # files that a line names for each reason
 PROBES = 3  # files that are asked for by name where a folder cannot be listed
-VIDEO_GROUPS = ("short videos", "long videos")
 
 Losses = Mapping[str, tuple[str, str]]  # video -> (reason, detail)
 Uses = Counter[tuple[str, str]]  # (kind, video) -> samples
@@ -163,7 +158,7 @@ def _video_uses(
     chosen = [
         number
         for number in numbers
-        if number not in index.damaged and _may_hold_videos(index.shards[number].kind)
+        if number not in index.damaged and index.shards[number].may_hold_videos
     ]
     uses: Uses = Counter()
     damaged: dict[int, str] = {}
@@ -180,23 +175,14 @@ def _video_uses(
     return uses, damaged
 
 
-def _may_hold_videos(name: str) -> bool:
-    """Whether samples of a shard of this kind may name videos."""
-    kind = KINDS.get(name)
-    return kind is None or kind.group in VIDEO_GROUPS
-
-
 def _uses_of_shard(index: ShardIndex, number: int) -> Uses | str:
     """The videos of one shard, or what is wrong with it."""
-    shard, reader = index.shards[number], index.readers[number]
-    assert isinstance(reader, MDSReader)
+    shard = index.shards[number]
     try:
-        path = index.caches[shard.stream].path(shard.rel, shard.bytes, shard.xxh64)
-        columns = ShardColumns(
-            np.memmap(path, np.uint8, "r"), reader.column_names, reader.column_sizes, str(path)
-        )
+        columns = index.columns(number)
         kinds, videos = columns.counts("kind"), columns.counts("video")
-        if len(kinds) > 1 or shard.samples < reader.samples:  # of others, or not all is read
+        # Of others, or not all is read.
+        if len(kinds) > 1 or shard.samples < index.readers[number].samples:
             named = zip(columns.text("kind"), columns.text("video"), strict=True)
             pairs = Counter(islice(named, shard.samples))
         else:
