@@ -106,14 +106,14 @@ class DecodedVideo:
         self._selector = selectors.DefaultSelector()
 
     def begin(self, options: dict[str, Any]) -> None:
-        """Start decoding, and wait until all decoders have understood the file. The first one says
-        in how many stretches it is decoded; most videos are too short for more than one.
+        """Start decoding, and wait until the first decoder has understood the file. It says in how
+        many stretches it is decoded; most videos are too short for more than one.
         """
         self._fork(options)
-        while len(self._first) < self._stretches:
+        while not self._first:
             self._listen(FIRST_PASS_S)
-            while self._first and len(self._decoders) < self._stretches:
-                self._fork(options)
+        while len(self._decoders) < self._stretches:
+            self._fork(options)
 
     def _fork(self, options: dict[str, Any]) -> None:
         """Start the decoder of the next stretch."""
@@ -138,7 +138,7 @@ class DecodedVideo:
             places: list[int] = []
             while len(places) < count:
                 while not self._coming:
-                    self._listen(self._limits.stall_s)
+                    self._listen(self._limits.stall_s if self._all_began else FIRST_PASS_S)
                 decoder, place, slot = self._coming.popleft()
                 chunk[len(places)] = self._buffer.pictures[slot]
                 places.append(place)
@@ -147,6 +147,11 @@ class DecodedVideo:
             left -= count
         while self._selector.get_map():
             self._listen(self._limits.stall_s)
+
+    @property
+    def _all_began(self) -> bool:
+        """Whether no decoder is still in its first pass over the file."""
+        return len(self._first) == self._stretches
 
     def _give(self, decoder: DecoderProcess, slots: Sequence[int]) -> None:
         decoder.slots.update(slots)
@@ -163,12 +168,14 @@ class DecodedVideo:
     def _hear(self, decoder: DecoderProcess, message: list[Any] | None) -> None:
         match message:
             case ["start", _, facts]:
+                if self._first and facts["chosen"] != self.frames:
+                    raise self._failed("its decoders tell different numbers of pictures")
                 self._first[decoder.id] = facts["first"]
                 self.frames, self.duration = facts["chosen"], facts["duration"]
                 self._stretches = min(facts["stretches"], self._buffer.slots // SLOTS)
             case ["frames", _, announced]:
                 for k, slot, _ in announced:
-                    place = self._first[decoder.id] + k
+                    place = self._first.get(decoder.id, self.frames) + k
                     # It has read a stranger's file, and may be his by now.
                     if slot not in decoder.slots or not 0 <= place < self.frames:
                         raise self._failed("its decoder announces pictures that cannot be")

@@ -13,3 +13,11 @@ def open_faulty(path: str, **options):
     """After five pictures of its stretch it hangs, crashes or ends, as `harm` has it."""
     with open_stretch(path, **options) as video:
         yield Wrapped(video, partial(harm, Path(path).stem))
+
+
+@contextmanager
+def open_disagreeing(path: str, **options):
+    """All stretches but the first say that the video has another picture."""
+    with open_stretch(path, **options) as video:
+        video.facts["chosen"] += options["stretch"] > 0
+        yield video

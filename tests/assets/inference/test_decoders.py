@@ -119,6 +119,22 @@ def test_what_a_file_does_to_its_decoder_is_told_and_the_next_is_read(
     assert processes(decoders) == []
 
 
+def test_decoders_that_do_not_agree_about_a_file_are_not_believed(tmp_path, decoders, monkeypatch):
+    monkeypatch.setattr(decoders_module, "OPENER", "tests.assets.inference.faults:open_disagreeing")
+    path = clips.encode(tmp_path / "clip.mp4", LONG, rate=1)
+    with pytest.raises(StretchFailed, match="different numbers of pictures"):
+        all_pictures(decoders, path, 4)
+    assert np.array_equal(all_pictures(decoders, path, 1)[0], in_one_go(path))
+
+
+def test_pictures_come_while_other_decoders_still_read_through_the_file(tmp_path, decoders):
+    path = clips.encode(tmp_path / "clip.mp4", LONG, rate=1)
+    with decoders.decoding(path, size=SIZE, min_frames=MIN_FRAMES, stretches=3) as video:
+        assert len(video._first) == 1
+        places = [place for chunk, _ in video.chunks(CHUNK) for place in chunk]
+    assert sorted(places) == list(range(LONG))
+
+
 def test_what_is_no_video_is_refused_for_its_reason(tmp_path, decoders):
     (tmp_path / "notes.mp4").write_text("not a video")
     with pytest.raises(MediaError) as refused:
