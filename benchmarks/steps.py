@@ -75,6 +75,7 @@ def measure(
         "mfu": mfu,
         "mfu_datasheet": mfu * H200.products / H200.stated,
         "peak_gib": max(record.get("peak_gib", 0) for record in timed),
+        "memory_retries": timed[-1].get("memory_retries", 0),
         "estimated_gib": trainer.memory.needed.total / GIB,
         "loss": timed[-1]["loss"],
         "losses": [record["loss"] for record in records],

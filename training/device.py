@@ -50,15 +50,19 @@ def device_name(ranks: Ranks) -> str:
 
 
 def utilisation(ranks: Ranks, work: float, seconds: float) -> dict[str, float]:
-    """Peak memory (`peak_gib`) and, where the device is known, model-FLOP utilisation: by the rate
-    that products reach (`mfu`) and by the datasheet's (`mfu_datasheet`).
+    """Peak memory (`peak_gib`), how often the allocator had to give memory back to get other memory
+    (`memory_retries`, each of which takes a pause) and, where the device is known, model-FLOP
+    utilisation: by the rate that products reach (`mfu`) and by the datasheet's (`mfu_datasheet`).
 
     Args:
         work: floating point operations of the model on all ranks in that time.
     """
     if ranks.device.type != "cuda":
         return {}
-    found: dict[str, float] = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+    found: dict[str, float] = {
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "memory_retries": torch.cuda.memory_stats().get("num_alloc_retries", 0),
+    }
     card = card_called(torch.cuda.get_device_name())
     if card is not None:
         rate = work / seconds / ranks.world
