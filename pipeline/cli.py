@@ -33,6 +33,9 @@ NOT_FOUND, CHANGED, FAILED, INTERRUPTED = 1, 2, 2, 130
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the process's exit code."""
+    # Before torch is there. Threads that spin while they wait for each other take the core of the
+    # very one they wait for, where another program wants it, too (docs/performance.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     chosen = build_parser().parse_args(arguments)
     try:
         return _COMMANDS[chosen.command](chosen)

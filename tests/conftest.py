@@ -27,7 +27,11 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 os.environ["HOURLLAVA_CONFIG"] = str(TESTS / "deployment.yaml")
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Side by side, a second thread of one test takes the core of another one, which it waits for: a step
+# of a small model then takes ten times as long. Set anew in each process, since those of xdist get
+# the environment of the first one.
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # No test cuts the power, so what it writes need not be on the disk when a call returns. A closed
 # descriptor is an error all the same.
@@ -40,16 +44,26 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 1 << 16) if most > 0 else 
 
 # Files of tests that take a minute or more, roughly in their order.
 LONGEST = [
+    "test_own_videos",
     "test_kill_matrix",
+    "test_own_questions",
+    "test_running_instance",
+    "test_stage_jobs",
     "test_train",
+    "test_kills",
+    "test_needle_task",
+    "test_graph_on_slurm",
+    "test_loop",
+    "test_parallel",
+    "test_two_weeks",
+    "test_ablation_runs",
+    "test_hosts",
+    "test_corpus",
     "test_supervise",
     "test_launcher",
-    "test_stage_jobs",
-    "test_needle",
     "test_faults",
     "test_hub_acquisition",
     "test_url_acquisition",
-    "test_packaged",
 ]
 
 
