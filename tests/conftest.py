@@ -27,9 +27,9 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 os.environ["HOURLLAVA_CONFIG"] = str(TESTS / "deployment.yaml")
-# Side by side, a second thread of one test takes the core of another one, which it waits for: a step
-# of a small model then takes ten times as long. Set anew in each process, since those of xdist get
-# the environment of the first one.
+# Side by side, a second thread of one test takes the core of another one, which it waits for: a
+# step of a small model then takes ten times as long. Set anew in each process, since those of xdist
+# get the environment of the first one.
 os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

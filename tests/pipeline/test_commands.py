@@ -49,9 +49,12 @@ def test_a_folder_in_place_of_settings_is_named(tmp_path, capsys):
 @pytest.mark.parametrize(("set_to", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_threads_of_every_command_sleep_while_they_wait(set_to, found, tmp_path):
     """In a process of its own: the variable counts before torch is imported."""
-    seen = "import os; print('torch' in __import__('sys').modules, os.environ['OMP_WAIT_POLICY'])"
-    code = f"from pipeline import cli; cli._COMMANDS['checkpoints'] = lambda _: exec({seen!r}) or 0; "
-    code += "cli.main(['checkpoints'])"
+    code = (
+        "import os, sys; from pipeline import cli; "
+        "cli._COMMANDS['checkpoints'] = "
+        "lambda _: print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']) or 0; "
+        "cli.main(['checkpoints'])"
+    )
     known = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     variables = known | ({"OMP_WAIT_POLICY": set_to} if set_to else {})
     done = subprocess.run(
