@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from training.run_config import RunConfig
 LOSS, FALLS, EXPORT = "loss", "loss_falls", "export_loads"
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOAD_TIMEOUT_S = 1800
-RISEN = 1.05  # a loss that ends so much higher than it began is no noise
+# A loss has risen where it ends so much higher than it began, and by so many standard errors: few
+# steps of a model that has learned already are noise.
+RISEN, ERRORS = 1.05, 3.0
 SKIPPED = 0.01  # share of steps without a finite gradient that is worth a look
 TENTH = 10
+NORMAL_MEDIAN = 0.6745  # of the distance from the mean, in standard deviations
 
 
 def stage_checks(run: RunConfig) -> list[Verdict]:
@@ -33,8 +38,8 @@ def loss(records: Sequence[dict[str, Any]]) -> list[Verdict]:
     """Whether the loss of every stream is finite and has not risen, and whether it fell, with few
     steps skipped.
 
-    Means of the first and the last tenth are compared. The first verdict may block the next stage;
-    the second is for a person to judge.
+    Means of the first and the last tenth are compared, with what successive steps differ by as
+    noise. The first verdict may block the next stage; the second is for a person to judge.
 
     Args:
         records: of a finished run, see `training.metrics`.
@@ -45,12 +50,15 @@ def loss(records: Sequence[dict[str, Any]]) -> list[Verdict]:
             streams[record.get("stream", "")].append(record["loss"])
     skipped = len(records) - sum(map(len, streams.values()))
     table: list[dict[str, Any]] = []
+    rose: list[str] = []
     for name, losses in sorted(streams.items()):
         tenth = max(1, len(losses) // TENTH)
         first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
         table.append(
             {"stream": name, "steps": len(losses), "first": round(first, 4), "last": round(last, 4)}
         )
+        if last > RISEN * first and last - first > ERRORS * _error(losses, tenth):
+            rose.append(name)
     facts = {"streams": table, "skipped steps": skipped}
     means = "; ".join(f"{row['stream']}: {row['first']:.3f} -> {row['last']:.3f}" for row in table)
     if not table or records[-1]["loss"] is None:
@@ -60,10 +68,10 @@ def loss(records: Sequence[dict[str, Any]]) -> list[Verdict]:
             False,
             facts=facts,
         )
-    elif any(row["last"] > RISEN * row["first"] for row in table):
+    elif rose:
         sound = Verdict(
             LOSS,
-            f"the loss rose: {means}; look at the learning rate and the data",
+            f"the loss of {', '.join(rose)} rose: {means}; look at the learning rate and the data",
             False,
             facts=facts,
         )
@@ -80,6 +88,20 @@ def loss(records: Sequence[dict[str, Any]]) -> list[Verdict]:
     else:
         learned = Verdict(FALLS, means, blocking=False)
     return [sound, learned]
+
+
+def _error(losses: Sequence[float], steps: int) -> float:
+    """Standard error of the difference between the means of two times so many steps.
+
+    The noise of a step is estimated from the median of what neighbours differ by: a slow trend and
+    a few leaps do not count as noise.
+    """
+    apart = sorted(abs(after - before) for before, after in pairwise(losses))
+    if not apart:
+        return math.inf  # of one step nothing can be said
+    noise = apart[len(apart) // 2] / (NORMAL_MEDIAN * math.sqrt(2))
+    uncertain = 1 + 2 / len(apart)  # as the median of few is itself
+    return uncertain * noise * math.sqrt(2 / steps)
 
 
 def export_loads(export: Path) -> Verdict:

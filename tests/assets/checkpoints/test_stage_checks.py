@@ -1,5 +1,6 @@
 """Whether a stage learned, and whether its export can be used."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,6 +27,47 @@ def test_a_loss_that_rises_in_one_stream_stops_the_next_stage():
     sound, _ = loss(records(falling(5, 1), "stream0") + records(falling(2, 3), "stream1"))
     assert sound.blocks
     assert "stream1: 2.038 -> 2.962" in sound.message
+
+
+@pytest.mark.parametrize("steps", [4, 20, 40, 400])
+def test_noise_of_a_model_that_has_learned_already_is_not_a_rise(steps):
+    draw = np.random.default_rng(steps)
+    blocked = [
+        loss(records(list(0.08 * draw.lognormal(sigma=0.3, size=steps))))[0].blocks
+        for _ in range(500)
+    ]
+    assert sum(blocked) <= 10
+
+
+def test_an_arm_of_the_ablations_that_learns_nothing_more_is_no_fault():
+    """The recorded losses of forty steps from a stage 2 that answers already."""
+    long = [0.347, 0.213, 0.106, 0.084, 0.097, 0.247, 0.075, 0.27, 0.145, 0.122, 0.076, 0.077]
+    long += [0.243, 0.082, 0.088, 0.072, 0.049]
+    short = [0.066, 0.108, 0.036, 0.137, 0.082, 0.062, 0.11, 0.064, 0.076, 0.094, 0.071, 0.055]
+    short += [0.066, 0.066, 0.117, 0.061, 0.083, 0.059, 0.107, 0.117, 0.069, 0.131, 0.068]
+    sound, falls = loss(records(long, "long") + records(short, "short"))
+    assert sound.passed
+    assert (falls.passed, falls.blocks) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("steps", "shape"),
+    [
+        (20, lambda place: 1 + place),  # twice the loss in the end
+        (40, lambda place: 1 + 0.5 * place),
+        (400, lambda place: 1 + 0.2 * place),
+        (40, lambda place: np.exp(8 * np.maximum(place - 0.8, 0))),  # diverged in the last fifth
+        (10, lambda place: 10 ** (5 * np.maximum(place - 0.5, 0))),
+    ],
+)
+def test_a_rise_is_seen_through_the_noise(steps, shape):
+    draw = np.random.default_rng(steps)
+    means = shape(np.linspace(0, 1, steps))
+    blocked = [
+        loss(records(list(means * draw.lognormal(sigma=0.1, size=steps))))[0].blocks
+        for _ in range(200)
+    ]
+    assert sum(blocked) >= 190
 
 
 def test_a_run_that_ends_without_a_finite_loss_stops_the_next_stage():
