@@ -21,7 +21,7 @@ from benchmarks.estimate import LONGEST_S, SHORTEST_S
 from benchmarks.stage_data import SHORT_STREAM, STAGE_2
 from model.config import PRESETS
 from training.data.balance import deal
-from training.data.packing import group_samples
+from training.data.packing import group_sizes
 from training.flops import flops, typical_sizes
 from training.formats.hashing import seed_of
 from training.formats.kinds import LONG_VIDEO_KIND, TEXT_KIND
@@ -54,16 +54,10 @@ def main() -> None:
         for ranks in options.ranks:
             if batch % ranks:
                 continue
-            share, group = batch // ranks, group_samples(stage)
-            groups = [min(group, share - first) for first in range(0, share, group)]
-            dealt_NRS = deal(positions(work_NC), work_NC, groups, np.zeros((len(work_NC), ranks)))
-            plain, dealt = (
-                above_the_mean(works.reshape(len(work_NC), ranks, -1))
-                for works in (
-                    work_NC,
-                    np.take_along_axis(work_NC, dealt_NRS.reshape(work_NC.shape), axis=1),
-                )
-            )
+            share, dealt_NR = batch // ranks, np.zeros((len(work_NC), ranks))
+            deal(work_NC, work_NC, group_sizes(stage, share), dealt_NR)
+            plain_NR = work_NC.reshape(len(work_NC), ranks, -1).sum(axis=2)
+            plain, dealt = above_the_mean(plain_NR), above_the_mean(dealt_NR)
             print(f"| {name} | {ranks} | {share} | {plain:.1%} | {dealt:.1%} |", flush=True)
 
 
@@ -86,14 +80,8 @@ def drawn_work(
     return np.array([cost(kind, length) for kind, length in flat]).reshape(steps, batch)
 
 
-def positions(work_NC: np.ndarray) -> np.ndarray:
-    """The numbers of a step's samples, for every step."""
-    return np.broadcast_to(np.arange(work_NC.shape[1]), work_NC.shape)
-
-
-def above_the_mean(work_NRS: np.ndarray) -> float:
+def above_the_mean(load_NR: np.ndarray) -> float:
     """What the rank with the most work of a step does above the mean one; the mean over steps."""
-    load_NR = work_NRS.sum(axis=2)
     return float((load_NR.max(axis=1) / load_NR.mean(axis=1) - 1).mean())
 
 

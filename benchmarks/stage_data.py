@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,9 @@ def write_stage(
 
 
 def video_files(videos: Path, scale: float = 1.0) -> Iterator[tuple[str, ShortVideo]]:
-    """Each of `VIDEOS` with the name of its file, which is drawn where it is not there yet."""
+    """Each of `VIDEOS`, as long as it is here, with the name of its file, which is drawn where it
+    is not there yet.
+    """
     for number, video in enumerate(VIDEOS):
         seconds = max(2, round(video.seconds * scale))
         coding = video.coding
@@ -106,7 +108,7 @@ def video_files(videos: Path, scale: float = 1.0) -> Iterator[tuple[str, ShortVi
             repeat(drawn, unfinished, -(-seconds // length))
             drawn.unlink()
             unfinished.rename(path)
-        yield name, video
+        yield name, replace(video, seconds=seconds)
 
 
 def write_kept(
@@ -116,11 +118,10 @@ def write_kept(
     longer than the fewest take.
     """
     for name, video in video_files(videos, scale):
-        seconds = max(2, round(video.seconds * scale))
-        frames = feature_frame_count(
-            seconds * video.coding.fps, seconds, min_frames=config.memory.min_frames
-        )
-        write_random_features(folder / f"{name}.safetensors", frames, seconds, config, device)
+        pictures = video.seconds * video.coding.fps
+        frames = feature_frame_count(pictures, video.seconds, min_frames=config.memory.min_frames)
+        path = folder / f"{name}.safetensors"
+        write_random_features(path, frames, video.seconds, config, device)
 
 
 def _sample(

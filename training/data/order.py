@@ -14,7 +14,7 @@ from streaming.base.batching import generate_work
 from streaming.base.world import World
 
 from training.data.balance import deal
-from training.data.packing import group_samples
+from training.data.packing import group_sizes
 from training.data.shard_index import ShardIndex
 from training.data.streaming_state import StreamingState
 from training.formats.hashing import seed_of
@@ -94,21 +94,16 @@ class EpochOrder:
         """The rows of each batch dealt anew to the ranks of a machine, which are evened out over
         the batches of a step.
         """
-        ranks, batches, _ = machine_RBS.shape
+        ranks, batches, samples = machine_RBS.shape
+        groups = group_sizes(self.run.stage, samples, self._micro)
         rows_BC = machine_RBS.transpose(1, 0, 2).reshape(batches, -1)
         dealt_BRS = np.empty_like(machine_RBS.transpose(1, 0, 2))
         load_NR = np.zeros((batches // self.stream_batches, ranks))
         for number in range(self.stream_batches):
             of_step = slice(number, None, self.stream_batches)
             rows_NC = rows_BC[of_step]
-            dealt_BRS[of_step] = deal(rows_NC, work[rows_NC], self._groups(), load_NR)
+            dealt_BRS[of_step] = deal(rows_NC, work[rows_NC], groups, load_NR)
         return dealt_BRS.transpose(1, 0, 2)
-
-    def _groups(self) -> list[int]:
-        """A rank's rows of a batch, cut as they are packed (`training.data.prefetch`)."""
-        batch = self.share // self.stream_batches
-        group = max(1, group_samples(self.run.stage) // self._micro) * self._micro
-        return [min(group, batch - first) for first in range(0, batch, group)]
 
     def _machines(self) -> tuple[int, int]:
         """(machines, ranks on each) as the order sees them: rows of one video go to one machine

@@ -27,6 +27,12 @@ def group_samples(stage: int) -> int:
     return GROUP_OF_LONG_VIDEOS if STAGES[stage].reads_long_videos else GROUP_SAMPLES
 
 
+def group_sizes(stage: int, samples: int, micro_batch: int = 1) -> list[int]:
+    """So many samples of a rank, as groups of whole micro-batches; the last one may be smaller."""
+    group = max(1, group_samples(stage) // micro_batch) * micro_batch
+    return [min(group, samples - first) for first in range(0, samples, group)]
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Most that one pack holds; a single sample may be larger.
