@@ -332,7 +332,7 @@ class Trainer:
             packs = self.device_prefetcher.on_device(group.packs)
             for number, pack in enumerate(packs, start=1):
                 if self.memory.keeps_gradients:
-                    follows = number < len(group.packs)
+                    follows = number < len(group.packs) or not group.ends_step
                     keep_gradients(self.model, self.ranks, until_next=follows)
                 self.switches.llm.layers = self.memory.recomputed(pack.sizes.tokens)
                 self.switches.vision.layers = self.memory.vision_recomputed(pack.sizes)
@@ -342,9 +342,9 @@ class Trainer:
                     self._objective(output.loss_sum, output.supervised).backward()
                 own.supervised += output.supervised
                 own.tokens += sum(output.lengths)
-                own.samples += len(pack.samples)
                 own.packs += 1
                 own.work += flops(pack.sizes, self.model_config, self.config.modules)
+            own.samples += len(group.sample_ids)
         own.loss_sum = float(loss)
 
         totals = StepTotals(*self.ranks.sum(*astuple(own)))

@@ -66,11 +66,11 @@ class MemoryPlan:
             is a pack that recomputes as many as the last says.
         layers: that do in a pack as long as the budget; of `total_layers`.
         savings: what is done besides.
-        needed: estimate for the largest pack.
+        needed: estimate for the largest pack, if a tuned vision encoder recomputes all its layers.
         slower: share of the time of a step that all this costs, by the estimate.
         room: of a device, where somebody counts it.
         keeps_gradients: ranks keep gathered copies and their gradients between the packs of a
-            group, see `training.parallel.keep_gradients`. That is so where there is room for them
+            step, see `training.parallel.keep_gradients`. That is so where there is room for them
             and nothing has to be given for it.
     """
 
@@ -107,9 +107,11 @@ class MemoryPlan:
         if self.layers:
             done.append(f"{self.layers} of {self.total_layers} layers of the LLM recomputed")
         cost = f"; that costs about {100 * self.slower:.0f} % of the speed" if done else ""
+        tuned = self.room is not None and "vision" in self.room.load.tuned
+        more = "; the vision encoder keeps what there is room for besides" if tuned else ""
         return (
             f"packs of at most {self.budget.tokens} tokens, estimated need {self.needed}; "
-            f"{', '.join(done) or 'nothing is recomputed'}{cost}"
+            f"{', '.join(done) or 'nothing is recomputed'}{cost}{more}"
         )
 
 
@@ -227,8 +229,10 @@ class _Trial:
         if self.available is None:
             return replace(plan, keeps_gradients=True)
         weights = weights_of(self.config, self.run.modules, self.run.lora)
-        kept = SINGLE * weights.trained
-        if self.world > 1:  # a single rank keeps its copies anyway
+        # In place of sharded gradients, which are made as the last pack gives these back. A single
+        # rank keeps its copies anyway, and its shard is all of a gradient.
+        kept = SINGLE * weights.trained * (1 - 1 / self.world)
+        if self.world > 1:
             kept += HALF * (weights.trained + weights.frozen - weights.vision_frozen)
         less = replace(self, available=self.available - MARGIN * kept).best()
         if less is None or (less.savings, less.layers) != (plan.savings, plan.layers):

@@ -43,6 +43,7 @@ class LoaderBehaviour:
         crash_at, crash_rank: the optimizer step (from 0) in which the loader of this rank raises.
         machine_fault: that is a fault of the machine.
         pause_s: how long every micro-batch takes.
+        usable: micro-batches of each step; of the later ones all samples are dropped.
     """
 
     count: int = 64
@@ -51,6 +52,7 @@ class LoaderBehaviour:
     crash_rank: int = 0
     machine_fault: bool = False
     pause_s: float = 0.0
+    usable: int | None = None
 
     def json(self) -> str:
         return json.dumps(asdict(self))
@@ -96,6 +98,10 @@ class GeneratedLoader:
                 chosen = mine[micro * self.micro : (micro + 1) * self.micro]
                 if micro == self.accumulation - 1:
                     self.step = step + 1
+                if self.behaviour.usable is not None and micro >= self.behaviour.usable:
+                    dropped = [(f"sample-{number}", "unreadable") for number in chosen]
+                    yield MicroBatch([], [], 0, dropped)
+                    continue
                 samples = [self._sample(number) for number in chosen]
                 yield MicroBatch(samples, [sample.id for sample in samples], 0)
         self.epoch, self.step = self.epoch + 1, 0

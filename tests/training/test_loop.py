@@ -12,6 +12,7 @@ import torch
 import torch._dynamo
 from safetensors.torch import load_file
 
+import training.loop
 from model.hf import HourLlavaForCausalLM
 from tests.training.generated_samples import (
     LoaderBehaviour,
@@ -56,6 +57,30 @@ def test_a_run_that_crashed_ends_in_the_same_bytes_as_one_that_did_not(run, tmp_
     assert losses(again) == losses(run)
     assert sample_ids(again) == sample_ids(run)
     assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(run).items())
+
+
+@pytest.mark.parametrize("usable", [4, 2], ids=["all", "nothing usable in the last groups"])
+def test_gradients_kept_over_the_groups_of_a_step_are_those_reduced_pack_by_pack(
+    tmp_path, monkeypatch, usable
+):
+    monkeypatch.setattr("training.loop.group_samples", lambda _: 4)
+    plan = training.loop.plan_memory
+    ended = []
+    for kept in (False, True):
+        monkeypatch.setattr(
+            "training.loop.plan_memory",
+            lambda *given, kept=kept, **named: replace(plan(*given, **named), keeps_gradients=kept),
+        )
+        (folder := tmp_path / str(kept)).mkdir()
+        run = make_run(folder, global_batch=16, micro_batch=4, max_steps=3)
+        result = train_in_process(run, LoaderBehaviour(usable=usable))
+        assert result["samples"] == 3 * 4 * usable
+        ended.append((losses(run), weights(run)))
+    (plain_losses, plain), (kept_losses, found) = ended
+    assert plain_losses == kept_losses
+    assert None not in plain_losses
+    assert plain.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
 
 
 def test_a_finished_run_is_left_alone(run):

@@ -19,7 +19,9 @@ from model.config import HourLlavaConfig
 from model.inputs import SampleInputs
 from training.data.micro_batch import MicroBatch, MicroBatchLoader
 from training.data.packing import GROUP_SAMPLES, Budget, Pack, pack
+from training.flops import Sizes
 from training.formats.machine_faults import MachineFault
+from training.lockstep import EMPTY_SAMPLE
 from training.parallel import Ranks
 
 PREPARED_GROUPS = 1  # besides the one in use and the one in the making
@@ -35,7 +37,8 @@ class PackGroup:
         packs: to be computed in this order.
         sample_ids: of all packs.
         streams: numbers of the streams that the samples are from.
-        ends_step: whether the optimizer steps after it.
+        ends_step: whether the optimizer steps after it. It then has a pack, whatever was dropped:
+            the step's last pass is what shards the gradients that earlier groups left.
         position: the loader's state after it, in the last group of a step.
         dropped: samples that are missing here, by reason.
     """
@@ -131,8 +134,11 @@ class Prefetcher:
                 done += len(taken)
                 ends = done == self.accumulation
                 samples = [sample for batch in taken for sample in batch.samples]
+                packs = self._pack(samples)
+                if ends and not packs:  # all were dropped, on all ranks
+                    packs = [Pack([EMPTY_SAMPLE], Sizes())]
                 yield PackGroup(
-                    packs=self._pack(samples),
+                    packs=packs,
                     sample_ids=[name for batch in taken for name in batch.sample_ids],
                     streams={batch.stream for batch in taken},
                     ends_step=ends,
