@@ -442,7 +442,9 @@ class _Compiled:
         return (self.graph if x.shape[self.varying] > 1 else self.forward)(x, *args, **kwargs)
 
     def _keeping_products(self, x: torch.Tensor) -> Any:
-        if not torch.is_grad_enabled():
+        # Only a graph gives the products up where the whole layer is recomputed. Without one (the
+        # compiler is switched off) they would be held beside everything else.
+        if not torch.is_grad_enabled() or not torch.compiler.is_compiling():
             return self.forward(x)
         kept = functools.partial(create_selective_checkpoint_contexts, _PRODUCTS)
         return checkpoint(
