@@ -77,6 +77,7 @@ INPUTS: dict[str, tuple[float | str, str, str]] = {
     "MFU of stage 2, 3B": measured("MFU of stage 2, 3B"),
     "MFU of stage 3, 3B": measured("MFU of stage 3, 3B"),
     "MFU of stage 3, short videos, 3B": measured("MFU of stage 3, short videos, 3B"),
+    "MFU of stage 3, kept short videos, 3B": measured("MFU of stage 3, kept short videos, 3B"),
     "MFU of stage 3, 7B": measured("MFU of stage 3, 7B"),
     "MFU of all else at 7B": ("as 3B", "", ASSUMED),
     "rows of an annotation file whose name has no number": (100_000, "", ASSUMED),
@@ -172,9 +173,12 @@ def gpu_hours(variant: str, stage: int, kept: bool = False) -> tuple[float, floa
 
 
 def mfu_of_kind(kind: str, variant: str, stage: int, kept: bool) -> float:
-    """Stage 3 was measured with features and texts, and with what passes the vision encoder."""
-    featured = ["videomarathon_video", "llavavideo_text", *([SHORT_VIDEO_KIND] if kept else [])]
-    if stage == 3 and kind not in featured:
+    """Stage 3 was measured with features of long videos and texts, with short videos as features,
+    and with what passes the vision encoder.
+    """
+    if stage == 3 and kind == SHORT_VIDEO_KIND and kept:
+        return of("MFU of stage 3, kept short videos, 3B")
+    if stage == 3 and kind not in ("videomarathon_video", "llavavideo_text"):
         return of("MFU of stage 3, short videos, 3B")
     found = utilisation(variant, stage) or utilisation("3b", stage)
     assert found is not None
