@@ -6,6 +6,7 @@ MkDocs calls these functions by their names (`hooks` in mkdocs.yml).
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,18 @@ COPIES = "repository"  # folder of the site with copies of such files
 # The name behind a fence's language is for the tests (`diff source`); MkDocs would not take it.
 NAMED_FENCE = re.compile(r"^(\s*```\w+) +\w+$", re.M)
 STEP = re.compile(r"\d\. ")
+# Material would load Mermaid from another host, unless a page brings its own. NiceGUI's package
+# holds one.
+DIAGRAMS = "assets/mermaid"
+OWN_MERMAID = """import { mermaid } from "./index.js";
+window.mermaid = mermaid;
+"""
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Take the files into the site that pages link to and that lie outside of docs/."""
+    """Take the files into the site that pages link to and that lie outside of docs/, and what draws
+    their diagrams.
+    """
     from mkdocs.structure.files import File
 
     pages = [file for file in files if file.src_uri.endswith(".md")]
@@ -26,6 +35,13 @@ def on_files(files: Any, config: Any) -> Any:
         text = (REPOSITORY / name).read_text()
         # A browser shows text, whatever the suffix before it.
         files.append(File.generated(config, f"{COPIES}/{name}.txt", content=text))
+    nicegui = find_spec("nicegui")
+    assert nicegui is not None  # the extra `docs` has it
+    assert nicegui.origin is not None
+    drawing = Path(nicegui.origin).parent / "elements" / "mermaid" / "dist"
+    scripts = {path.name: path.read_text() for path in sorted(drawing.glob("*.js"))}
+    for name, text in {**scripts, "own.mjs": OWN_MERMAID}.items():
+        files.append(File.generated(config, f"{DIAGRAMS}/{name}", content=text))
     return files
 
 

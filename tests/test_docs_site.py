@@ -1,10 +1,13 @@
 """The documentation as a site: every page is in its navigation, and strict building passes."""
 
+import functools
 import os
 import re
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from playwright.sync_api import expect
 
 from tests.pages import REPOSITORY, pages
+from tests.pipeline.browser import browser, missing_chromium
 
 SITE = REPOSITORY / "mkdocs.yml"
 MISSING = find_spec("mkdocs") is None or find_spec("material") is None
@@ -72,19 +77,27 @@ class Shown(HTMLParser):
             self.text += data
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(MISSING, reason="mkdocs-material is not installed: pip install '.[docs]'")
-def test_the_site_is_built_without_a_warning(tmp_path: Path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site's folder."""
+    if MISSING:
+        pytest.skip("mkdocs-material is not installed: pip install '.[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(
         command, cwd=REPOSITORY, env=environment, text=True, capture_output=True, check=False
     )
     assert built.returncode == 0, built.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(site: Path):
     diagrams = 0
     for name in IN_DOCS - {"index.md"}:
         shown = Shown()
-        shown.feed((tmp_path / Path(name).stem / "index.html").read_text())
+        shown.feed((site / Path(name).stem / "index.html").read_text())
         diagrams += shown.diagrams
         assert [url for url in shown.loads if urlsplit(url).netloc] == [], name
         # What was not taken for Markdown is left as it was written.
@@ -92,4 +105,27 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path):
         assert left == [], name
     written = (REPOSITORY / "docs").glob("*.md")
     assert diagrams == sum(page.read_text().count("```mermaid") for page in written)
-    assert (tmp_path / "repository/pipeline/examples/own_videos.yaml.txt").is_file()
+    assert (site / "repository/pipeline/examples/own_videos.yaml.txt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(missing_chromium()), reason=str(missing_chromium()))
+def test_a_browser_draws_the_diagrams_and_asks_no_other_host(site: Path):
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with browser(f"http://127.0.0.1:{server.server_port}") as ui:
+            asked: list[str] = []
+            ui.page.on("request", lambda request: asked.append(urlsplit(request.url).netloc))
+            for name in ("architecture", "model"):
+                ui.open(f"/{name}/")
+                text = (REPOSITORY / f"docs/{name}.md").read_text()
+                drawn = ui.page.locator("div.mermaid")  # a `pre` until then
+                expect(drawn).to_have_count(text.count("```mermaid"))
+                for diagram in drawn.all():
+                    box = diagram.bounding_box()
+                    assert box is not None
+                    assert box["height"] > 100
+            assert set(asked) == {f"127.0.0.1:{server.server_port}"}
+            assert ui.problems == []
+        server.shutdown()
