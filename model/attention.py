@@ -177,7 +177,8 @@ def _short(queries: SequenceLengths, keys: SequenceLengths) -> bool:
 def _varlen(q_THD: Tensor) -> Any:
     if not q_THD.is_cuda or q_THD.dtype not in (torch.float16, torch.bfloat16):
         return None
-    return _varlen_kernel()
+    # FlashAttention-2 asks for Ampere; PyTorch's SDPA has something for older cards.
+    return _varlen_kernel() if torch.cuda.get_device_capability(q_THD.device) >= (8, 0) else None
 
 
 @functools.cache
