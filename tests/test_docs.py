@@ -336,6 +336,7 @@ def test_options_of_benchmarks_that_pages_name_exist():
             assert known, f"benchmarks.{name} has no {option}"
 
 
+@pytest.mark.slow
 def test_a_pool_is_widened_as_the_page_says(tmp_path: Path):
     """The page's two commands in their order, on an instance of its own."""
     (block,) = [
@@ -403,6 +404,7 @@ OWN_FILES = {
 }
 
 
+@pytest.mark.slow
 def test_the_recipes_settings_take_ones_own_videos_to_the_samples_of_training(tmp_path: Path):
     """Its example, with its folders moved below a temporary one: six files in a folder, and a table
     of questions as a spreadsheet program saves it.

@@ -12,6 +12,8 @@ import pytest
 from tests.pages import REPOSITORY, Block, page
 from tests.servers.clips import clip
 
+pytestmark = pytest.mark.slow
+
 DIFFS = {block.title: block for block in page("docs/contributing.md").blocks("diff")}
 
 GRAPH = """

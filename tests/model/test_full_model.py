@@ -178,6 +178,7 @@ def test_a_pack_gives_each_sample_what_it_gets_alone():
     torch.testing.assert_close(packed, alone, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_long_videos_train_the_vision_encoder_only_if_asked():
     import dataclasses
 

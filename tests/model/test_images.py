@@ -146,6 +146,7 @@ def test_a_format_that_starts_other_programs_is_not_even_tried():
         load_image(postscript)
 
 
+@pytest.mark.slow
 def test_a_decompression_bomb_is_refused_before_it_unfolds():
     small_file = png(Image.new("1", (20_000, 20_000)))
     assert len(small_file) < 100_000
@@ -158,6 +159,7 @@ def test_a_decompression_bomb_is_refused_before_it_unfolds():
         load_image(png(Image.new("1", (10_000, 10_000))))
 
 
+@pytest.mark.slow
 def test_a_very_long_image_is_padded_without_a_gigantic_square():
     square = padded_square(
         Image.new("RGB", (60_000, 40), "white"), 56

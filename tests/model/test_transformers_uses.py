@@ -586,12 +586,14 @@ def in_a_fresh_process(folder, script, *arguments, paths=()):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_an_export_loads_in_a_fresh_process_beside_a_users_own_model_py(export, tmp_path):
     (tmp_path / "model.py").write_text("MINE = 'still mine'")
     done = in_a_fresh_process(tmp_path, FRESH, export, paths=[NAMED, ROOT])
     assert done.stdout.split("\n")[:2] == ["HourLlavaProcessor 1", "still mine"], done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named_where_nothing_was_imported(export, tmp_path):
     script = "import sys; from transformers import AutoConfig as C; C.from_pretrained(sys.argv[1])"
     done = in_a_fresh_process(tmp_path, script, export)

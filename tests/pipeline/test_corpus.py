@@ -91,6 +91,7 @@ def test_the_pixels_of_a_film_answer_its_questions(tmp_path):
         assert question.answer == (most if question.task == "background" else next_most), question
 
 
+@pytest.mark.slow
 def test_the_held_out_pictures_show_what_is_asked(corpus):
     folder = corpus.questions.parent
     rows = [json.loads(line) for line in corpus.questions.read_text().splitlines()]
@@ -104,6 +105,7 @@ def test_the_held_out_pictures_show_what_is_asked(corpus):
         ]
 
 
+@pytest.mark.slow
 def test_answers_stand_among_their_candidates_and_no_answer_is_common_enough_to_guess(corpus):
     rows = [json.loads(line) for line in corpus.questions.read_text().splitlines()]
     for task in {row["task"] for row in rows}:
@@ -115,6 +117,7 @@ def test_answers_stand_among_their_candidates_and_no_answer_is_common_enough_to_
     )
 
 
+@pytest.mark.slow
 def test_nothing_that_is_held_out_is_trained_on(corpus):
     held_out = {path.read_bytes() for path in (corpus.questions.parent / "videos").iterdir()}
     trained = {
@@ -142,6 +145,7 @@ def test_multiple_choice_answers_open_with_the_letter_of_the_right_option():
         assert len(set(asked.text.splitlines()[1:])) == 4
 
 
+@pytest.mark.slow
 def test_rows_have_the_schema_of_videomarathon_and_three_ways_to_name_a_video(corpus):
     rows = rows_of(corpus)
     assert list(rows[0]) == [
@@ -161,6 +165,7 @@ def test_rows_have_the_schema_of_videomarathon_and_three_ways_to_name_a_video(co
     assert all((row["URL"] is not None) == (row["data_source"] == "panda") for row in rows)
 
 
+@pytest.mark.slow
 def test_every_source_has_videos_in_every_part(corpus):
     parts = load_settings(corpus.settings).parts
     videos = Counter(
@@ -176,6 +181,7 @@ def test_long_videos_last_twenty_seconds_to_four_minutes():
     assert sorted(durations)[len(durations) // 2] <= 75
 
 
+@pytest.mark.slow
 def test_what_is_wrong_on_purpose_is_wrong(corpus):
     rows = rows_of(corpus)
     half = corpus.folder / "corpus" / "media" / "panda" / f"{marathon.HALVED}.mp4"
@@ -197,6 +203,7 @@ def test_what_is_wrong_on_purpose_is_wrong(corpus):
         assert film == (media.folder / "panda" / "panda-03.mp4").read_bytes()
 
 
+@pytest.mark.slow
 def test_images_lie_in_parquet_as_the_hub_has_them(corpus):
     repo = corpus.folder / "corpus" / "hub" / llava_sets.ONEVISION_REPO
     for name, images in (
@@ -218,6 +225,7 @@ def test_images_lie_in_parquet_as_the_hub_has_them(corpus):
             assert all(Image.open(io.BytesIO(image["bytes"])).format == "JPEG" for image in found)
 
 
+@pytest.mark.slow
 def test_short_videos_stand_in_their_archives_under_the_names_of_their_rows(corpus):
     repo = corpus.folder / "corpus" / "hub" / llava_sets.VIDEO_REPO
     members, rows = set(), []
@@ -236,6 +244,7 @@ def test_short_videos_stand_in_their_archives_under_the_names_of_their_rows(corp
     )
 
 
+@pytest.mark.slow
 def test_building_again_changes_nothing(corpus):
     before = digest(corpus.folder)
     again = build_corpus(corpus.folder)
@@ -260,6 +269,7 @@ def test_a_corpus_of_another_seed_is_replaced(corpus, tmp_path):
     assert rows_of(other) != rows_of(corpus)
 
 
+@pytest.mark.slow
 def test_the_hub_serves_the_repositories_that_the_settings_name(corpus):
     settings = load_settings(corpus.settings)
     with corpus.serve() as (hub, _):

@@ -166,6 +166,7 @@ def test_every_check_says_what_it_looks_at(graph):
     assert all(len(graph.get(key).description or "") > 50 for key in graph.asset_check_keys)
 
 
+@pytest.mark.slow
 def test_loading_the_code_location_imports_neither_torch_nor_its_friends():
     script = (
         "import json, sys; from pipeline.definitions import definitions; definitions();"
@@ -178,6 +179,7 @@ def test_loading_the_code_location_imports_neither_torch_nor_its_friends():
     assert json.loads(result.stdout) == []
 
 
+@pytest.mark.slow
 def test_dagster_validates_the_workspace():
     result = subprocess.run(
         [sys.executable, "-m", "dagster", "definitions", "validate"],

@@ -358,6 +358,7 @@ def test_a_pool_that_there_is_not_is_named(tmp_path):
         pod_executor(tmp_path / "pods.yaml", [])
 
 
+@pytest.mark.slow
 def test_on_a_cluster_every_job_starts_its_steps_as_pods(pods):
     code = """if True:
         import json

@@ -99,6 +99,7 @@ def test_a_root_that_cannot_be_written_is_missing(machine, capsys):
     assert (code, rows["storage root"][0]) == (1, "missing")
 
 
+@pytest.mark.slow
 def test_a_start_that_is_not_there_is_missing_and_one_that_is_there_is_not(machine, capsys):
     start = "variants: {mine: {preset: tiny, start: {folder: given, stage: 3}}}"
     code, rows, _ = doctor(machine, capsys, ("variants: [tiny]", start))
@@ -142,6 +143,7 @@ def test_a_start_on_the_hub_is_looked_at_there(machine, capsys, tmp_path):
     assert "http://127.0.0.1:9 does not answer; in its cache here: no model" in todo + str(rows)
 
 
+@pytest.mark.slow
 def test_large_variants_need_a_gpu(machine, capsys):
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has one")
@@ -159,6 +161,7 @@ def gpu_findings(tmp_path, variant, gpus, processes=1, more=""):
     return {finding.what: finding for check in checks for finding in check(settings, gpus)}
 
 
+@pytest.mark.slow
 def test_a_stage_that_does_not_fit_is_told_with_what_would(tmp_path):
     alone = gpu_findings(tmp_path, "7b", [Gpu("small", 24 * 2**30, "999")])
     assert alone["7b, stage 2"].state == "missing"
@@ -167,6 +170,7 @@ def test_a_stage_that_does_not_fit_is_told_with_what_would(tmp_path):
     assert {large[f"7b, stage {stage}"].state for stage in (1, 2, 3)} == {"ok"}
 
 
+@pytest.mark.slow
 def test_the_plans_words_are_the_doctors_and_the_hosts_memory_counts(tmp_path, monkeypatch):
     gpus = [Gpu("NVIDIA GeForce RTX 4090", 24 * 2**30, "999")]
     lora = "training: {overrides: {stage3: {lora: {rank: 64}}}}"
@@ -188,6 +192,7 @@ def test_the_plans_words_are_the_doctors_and_the_hosts_memory_counts(tmp_path, m
     assert "of the host;" not in less.found
 
 
+@pytest.mark.slow
 def test_the_sizes_of_cards_that_a_stage_fits_are_told(tmp_path):
     what = "7b, stage 3, fits"
     alone = gpu_findings(tmp_path, "7b", [])[what].found
@@ -218,6 +223,7 @@ def test_a_card_that_is_not_known_is_asked_for_and_one_in_the_settings_is_taken(
     assert "1 videos of 0.0 h and 1 questions on 1 x RTX 4090, 24 GiB" in told(lectures + more)
 
 
+@pytest.mark.slow
 def test_more_ranks_than_gpus_are_noticed(tmp_path):
     found = gpu_findings(tmp_path, "tiny", [Gpu("large", 140 * 2**30, "999")], processes=2)
     assert found["training.processes"].state == "missing"
@@ -249,6 +255,7 @@ def test_a_port_that_is_taken_is_noted(machine, capsys):
         assert doctor(machine, capsys, port=port)[1][f"port {port}"][0] == "note"
 
 
+@pytest.mark.slow
 def test_too_few_file_descriptors_are_noted(machine):
     """In a process of its own: this one may hold thousands, because the streaming library keeps the
     shared memory of every plain dataset open to the end.

@@ -61,6 +61,7 @@ def tell(settings: Notices | None = None, event: str = "run_failed") -> tuple[bo
     return sent, said
 
 
+@pytest.mark.slow
 def test_a_webhook_gets_title_and_text(hook):
     assert tell() == (True, [])
     (message,) = hook.got
@@ -78,6 +79,7 @@ def test_without_addresses_nothing_happens(monkeypatch):
     assert tell() == (False, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behaviour", [500, 404])
 def test_a_service_that_refuses_is_named_by_its_kind_alone(hook, behaviour):
     hook.behaviour = behaviour
@@ -88,6 +90,7 @@ def test_a_service_that_refuses_is_named_by_its_kind_alone(hook, behaviour):
     assert "127.0.0.1" not in said
 
 
+@pytest.mark.slow
 def test_a_service_that_never_ends_its_answer_costs_the_time_of_the_settings(hook):
     hook.behaviour = "hang"
     began = time.monotonic()

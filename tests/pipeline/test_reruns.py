@@ -11,6 +11,8 @@ from assets.records.withdrawals import give_up_part
 from pipeline.recover import recover
 from tests.pipeline.days import DATA_ASSETS, TRAINING_ASSETS, Days, write_settings
 
+pytestmark = pytest.mark.slow
+
 RETRY_S = 600
 
 

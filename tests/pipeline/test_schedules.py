@@ -171,6 +171,7 @@ def test_youtube_is_never_asked_without_its_owners_consent(nights):
         assert nights.passes() == asked
 
 
+@pytest.mark.slow
 def test_what_is_still_being_fetched_is_not_asked_for_twice(nights):
     nights.catalogue()
     nights.becomes(panda=PENDING, youcook2=PENDING, ego4d=OK)

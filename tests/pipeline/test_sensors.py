@@ -13,6 +13,8 @@ from tests.pipeline.days import (
 )
 from training.formats.kinds import MIXED_KINDS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def days(tmp_path, monkeypatch):

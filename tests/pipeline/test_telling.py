@@ -10,6 +10,8 @@ from assets.deployment.resources import Deployment
 from pipeline import telling
 from tests.pipeline.days import SOURCES, Days, write_settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def days(tmp_path, monkeypatch):

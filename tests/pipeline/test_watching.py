@@ -125,6 +125,7 @@ def test_without_a_catalogue_the_list_is_left_alone(looks):
     assert looks.parts() == ["part0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asset", ["conversations", "videomarathon_video", "videos", "features"])
 @pytest.mark.parametrize("part", ["part7", "typo"])
 def test_a_step_for_a_part_that_somebody_typed_says_so(looks, asset, part):
@@ -150,6 +151,7 @@ def test_a_step_for_a_part_that_somebody_typed_says_so(looks, asset, part):
     assert said.startswith(f"there is no part '{part}'; the catalogue has part0.")
 
 
+@pytest.mark.slow
 def test_what_asks_for_no_video_counts_as_fetched_without_a_run(looks):
     """Two of three download runs of a new part had nothing to fetch."""
     from pipeline.definitions import definitions

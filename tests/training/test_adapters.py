@@ -55,6 +55,7 @@ def logits(model):
     return model.eval()(samples=samples()).logits
 
 
+@pytest.mark.slow
 def test_the_loss_falls_with_adapters(trained):
     assert trained[1]["last_loss"] < trained[1]["first_loss"] - 1
 
@@ -88,6 +89,7 @@ def test_peft_puts_the_adapter_onto_the_start_and_computes_what_the_export_does(
     assert (plain - merged).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_that_crashed_ends_in_the_same_bytes(trained, tmp_path):
     again = make_run(tmp_path, lora=LORA)
     with pytest.raises(RuntimeError, match="told to fail"):

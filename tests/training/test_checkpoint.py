@@ -177,6 +177,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(ranks, tmp_path, monk
     assert list((tmp_path / "state").glob("*/*.distcp")) == []
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_the_disk_was_full(tmp_path, monkeypatch):
     run = make_run(tmp_path)
     usage = shutil.disk_usage(tmp_path)
@@ -244,6 +245,7 @@ def crashed(tmp_path_factory):
     return run, straight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_older_checkpoint_is_taken_when_the_newest_is_damaged(
     crashed, tmp_path, caplog, damage
@@ -277,6 +279,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_touched_and_a_person_is_as
     assert len(losses(run)) == 5
 
 
+@pytest.mark.slow
 def test_milestones_stay_and_a_run_goes_back_to_one(tmp_path, caplog):
     run = make_run(tmp_path, save_every=2, milestone_every=3)
     train_in_process(run)

@@ -35,6 +35,7 @@ def weights(run):
     return load_file(Path(run.out) / "export" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_result_says_so(run):
     result = train_in_process(run)
     assert result["steps"] == 8
@@ -45,6 +46,7 @@ def test_the_loss_falls_and_the_result_says_so(run):
     )  # random weights: uniform
 
 
+@pytest.mark.slow
 def test_a_run_that_crashed_ends_in_the_same_bytes_as_one_that_did_not(run, tmp_path):
     train_in_process(run)
     (tmp_path / "second").mkdir()
@@ -59,6 +61,7 @@ def test_a_run_that_crashed_ends_in_the_same_bytes_as_one_that_did_not(run, tmp_
     assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(run).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("usable", [4, 2], ids=["all", "nothing usable in the last groups"])
 def test_gradients_kept_over_the_groups_of_a_step_are_those_reduced_pack_by_pack(
     tmp_path, monkeypatch, usable
@@ -90,6 +93,7 @@ def test_a_finished_run_is_left_alone(run):
     assert (Path(run.out) / "export" / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_stage_changes_the_modules_of_its_recipe_and_no_others(tmp_path, stage):
     run = make_run(tmp_path, stage=stage, max_steps=2)
@@ -103,6 +107,7 @@ def test_a_stage_changes_the_modules_of_its_recipe_and_no_others(tmp_path, stage
     }  # features pass no encoder
 
 
+@pytest.mark.slow
 def test_the_export_loads_with_from_pretrained_and_scores_as_training_did(run):
     train_in_process(run)
     model = HourLlavaForCausalLM.from_pretrained(Path(run.out) / "export")
@@ -132,6 +137,7 @@ def test_the_vision_encoder_is_exported_by_itself(run, tmp_path):
         assert torch.equal(encoder(pixels), whole.eval()(pixels))
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_skipped_and_its_samples_are_named(tmp_path):
     run = make_run(tmp_path)
     result = train_in_process(run, LoaderBehaviour(infinite=(3,)))
@@ -151,6 +157,7 @@ def test_steps_that_are_not_finite_in_a_row_end_the_run(tmp_path):
     assert before  # the start is untouched, and nothing pretends to be trained
 
 
+@pytest.mark.slow
 def test_small_packs_and_large_ones_give_the_same_step(run, tmp_path):
     train_in_process(replace(run, max_steps=3))
     (tmp_path / "small").mkdir()

@@ -78,6 +78,7 @@ def test_a_run_records_what_the_loop_promises(tmp_path):
         assert found["tokens_per_s"] == pytest.approx(found["tokens"] / found["step_s"])
 
 
+@pytest.mark.slow
 def test_the_curve_is_a_small_picture_of_the_losses(tmp_path):
     run = make_run(tmp_path, max_steps=3)
     train_in_process(run)

@@ -55,6 +55,7 @@ def trained(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_the_export_holds_the_changes_and_goes_on_with_them(trained, tmp_path):
     export = Path(trained.out) / "export"
     config = ModelChanges(**EVERYTHING).applied(PRESETS["tiny"])
@@ -74,6 +75,7 @@ def test_the_export_holds_the_changes_and_goes_on_with_them(trained, tmp_path):
         publish(export, tmp_path / "published")
 
 
+@pytest.mark.slow
 def test_the_loss_depends_on_each_change(trained, tmp_path):
     found = {}
     for name, value in [("nothing", None), *EVERYTHING.items()]:

@@ -103,6 +103,7 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_twice_for_packs_of_al
         assert_close(gradient, wanted)
 
 
+@pytest.mark.slow
 def test_the_compiler_sees_no_fields_of_sequence_lengths():
     """TorchDynamo 2.11 guards on each field of a frozen dataclass, later versions do not."""
     lengths = SequenceLengths.of([3, 4], "cpu")

@@ -59,6 +59,7 @@ def content(folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -78,6 +79,7 @@ def test_a_harmless_change_goes_on_where_the_run_was(copy, caplog, change):
     assert "continuing from step-2" in caplog.text
 
 
+@pytest.mark.slow
 def test_another_place_of_everything_goes_on_where_the_run_was(
     finished, copy, tmp_path, monkeypatch, caplog
 ):
@@ -109,6 +111,7 @@ def test_another_run_is_refused_by_name_and_nothing_is_changed(copy):
     assert content(out) == before
 
 
+@pytest.mark.slow
 def test_another_run_is_set_aside_when_asked_and_can_be_gone_back_to(finished, copy):
     run, out = copy(unfinished=True)
     state = content(out / "state")
@@ -129,6 +132,7 @@ def test_changed_shards_are_another_run(finished, copy, tmp_path):
         train_in_process(other)
 
 
+@pytest.mark.slow
 def test_restored_state_goes_on_because_it_names_its_run(finished, copy, caplog, tmp_path):
     run, out = copy(unfinished=True)
     for path in out.iterdir():
@@ -193,6 +197,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_a_damaged_end_is_named_set_aside_and_made_again(finished, copy, caplog, end):
     run, out = copy()
@@ -271,6 +276,7 @@ def test_what_a_killed_export_left_is_gone_at_the_next_start(copy):
     assert not list(out.glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_what_was_dropped_before_a_resume_is_in_the_result(tmp_path):
     class Dropping(GeneratedLoader):
         def __iter__(self):

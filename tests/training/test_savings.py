@@ -86,6 +86,7 @@ def plain(tmp_path_factory):
     return losses(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "savings",
     [
@@ -102,6 +103,7 @@ def test_each_saving_takes_the_same_steps(plain, tmp_path, savings):
     assert losses(run) == pytest.approx(plain, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_whose_optimizer_is_on_the_host_goes_on_to_the_same_bytes(tmp_path):
     straight = make_run(tmp_path, max_steps=4, save_every=2, savings={"optimizer_on_host": True})
     train_in_process(straight)
@@ -115,6 +117,7 @@ def test_a_run_whose_optimizer_is_on_the_host_goes_on_to_the_same_bytes(tmp_path
     assert (Path(again.out) / path).read_bytes() == (Path(straight.out) / path).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_with_other_savings(tmp_path):
     straight = make_run(tmp_path, max_steps=4, save_every=2)
     with pytest.raises(RuntimeError, match="told to fail"):

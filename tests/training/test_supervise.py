@@ -136,6 +136,7 @@ def running(marker):
     return found
 
 
+@pytest.mark.slow
 def test_an_owner_that_is_killed_while_everything_starts_leaves_nothing(tmp_path):
     marker = str(tmp_path / "left")
     for number in range(20):

@@ -48,6 +48,7 @@ def runs(study) -> dict[str, tuple[RunConfig, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_no_run_of_an_arm_is_believed_for_another(runs):
     names = [folder.rpartition("/")[2] for _, folder in runs.values()]
     assert len(set(names)) == len(names) == 2 * 19
@@ -56,6 +57,7 @@ def test_no_run_of_an_arm_is_believed_for_another(runs):
     )
 
 
+@pytest.mark.slow
 def test_all_arms_have_the_same_seeds_steps_and_number_of_rows(runs):
     assert {run.seed for run, _ in runs.values()} == {"ablation 1", "ablation 2"}
     assert all(runs[key][0].seed.endswith(key[-1]) for key in runs)

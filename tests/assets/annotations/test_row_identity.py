@@ -110,6 +110,7 @@ DAYS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(DAYS)
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_life_of_the_landing_folder_ends_as_a_clean_build_of_its_final_files(

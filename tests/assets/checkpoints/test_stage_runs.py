@@ -99,6 +99,7 @@ HARMLESS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_overrides_that_change_no_step_lead_to_the_same_folder(world):
     _, folder = world.run()
     assert world.run(**HARMLESS)[1] == folder

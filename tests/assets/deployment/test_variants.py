@@ -187,6 +187,7 @@ def test_a_variant_and_a_source_may_have_the_same_name(tmp_path):
     assert found["vision_encoder[lectures]"] == ["base_model[lectures]"]
 
 
+@pytest.mark.slow
 def test_kept_features_of_short_videos_are_an_asset_that_stage_3_is_made_from(tmp_path):
     settings_of(tmp_path, ["tiny", "3b"], features={"short_videos": True})
     found = graph_of(tmp_path)

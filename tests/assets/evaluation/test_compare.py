@@ -28,6 +28,7 @@ def checkpoints(tmp_path, export):
     return storage
 
 
+@pytest.mark.slow
 def test_four_checkpoints_and_one_blind_one_are_compared_and_kept(
     checkpoints, media, questions, tmp_path
 ):

@@ -104,6 +104,7 @@ def world(tmp_path_factory):
     return settings, storage, group_part(storage, settings, 0, log)
 
 
+@pytest.mark.slow
 def test_no_row_about_a_held_out_video_is_in_a_sample_and_all_of_them_are_asked(world):
     settings, storage, report = world
     held = {f"own/v{n}" for n in range(12) if is_held_out(f"own/v{n}", 0.4)}

@@ -28,6 +28,8 @@ from assets.inference.session import Session
 from assets.records.intervals import wilson
 from tests.model.media import tricky
 
+pytestmark = pytest.mark.slow
+
 
 def silent(_: str) -> None:
     pass

@@ -81,6 +81,7 @@ def slow_features(encoder, pictures: list[np.ndarray]) -> torch.Tensor:
     return torch.cat(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("video", "frames", "duration"),
     [("panda/long", 47, 47.0), ("panda/short", 9, 0.9), ("panda/medium", 16, 251 * 1001 / 24000)],
@@ -105,6 +106,7 @@ def test_features_equal_a_slow_independent_path(part, encoder, video, frames, du
     assert ((found - by_pillow).norm() / by_pillow.norm()) < 0.01
 
 
+@pytest.mark.slow
 def test_a_varying_rate_is_sampled_by_time(part):
     root, _, _ = part
     file = FeatureFile(feature_file(root, "ego4d/varying"))
@@ -115,6 +117,7 @@ def test_a_varying_rate_is_sampled_by_time(part):
     assert np.allclose(np.abs(file.pts - wanted), nearest, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_report_counts_what_happened(part):
     _, _, report = part
     assert report.counts == {
@@ -135,6 +138,7 @@ def test_the_report_counts_what_happened(part):
     assert [line["what"] for line in report.throughput][:2] == ["encoder", "decoders"]
 
 
+@pytest.mark.slow
 def test_the_frame_strip_is_a_picture_of_frames_as_the_encoder_saw_them(part):
     _, _, report = part
     strip = Image.open(io.BytesIO(report.frame_strip)).convert("RGB")
@@ -143,6 +147,7 @@ def test_the_frame_strip_is_a_picture_of_frames_as_the_encoder_saw_them(part):
     assert len(strip.getcolors(1 << 20) or []) > 20
 
 
+@pytest.mark.slow
 def test_the_header_says_where_features_come_from(part):
     root, videos, _ = part
     for video in videos:
@@ -156,6 +161,7 @@ def test_the_header_says_where_features_come_from(part):
     assert FeatureFile(feature_file(root, "ego4d/web")).metadata["codec"] == "vp9"
 
 
+@pytest.mark.slow
 def test_running_again_does_nothing(part, run, monkeypatch):
     root, videos, report = part
     before = {video.video: feature_file(root, video.video).stat().st_mtime_ns for video in videos}

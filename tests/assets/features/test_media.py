@@ -249,6 +249,7 @@ def test_nvdec_is_given_only_what_wanted_frames_need_and_gives_only_them(
     assert made[0].fed < 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["a frame is lost", "it raises", "it cannot be made"])
 def test_what_nvdec_fails_at_is_decoded_by_the_cpu(engine, tmp_path, monkeypatch, trouble):
     module = sys.modules["PyNvVideoCodec"]

@@ -89,6 +89,7 @@ def test_a_damaged_file_is_refused_with_its_reason(name, prober, tmp_path):
     assert verdict(prober, path) == reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "clip", [clip for clip in tricky.CLIPS if "bomb" not in clip.name], ids=lambda clip: clip.name
 )
@@ -195,6 +196,7 @@ def test_a_picture_that_would_fill_the_memory_is_refused(prober, tmp_path):
     assert verdict(prober, path) == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "reason"),
     [("import time; time.sleep(60)", "decoder_hang"), ("import os; os.abort()", "decoder_crash")],
@@ -219,6 +221,7 @@ def test_a_decoder_that_hangs_or_crashes_is_replaced(body, reason, tmp_path, mon
         assert verdict(prober, tmp_path / "good.mp4") == "ok"
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_its_parent(tmp_path):
     path = tmp_path / "x.mp4"
     path.write_bytes(clip(1))

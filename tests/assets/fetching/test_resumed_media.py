@@ -84,6 +84,7 @@ def sent(media: FaultyMediaServer, path: str) -> list[int]:
     return [e.sent_bytes for e in media.log if e.request.path == path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("headers", [{}, {"ETag": None}], ids=["ETag", "Last-Modified"])
 def test_a_killed_video_goes_on_at_its_byte_although_its_url_is_another_one(
     headers, media, site, tmp_path

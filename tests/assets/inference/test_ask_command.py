@@ -67,6 +67,7 @@ def feature_file(path, tokens=16, width=64, **metadata):
     return path
 
 
+@pytest.mark.slow
 def test_a_file_and_its_url_get_the_same_answer_and_the_time_to_the_first_token(ask, media, server):
     status, answer, told = ask(media / "short.mp4", QUESTION, "--longest", "8")
     assert status == 0
@@ -85,6 +86,7 @@ def test_features_of_the_checkpoints_own_encoder_are_taken(ask, export, tmp_path
     assert ask(path, QUESTION, "--longest", "4")[0] == 0
 
 
+@pytest.mark.slow
 def test_questions_on_standard_input_are_answered_one_by_one_like_alone(ask, media, monkeypatch):
     alone = [
         ask(media / "short.mp4", text, "--longest", "6")[1] for text in ("Is it night?", QUESTION)
@@ -96,6 +98,7 @@ def test_questions_on_standard_input_are_answered_one_by_one_like_alone(ask, med
     assert told.count("first token") == 2
 
 
+@pytest.mark.slow
 def test_a_question_that_is_too_long_costs_no_other(ask, media, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{'why ' * 5000}\n{QUESTION}\n"))
     status, answers, told = ask(media / "short.mp4", "--longest", "6")
@@ -104,6 +107,7 @@ def test_a_question_that_is_too_long_costs_no_other(ask, media, monkeypatch):
     assert "4096" in told
 
 
+@pytest.mark.slow
 def test_a_released_checkpoint_is_converted_once_and_answers_like_the_export(
     ask, export, media, tmp_path, monkeypatch
 ):
@@ -212,6 +216,7 @@ def test_a_folder_that_is_no_checkpoint_is_named_before_anything_is_fetched(
     assert len(server.log) == before
 
 
+@pytest.mark.slow
 def test_damage_is_told_before_the_answer_and_too_much_of_it_is_no_video(ask, tmp_path):
     hurt = tricky.by_name("flipped_bits.mp4", tmp_path)
     status, answer, told = ask(hurt, QUESTION, "--longest", "4")
@@ -238,6 +243,7 @@ def test_what_is_told_at_once_costs_no_checkpoint(ask, media, tmp_path, capfd):
     assert "0 is not at least 1" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_empty_answer_is_told(ask, media, monkeypatch):
     monkeypatch.setattr("assets.inference.session.Session.continued", lambda *_: iter(()))
     status, answer, told = ask(media / "short.mp4", QUESTION)
@@ -259,6 +265,7 @@ def test_ctrl_c_and_a_closed_pipe_end_it_in_one_line(
     assert told.strip() == f"hourllava ask: {message}" + (" any more" if "reads" in message else "")
 
 
+@pytest.mark.slow
 def test_subtitles_are_part_of_the_question(ask, media, tmp_path):
     said = tmp_path / "short.srt"
     said.write_text("00:00:01,000 --> 00:00:02,000\nThe square is red\n")
@@ -275,6 +282,7 @@ def _raise(error):
     raise error
 
 
+@pytest.mark.slow
 def test_how_it_is_asked_can_be_chosen_and_changes_the_answer(ask, media):
     usual = ask(media / "short.mp4", QUESTION, "--longest", "8")[1]
     shares = [

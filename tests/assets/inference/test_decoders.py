@@ -19,6 +19,8 @@ from model.media.sampling import feature_frame_indices
 from model.media.timeline import Timeline, read_timeline
 from tests.model.media import clips
 
+pytestmark = pytest.mark.slow
+
 SIZE, CHUNK, MIN_FRAMES = 48, 64, 8
 LONG = 4 * LEAST + 20  # pictures, one a second: enough for four stretches
 OPEN_GROUPS = "open-gop=1:keyint=20:min-keyint=20:scenecut=0"

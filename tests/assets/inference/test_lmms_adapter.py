@@ -149,6 +149,7 @@ def test_the_real_registry_finds_the_model_by_its_entry_point(adapter):
     assert found.__name__ == "HourLlavaLmms"
 
 
+@pytest.mark.slow
 def test_generation_answers_each_request_in_order(model, docs):
     settings = {"max_new_tokens": 4, "until": ["\n\n"], "do_sample": False, "temperature": 0}
     answers = model.generate_until([generation(n, "What is it?", **settings) for n in (0, 1)])
@@ -159,6 +160,7 @@ def cut_at_blank_line(text: str) -> str:
     return text.split("\n\n")[0].strip()
 
 
+@pytest.mark.slow
 def test_videos_images_and_text_go_through_one_call(model, docs):
     asked = [
         generation(0, "What is it?", max_new_tokens=6),
@@ -174,6 +176,7 @@ def test_videos_images_and_text_go_through_one_call(model, docs):
     assert together[3] == written(model, docs, 1, "2 + 2?", 3).strip()
 
 
+@pytest.mark.slow
 def test_likelihood_tells_whether_the_answer_is_what_would_be_written(model, docs):
     text = written(model, docs, 0, "What is it?", 3)
     results = model.loglikelihood(
@@ -187,6 +190,7 @@ def test_likelihood_tells_whether_the_answer_is_what_would_be_written(model, doc
     assert results[0][0] > results[1][0]
 
 
+@pytest.mark.slow
 def test_likelihood_rates_answers_given_as_text_and_as_a_function_of_the_document(model, docs):
     requests = [
         likelihood(0, "What colour?", answer) for answer in ("red", lambda doc: doc["answer"])
@@ -226,6 +230,7 @@ def test_what_cannot_be_done_is_refused_by_name(adapter, model, export, monkeypa
         adapter.HourLlavaLmms(pretrained=str(export), device="cpu")
 
 
+@pytest.mark.slow
 def test_how_it_is_asked_is_a_model_argument(adapter, export, docs, model):
     given = "memory_scale=1/2,kept_frames=2,template_tokens=seen,forgetting_seed=3"
     other = adapter.HourLlavaLmms.create_from_arg_string(

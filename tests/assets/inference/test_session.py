@@ -23,6 +23,8 @@ from model.options import AskOptions
 from tests.model.media import clips, tricky
 from training.formats.feature_file import write_features
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "What colour is the square?"
 
 

@@ -103,6 +103,7 @@ def test_without_an_address_nothing_is_sent():
     assert not openlineage.tell(RECORD, pytest.fail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behaviour", [refuse, drip])
 def test_a_target_that_refuses_or_hangs_is_named_once_and_costs_seconds(monkeypatch, behaviour):
     monkeypatch.setattr(openlineage, "MOST_S", 1.0)

@@ -133,6 +133,7 @@ def test_a_file_that_changed_before_it_was_published_again_is_not_taken_for_whol
     assert [str(damage) for damage in again.damage(storage)] == ["a has other content"]
 
 
+@pytest.mark.slow
 def test_publishing_records_the_files_of_a_product(tmp_path):
     (tmp_path / "deployment.yaml").write_text(
         "root: root\nannotations: {paths: [none.jsonl]}\n"

@@ -186,6 +186,7 @@ def test_one_example_is_shown_turn_by_turn_and_short_enough_to_be_inline():
     assert samples([]) == {}
 
 
+@pytest.mark.slow
 def test_a_root_that_was_lost_is_said_in_one_sentence_and_not_begun_anew(deployment, storage):
     @dg.asset
     def made(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:

@@ -102,6 +102,7 @@ def test_the_models_are_the_checkpoints(client):
     assert [model.id for model in client.models.list()] == ["tiny"]
 
 
+@pytest.mark.slow
 def test_a_video_by_name_by_url_and_as_data_get_the_sessions_answer(client, session, media, web):
     path = media / "short.mp4"
     expected = "".join(session.ask(QUESTION, session.video(path), 8))
@@ -123,6 +124,7 @@ def test_an_image_and_text_alone_get_the_sessions_answer(client, session, media,
     assert said(ask(client, "What is 2 plus 2?")) == plain
 
 
+@pytest.mark.slow
 def test_a_stream_is_the_same_answer_in_pieces(client, media):
     part = {"type": "video", "video": f"{media.name}/short.mp4"}
     whole = ask(client, part, QUESTION)
@@ -282,6 +284,7 @@ def test_what_nobody_foresaw_is_an_error_of_the_server_and_the_next_question_is_
     assert said(ask(client, QUESTION)) is not None
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_trained_again_is_loaded_again(client, engine, monkeypatch, tmp_path):
     from model.weights import tiny
 

@@ -37,6 +37,7 @@ def read(path, block=1 << 24):
         ]
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -68,6 +68,7 @@ def flip(path, place=-1):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shard.00001.mds", "index.json", "manifest.json", "examples.png"])
 def test_one_flipped_byte_is_named_set_aside_and_written_again(made, name):
     before, version = contents(made.part), made.version()
@@ -93,6 +94,7 @@ def test_one_flipped_byte_is_named_set_aside_and_written_again(made, name):
     assert Lineage.read(made.storage, PART).damage(made.storage, full=True) == []
 
 
+@pytest.mark.slow
 def test_only_the_damaged_shard_is_written_again(made):
     kept = {path: path.stat().st_ino for path in made.part.glob("*.mds")}
     flip(made.part / "shard.00001.mds")

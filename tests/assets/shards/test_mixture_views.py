@@ -46,6 +46,7 @@ def names(storage: Storage, stream: int) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_the_streams_are_those_of_the_specification(storage):
     report = write_mixture(storage, [0, 1, 2])
     first, second = (

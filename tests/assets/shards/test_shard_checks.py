@@ -167,6 +167,7 @@ def test_an_answer_without_a_word_stops_the_mixture(root, base_model):
     assert "llavavideo_text, t1: turn 1, an answer, is empty" in verdict.message
 
 
+@pytest.mark.slow
 def test_hours_of_short_videos_come_from_the_files(root, settings):
     for number in range(40):
         clips.encode(Path(root.path(f"{VIDEOS}/a/{number}.mp4")), 20, rate=10)

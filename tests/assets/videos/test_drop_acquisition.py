@@ -135,6 +135,7 @@ def published(storage, uid: str = UIDS[0], source: str = "ego4d") -> Path:
     return Path(storage.path(f"VideoMarathon/videos/{source}/{uid}.mp4"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "suffix", [".mpeg", ".MTS", ".m2ts", ".3gp", ".ogv", ".wmv", ".MP4", ".M4V", ".vob"]
 )
@@ -144,6 +145,7 @@ def test_files_are_adopted_whatever_ending_their_camera_gives_them(suffix, tmp_p
     assert acquire(storage, settings, "ego4d").counts["ok"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("asked", ["NFC", "NFD"])
 def test_names_are_the_same_in_both_forms_of_unicode(form, asked, tmp_path, drop):

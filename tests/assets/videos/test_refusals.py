@@ -77,6 +77,7 @@ WORDINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORDINGS)
 def test_a_host_that_refuses_all_is_left_alone_after_a_few_requests(name, world):
     status, reason, text = WORDINGS[name]

@@ -26,6 +26,7 @@ def root(tmp_path, monkeypatch):
     fsspec.filesystem("memory").rm(name.removeprefix("memory:/"), recursive=True)
 
 
+@pytest.mark.slow
 def test_videos_and_their_catalogue_reach_an_object_store(root, tmp_path):
     served = tmp_path / "served"
     served.mkdir()

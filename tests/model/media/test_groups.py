@@ -109,6 +109,7 @@ def clip(tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*CLIPS, AV1.name])
 @pytest.mark.parametrize("step", [7, 30, 71])
 def test_wanted_frames_are_those_of_decoding_everything(clip, name, step):

@@ -45,6 +45,7 @@ def by_name(clip):
     return clip.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", USABLE, ids=by_name)
 def test_every_frame_is_found_at_its_time_and_looks_as_it_should(clip, built):
     line = read_timeline(built(clip))
@@ -81,6 +82,7 @@ def slowly(path, stream):
     return pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [clip for clip in USABLE if not clip.damaged], ids=by_name)
 @pytest.mark.parametrize("count", [1, 7])
 def test_planned_decoding_gives_the_pictures_of_a_slow_independent_path(clip, count, built):
@@ -415,6 +417,7 @@ def in_words(
     )
 
 
+@pytest.mark.slow
 def test_the_page_about_videos_says_what_is_read(built):
     rows = re.findall(r"^\| `(\S+)` \| (.+?) \| (.+?) \|$", PAGE.read_text(), re.M)
     clips_by_name = {clip.name: clip for clip in tricky.CLIPS}

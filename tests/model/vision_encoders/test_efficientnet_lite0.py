@@ -67,6 +67,7 @@ def test_two_photographs_of_one_thing_are_nearer_than_those_of_different_things(
     assert alike[3, 4] > others.max() + 0.2
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_frames_of_a_clip_are_nearer_to_each_other_than_to_another_clip(encoder):
     names = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")

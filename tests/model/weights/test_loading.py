@@ -79,6 +79,7 @@ def run_load_all(folder, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_hostile_checkpoint_runs_nothing(hostile, tmp_path):
     folder, mark = hostile
     done = run_load_all(folder, tmp_path)
@@ -88,6 +89,7 @@ def test_a_hostile_checkpoint_runs_nothing(hostile, tmp_path):
         load_model(folder, "auto")
 
 
+@pytest.mark.slow
 def test_without_what_is_refused_it_loads_and_still_runs_nothing(hostile, tmp_path):
     folder, mark = hostile
     (folder / "custom_generate" / "generate.py").unlink()
@@ -152,6 +154,7 @@ def open_loads(tree):
     ]
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_a_folder_without_saying_that_its_code_is_not_run():
     files = [
         path

@@ -50,6 +50,7 @@ def llama():
     return LlamaForCausalLM.from_pretrained(file.parent, gguf_file=file.name).eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_logits_and_perplexity_are_those_of_transformers_own_llama(model, tokenizer, llama):
     ids = tokenizer(TEXT, return_tensors="pt").input_ids
@@ -63,6 +64,7 @@ def test_logits_and_perplexity_are_those_of_transformers_own_llama(model, tokeni
     assert ours < 30  # English: of 49,152 tokens it hesitates between so many
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_goes_on_and_ends_as_the_llama_does(model, tokenizer, llama):
     question = [{"from": "human", "value": "What is the capital of France?"}]
@@ -76,11 +78,13 @@ def test_it_goes_on_and_ends_as_the_llama_does(model, tokenizer, llama):
     assert said.endswith("<|im_end|>")
 
 
+@pytest.mark.slow
 def test_the_vision_encoder_is_the_packages(model):
     for name, tensor in find_encoder("efficientnet_lite0").pretrained().items():
         assert torch.equal(model.state_dict()[f"model.vision.{name}"], tensor)
 
 
+@pytest.mark.slow
 def test_where_it_is_from_stands_in_its_record(made):
     report, _ = made
     assert report.origins == {
@@ -93,6 +97,7 @@ def test_where_it_is_from_stands_in_its_record(made):
     )
 
 
+@pytest.mark.slow
 def test_text_becomes_the_tokens_of_transformers_own_tokenizer(tokenizer):
     file = smollm2.PACKAGE.path()
     theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -102,6 +107,7 @@ def test_text_becomes_the_tokens_of_transformers_own_tokenizer(tokenizer):
         assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.slow
 def test_digits_are_tokens_of_their_own_and_no_token_is_put_in_front(tokenizer):
     assert tokenizer.tokenize("in 2024") == ["in", "Ġ", "2", "0", "2", "4"]
     assert tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]) == [

@@ -8,6 +8,7 @@ import ast
 import functools
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -113,6 +114,7 @@ def test_epochs_differ_and_the_same_epoch_does_not(pristine):
     assert ids(loader_of(pristine, seed="other")) != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("canonical", [1, 2])
 def test_the_samples_of_each_step_do_not_depend_on_the_number_of_ranks(pristine, canonical):
     found = []
@@ -127,6 +129,7 @@ def test_the_samples_of_each_step_do_not_depend_on_the_number_of_ranks(pristine,
     assert all(len(step) == 4 for step in found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taken", [0, 1, 7, 45])
 def test_resuming_gives_exactly_the_remaining_samples(pristine, taken):
     whole = ids(loader_of(pristine))
@@ -446,7 +449,11 @@ def test_short_videos_that_are_damaged_are_trained_on_counted_and_named(corpus, 
     loader = build_loader(run, corpus.processor, 0, 1)
     list(loader)
     assert (loader.damaged, loader.report()) == (3, {})
-    assert "is damaged: 9 pictures that the decoder mended" in caplog.text
+    said = r"the video of sample (\S+) is damaged: (\d+) pictures that the decoder mended"
+    named = dict(re.findall(said, caplog.text))
+    assert len(named) == 3
+    # 9 or 10 of 90: the same bytes and places, decoded in another process, may give one more.
+    assert set(named.values()) <= {"9", "10"}
 
 
 def test_samples_that_are_too_long_are_counted_and_never_cut(pristine):
@@ -504,6 +511,7 @@ def test_a_rank_gets_as_many_workers_as_its_share_of_the_cores_feeds(
     assert workers_of(wanted) == processes
 
 
+@pytest.mark.slow
 def test_closing_ends_all_workers_at_once_also_one_that_hangs(pristine):
     loader = loader_of(pristine, workers=2)
     next(iter(loader))
@@ -538,6 +546,7 @@ def test_private_names_of_libraries_stand_in_one_file_only():
     assert found == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_part_of_a_batch_may_be_of_one_stream_instead_of_all_of_it(pristine, world):
     def steps_of(world, **changes):

@@ -124,6 +124,7 @@ def test_an_outage_of_the_store_costs_no_sample(pristine, tmp_path, how, workers
     assert loader.report() == {}
 
 
+@pytest.mark.slow
 def test_an_outage_while_a_run_starts_is_waited_out(pristine, tmp_path):  # noqa: F811
     with store_of(pristine.root) as store:
         fields = remote(store, pristine, tmp_path)
@@ -131,6 +132,7 @@ def test_an_outage_while_a_run_starts_is_waited_out(pristine, tmp_path):  # noqa
         assert loader_of(pristine, **fields).losses.counts == {}
 
 
+@pytest.mark.slow
 def test_an_outage_that_lasts_stops_the_run_and_blames_no_sample(pristine, tmp_path):  # noqa: F811
     with store_of(pristine.root) as store:
         loader = loader_of(pristine, **remote(store, pristine, tmp_path, machine_wait_s=1.0))
@@ -143,6 +145,7 @@ def test_an_outage_that_lasts_stops_the_run_and_blames_no_sample(pristine, tmp_p
         time.sleep(8.0)
 
 
+@pytest.mark.slow
 def test_a_full_disk_of_the_cache_is_not_a_damaged_shard(pristine, tmp_path, monkeypatch):  # noqa: F811
     expected = ids(loader_of(pristine))
     with store_of(pristine.root) as store:
@@ -180,6 +183,7 @@ def test_a_full_disk_first_takes_the_room_of_older_copies(tmp_path, monkeypatch)
             assert cache.path(name).read_bytes() == name.encode() * 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES])
 def test_a_disk_that_gives_nothing_for_a_moment_costs_no_sample(pristine, monkeypatch, number):  # noqa: F811
     expected = ids(loader_of(pristine))
@@ -196,6 +200,7 @@ def test_a_disk_that_gives_nothing_for_a_moment_costs_no_sample(pristine, monkey
     assert next(faults, None) is None
 
 
+@pytest.mark.slow
 def test_a_mount_that_goes_away_is_not_a_hundred_missing_files(corpus):  # noqa: F811
     expected = ids(loader_of(corpus))
     loader = loader_of(corpus, max_dropped_share=0.0)
@@ -225,6 +230,7 @@ def test_a_cache_smaller_than_one_feature_file_is_refused_by_its_name(pristine, 
     assert ids(loader_of(pristine, **fields)) == ids(loader_of(pristine))
 
 
+@pytest.mark.slow
 def test_copies_of_shards_are_kept_where_the_run_says(pristine, tmp_path):  # noqa: F811
     with store_of(pristine.root) as store:
         ids(loader_of(pristine, **remote(store, pristine, tmp_path)))
