@@ -1,5 +1,6 @@
 """Blocks that are compiled, or compute their activations again, give the same numbers."""
 
+import gc
 import os
 import socket
 import subprocess
@@ -166,6 +167,27 @@ def test_a_compiled_vision_layer_keeps_what_the_memory_plan_counts():
     counted = picture_cost(vision).kept_compiled[0] * 9 // vision.patches
     # Besides, attention's sums of each head.
     assert sum(kept.values()) == 2 * (counted + 9 * vision.num_heads) * x.element_size()
+
+
+def test_without_a_compiler_a_recomputed_vision_layer_holds_nothing():
+    model, _ = golden.mixed()
+    compile_blocks(model)
+    recompute(model, "vision")
+
+    def tensors():
+        return {id(found): found for found in gc.get_objects() if type(found) is torch.Tensor}
+
+    x = torch.rand(2, 9, model.config.vision.hidden_size, requires_grad=True)
+    before = tensors()
+    torch.compiler.set_stance("force_eager")
+    try:
+        output = model.vision.layers[0](x)
+        held = [found for number, found in tensors().items() if number not in before]
+        assert [found.shape for found in held if found is not output] == []
+        output.sum().backward()
+    finally:
+        torch.compiler.set_stance("default")
+    assert float(x.grad.abs().max()) > 0
 
 
 def test_a_part_that_the_model_does_not_have_cannot_be_recomputed():
