@@ -281,8 +281,13 @@ class AskPage:
             self.player.seek(outcome.duration * min(max(event.image_x / WIDTH, 0), 1))
 
         ui.label(f"Where MemAug of {name} looked").classes("text-xs text-gray-500")
+        # Made of numbers alone, so nothing has to be cleaned; what would do it is loaded while a
+        # band may be gone already.
         ui.interactive_image(
-            size=(WIDTH, HEIGHT), content=band_svg(outcome.attention), on_mouse=jump
+            size=(WIDTH, HEIGHT),
+            content=band_svg(outcome.attention),
+            on_mouse=jump,
+            sanitize=False,
         ).classes("w-full cursor-pointer").props('data-testid="band"')
         with ui.row().classes("items-center gap-1"):
             ui.label("most at").classes("text-xs text-gray-500")
