@@ -177,15 +177,18 @@ def _short(queries: SequenceLengths, keys: SequenceLengths) -> bool:
 def _varlen(q_THD: Tensor) -> Any:
     if not q_THD.is_cuda or q_THD.dtype not in (torch.float16, torch.bfloat16):
         return None
-    # FlashAttention-2 asks for Ampere; PyTorch's SDPA has something for older cards.
-    return _varlen_kernel() if torch.cuda.get_device_capability(q_THD.device) >= (8, 0) else None
+    return _varlen_kernel(q_THD.device)
 
 
 @functools.cache
-def _varlen_kernel() -> Any:
+def _varlen_kernel(device: torch.device) -> Any:
     """One call for all sequences of a pack, or None where there is none; what was chosen is logged
     once.
     """
+    # FlashAttention-2 asks for Ampere; PyTorch's SDPA has something for older cards.
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        logger.info("packed short sequences: one call each (a card before Ampere)")
+        return None
     if importlib.util.find_spec("flash_attn"):
         from flash_attn import flash_attn_varlen_func
 
