@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import selectors
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -101,6 +102,7 @@ class DecodedVideo:
         self._stretches = 1
         self._exits: dict[int, int] = {}  # a decoder's id -> its wait status
         self._first: dict[int, int] = {}  # a decoder's id -> the place of its first picture
+        self._silent_since: dict[int, float] = {}  # a decoder's id -> its last word, or ours to it
         # Pictures that nobody has taken yet: their decoder, place in the video, and slot.
         self._coming: deque[tuple[DecoderProcess, int, int]] = deque()
         self._selector = selectors.DefaultSelector()
@@ -111,7 +113,7 @@ class DecodedVideo:
         """
         self._fork(options)
         while not self._first:
-            self._listen(FIRST_PASS_S)
+            self._listen()
         while len(self._decoders) < self._stretches:
             self._fork(options)
 
@@ -138,7 +140,7 @@ class DecodedVideo:
             places: list[int] = []
             while len(places) < count:
                 while not self._coming:
-                    self._listen(self._limits.stall_s if self._all_began else FIRST_PASS_S)
+                    self._listen()
                 decoder, place, slot = self._coming.popleft()
                 chunk[len(places)] = self._buffer.pictures[slot]
                 places.append(place)
@@ -146,23 +148,28 @@ class DecodedVideo:
             yield places, chunk
             left -= count
         while self._selector.get_map():
-            self._listen(self._limits.stall_s)
-
-    @property
-    def _all_began(self) -> bool:
-        """Whether no decoder is still in its first pass over the file."""
-        return len(self._first) == self._stretches
+            self._listen()
 
     def _give(self, decoder: DecoderProcess, slots: Sequence[int]) -> None:
         decoder.slots.update(slots)
+        self._silent_since[decoder.id] = time.monotonic()
         _send(decoder, "slots", list(slots))
 
-    def _listen(self, seconds: float) -> None:
-        """Take what the decoders say next."""
-        ready = self._selector.select(seconds)
+    def _listen(self) -> None:
+        """Take what the decoders say next. Each has its own time to say something: one may hang
+        while another still reads through the file.
+        """
+        patience = {
+            decoder.id: self._limits.stall_s if decoder.id in self._first else FIRST_PASS_S
+            for decoder in (key.data for key in self._selector.get_map().values())
+        }
+        first = min(patience, key=lambda number: self._silent_since[number] + patience[number])
+        due = self._silent_since[first] + patience[first]
+        ready = self._selector.select(max(0.0, due - time.monotonic()))
         if not ready:
-            raise self._failed(f"nothing came of it for {seconds:.0f} s: its decoder hangs")
+            raise self._failed(f"nothing came of it for {patience[first]:.0f} s: its decoder hangs")
         for key, _ in ready:
+            self._silent_since[key.data.id] = time.monotonic()
             self._hear(key.data, key.data.connection.receive())
 
     def _hear(self, decoder: DecoderProcess, message: list[Any] | None) -> None:

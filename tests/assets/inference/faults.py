@@ -1,5 +1,6 @@
 """A decoder that misbehaves on videos whose name says so; used inside decoding processes."""
 
+import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,3 +22,12 @@ def open_disagreeing(path: str, **options):
     with open_stretch(path, **options) as video:
         video.facts["chosen"] += options["stretch"] > 0
         yield video
+
+
+@contextmanager
+def open_hanging_at_once(path: str, **options):
+    """The first stretch hangs after five pictures, while the others have not begun."""
+    if options["stretch"] > 0:
+        time.sleep(3600)
+    with open_stretch(path, **options) as video:
+        yield Wrapped(video, partial(harm, "hang"))

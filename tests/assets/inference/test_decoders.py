@@ -138,6 +138,16 @@ def test_pictures_come_while_other_decoders_still_read_through_the_file(tmp_path
     assert sorted(places) == list(range(LONG))
 
 
+def test_a_hang_is_told_while_other_decoders_still_read_through_the_file(
+    tmp_path, decoders, monkeypatch
+):
+    opener = "tests.assets.inference.faults:open_hanging_at_once"
+    monkeypatch.setattr(decoders_module, "OPENER", opener)
+    path = clips.encode(tmp_path / "clip.mp4", LONG, rate=1)
+    with pytest.raises(StretchFailed, match="nothing came of it for 2 s"):
+        all_pictures(decoders, path, 4)
+
+
 def test_what_is_no_video_is_refused_for_its_reason(tmp_path, decoders):
     (tmp_path / "notes.mp4").write_text("not a video")
     with pytest.raises(MediaError) as refused:
