@@ -247,7 +247,7 @@ DEVIATIONS: dict[str, dict[int, dict[str, Any]]] = {
     "small": {
         1: {
             "rates": {"projector": 1e-3, "memaug": 3e-4},
-            "epochs": 4,
+            "epochs": 2,
             "reference_rate": 3e-4,
             **_SMALL,
         },
@@ -259,7 +259,7 @@ DEVIATIONS: dict[str, dict[int, dict[str, Any]]] = {
         },
         3: {
             "rates": {"projector": 3e-4, "memaug": 3e-4, "llm": 2e-4},
-            "epochs": 4,
+            "epochs": 2,
             "reference_rate": 2e-4,
             **_SMALL,
         },

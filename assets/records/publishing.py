@@ -48,6 +48,11 @@ def errors_for_people() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError) as error:
         raise failure_for_a_person(str(error)) from error
+    except ImportError as error:
+        raise failure_for_a_person(
+            f"{error}: a package is missing or broken where this step ran; install it there, or "
+            "hour-llava again with the extras that its settings need"
+        ) from error
 
 
 def check_spec(

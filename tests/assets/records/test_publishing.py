@@ -1,5 +1,6 @@
 """What a finished product tells Dagster, and what becomes of one that fails its checks."""
 
+from importlib import import_module
 from pathlib import Path
 
 import dagster as dg
@@ -184,6 +185,15 @@ def test_one_example_is_shown_turn_by_turn_and_short_enough_to_be_inline():
     ]
     assert 800 < len(long["says"]) < 1000
     assert samples([]) == {}
+
+
+def test_a_missing_package_is_not_tried_again_and_is_named():
+    with (
+        pytest.raises(dg.Failure, match=r"(?s)no_such_package.*install it") as failure,
+        errors_for_people(),
+    ):
+        import_module("no_such_package")
+    assert not failure.value.allow_retries
 
 
 @pytest.mark.slow
