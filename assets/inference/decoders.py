@@ -163,11 +163,13 @@ class DecodedVideo:
             decoder.id: self._limits.stall_s if decoder.id in self._first else FIRST_PASS_S
             for decoder in (key.data for key in self._selector.get_map().values())
         }
-        first = min(patience, key=lambda number: self._silent_since[number] + patience[number])
-        due = self._silent_since[first] + patience[first]
+        soonest = min(patience, key=lambda number: self._silent_since[number] + patience[number])
+        due = self._silent_since[soonest] + patience[soonest]
         ready = self._selector.select(max(0.0, due - time.monotonic()))
         if not ready:
-            raise self._failed(f"nothing came of it for {patience[first]:.0f} s: its decoder hangs")
+            raise self._failed(
+                f"nothing came of it for {patience[soonest]:.0f} s: its decoder hangs"
+            )
         for key, _ in ready:
             self._silent_since[key.data.id] = time.monotonic()
             self._hear(key.data, key.data.connection.receive())
