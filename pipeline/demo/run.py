@@ -161,26 +161,30 @@ def run_step(client: DagsterClient, step: Step) -> bool:
     page = f"{client.url}/runs{f'/{next(iter(launched))}' if len(launched) == 1 else ''}"
     say(f"{step.title}: {len(launched)} run{'s' if len(launched) > 1 else ''}{before}  {page}")
     began = time.monotonic()
-    states_of_runs = wait(client, launched)
-    failures = {run: state for run, state in states_of_runs.items() if state != "SUCCESS"}
-    for run, state in failures.items():
-        say(f"  {launched[run]}: {state}: {client.failure(run)}")
+    succeeded = wait(client, launched)
     say(f"  {time.monotonic() - began:.0f} s")
-    return not failures
+    return succeeded
 
 
-def wait(client: DagsterClient, runs: Mapping[str, str]) -> dict[str, str]:
-    """Wait for runs to end, and print how they go on meanwhile; `{run id: status}`.
+def wait(client: DagsterClient, runs: Mapping[str, str]) -> bool:
+    """Wait for runs to end, and print how they go on, and why one failed as soon as it has; True
+    when all succeeded.
 
     Args:
         runs: id -> what it is called.
     """
     follower = Follower(client, say)
+    ended: dict[str, str] = {}
     while True:
         found = client.runs(list(runs))
         states = {run: state["status"] for run, state in found.items()}
-        if len(states) == len(runs) and all(state in FINISHED for state in states.values()):
-            return states
+        for run, state in states.items():
+            if state in FINISHED and run not in ended:
+                ended[run] = state
+                if state != "SUCCESS":
+                    say(f"  {runs[run]}: {state}: {client.failure(run)}")
+        if len(ended) == len(runs):
+            return set(ended.values()) == {"SUCCESS"}
         follower.look({run: name for run, name in runs.items() if states.get(run) == "STARTED"})
         time.sleep(LOOK_S)
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from model.weights.tiny import build_tiny
 from pipeline.cli import main
+from pipeline.demo import run as demo_run
 from pipeline.demo.following import Follower
 from pipeline.instance_folder import REPOSITORY, instance_folder, state_folder
 
@@ -176,3 +177,33 @@ def test_whoever_waits_sees_the_newest_line_of_each_run_and_otherwise_that_it_go
     follower = Follower(client, printed.append, every_s=3600)
     follower.look({"a": "stage1"})
     assert len(printed) == 2, "not yet"
+
+
+class EndingRuns(SpokenRuns):
+    """A client whose runs have, at each look, the states that come next."""
+
+    def __init__(self, *states: dict[str, str]) -> None:
+        super().__init__()
+        self.states = list(states)
+
+    def runs(self, ids):
+        return {run: {"status": status} for run, status in self.states.pop(0).items()}
+
+    def failure(self, run):
+        return f"why {run} failed"
+
+
+def test_why_a_run_failed_is_said_while_others_go_on(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(demo_run, "LOOK_S", 0)
+    names = {"a": "part0", "b": "part1"}
+    client = EndingRuns(
+        {"a": "STARTED"},
+        {"a": "FAILURE", "b": "STARTED"},
+        {"a": "FAILURE", "b": "SUCCESS"},
+    )
+    monkeypatch.setattr(demo_run, "say", lambda line: said.append(f"{len(client.states)}{line}"))
+    assert not demo_run.wait(client, names)
+    assert said == ["1  part0: FAILURE: why a failed"], "once, with a look still to come"
+    assert demo_run.wait(EndingRuns({"a": "SUCCESS", "b": "SUCCESS"}), names)
+    assert not demo_run.wait(EndingRuns({"a": "CANCELED", "b": "SUCCESS"}), names)
