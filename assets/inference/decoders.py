@@ -102,7 +102,6 @@ class DecodedVideo:
         self._stretches = 1
         self._exits: dict[int, int] = {}  # a decoder's id -> its wait status
         self._first: dict[int, int] = {}  # a decoder's id -> the place of its first picture
-        self._silent_since: dict[int, float] = {}  # a decoder's id -> its last word, or ours to it
         # Pictures that nobody has taken yet: their decoder, place in the video, and slot.
         self._coming: deque[tuple[DecoderProcess, int, int]] = deque()
         self._selector = selectors.DefaultSelector()
@@ -151,27 +150,27 @@ class DecodedVideo:
             self._listen()
 
     def _give(self, decoder: DecoderProcess, slots: Sequence[int]) -> None:
+        if not decoder.slots:
+            decoder.heard = time.monotonic()
         decoder.slots.update(slots)
-        self._silent_since[decoder.id] = time.monotonic()
         _send(decoder, "slots", list(slots))
+
+    def _patience(self, decoder: DecoderProcess) -> float:
+        """After so many seconds without a word a decoder hangs."""
+        return self._limits.stall_s if decoder.id in self._first else FIRST_PASS_S
 
     def _listen(self) -> None:
         """Take what the decoders say next. Each has its own time to say something: one may hang
         while another still reads through the file.
         """
-        patience = {
-            decoder.id: self._limits.stall_s if decoder.id in self._first else FIRST_PASS_S
-            for decoder in (key.data for key in self._selector.get_map().values())
-        }
-        soonest = min(patience, key=lambda number: self._silent_since[number] + patience[number])
-        due = self._silent_since[soonest] + patience[soonest]
-        ready = self._selector.select(max(0.0, due - time.monotonic()))
+        decoders = [key.data for key in self._selector.get_map().values()]
+        next_due = min(decoders, key=lambda decoder: decoder.heard + self._patience(decoder))
+        patience = self._patience(next_due)
+        ready = self._selector.select(max(0.0, next_due.heard + patience - time.monotonic()))
         if not ready:
-            raise self._failed(
-                f"nothing came of it for {patience[soonest]:.0f} s: its decoder hangs"
-            )
+            raise self._failed(f"nothing came of it for {patience:.0f} s: its decoder hangs")
         for key, _ in ready:
-            self._silent_since[key.data.id] = time.monotonic()
+            key.data.heard = time.monotonic()
             self._hear(key.data, key.data.connection.receive())
 
     def _hear(self, decoder: DecoderProcess, message: list[Any] | None) -> None:
