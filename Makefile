@@ -137,6 +137,6 @@ screenshots: install browser ## take the pictures of docs/images from a finished
 	$(BIN)/python -m docs.screenshots
 
 clean: ## remove the demo and Dagster's history
-	rm -rf .demo .demo-own .demo-small .ablation .dagster
+	rm -rf .demo .demo-* .ablation .dagster
 
 endif

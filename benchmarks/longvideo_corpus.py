@@ -11,7 +11,7 @@ import io
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +20,11 @@ from benchmarks.longvideo_world import (
     LongQuestion,
     about_clip,
     about_long_film,
+    about_signs,
     draw,
     invent_clip,
     invent_long_film,
+    with_signs,
     write_long_film,
 )
 from pipeline.demo.drawing import COLOURS, FIGURES
@@ -43,13 +45,17 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """`train` and `held_out`: (films, shortest, longest) in seconds; the others are counts."""
+    """`train` and `held_out`: (films, shortest, longest) in seconds; the others are counts.
+
+    `signs`: whether films, clips and every second still show signs and are asked about these.
+    """
 
     train: tuple[tuple[int, int, int], ...]
     held_out: tuple[tuple[int, int, int], ...]
     pictures: int
     clips: int
     texts: int
+    signs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,8 @@ def write_corpus(folder: Path, sizes: Sizes, log: Log, seed: int = 1) -> list[He
         raise ValueError(
             f"{folder} holds a corpus of other sizes ({record}); remove it or name another --folder"
         )
-    train, held = _films(f"train-{seed}", sizes.train), _films(f"held-{seed}", sizes.held_out)
+    train = _films(f"train-{seed}", sizes.train, sizes.signs)
+    held = _films(f"held-{seed}", sizes.held_out, sizes.signs)
     if not record.exists():
         for film in train:
             write_long_film(folder / "drop" / f"{film.name}.mp4", film)
@@ -128,14 +135,13 @@ def write_corpus(folder: Path, sizes: Sizes, log: Log, seed: int = 1) -> list[He
     return [Held(film, about_long_film(film)) for film in held]
 
 
-def _films(name: str, groups: Sequence[tuple[int, int, int]]) -> list[LongFilm]:
+def _films(name: str, groups: Sequence[tuple[int, int, int]], signs: bool) -> list[LongFilm]:
     films = []
     for group, (count, shortest, longest) in enumerate(groups):
         for number in range(count):
             dice = random.Random(f"{name}/{group}/{number}")
-            films.append(
-                invent_long_film(f"{name}-{group}-{number:03d}", dice.randint(shortest, longest))
-            )
+            film = invent_long_film(f"{name}-{group}-{number:03d}", dice.randint(shortest, longest))
+            films.append(with_signs(film) if signs else film)
     return films
 
 
@@ -161,13 +167,18 @@ def _write_collections(root: Path, sizes: Sizes) -> None:
     for folder in (vision / "images", vision / "annotations", video / "annotations"):
         folder.mkdir(parents=True, exist_ok=True)
     clips = [invent_clip(f"clip-{number}") for number in range(sizes.clips)]
+    if sizes.signs:
+        clips = [with_signs(clip, seconds=1) for clip in clips]
     for clip in clips:
         write_long_film(video / "videos" / f"{clip.name}.mp4", clip)
     stills = [invent_clip(f"still-{number}") for number in range(sizes.pictures)]
+    if sizes.signs:
+        stills[::2] = [_still_of_sign(still) for still in stills[::2]]
     for still in stills:
         (vision / "images" / f"{still.name}.jpg").write_bytes(_jpeg(still))
     _write(vision / "annotations" / PICTURES, [_picture_row(still) for still in stills])
-    pairs = list(zip(stills[::2], stills[1::2], strict=False))
+    scenes = [still for still in stills if not still.signs]
+    pairs = list(zip(scenes[::2], scenes[1::2], strict=False))
     _write(
         vision / "annotations" / PAIRS,
         [_pair_row(number, pair) for number, pair in enumerate(pairs)],
@@ -190,9 +201,15 @@ def _jpeg(still: LongFilm) -> bytes:
     return file.getvalue()
 
 
+def _still_of_sign(still: LongFilm) -> LongFilm:
+    """One of its signs from the first second on."""
+    sign = random.Random(f"still/{still.name}").choice(with_signs(still).signs)
+    return replace(still, signs=(replace(sign, second=0),))
+
+
 def _picture_row(still: LongFilm) -> dict[str, Any]:
     scene = still.scenes[0]
-    asked = [
+    asked = [(question.text, question.answer) for question in about_signs(still)] or [
         ("What is the colour of the background?", scene.background),
         ("What colour is the figure?", scene.colour),
         ("Which figure is in the picture?", scene.figure),
@@ -225,9 +242,10 @@ def _text_row(number: int) -> dict[str, Any]:
 
 
 def _clip_row(clip: LongFilm, number: int) -> dict[str, Any]:
-    asked = [(question.text, question.answer) for question in about_clip(clip)]
-    random.Random(f"round/{clip.name}/{number}").shuffle(asked)
-    turns = _turns(asked[:4], "<image>\n")
+    scenes = about_clip(clip)
+    random.Random(f"round/{clip.name}/{number}").shuffle(scenes)
+    asked = [*about_signs(clip), *scenes][:4]
+    turns = _turns([(question.text, question.answer) for question in asked], "<image>\n")
     return {"id": f"{clip.name}-{number}", "video": f"{clip.name}.mp4", "conversations": turns}
 
 

@@ -7,6 +7,11 @@ Everything follows from a name.
 
 The 22 kinds stand in six groups, as VideoMarathon's tasks do; they are this benchmark's own, not
 its tasks.
+
+A film can have signs instead of flashes: each pattern of `PATTERNS` fills the picture for two
+seconds, in a colour of its own, which is all that such a film is asked for. A flash is only told
+from a background of its colour by what is not in the picture; a sign is told by every piece of it,
+so that what is learned is to find the moment.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +34,7 @@ from pipeline.demo.drawing import (
     write_h264,
 )
 
-FLASH_S = 3
+FLASH_S, SIGN_S = 3, 2
 CLEAR_S = 5  # a question about a second keeps this far from every change
 SIDES = ("left", "right")
 SIZES = ("small", "large")
@@ -37,6 +42,9 @@ MOTIONS = ("moves", "rests")
 YES_NO = ("yes", "no")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 QUARTERS = ("first", "second", "third", "fourth")
+PATTERNS = ("stripes", "bars", "checks")  # upright, flat, both
+GREY = (128, 128, 128)  # stands between a sign's colour; no colour of `COLOURS`
+PATTERN_PX = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +62,26 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
+class Sign:
+    """A pattern in one colour and grey that fills the picture for `seconds` from `second` on."""
+
+    second: int
+    pattern: str
+    colour: str
+    seconds: int = SIGN_S
+
+
+@dataclass(frozen=True, slots=True)
 class LongFilm:
-    """Scenes one after another, all of different backgrounds, and flashes `(second, colour)`."""
+    """Scenes one after another, all of different backgrounds, flashes `(second, colour)`, and
+    signs.
+    """
 
     name: str
     duration: int
     scenes: tuple[Scene, ...]
     flashes: tuple[tuple[int, str], ...]
+    signs: tuple[Sign, ...] = ()
 
     def scene_at(self, second: float) -> Scene:
         return next(scene for scene in reversed(self.scenes) if scene.start <= second)
@@ -68,6 +89,12 @@ class LongFilm:
     def flash_at(self, second: float) -> str | None:
         return next(
             (colour for start, colour in self.flashes if start <= second < start + FLASH_S), None
+        )
+
+    def sign_at(self, second: float) -> Sign | None:
+        return next(
+            (sign for sign in self.signs if sign.second <= second < sign.second + sign.seconds),
+            None,
         )
 
 
@@ -113,6 +140,21 @@ def invent_clip(name: str) -> LongFilm:
     return LongFilm(name, duration, scenes, ())
 
 
+def with_signs(film: LongFilm, seconds: int = SIGN_S) -> LongFilm:
+    """The same scenes with a sign of each pattern at moments of their own in place of flashes.
+
+    Args:
+        seconds: how long each is shown.
+    """
+    dice = random.Random(f"signs/{film.name}")
+    slots = dice.sample(range(film.duration // seconds), len(PATTERNS))
+    signs = tuple(
+        Sign(slot * seconds, pattern, dice.choice(list(COLOURS)), seconds)
+        for slot, pattern in zip(slots, PATTERNS, strict=True)
+    )
+    return replace(film, flashes=(), signs=signs)
+
+
 def _scene(start: int, end: int, background: str, dice: random.Random) -> Scene:
     colour = dice.choice([colour for colour in COLOURS if colour != background])
     looks = (
@@ -133,6 +175,8 @@ def draw(film: LongFilm, second: float) -> Image.Image:
     """The film's picture at a moment."""
     if (flash := film.flash_at(second)) is not None:
         return Image.new("RGB", (FILM_WIDTH, FILM_HEIGHT), COLOURS[flash])
+    if (sign := film.sign_at(second)) is not None:
+        return draw_sign(sign)
     scene = film.scene_at(second)
     picture = Image.new("RGB", (FILM_WIDTH, FILM_HEIGHT), COLOURS[scene.background])
     reach = 34 if scene.size == "large" else 20
@@ -141,6 +185,18 @@ def draw(film: LongFilm, second: float) -> Image.Image:
         y += 20 * math.sin(second)
     paint_figure(picture, scene.figure, (x, y), reach, COLOURS[scene.colour])
     return picture
+
+
+def draw_sign(sign: Sign) -> Image.Image:
+    """A pattern that looks the same everywhere in the picture."""
+    row_H, column_W = (np.arange(size) // PATTERN_PX % 2 for size in (FILM_HEIGHT, FILM_WIDTH))
+    coloured_HW = {
+        "stripes": np.broadcast_to(column_W, (FILM_HEIGHT, FILM_WIDTH)),
+        "bars": np.broadcast_to(row_H[:, None], (FILM_HEIGHT, FILM_WIDTH)),
+        "checks": row_H[:, None] ^ column_W,
+    }[sign.pattern]
+    palette = np.array([GREY, COLOURS[sign.colour]], np.uint8)
+    return Image.fromarray(palette[coloured_HW])
 
 
 def write_long_film(path: Path, film: LongFilm, fps: int = 1) -> None:
@@ -156,7 +212,11 @@ def write_long_film(path: Path, film: LongFilm, fps: int = 1) -> None:
 
 
 def about_long_film(film: LongFilm) -> list[LongQuestion]:
-    """One question of every kind that the film can be asked."""
+    """One question of every kind that the film can be asked; about its signs alone where it has
+    any.
+    """
+    if film.signs:
+        return about_signs(film)
     dice = random.Random(f"long questions/{film.name}")
     return [question for kind in KINDS for question in kind(film, dice)]
 
@@ -181,6 +241,20 @@ def about_clip(film: LongFilm) -> list[LongQuestion]:
             ),
         ]
     return asked
+
+
+def about_signs(film: LongFilm) -> list[LongQuestion]:
+    """The colour of each sign."""
+    return [
+        LongQuestion(
+            f"sign: {sign.pattern}",
+            f"What colour are the {sign.pattern}?",
+            sign.colour,
+            _COLOURS,
+            (sign.second, sign.second + sign.seconds),
+        )
+        for sign in film.signs
+    ]
 
 
 def tasks() -> set[str]:

@@ -73,6 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="the same with the variant small, whose parts are pretrained and whose answers are "
         "sentences, in .demo-small/; meant for a GPU",
     )
+    demo.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="draw another corpus and train in another order, in .demo-N/ or .demo-small-N/",
+    )
 
     fine_tune = commands.add_parser(
         "fine-tune", help="from videos to a fine-tuned and scored checkpoint of one variant"
@@ -213,6 +219,7 @@ def _demo(chosen: argparse.Namespace) -> int:
 
     _stop_on_sigterm()
     which = " --own" if chosen.own else " --small" if chosen.small else ""
+    which += "" if chosen.seed is None else f" --seed {chosen.seed}"
     again = f"hourllava demo{which}   goes on where it was"
     try:
         code = _run_demo(chosen)
@@ -231,12 +238,16 @@ def _run_demo(chosen: argparse.Namespace) -> int:
     if chosen.own:
         from pipeline.demo.own import run_own_demo
 
+        if chosen.seed is not None:
+            raise ValueError("--seed is for the demo and for --small; --own has one corpus")
         return run_own_demo(state_folder() / ".demo-own", home)
+    from pipeline.demo.corpus import SEED
     from pipeline.demo.run import run_demo
 
-    if chosen.small:
-        return run_demo(state_folder() / ".demo-small", home, "small")
-    return run_demo(state_folder() / ".demo", home)
+    name, variant = (".demo-small", "small") if chosen.small else (".demo", "tiny")
+    if chosen.seed is None:
+        return run_demo(state_folder() / name, home, variant, SEED)
+    return run_demo(state_folder() / f"{name}-{chosen.seed}", home, variant, str(chosen.seed))
 
 
 def _fine_tune(chosen: argparse.Namespace) -> int:

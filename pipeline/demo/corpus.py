@@ -32,8 +32,10 @@ from model.atomic import remove_unfinished, writing_file, writing_folder
 from model.config import VARIANTS
 from pipeline.demo import drawing, held_out, llava_sets, marathon, questions
 from pipeline.demo.servers import HubServer, MediaServer
+from training.recipes import STAGES
 
 CODE = (drawing, questions, marathon, llava_sets, held_out)
+SEED = "demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +85,14 @@ class Corpus:
             yield hub, media
 
 
-def build_corpus(folder: Path, seed: str = "demo", variant: str = "tiny") -> Corpus:
+def build_corpus(folder: Path, seed: str = SEED, variant: str = "tiny") -> Corpus:
     """Build the corpus below `folder`, or find that it is already there.
 
     The same seed, variant and ports give the same bytes. A corpus that other code or another seed
     built is replaced.
 
     Args:
+        seed: of all that is drawn, and of the trainings, which have their own where it is `SEED`.
         variant: that is trained on it. Answers are single words where it starts from nothing, and
             sentences where its language model can write.
     """
@@ -103,7 +106,7 @@ def build_corpus(folder: Path, seed: str = "demo", variant: str = "tiny") -> Cor
     if counts is None:
         counts = _build(folder, seed, sentences, identity)
     _write_if_changed(folder / "mixtures.csv", llava_sets.mixtures_csv())
-    _write_if_changed(folder / "deployment.yaml", _deployment(variant, **ports))
+    _write_if_changed(folder / "deployment.yaml", _deployment(seed, variant, **ports))
     (folder / "landing").mkdir(exist_ok=True)
     return Corpus(folder, **ports, counts=counts, rebuilt=rebuilt)
 
@@ -125,8 +128,12 @@ def _build(folder: Path, seed: str, sentences: bool, identity: dict[str, Any]) -
     return counts
 
 
-def _deployment(variant: str, hub_port: int, media_port: int) -> str:
+def _deployment(seed: str, variant: str, hub_port: int, media_port: int) -> str:
     on_cpu = VARIANTS[variant].is_demo
+    # A second thread gives so small a model nothing.
+    training: dict[str, Any] = {"processes": 1, "cpu_threads": 1 if on_cpu else 2}
+    if seed != SEED:
+        training["overrides"] = {f"stage{stage}": {"seed": seed} for stage in STAGES}
     settings = {
         "root": "data",
         "parts": 2,
@@ -160,8 +167,7 @@ def _deployment(variant: str, hub_port: int, media_port: int) -> str:
             "mixtures": "mixtures.csv",
         },
         "features": {"decode_workers": 2, "device": "cpu" if on_cpu else "auto"},
-        # A second thread gives so small a model nothing.
-        "training": {"processes": 1, "cpu_threads": 1 if on_cpu else 2},
+        "training": training,
         "evaluation": {"questions": "corpus/held_out/questions.jsonl"},
         # The demo launches every asset itself, in order.
         "automation": {"data": False},

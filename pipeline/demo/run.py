@@ -22,7 +22,7 @@ from assets.deployment.parts import LLAVA_PARTS, part_name
 from assets.deployment.settings import Settings, load_settings
 from assets.deployment.variants import one_of
 from pipeline.demo.client import FINISHED, DagsterClient, partition_key
-from pipeline.demo.corpus import Corpus, build_corpus
+from pipeline.demo.corpus import SEED, Corpus, build_corpus
 from pipeline.demo.following import Follower
 from pipeline.demo.instance import dagster
 from pipeline.demo.summary import print_summary
@@ -103,17 +103,18 @@ def steps(settings: Settings) -> list[Step]:
     ]
 
 
-def run_demo(folder: Path, home: Path, variant: str = "tiny") -> int:
+def run_demo(folder: Path, home: Path, variant: str = "tiny", seed: str = SEED) -> int:
     """Run the demo; returns 0 when every asset was made.
 
     Args:
         folder: where the corpus and everything made from it lies.
-        variant: that is trained.
         home: folder with the `dagster.yaml` of the instance that keeps the history.
+        variant: that is trained.
+        seed: of the corpus and of the trainings.
     """
     started = time.monotonic()
     say("building the corpus")
-    corpus = build_corpus(folder, variant=variant)
+    corpus = build_corpus(folder, seed, variant)
     settings = load_settings(corpus.settings)
     log = folder / "dagster.log"
     with corpus.serve(), dagster(corpus.settings, log, home) as client:

@@ -15,10 +15,14 @@ from benchmarks.longvideo_corpus import Held, Sizes, write_corpus
 from benchmarks.longvideo_table import FEW, answered, labels_of, markdown, rows_of
 from benchmarks.longvideo_world import (
     FLASH_S,
+    GREY,
+    PATTERNS,
+    SIGN_S,
     about_long_film,
     draw,
     invent_long_film,
     tasks,
+    with_signs,
 )
 from pipeline.demo.drawing import COLOURS, FILM_WIDTH
 from training.formats.feature_file import FeatureFile, write_features
@@ -105,6 +109,49 @@ def test_a_flash_fills_the_picture_for_its_seconds_and_for_no_other():
     assert asked >= 3
 
 
+def sign_seen(film, second: int) -> tuple[str, str] | None:
+    """Pattern and colour of a sign, found in a picture's pixels; None where there is none."""
+    picture = np.asarray(draw(film, second))
+    grey_HW = (picture == GREY).all(-1)
+    if not grey_HW.any():
+        return None
+    (colour,) = {colour_of(tuple(pixel)) for pixel in np.unique(picture[~grey_HW], axis=0)}
+    across, down = (grey_HW != grey_HW[0]).any(), (grey_HW != grey_HW[:, :1]).any()
+    pattern = {(False, True): "stripes", (True, False): "bars", (True, True): "checks"}
+    return pattern[bool(across), bool(down)], colour
+
+
+def test_signs_stand_in_the_pictures_of_their_seconds_and_of_no_other():
+    answers = set()
+    for film in FILMS:
+        shown = [sign_seen(with_signs(film), second) for second in range(film.duration)]
+        questions = about_long_film(with_signs(film))
+        assert [question.task for question in questions] == [f"sign: {name}" for name in PATTERNS]
+        assert len([one for one in shown if one]) == len(PATTERNS) * SIGN_S
+        for question, pattern in zip(questions, PATTERNS, strict=True):
+            assert pattern in question.text
+            assert question.evidence is not None
+            start, end = map(int, question.evidence)
+            assert shown[start:end] == [(pattern, question.answer)] * SIGN_S
+            answers.add(question.answer)
+    assert answers == set(COLOURS)
+
+
+def test_a_piece_of_a_sign_as_large_as_a_patch_tells_pattern_and_colour():
+    """A patch of the tiny encoder sees 20 x 15 pixels."""
+    for sign in with_signs(FILMS[0]).signs:
+        picture = np.asarray(draw(with_signs(FILMS[0]), sign.second))
+        pieces = [
+            picture[y : y + 15, x : x + 20] for y in range(0, 120, 15) for x in range(0, 160, 20)
+        ]
+        for piece in pieces:
+            grey_HW = (piece == GREY).all(-1)
+            assert 0.3 < grey_HW.mean() < 0.7
+            assert {colour_of(tuple(pixel)) for pixel in piece[~grey_HW]} == {sign.colour}
+            assert (grey_HW != grey_HW[0]).any() == (sign.pattern != "stripes")
+            assert (grey_HW != grey_HW[:, :1]).any() == (sign.pattern != "bars")
+
+
 def test_counts_and_orders_are_those_of_the_pictures():
     for film in FILMS:
         shown = [seen(film, second).get("background") for second in range(film.duration)]
@@ -163,6 +210,22 @@ def test_few_frames_are_spread_over_the_whole_film_and_keep_its_duration(tmp_pat
     assert (few.frames, few.duration) == (FEW, 300.0)
     assert (few.pts[0], few.pts[-1]) == (0.0, 299.0)
     assert (np.diff(few.pts) > 0).all()
+
+
+def test_a_corpus_of_signs_shows_them_in_films_clips_and_every_second_still(tmp_path):
+    sizes = Sizes(((1, 180, 185),), ((1, 180, 185),), pictures=8, clips=2, texts=2, signs=True)
+    (held,) = write_corpus(tmp_path, sizes, lambda _: None)
+    assert len(held.film.signs) == len(held.questions) == len(PATTERNS)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["question_type"] for row in rows] == [f"sign/{name}/oe" for name in PATTERNS]
+    collections = tmp_path / "root"
+    clips = json.loads((collections / "LLaVA-Video-178K/annotations/clips.json").read_text())
+    for clip in clips:
+        asked = [turn["value"] for turn in clip["conversations"][::2]]
+        assert len(asked) == 4
+        assert all(name in text for name, text in zip(PATTERNS, asked, strict=False))
+    stills = json.loads((collections / "LLaVA-OneVision/annotations/pictures.json").read_text())
+    assert [len(still["conversations"]) for still in stills] == [2, 6] * 4
 
 
 def test_no_held_out_film_is_among_those_of_training_and_another_size_is_refused(tmp_path):

@@ -267,6 +267,11 @@ def test_a_corpus_of_another_seed_is_replaced(corpus, tmp_path):
     other = build_corpus(tmp_path / "demo", seed="other")
     assert other.rebuilt
     assert rows_of(other) != rows_of(corpus)
+    overrides = load_settings(other.settings).training.overrides
+    assert {stage: one["seed"] for stage, one in overrides.items()} == dict.fromkeys(
+        ("stage1", "stage2", "stage3"), "other"
+    )
+    assert load_settings(corpus.settings).training.overrides == {}
 
 
 @pytest.mark.slow
