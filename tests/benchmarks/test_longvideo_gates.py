@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from benchmarks.longvideo_gates import (
 from benchmarks.longvideo_world import about_long_film, invent_long_film
 from pipeline.demo.drawing import COLOURS, FIGURES
 
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 HELD = [
     Held(film, about_long_film(film))
     for film in (invent_long_film(f"gates/{number}", 180 + 7 * number) for number in range(150))
@@ -108,6 +110,16 @@ def test_gates_pass_where_watching_helps_and_fail_where_it_does_not():
     assert [good for _, good, _ in gates(cheating)] == [False, False, True]
     rows = by_label(drawn(0.7, 0.3))
     assert any(line.startswith("| length: 1 to 10 min | 240 |") for line in rows)
+
+
+def test_the_recorded_runs_are_what_the_page_says_of_them():
+    """Three seeds each, and which gates they pass."""
+    for name, passed in (("signs", [True, True, True]), ("first", [True, True, False])):
+        questions = read_results([RESULTS / f"longvideo-{name}-{seed}.json" for seed in (1, 2, 3)])
+        assert [good for _, good, _ in gates(questions)] == passed
+        page = (RESULTS.parent / "results.md").read_text()
+        for row in by_label(questions)[2:]:
+            assert row.replace("**", "") in page.replace("**", "").replace(",", "")
 
 
 def test_a_seed_counts_once(tmp_path):
