@@ -241,12 +241,11 @@ def _run_demo(chosen: argparse.Namespace) -> int:
         if chosen.seed is not None:
             raise ValueError("--seed is for the demo and for --small; --own has one corpus")
         return run_own_demo(state_folder() / ".demo-own", home)
-    from pipeline.demo.corpus import SEED
     from pipeline.demo.run import run_demo
 
     name, variant = (".demo-small", "small") if chosen.small else (".demo", "tiny")
     if chosen.seed is None:
-        return run_demo(state_folder() / name, home, variant, SEED)
+        return run_demo(state_folder() / name, home, variant)
     return run_demo(state_folder() / f"{name}-{chosen.seed}", home, variant, str(chosen.seed))
 
 

@@ -47,6 +47,11 @@ def test_a_folder_in_place_of_settings_is_named(tmp_path, capsys):
     assert f"{tmp_path}: cannot be read: Is a directory" in capsys.readouterr().err
 
 
+def test_another_corpus_of_the_demo_that_has_only_one_is_refused(capsys):
+    assert main(["demo", "--own", "--seed", "2"]) == 2
+    assert "--own has one corpus" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("set_to", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_threads_of_every_command_sleep_while_they_wait(set_to, found, tmp_path):
     """In a process of its own: the variable counts before torch is imported."""
