@@ -4,7 +4,7 @@ never saw.
     python -m benchmarks.longvideo --preset tiny                # a minute on a CPU: does it run?
     python -m benchmarks.longvideo --preset cpu --start EXPORT  # stage 3 only, from a checkpoint
     python -m benchmarks.longvideo --preset first --seed 1      # 11 minutes of one H200
-    python -m benchmarks.longvideo --preset signs --seed 1      # brief evidence, 9 minutes
+    python -m benchmarks.longvideo --preset signs --seed 1      # brief evidence; three take 9
     python -m benchmarks.longvideo --preset gpu                 # for one GPU, not run yet
 
 Films of 3 to 60 minutes are drawn (`longvideo_world.py`) and put through the pipeline's own
@@ -114,8 +114,8 @@ PRESETS = {
         batch=16,
         workers=8,
     ),
-    # Every answer is in two seconds of a film that 64 frames may not hold: nine minutes of one
-    # H200, for one seed or for three side by side.
+    # Every answer is in two seconds of a film, which 64 frames may not hold. Three seeds side by
+    # side: nine minutes of one H200.
     "signs": Preset(
         Sizes(
             train=((240, 180, 600), (40, 600, 1800)),

@@ -68,7 +68,7 @@ class Sign:
     second: int
     pattern: str
     colour: str
-    seconds: int = SIGN_S
+    seconds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ def draw(film: LongFilm, second: float) -> Image.Image:
     if (flash := film.flash_at(second)) is not None:
         return Image.new("RGB", (FILM_WIDTH, FILM_HEIGHT), COLOURS[flash])
     if (sign := film.sign_at(second)) is not None:
-        return draw_sign(sign)
+        return _draw_sign(sign)
     scene = film.scene_at(second)
     picture = Image.new("RGB", (FILM_WIDTH, FILM_HEIGHT), COLOURS[scene.background])
     reach = 34 if scene.size == "large" else 20
@@ -187,7 +187,7 @@ def draw(film: LongFilm, second: float) -> Image.Image:
     return picture
 
 
-def draw_sign(sign: Sign) -> Image.Image:
+def _draw_sign(sign: Sign) -> Image.Image:
     """A pattern that looks the same everywhere in the picture."""
     row_H, column_W = (np.arange(size) // PATTERN_PX % 2 for size in (FILM_HEIGHT, FILM_WIDTH))
     coloured_HW = {

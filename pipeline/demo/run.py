@@ -124,7 +124,8 @@ def run_demo(folder: Path, home: Path, variant: str = "tiny", seed: str = SEED) 
         print_summary(client, Storage(settings.root))
     failed = failed or not ask_about_unseen(corpus, one_of(settings.variants, None))
     say(f"{'stopped' if failed else 'finished'} after {span(time.monotonic() - started)}")
-    say("make ui   opens this deployment: every materialization, its metadata and its lineage")
+    say(f"hourllava ui --config {shlex.quote(str(corpus.settings))}   opens this deployment: every")
+    say("  materialization, its metadata and its lineage")
     return 1 if failed else 0
 
 

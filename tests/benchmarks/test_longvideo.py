@@ -123,9 +123,9 @@ def sign_seen(film, second: int) -> tuple[str, str] | None:
 
 def test_signs_stand_in_the_pictures_of_their_seconds_and_of_no_other():
     answers = set()
-    for film in FILMS:
-        shown = [sign_seen(with_signs(film), second) for second in range(film.duration)]
-        questions = about_long_film(with_signs(film))
+    for film in map(with_signs, FILMS):
+        shown = [sign_seen(film, second) for second in range(film.duration)]
+        questions = about_long_film(film)
         assert [question.task for question in questions] == [f"sign: {name}" for name in PATTERNS]
         assert len([one for one in shown if one]) == len(PATTERNS) * SIGN_S
         for question, pattern in zip(questions, PATTERNS, strict=True):
@@ -139,8 +139,9 @@ def test_signs_stand_in_the_pictures_of_their_seconds_and_of_no_other():
 
 def test_a_piece_of_a_sign_as_large_as_a_patch_tells_pattern_and_colour():
     """A patch of the tiny encoder sees 20 x 15 pixels."""
-    for sign in with_signs(FILMS[0]).signs:
-        picture = np.asarray(draw(with_signs(FILMS[0]), sign.second))
+    film = with_signs(FILMS[0])
+    for sign in film.signs:
+        picture = np.asarray(draw(film, sign.second))
         pieces = [
             picture[y : y + 15, x : x + 20] for y in range(0, 120, 15) for x in range(0, 160, 20)
         ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -21,8 +20,9 @@ from benchmarks.longvideo_gates import (
 )
 from benchmarks.longvideo_world import about_long_film, invent_long_film
 from pipeline.demo.drawing import COLOURS, FIGURES
+from pipeline.instance_folder import REPOSITORY
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
+RESULTS = REPOSITORY / "docs" / "results"
 HELD = [
     Held(film, about_long_film(film))
     for film in (invent_long_film(f"gates/{number}", 180 + 7 * number) for number in range(150))
