@@ -2,8 +2,7 @@
 given.
 """
 
-import os
-import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,15 +64,9 @@ def batches():
     ]
 
 
-def work(rank: int, port: int) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(RANKS),
-    }
+def work(rank: int, meeting: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=RANKS)
     mesh = init_device_mesh("cpu", (RANKS,))
     whole, model = golden.model_of(CASE), golden.model_of(CASE)
     recompute(model, "llm", "projector")
@@ -100,8 +93,5 @@ def work(rank: int, port: int) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_with_different_kinds_of_samples_give_the_gradients_of_one_process():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(work, (port,), nprocs=RANKS)
+def test_ranks_with_different_kinds_of_samples_give_the_gradients_of_one_process(tmp_path):
+    mp.spawn(work, (tmp_path / "meeting",), nprocs=RANKS)
