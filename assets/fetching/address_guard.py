@@ -12,11 +12,12 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from assets.fetching.urls import MalformedUrlError, split_url
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -85,13 +86,13 @@ class Guard:
         Raises:
             BlockedError: anything but http(s), or a private address that is not allowed.
         """
-        parts = urlsplit(url)
+        try:
+            parts = split_url(url)
+        except MalformedUrlError as error:
+            raise BlockedError(str(error)) from None
         if parts.scheme not in DEFAULT_PORTS:
             raise BlockedError(f"{parts.scheme or 'no'} scheme; only http and https are fetched")
-        try:
-            host, port = (parts.hostname or "").lower(), parts.port or DEFAULT_PORTS[parts.scheme]
-        except ValueError as error:
-            raise BlockedError(f"{url[:200]!r}: {error}") from None
+        host, port = (parts.hostname or "").lower(), parts.port or DEFAULT_PORTS[parts.scheme]
         if not host:
             raise BlockedError("a URL without a host")
         if self.allowed(host, port):

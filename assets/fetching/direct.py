@@ -14,16 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import requests
 
 from assets.fetching.address_guard import Guard
 from assets.fetching.errors import TransferError
-from assets.fetching.http_session import BROKEN, GuardedSession, shown
+from assets.fetching.http_session import BROKEN, GuardedSession
 from assets.fetching.options import Download
 from assets.fetching.partial_file import BLOCK_BYTES, PartialFile, is_still, strong_validator
 from assets.fetching.retry import backoff, raise_if_disk, refused_with
+from assets.fetching.urls import shown, split_url
 
 CHUNK_BYTES = 1 << 18  # of one read; less comes when less has arrived
 PEEKED_BYTES = 1 << 16  # of a page, to tell what it is
@@ -111,18 +111,19 @@ class _Transfer:
         self.url, self.folder, self.session, self.limits = url, folder, session, limits
         self.watch = watch
         self.target = folder / "direct.bin"
-        self.came = 0
         self._halted = threading.Event()
 
     def run(self) -> Downloaded | None:
-        """Try until the file is whole; a try that brought something costs nothing."""
-        failures = 0
+        """Try until the file is whole; a try after which more of it is there to go on from than
+        ever before costs nothing.
+        """
+        failures, most = 0, _kept(self.folder)
         while True:
-            came = self.came
             try:
                 return self._once()
             except _BrokenError as error:
-                failures = 1 if self.came > came else failures + 1
+                kept = _kept(self.folder)
+                failures, most = 1 if kept > most else failures + 1, max(kept, most)
                 if failures == TRIES_WITHOUT_PROGRESS:
                     message = f"{shown(self.url)}: {error}"
                     raise TransferError("transient", "connection", message) from error
@@ -186,7 +187,7 @@ class _Transfer:
             raise TransferError("needs_operator", "bot_check", message)
         if _place(response.url) == _place(self.url):
             return
-        place = urlsplit(response.url)
+        place = split_url(response.url)
         if LOGIN_URL.search(f"{place.hostname}{place.path}") or LOGIN_FORM.search(page):
             message = (
                 f"{shown(self.url)} sends to a login page, {shown(response.url)}: put the cookies "
@@ -295,7 +296,7 @@ class _Transfer:
             if not data:
                 raise _BrokenError(f"it broke off at byte {part.next_byte(block):,}")
             part.write(block, data)
-            self._count(len(data))
+            self.watch(len(data))
 
     def _receive_unmeasured(self, body: _Body) -> Downloaded:
         """A body whose length nobody stated: from front to back, and from the front again after a
@@ -307,7 +308,7 @@ class _Transfer:
                 size += len(data)
                 self._check_size(size)
                 file.write(data)
-                self._count(len(data))
+                self.watch(len(data))
         chunked = "chunked" in body.response.headers.get("Transfer-Encoding", "").lower()
         kind = body.response.headers.get("Content-Type", "")
         return self._downloaded(kind, length_stated=chunked)
@@ -322,10 +323,6 @@ class _Transfer:
         if size > self.limits.max_bytes:
             message = f"{size:,} bytes or more; download.max_bytes is {self.limits.max_bytes:,}"
             raise TransferError("permanent", "not_wanted", message)
-
-    def _count(self, count: int) -> None:
-        self.came += count
-        self.watch(count)
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -386,6 +383,12 @@ def _is_container(start: bytes) -> bool:
     return any(start[at : at + len(magic)] == magic for at, all_ in CONTAINERS for magic in all_)
 
 
+def _kept(folder: Path) -> int:
+    """Bytes that the next try goes on from."""
+    part = PartialFile.left(folder)
+    return part.total - part.missing if part else 0
+
+
 def _place(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
+    parts = split_url(url)
     return (parts.netloc, parts.path)

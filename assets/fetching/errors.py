@@ -4,6 +4,8 @@ retried.
 
 from __future__ import annotations
 
+from assets.fetching.urls import without_secrets
+
 
 class OperatorError(ValueError):
     """The step cannot go on until a person acts; the message says who, what and where. Trying again
@@ -34,6 +36,9 @@ class AnnotationError(OperatorError):
 class TransferError(Exception):
     """One item could not be fetched.
 
+    Its text goes into logs, reports and the catalogue, and often comes from a library that names
+    the whole URL: passwords, signatures and tokens are left out of it here.
+
     Attributes:
         status: `transient` (worth another try), `permanent` or `needs_operator`.
         reason: one word for the report, e.g. `rate_limited`.
@@ -43,5 +48,5 @@ class TransferError(Exception):
     def __init__(
         self, status: str, reason: str, message: str, retry_after: float | None = None
     ) -> None:
-        super().__init__(message)
+        super().__init__(without_secrets(message))
         self.status, self.reason, self.retry_after = status, reason, retry_after

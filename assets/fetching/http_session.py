@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
@@ -21,6 +20,7 @@ from requests.utils import get_auth_from_url
 from assets.fetching.address_guard import BlockedError, Guard, guard_manager
 from assets.fetching.errors import MissingToolError, TransferError
 from assets.fetching.options import COOKIES_VARIABLE
+from assets.fetching.urls import MalformedUrlError, join_url, shown, split_url
 
 MOST_REDIRECTS = 10
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -29,6 +29,12 @@ HEADERS = {
     "Accept": "*/*",
     "Accept-Encoding": "identity",  # a video's bytes, as they are counted and resumed
 }
+MALFORMED = (
+    MalformedUrlError,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+)
 BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 
 
@@ -75,10 +81,10 @@ class GuardedSession:
                 if response.status_code not in REDIRECTS or not where:
                     return response
                 response.close()
-                url = urljoin(url, where)
+                url = join_url(url, where)
         except BlockedError as error:
             raise TransferError("permanent", "blocked", str(error)) from error
-        except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
+        except MALFORMED as error:
             raise TransferError("permanent", "bad_url", str(error)) from error
         except BROKEN as error:
             raise TransferError("transient", "connection", f"{shown(url)}: {error}") from error
@@ -86,6 +92,7 @@ class GuardedSession:
 
     def _ask(self, url: str, headers: Mapping[str, str]) -> requests.Response:
         """One GET. Not `requests`' own: that reads the body of a redirect, whatever its size."""
+        split_url(url)  # first: the libraries below raise anything at a malformed one
         session, credentials = self._session, get_auth_from_url(url)
         request = session.prepare_request(
             requests.Request(
@@ -100,14 +107,6 @@ class GuardedSession:
         response = adapter.send(request, timeout=self.timeout_s, **options)
         extract_cookies_to_jar(session.cookies, request, response.raw)
         return response
-
-
-def shown(url: str) -> str:
-    """A URL as it may be logged: without its user, its password and its query."""
-    parts = urlsplit(url)
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    port = parts.netloc.rpartition("@")[2].removeprefix(str(host))
-    return f"{parts.scheme}://{host}{port}{parts.path}"
 
 
 class _GuardedAdapter(HTTPAdapter):

@@ -8,7 +8,8 @@ import re
 
 from assets.fetching.address_guard import Guard
 from assets.fetching.errors import TransferError
-from assets.fetching.http_session import GuardedSession, shown
+from assets.fetching.http_session import GuardedSession
+from assets.fetching.urls import shown
 from assets.serving.library import Library
 
 MOST_IMAGE_BYTES = 32 << 20

@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from pydantic import Field
 
 from assets.fetching.errors import OperatorError
-from assets.fetching.options import Download
+from assets.fetching.urls import MalformedUrlError, split_url
 from assets.sources.base import Fetched, Source, VideoRow
 from assets.sources.findings import OK, Finding
 
 if TYPE_CHECKING:
-    from assets.fetching.address_guard import Guard
     from assets.fetching.direct import Downloaded
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
@@ -43,30 +42,15 @@ class ListedSource(Source):
         yield Finding(f"source {name}", OK, "the URLs of the annotations or of its list")
 
 
-def fetch_by_ytdlp(
-    url: str,
-    folder: Path,
-    extractors: tuple[str, ...],
-    guard: Guard,
-    limits: Download,
-    watch: Callable[[int], None],
-) -> Fetched:
-    """What yt-dlp downloads from `url`; see `assets.fetching.ytdlp.download`.
+def fetched(got: Downloaded, location: str) -> Fetched:
+    """A downloaded file, to be examined.
 
-    Raises:
-        TransferError, OperatorError.
+    Args:
+        location: where it came from, as it may be shown.
     """
-    from assets.fetching.ytdlp import download
-
-    got = download(url, folder, extractors=extractors, guard=guard, limits=limits, watch=watch)
-    return fetched(got, url)
-
-
-def fetched(got: Downloaded, url: str) -> Fetched:
-    """A downloaded file, to be examined."""
     return Fetched(
         got.path,
-        url,
+        location,
         duration=got.duration,
         format=got.format,
         tool=got.tool,
@@ -104,7 +88,7 @@ def read_urls(path: Path) -> dict[str, str]:
             without its suffix.
 
     Raises:
-        OperatorError: no such file, or other columns.
+        OperatorError: no such file, other columns, or a line of text that is no URL.
     """
     from assets.fetching.table_files import read_rows
 
@@ -112,10 +96,14 @@ def read_urls(path: Path) -> dict[str, str]:
         raise OperatorError(f"{path}: no such file (urls of a source in the settings)")
     found: dict[str, str] = {}
     if path.suffix.lower() not in (".csv", ".jsonl", ".json", ".parquet"):
-        for line in path.read_text().splitlines():
+        for number, line in enumerate(path.read_text().splitlines(), 1):
             url = line.strip()
-            if url and not url.startswith("#"):
-                found[youtube_id(url) or PurePosixPath(urlsplit(url).path).stem] = url
+            if not url or url.startswith("#"):
+                continue
+            try:
+                found[youtube_id(url) or PurePosixPath(split_url(url).path).stem] = url
+            except MalformedUrlError as error:
+                raise OperatorError(f"{path}, line {number}: {error}") from None
         return found
     for row in read_rows(path, path.name):
         values = (
@@ -139,7 +127,10 @@ def youtube_id(url: str | None) -> str | None:
         return None
     if YOUTUBE_ID.fullmatch(url):
         return url
-    parts = urlsplit(url if "://" in url else f"https://{url}")
+    try:
+        parts = split_url(url if "://" in url else f"https://{url}")
+    except MalformedUrlError:
+        return None
     if parts.scheme not in ("http", "https"):
         return None
     steps = [step for step in parts.path.split("/") if step]

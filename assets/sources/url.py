@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from assets.fetching.options import Download
+from assets.fetching.urls import MalformedUrlError, shown, split_url
 from assets.sources.base import PERMANENT, FetchContext, Fetched, Fetcher, Outcome, VideoRow
 from assets.sources.listed import (
     ListedSource,
-    fetch_by_ytdlp,
     fetched,
     url_facts,
     with_listed_urls,
@@ -52,22 +51,33 @@ class UrlFetcher(Fetcher):
 
     def prepare(self, rows: list[VideoRow]) -> dict[str, Outcome]:
         with_listed_urls(rows, self.source)
-        return {
-            row.id: Outcome(PERMANENT, "bad_url" if row.url else "no_url", f"url: {row.url!r}")
-            for row in rows
-            if not row.url or urlsplit(row.url).scheme not in ("http", "https")
-        }
+        return {row.id: found for row in rows if (found := _refusal(row.url)) is not None}
 
     def host(self, row: VideoRow) -> str:
-        return urlsplit(row.url or "").netloc
+        return split_url(row.url or "").netloc.rpartition("@")[2]
 
     def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
         assert row.url is not None, "prepare leaves out rows without a URL"
-        from assets.fetching.direct import download_file
+        from assets.fetching import direct, ytdlp
 
-        limits = self.limits
-        got = download_file(row.url, folder, guard=self.guard, limits=limits, watch=watch)
-        if got is not None:
-            return fetched(got, row.url)
-        extractors = ("generic", "html5")
-        return fetch_by_ytdlp(row.url, folder, extractors, self.guard, self.limits, watch)
+        url, guard, limits = row.url, self.guard, self.limits
+        got = direct.download_file(url, folder, guard=guard, limits=limits, watch=watch)
+        if got is None:
+            extractors = ("generic", "html5")
+            got = ytdlp.download(
+                url, folder, extractors=extractors, guard=guard, limits=limits, watch=watch
+            )
+        return fetched(got, shown(url))
+
+
+def _refusal(url: str | None) -> Outcome | None:
+    """Why nothing is asked by a row's URL; None where it can be."""
+    if not url:
+        return Outcome(PERMANENT, "no_url", "its rows state no URL")
+    try:
+        parts = split_url(url)
+    except MalformedUrlError as error:
+        return Outcome(PERMANENT, "bad_url", str(error))
+    if parts.scheme not in ("http", "https"):
+        return Outcome(PERMANENT, "bad_url", f"{shown(url)}: no http or https URL")
+    return None

@@ -11,12 +11,13 @@ from pydantic import Field
 
 from assets.fetching.errors import MissingToolError, OperatorError
 from assets.fetching.options import Download
+from assets.fetching.urls import shown
 from assets.sources.base import PERMANENT, FetchContext, Fetched, Fetcher, Outcome, VideoRow
 from assets.sources.findings import MISSING, NOTE, OK, Finding
 from assets.sources.listed import (
     YOUTUBE_ID,
     ListedSource,
-    fetch_by_ytdlp,
+    fetched,
     url_facts,
     with_listed_urls,
     youtube_id,
@@ -96,7 +97,9 @@ class YoutubeFetcher(Fetcher):
         with_listed_urls(rows, self.source)
         return {
             row.id: Outcome(
-                PERMANENT, "bad_url", f"no YouTube video id in {row.url!r} or {row.id!r}"
+                PERMANENT,
+                "bad_url",
+                f"no YouTube video id in {shown(row.url or '')!r} or {row.id!r}",
             )
             for row in rows
             if youtube_id(row.url) is None
@@ -107,5 +110,15 @@ class YoutubeFetcher(Fetcher):
         return "youtube"
 
     def fetch(self, row: VideoRow, folder: Path, watch: Callable[[int], None]) -> Fetched:
+        from assets.fetching import ytdlp
+
         url = f"https://www.youtube.com/watch?v={youtube_id(row.url) or row.id}"
-        return fetch_by_ytdlp(url, folder, ("youtube",), self.guard, self.limits, watch)
+        got = ytdlp.download(
+            url,
+            folder,
+            extractors=("youtube",),
+            guard=self.guard,
+            limits=self.limits,
+            watch=watch,
+        )
+        return fetched(got, url)

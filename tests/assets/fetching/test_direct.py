@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,31 @@ def test_connections_that_break_are_opened_again_at_their_byte(media, tmp_path):
     got = fetch(f"{media.url}/v.mp4", tmp_path / "x")
     assert got.path.read_bytes() == CONTENT
     assert len(media.log) == 5
+
+
+NAMELESS = {"ETag": None, "Last-Modified": None}
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    {
+        "no validator": lambda n: replace(Fault.truncate(300_000), headers=NAMELESS),
+        "no length": lambda n: replace(
+            Fault.reset(300_000), headers={**NAMELESS, "Content-Length": None}
+        ),
+        "another file each time": lambda n: replace(
+            Fault.truncate(300_000), headers={"ETag": f'"{n}"'}
+        ),
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_a_server_that_breaks_off_for_ever_is_given_up(breaks, media, tmp_path):
+    """Bytes that the next try cannot go on from are no progress."""
+    media.faults = lambda request: breaks[1](len(media.log))
+    with pytest.raises(TransferError) as error:
+        fetch(f"{media.url}/v.mp4", tmp_path / "x")
+    assert (error.value.status, error.value.reason) == ("transient", "connection")
+    assert len(media.log) <= 2 * direct.TRIES_WITHOUT_PROGRESS
 
 
 def test_a_file_exchanged_while_it_comes_is_fetched_anew(media, tmp_path):
@@ -275,6 +301,40 @@ def test_each_hop_passes_the_guard(media, tmp_path):
         with pytest.raises(TransferError) as error:
             fetch(f"{media.url}/v.mp4", tmp_path / "x", allow=(f"127.0.0.1:{media.port}",))
         assert (error.value.reason, inner.log) == ("blocked", [])
+
+
+@pytest.mark.parametrize("where", ["http://[::1/v.mp4", "//[x/v", "http://h:port/", "file:///etc"])
+def test_a_redirect_to_what_is_no_url_is_refused(where, media, tmp_path):
+    media.faults = lambda request: Fault.redirect(where)
+    with pytest.raises(TransferError) as error:
+        fetch(f"{media.url}/v.mp4", tmp_path / "x")
+    assert (error.value.status, error.value.reason) == ("permanent", "bad_url")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:SECRET@127.0.0.1:{port}/v.mp4?sig=SECRET",
+        "http://user:SECRET@127.0.0.1:{port}/gone.mp4?sig=SECRET",
+        "http://127.0.0.1:{port}/sent.mp4?sig=SECRET",
+        "http://127.0.0.1:9/v.mp4?next=http://SECRET@h/#SECRET",
+        "http://user:SECRET@h:99999/v.mp4?sig=SECRET",
+        "http://user:SECRET@h\u2100/v.mp4",
+        "http://user:SECRET/SECRET@h/v.mp4",
+        "http://user:SECRET@exa mple.com/v.mp4?sig=SECRET",
+        "http://user:SECRET@[::1/v.mp4?sig=SECRET",
+    ],
+)
+def test_no_failure_tells_a_password_or_a_signature(url, media, tmp_path):
+    media.faults = in_turn(
+        {
+            r"GET /v\.mp4": [Fault.reset()] * 4,
+            r"GET /sent": [Fault.redirect("http://u:SECRET@127.0.0.1:9/w.mp4?sig=SECRET")] * 4,
+        }
+    )
+    with pytest.raises(TransferError) as error:
+        fetch(url.format(port=media.port), tmp_path / "x")
+    assert "SECRET" not in str(error.value)
 
 
 def test_redirects_come_to_an_end_and_their_bodies_are_not_read(media, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 
 from assets.annotations.catalogue import present_videos
 from assets.fetching.errors import CoverageError, DiskFullError
+from assets.videos.acquire import acquire_part
 from tests.servers.clips import clip, sound
 from tests.servers.faulty import Fault, FaultyMediaServer, in_turn
 from tests.servers.world import acquire, catalogued, files_below, make_settings, question, row
@@ -262,6 +263,42 @@ def test_private_addresses_are_not_contacted(url, world):
     acquire(storage, settings, "web")
     found = row(storage, "web", "v0")
     assert (found.status, found.reason) == ("permanent", "blocked"), found
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1/v.mp4",
+        "http://a]b/v.mp4",
+        "http://h:99999/v.mp4",
+        "http:///v.mp4",
+        "http://a..b/v",
+    ],
+)
+def test_a_malformed_url_costs_its_own_video_alone(url, world, media):
+    storage, settings = world(urls={"v0": f"{media.url}/v0.mp4", "odd": url})
+    assert acquire(storage, settings, "web").counts["ok"] == 1
+    found = row(storage, "web", "odd")
+    assert (found.status, found.reason) == ("permanent", "bad_url"), found
+
+
+def test_passwords_and_signatures_of_urls_are_told_nowhere(world, media):
+    media.faults = lambda request: Fault.reset()
+    address = f"user:SECRET@127.0.0.1:{media.port}"
+    names = [f"v{number}" for number in range(6)]
+    urls = {name: f"http://{address}/{name}.mp4?sig=SECRET" for name in names}
+    storage, settings = world(urls=urls)
+    told: list[str] = []
+    report = acquire_part(storage, settings, "web", "part0", told.append)
+    assert report.refusals
+    assert all(row(storage, "web", name).message for name in names)
+    told += [repr(report), *(row(storage, "web", name).message for name in names)]
+    assert not [line for line in told if "SECRET" in line]
+    media.faults = None
+    acquire(storage, settings, "web")
+    found = row(storage, "web", "v0")
+    assert found.status == "ok"
+    assert "SECRET" not in found.location
 
 
 @pytest.mark.parametrize(
