@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -48,13 +48,24 @@ def parse(kind: type[T], values: Any, *, strict: bool = False) -> T:
         raise ValueError("; ".join(sentences)) from None
 
 
+def unknown_key(where: str, known: Iterable[str], last: str | None = None) -> str:
+    """What is said of a key that nobody knows.
+
+    Args:
+        where: the key as a person writes it, with its sections.
+        known: the keys that there are in its section.
+        last: the key alone, where that is not all of `where`.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(last or where, names, n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ""
+    return f"unknown key {where!r}{hint} (known: {', '.join(names)})"
+
+
 def _sentence(kind: Any, item: Any) -> str:
     where, value = _path(item["loc"]), item["input"]
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = sorted(_known_keys(kind, item["loc"][:-1]))
-        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        return f"unknown key {where!r}{hint} (known: {', '.join(known)})"
+        return unknown_key(where, _known_keys(kind, item["loc"][:-1]), str(item["loc"][-1]))
     if item["type"] == "missing":
         return f"missing {where!r}"
     if item["type"] == "value_error":  # raised by a validator of ours, which says it all

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import yaml
+
+from assets.deployment.yaml_file import read_yaml
 
 PODS_VARIABLE = "HOURLLAVA_PODS"
 POOLS = ("gpu", "download", "endpoint", "cpu")
@@ -58,7 +59,7 @@ def pod_executor(pods: Path, assets: Iterable[Any]) -> dg.ExecutorDefinition:
     """
     from dagster_k8s import k8s_job_executor  # an extra, installed for clusters only
 
-    by_pool = yaml.safe_load(pods.read_text()) or {}
+    by_pool = read_yaml(pods) or {}
     if unknown := sorted(set(by_pool) - set(POOLS)):
         raise ValueError(
             f"{pods}: there is no pool {', '.join(unknown)}; the pools are {', '.join(POOLS)}"

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
-
+from assets.deployment.yaml_file import read_yaml
 from model.configuration import Section, parse
 from training.formats.hashing import data_version
 
@@ -44,9 +43,10 @@ def read_texts(name: str, kind: type[T], folder: Path | None) -> T:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder (questions.prompts in the settings)")
         path = folder / name if (folder / name).is_file() else path
+    values = read_yaml(path)
     try:
-        return parse(kind, yaml.safe_load(path.read_text()))
-    except (ValueError, yaml.YAMLError) as error:
+        return parse(kind, values)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 

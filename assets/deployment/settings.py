@@ -13,13 +13,13 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from assets.deployment.ablation import Ablation
 from assets.deployment.automation import Automation, Notices
 from assets.deployment.compute import Compute
 from assets.deployment.estimate import Estimate
+from assets.deployment.overrides import refuse_unusable
 from assets.deployment.parts import LLAVA_PARTS, part_name
 from assets.deployment.variants import (
     LAST_STAGE,
@@ -29,14 +29,15 @@ from assets.deployment.variants import (
     named,
     refuse_names,
 )
+from assets.deployment.yaml_file import read_yaml
 from assets.endpoints.options import Questions
 from assets.fetching.options import Download
 from assets.sources.drop import DropSource
 from assets.sources.kinds import VideoSource
-from model.configuration import Section, parse
+from model.configuration import Section, parse, unknown_key
 from model.media.limits import MAX_VIDEO_PIXELS
 from training.formats.kinds import SHORT_VIDEO_KIND
-from training.recipes import stage_inputs
+from training.recipes import STAGES, stage_inputs
 
 SOURCE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 OWN_HELD_OUT_SHARE = 0.15
@@ -307,6 +308,20 @@ class Settings(Section):
     )
 
     @model_validator(mode="after")
+    def _usable_overrides(self) -> Settings:
+        presets = sorted({variant.preset for variant in self.variants.values()})
+        overrides, known = self.training.overrides, {f"stage{stage}": stage for stage in STAGES}
+        for name, changes in overrides.items():
+            where = f"training.overrides.{name}"
+            if name not in known:
+                raise ValueError(unknown_key(where, known, name))
+            refuse_unusable(where, presets, known[name], changes)
+        if self.ablation is not None:
+            changes = {**overrides.get("stage3", {}), **self.ablation.overrides}
+            refuse_unusable("ablation.overrides", presets, LAST_STAGE, changes)
+        return self
+
+    @model_validator(mode="after")
     def _ablation_of_one_variant(self) -> Settings:
         if self.ablation is None:
             return self
@@ -432,27 +447,22 @@ def load_settings(path: Path | None = None) -> Settings:
     built-in one.
 
     Raises:
-        ValueError: unknown keys (with the known ones), wrong types, a file that is not there, not
-            readable or not YAML.
+        ValueError: unknown keys (with the known ones), keys that stand there twice, wrong types, a
+            file that is not there, not readable or not YAML.
     """
     path = Path(path or os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG).resolve()
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = read_yaml(path)
     except FileNotFoundError:
         raise ValueError(
             f"{path}: no such file; {CONFIG_VARIABLE} names the deployment's settings"
         ) from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a mapping of settings, found {type(raw).__name__}")
     try:
-        settings = parse(Settings, raw)
+        return _resolved(parse(Settings, raw), path.parent)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return _resolved(settings, path.parent)
 
 
 def _resolved(settings: Settings, folder: Path) -> Settings:
@@ -473,7 +483,7 @@ def _resolved(settings: Settings, folder: Path) -> Settings:
 def _absolute(value: Any, folder: Path) -> Any:
     """`value` with every `Path` in it, also in sections and dictionaries, counted from `folder`."""
     if isinstance(value, Path):
-        return (folder / value).resolve()
+        return (folder / _at_home(value)).resolve()
     if isinstance(value, dict):
         return {key: _absolute(item, folder) for key, item in value.items()}
     if isinstance(value, Section):
@@ -483,4 +493,12 @@ def _absolute(value: Any, folder: Path) -> Any:
 
 def _location(text: str, folder: Path) -> str:
     """A URL as it is, a local path counted from `folder`."""
-    return text if "://" in text else str((folder / text).resolve())
+    return text if "://" in text else str((folder / _at_home(Path(text))).resolve())
+
+
+def _at_home(path: Path) -> Path:
+    """A path that begins with `~` or `~user`, from that home; any other one as it is."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from assets.deployment.overrides import unplaced_run
 from assets.deployment.settings import Settings
 from model.config import PRESETS
 from pipeline.estimate.installed import Gpu, free_disk
 from training.host_memory import free_memory_of_host
 from training.memory_plan import MemoryPlan, plan_memory
 from training.rates import Card, card_called, card_of
-from training.run_config import RunConfig, parse_run
+from training.run_config import RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +75,9 @@ def machine_here(settings: Settings, gpus: Sequence[Gpu]) -> Machine:
 
 
 def run_of(settings: Settings, variant: str, stage: int) -> RunConfig:
-    """The run of a variant's stage as the settings have it, reading and writing nowhere: that does
-    not change what it needs.
-    """
-    stream = {"name": "any", "root": "", "indexes": ["index.json"]}
-    nowhere = {"start": "", "out": "", "streams": [stream]}
-    overrides = settings.training.overrides.get(f"stage{stage}", {})
-    preset = settings.variants[variant].preset
-    return parse_run({"variant": preset, "stage": stage, **nowhere, **overrides})
+    """The run of a variant's stage as the settings have it; see `unplaced_run`."""
+    changes = settings.training.overrides.get(f"stage{stage}", {})
+    return unplaced_run(settings.variants[variant].preset, stage, changes)
 
 
 def plan_of(

@@ -63,6 +63,24 @@ def test_a_remote_root_stays_a_url(tmp_path):
             ["limits.max_pixel'", "mean 'max_pixels'", "stall_s"],
         ),
         ({"features": {"limits": {"stall_s": 0}}}, ["features.limits.stall_s"]),
+        (
+            {"training": {"overrides": {"stage_3": {"epochs": 2}}}},
+            ["unknown key 'training.overrides.stage_3', did you mean 'stage3'?"],
+        ),
+        ({"training": {"overrides": {"stage4": {}}}}, ["'training.overrides.stage4'", "stage1"]),
+        (
+            {"training": {"overrides": {"stage3": {"epoch": 2}}}},
+            ["training.overrides.stage3: unknown key 'epoch', did you mean 'epochs'?"],
+        ),
+        (
+            {"training": {"overrides": {"stage2": {"lora": {"rank": "64"}}}}},
+            ["training.overrides.stage2: lora.rank", "'64'"],
+        ),
+        (
+            {"variants": ["tiny"], "ablation": {"overrides": {"max_step": 3}}},
+            ["ablation.overrides: unknown key 'max_step', did you mean 'max_steps'?"],
+        ),
+        ({"root": "~nobody-of-this-name/data"}, ["~nobody-of-this-name"]),
     ],
 )
 def test_a_mistake_is_explained_with_the_file_and_the_known_keys(tmp_path, changes, words):
@@ -81,6 +99,44 @@ def test_a_source_has_a_name_that_can_be_a_folder_and_a_partition(tmp_path, name
     with pytest.raises(ValueError, match="sources") as caught:
         load_settings(path)
     assert f"{name!r}: a source's name has letters, digits, '_' and '-'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("training: {long_videos_only: true}", r"line 5: 'training' stands in line 4 already"),
+        ("root: other", r"line 5: 'root' stands in line 1 already"),
+        ("download:\n  workers: 1\n  workers: 2", r"line 7: 'workers' stands in line 6 already"),
+    ],
+)
+def test_a_key_that_stands_there_twice_is_refused_with_both_lines(tmp_path, text, words):
+    path = tmp_path / "deployment.yaml"
+    path.write_text(
+        "root: data\nannotations: {repo: a/b}\nsources: {clips: {kind: drop, folder: in}}\n"
+        f"training: {{processes: 2}}\n{text}\n"
+    )
+    with pytest.raises(ValueError, match=rf"deployment\.yaml: {words}"):
+        load_settings(path)
+
+
+def test_merged_keys_may_be_set_again(tmp_path):
+    path = tmp_path / "deployment.yaml"
+    path.write_text(
+        "root: data\nannotations: {repo: a/b}\nsources:\n"
+        "  one: &one {kind: drop, folder: in}\n  two: {<<: *one, folder: there}\n"
+    )
+    assert load_settings(path).sources["two"].folder == tmp_path / "there"
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    sources = {"clips": {"kind": "drop", "folder": "~/videos"}}
+    annotations = {"paths": ["~/rows.csv"]}
+    path = written(tmp_path, root="~/data", sources=sources, annotations=annotations)
+    settings = load_settings(path)
+    assert settings.root == str(tmp_path / "me" / "data")
+    assert settings.sources["clips"].folder == tmp_path / "me" / "videos"
+    assert settings.annotations.paths == [str(tmp_path / "me" / "rows.csv")]
 
 
 def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path):
