@@ -14,14 +14,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # https://slurm.schedmd.com/job_state_codes.html
-WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
-RUNNING = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+WAITING = (
+    "PENDING", "CONFIGURING", "EXPEDITING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD",
+    "RESV_DEL_HOLD", "SPECIAL_EXIT",
+)  # fmt: skip
 ENDING = "COMPLETING"
 CANCELLED = "CANCELLED"
 NO_TIME = "TIMEOUT"
 PREEMPTED = "PREEMPTED"
 NO_MEMORY = "OUT_OF_MEMORY"
-FORGOTTEN = "FORGOTTEN"  # neither the controller nor accounting knows the job any more
+FORGOTTEN = "FORGOTTEN"  # neither the controller nor accounting knows how the job ended
+# The ends are listed and not what lives: a job of a state that is not known here, which a newer
+# Slurm may have, can still write. REVOKED is no end: so the cluster where a job was submitted calls
+# it while another cluster of its federation runs it.
+ENDS = (
+    "BOOT_FAIL", CANCELLED, "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", NO_MEMORY, PREEMPTED,
+    NO_TIME, FORGOTTEN,
+)  # fmt: skip
 
 _TIMEOUT_S = 120
 _FIELDS = "%i|%T|%r|%N|%P|%S|%k"
@@ -60,7 +69,7 @@ class Job:
     @property
     def over(self) -> bool:
         """Whether none of it runs any more, or will."""
-        return self.state not in (*WAITING, *RUNNING, ENDING)
+        return self.state in ENDS
 
 
 def submit(options: Sequence[str], script: str) -> str:
@@ -101,8 +110,10 @@ def look(job_id: str) -> Job:
     )
     if status or not output.strip():  # no accounting here, or nothing in it yet
         return Job(job_id, FORGOTTEN)
-    state, nodes, reason = output.strip().splitlines()[-1].split("|")
-    return Job(job_id, state.split()[0], reason, nodes)  # "CANCELLED by 1000"
+    told, nodes, reason = output.strip().splitlines()[-1].split("|")
+    state = told.split()[0]  # "CANCELLED by 1000"
+    # Accounting that missed the end still says RUNNING; the controller knows better.
+    return Job(job_id, state if state in ENDS else FORGOTTEN, reason, nodes)
 
 
 def preempted(job_id: str) -> bool:
@@ -143,7 +154,8 @@ def cancel(job_id: str) -> None:
 
 
 def _jobs(*options: str) -> list[Job]:
-    status, output, error = _run("squeue", "--noheader", f"--format={_FIELDS}", *options)
+    # `--all`: jobs of hidden partitions too, and those that another cluster of a federation runs.
+    status, output, error = _run("squeue", "--all", "--noheader", f"--format={_FIELDS}", *options)
     if status:
         if _UNKNOWN_JOB in error:
             return []
