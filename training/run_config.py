@@ -307,6 +307,12 @@ class RunConfig:
         micro = max(n for n in range(1, min(share, most) + 1) if share % n == 0)
         return micro, total // world_size // micro
 
+    def is_shared_by(self, world_size: int) -> bool:
+        """Whether so many ranks can share the global batch evenly: `batches` takes them."""
+        total = self.recipe.global_batch
+        unit = self.stream_batch or total
+        return total % unit == 0 and unit % world_size == 0
+
     def to_json(self) -> str:
         """The run as JSON; equal runs give equal text."""
         return json.dumps(asdict(self), indent=1, sort_keys=True, default=dict) + "\n"

@@ -23,6 +23,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.checkpoints.nodes import ranks_of_node, refuse_nodes
 from assets.checkpoints.runs import restore_results
 from assets.checkpoints.uploads import uploading
 from assets.deployment.compute import Compute
@@ -129,7 +130,7 @@ class Torchrun:
         metrics = out / METRICS_NAME
         self._seen = metrics.stat().st_size if metrics.exists() else 0
         if self.compute.gpu.is_slurm:
-            status, failure = self._as_jobs(context, path, metrics)
+            status, failure = self._as_jobs(context, run, path, metrics)
         else:
             status, failure = self._here(context, path, metrics)
         self._observe(context, metrics, at_once=True)
@@ -173,17 +174,22 @@ class Torchrun:
             return process.returncode, read_failure(Path(control))
 
     def _as_jobs(
-        self, context: dg.AssetExecutionContext, path: Path, metrics: Path
+        self, context: dg.AssetExecutionContext, run: RunConfig, path: Path, metrics: Path
     ) -> tuple[int, dict[str, Any] | None]:
-        """Train as jobs of Slurm, each from the newest checkpoint on: the same."""
+        """Train as jobs of Slurm, each from the newest checkpoint on: the same.
+
+        Raises:
+            ValueError: the pool's numbers of nodes do not fit the run.
+        """
         pool = self.compute.gpu
+        ranks = ranks_of_node(self.settings, pool)
+        refuse_nodes(run, pool, ranks)
         meeting = [
             "--nnodes=$SLURM_JOB_NUM_NODES",
             "--rdzv-backend=c10d",
             f"--rdzv-endpoint=${MEETING_VARIABLE}",
             "--rdzv-id=$SLURM_JOB_ID",
         ]
-        ranks = pool.gpus_per_node or self.settings.processes
         command = self._torchrun(interpreter(pool), meeting, ranks, path)
         ended = Jobs(context, self.compute, pool).run(
             Work(
@@ -192,6 +198,7 @@ class Torchrun:
                 command=lambda folder: command,
                 variables=thread_variables(self.settings.cpu_threads),
                 nodes=pool.nodes,
+                fits=lambda nodes: run.is_shared_by(nodes * ranks),
                 grace_s=self.grace_s,
                 reached=lambda: [step.name for step in committed(path.parent / STATE_FOLDER)][-1:],
                 look=lambda: self._look(context, metrics),

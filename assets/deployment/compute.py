@@ -38,8 +38,8 @@ class Pool(Section):
     least_nodes: int | None = Field(
         default=None,
         ge=1,
-        description="after a job lost a node, the next one has a node less, down to this number; "
-        "default: nodes",
+        description="after a job lost a node, the next one has fewer nodes, down to this number: "
+        "the next lower number whose ranks share the global batch evenly; default: nodes",
     )
     gpus_per_node: int | None = Field(
         default=None,

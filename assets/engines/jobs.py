@@ -54,6 +54,7 @@ class Work:
         command: what each node runs.
         variables: of its environment.
         nodes: most machines.
+        fits: whether so many machines can do it together.
         grace_s: seconds that the work gets to write a checkpoint when the step is terminated; 0
             where it has nothing to save.
         reached: how far the work is; another value after a job means that the job helped.
@@ -65,6 +66,7 @@ class Work:
     command: Callable[[Path], Sequence[str]]
     variables: Mapping[str, str] = field(default_factory=dict)
     nodes: int = 1
+    fits: Callable[[int], bool] = lambda nodes: True
     grace_s: float = 0.0
     reached: Callable[[], object] = lambda: None
     look: Callable[[], None] = lambda: None
@@ -128,12 +130,19 @@ class Jobs:
                     "nodes, and materialize again to go on, or raise the pool's restarts",
                 )
             if ended.status != PREEMPTED and ended.job.state not in _NODES_LIVE:
-                nodes = max(nodes - 1, min(nodes, self.pool.least_nodes or nodes))
+                nodes = self._without_one(nodes, work)
             self.context.log.warning(
                 f"job {ended.job.id} {ended.why}; the next job goes on from what is there, on "
                 f"{nodes} {'node' if nodes == 1 else 'nodes'}. Jobs in a row that got no further: "
                 f"{lost}, of at most {self.pool.restarts}"
             )
+
+    def _without_one(self, nodes: int, work: Work) -> int:
+        """On how many nodes the next job is, after one of so many lost one: the next lower number
+        that fits the work; as many again where none does down to the pool's least.
+        """
+        least = self.pool.least_nodes or nodes
+        return next((n for n in range(nodes - 1, least - 1, -1) if work.fits(n)), nodes)
 
     def _goes_on(self, ended: Ended, work: Work) -> bool:
         """Whether another job can do what this one did not.

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from assets.checkpoints.nodes import ranks_of_node, refuse_nodes
 from assets.deployment.compute import Pool
 from assets.deployment.settings import Settings
 from assets.engines.script import interpreter, options
@@ -55,6 +56,26 @@ def check_jobs(settings: Settings) -> Iterator[Finding]:
     storage = Storage(settings.root)
     if storage.is_local:
         yield from _check_shared("root, for jobs", Path(storage.root))
+
+
+def check_nodes(settings: Settings) -> Iterator[Finding]:
+    """Whether each stage can use as many nodes as the settings ask for, and go on with fewer."""
+    from pipeline.estimate.machine import run_of
+
+    pool = settings.compute.gpu
+    if not pool.is_slurm:
+        return
+    ranks = ranks_of_node(settings.training, pool)
+    for name, variant in settings.variants.items():
+        for stage in variant.stages:
+            what = f"nodes of {name}, stage {stage}"
+            try:
+                refuse_nodes(run_of(settings, name, stage), pool, ranks)
+            except ValueError as error:
+                problem, _, advice = str(error).partition("; ")
+                yield missing(what, problem, advice)
+            else:
+                yield ok(what, f"{pool.nodes}, of {ranks} rank(s) each, share its global batch")
 
 
 def check_scratch(settings: Settings) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from assets.deployment.settings import Settings
 from assets.sources.findings import Finding
-from pipeline.doctor.cluster import check_jobs, check_scratch
+from pipeline.doctor.cluster import check_jobs, check_nodes, check_scratch
 from pipeline.doctor.endpoints import check_questions
 from pipeline.doctor.fitting import check_estimate, check_fitting
 from pipeline.doctor.gpus import check_gpus, check_optional
@@ -62,6 +62,7 @@ CHECKS: tuple[Callable[[Asked], Iterable[Finding]], ...] = (
     lambda asked: check_questions(asked.settings),
     lambda asked: check_scratch(asked.settings),
     lambda asked: check_jobs(asked.settings),
+    lambda asked: check_nodes(asked.settings),
     # On a login node the GPUs are the cluster's.
     lambda asked: (
         () if asked.settings.compute.gpu.is_slurm else check_gpus(asked.settings, installed_gpus())

@@ -19,6 +19,7 @@ from pipeline.demo.drawing import invent_film, write_film
 from pipeline.demo.instance import REPOSITORY
 from pipeline.demo.servers import HubServer
 from pipeline.doctor import fitting
+from pipeline.doctor.cluster import check_nodes
 from pipeline.doctor.fitting import check_estimate, check_fitting
 from pipeline.doctor.gpus import check_gpus
 from pipeline.doctor.services import check_instance
@@ -168,6 +169,29 @@ def test_a_stage_that_does_not_fit_is_told_with_what_would(tmp_path):
     assert "devices of this size" in alone["7b, stage 2"].advice
     large = gpu_findings(tmp_path, "7b", [Gpu("large", 140 * 2**30, "999")] * 8, processes=8)
     assert {large[f"7b, stage {stage}"].state for stage in (1, 2, 3)} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("pool", "states"),
+    [
+        ("nodes: 8, least_nodes: 4", {1: "ok", 2: "ok", 3: "ok"}),
+        ("nodes: 32, least_nodes: 4", {1: "missing", 2: "missing", 3: "ok"}),
+        ("nodes: 8, least_nodes: 5", {1: "missing", 2: "missing", 3: "missing"}),
+    ],
+)
+def test_nodes_that_a_stage_cannot_use_are_told_with_those_that_fit(tmp_path, pool, states):
+    compute = f"compute: {{gpu: {{engine: slurm, gpus_per_node: 8, {pool}}}}}"
+    (tmp_path / "deployment.yaml").write_text(TINY.replace("[tiny]", "[7b]") + compute)
+    rows = list(check_nodes(load_settings(tmp_path / "deployment.yaml")))
+    assert [row.what for row in rows] == [f"nodes of 7b, stage {stage}" for stage in states]
+    assert [row.state for row in rows] == list(states.values())
+    fit = {1: "1, 2, 4, 8, 16.", 2: "1, 2, 4, 8, 16.", 3: "1, 2, 4, 8, 16, 32."}
+    advice = [row.advice.partition(" Set")[0] for row in rows if row.state == "missing"]
+    assert advice == [
+        f"numbers of nodes that fit: {fit[stage]}"
+        for stage, state in states.items()
+        if state == "missing"
+    ]
 
 
 @pytest.mark.slow

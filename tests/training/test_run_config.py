@@ -110,6 +110,17 @@ def test_the_global_batch_is_the_same_on_every_number_of_ranks(batch, ranks, mic
         assert samples <= micro
 
 
+@given(st.integers(1, 128), st.integers(1, 64), st.none() | st.integers(1, 64))
+def test_ranks_share_a_run_where_its_batches_take_them(batch, ranks, stream_batch):
+    run = parse_run({**MINIMAL, "global_batch": batch, "stream_batch": stream_batch})
+    try:
+        run.batches(ranks)
+    except ValueError:
+        assert not run.is_shared_by(ranks)
+    else:
+        assert run.is_shared_by(ranks)
+
+
 def test_seeds_come_from_names():
     assert seed_of("a", 1) == seed_of("a", "1")
     assert len({seed_of("a", n) for n in range(1000)}) == 1000
