@@ -117,7 +117,7 @@ assets/deployment/ablation.py, the study's settings in the section `ablation`.""
             run, folder = arm_run(settings, storage, key, inputs, pretrained)
             train_stage(context, settings, storage, run, folder, inputs)
             results = read_results(run)
-            checks = call(context, settings, "cpu", stage_checks, run)
+            checks = call(context, settings, "cpu", None, stage_checks, run)
         publish_results(settings, storage, folder)
         config: dict[str, Any] = {
             "arm": arm.says,
@@ -166,17 +166,20 @@ def make_scores() -> dg.AssetsDefinition:
         "the stages' checkpoints answer them.",
     )
     def ablation_scores(context: dg.AssetExecutionContext, deployment: Deployment) -> Published:
-        from assets.ablations.score import score_arm
+        from assets.ablations.score import answers_of_arm, score_arm
+        from assets.evaluation.answers import answered
 
         settings, storage = deployment.settings(), deployment.storage()
         key = context.partition_key
         with errors_for_people():
+            _, answers = answers_of_arm(storage, settings, key)
             mend_product(context, deployment)
             split = [HELD_OUT] if settings.held_out_share else []
             inputs = input_versions(storage, [*split, product(ARM, key)])
             found = call(
-                context, settings, "gpu", score_arm, storage, settings, key, context.log.info
-            )
+                context, settings, "gpu", lambda: answered([answers]), score_arm,
+                storage, settings, key, context.log.info,
+            )  # fmt: skip
         yield from publish(
             context,
             deployment,

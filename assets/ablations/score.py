@@ -61,8 +61,7 @@ def score_arm(
     export = storage.local_folder(
         f"{Lineage.read(storage, product('ablation', key)).folder}/export"
     )
-    file = layout.ablation_scores(variant, f"{key}.parquet")
-    local = Path(storage.path(file)) if storage.is_local else settings.training.scratch / file
+    file, local = answers_of_arm(storage, settings, key)
     report = score_checkpoint(
         export,
         questions,
@@ -87,6 +86,16 @@ def score_arm(
         accuracy=report.accuracy,
         chance=report.chance,
     )
+
+
+def answers_of_arm(storage: Storage, settings: Settings, key: str) -> tuple[str, Path]:
+    """The file with the answers of one run of an arm: its name below the root, and where it is
+    while they are made.
+    """
+    variant, _ = study_of(settings)
+    file = layout.ablation_scores(variant, f"{key}.parquet")
+    local = Path(storage.path(file)) if storage.is_local else settings.training.scratch / file
+    return file, local
 
 
 def read_scores(storage: Storage, variant: str, keys: Sequence[str]) -> list[Scores]:

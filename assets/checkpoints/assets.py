@@ -162,7 +162,7 @@ launchpad takes deviations from it (`overrides`) and the number of ranks.""",
                 context.log.warning(ADOPT, path, run.out)
             train_stage(context, settings, storage, run, folder, inputs)
             results = read_results(run)
-            checks = call(context, settings, "cpu", stage_checks, run)
+            checks = call(context, settings, "cpu", None, stage_checks, run)
             shards = shard_products(stage)
             coverage = stage_coverage(storage, variant, shards, parts, results.dropped)
         publish_results(settings, storage, folder)
@@ -316,7 +316,7 @@ def vision_encoder(context: dg.AssetExecutionContext, deployment: Deployment) ->
         mend_product(context, deployment)
         inputs = input_versions(storage, [source])
         report = call(
-            context, deployment.settings(), "cpu", publish_vision_encoder,
+            context, deployment.settings(), "cpu", None, publish_vision_encoder,
             storage, Lineage.read(storage, source).folder, variant,
         )  # fmt: skip
     yield from publish(

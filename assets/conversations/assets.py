@@ -77,7 +77,7 @@ def conversations(context: dg.AssetExecutionContext, deployment: Deployment) -> 
         check_whole(storage, "annotations")  # the rows of all parts are in one file
         inputs = rows_version(storage, part) | input_versions(storage, fetched)
         report = call(
-            context, settings, "cpu", group_part,
+            context, settings, "cpu", None, group_part,
             storage, settings, part_index(part), context.log.info,
         )  # fmt: skip
         verdict = sound(storage, settings, part_index(part))
@@ -131,7 +131,7 @@ def videomarathon_json(context: dg.AssetExecutionContext, deployment: Deployment
         parts = active_parts(storage)
         inputs = input_versions(storage, [product("conversations", part) for part in parts])
         samples = call(
-            context, deployment.settings(), "cpu", export_llava_json,
+            context, deployment.settings(), "cpu", None, export_llava_json,
             storage, [part_index(part) for part in parts], context.log.info,
         )  # fmt: skip
     yield from publish(

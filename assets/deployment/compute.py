@@ -71,8 +71,10 @@ class Pool(Section):
     restarts: int = Field(
         default=3,
         ge=0,
-        description="how many jobs in a row may be lost, to a dead node or otherwise, without a "
-        "new checkpoint of the stage, before the step fails",
+        description="how many jobs in a row may be lost, to a dead node or otherwise, without "
+        "getting further, before the step fails. Further is a new checkpoint of a stage, the "
+        "features of another video, another answer, with a local root another shard; of other "
+        "work every lost job counts",
     )
 
     @field_validator("extra")

@@ -36,6 +36,7 @@ def call(
     context: dg.AssetExecutionContext,
     settings: Settings,
     pool: PoolName,
+    reached: Callable[[], object] | None,
     function: Callable[P, T],
     *arguments: P.args,
     **named: P.kwargs,
@@ -44,6 +45,7 @@ def call(
 
     Args:
         pool: that the work belongs to.
+        reached: how far it is, as what lies in the storage tells; see `Work`.
         function: of a module, by whose name a job finds it.
 
     Raises:
@@ -60,7 +62,8 @@ def call(
         return [interpreter(row), "-m", "assets.engines.worker", str(folder)]
 
     request = hashlib.sha256(asked.encode()).hexdigest()[:16]
-    ended = Jobs(context, settings.compute, row).run(Work(own_name(context), request, command))
+    work = Work(own_name(context), request, command, reached=reached)
+    ended = Jobs(context, settings.compute, row).run(work)
     where = f"job {ended.job.id} on {ended.job.nodes}"
     if not (ended.folder / RESULT_NAME).exists():
         raise RuntimeError(

@@ -57,7 +57,8 @@ class Work:
         fits: whether so many machines can do it together.
         grace_s: seconds that the work gets to write a checkpoint when the step is terminated; 0
             where it has nothing to save.
-        reached: how far the work is; another value after a job means that the job helped.
+        reached: how far the work is; another value after a job means that the job helped. None:
+            nothing tells how far unfinished work is.
         look: called at every look at a running job.
     """
 
@@ -68,7 +69,7 @@ class Work:
     nodes: int = 1
     fits: Callable[[int], bool] = lambda nodes: True
     grace_s: float = 0.0
-    reached: Callable[[], object] = lambda: None
+    reached: Callable[[], object] | None = None
     look: Callable[[], None] = lambda: None
 
 
@@ -114,27 +115,28 @@ class Jobs:
             ValueError: Slurm refuses the job.
         """
         _own_folder(self.compute.folder)
-        lost, reached, nodes = 0, work.reached(), work.nodes
+        measure = work.reached or (lambda: None)
+        lost, reached, nodes = 0, measure(), work.nodes
         while True:
             ended = self._one(work, nodes)
             if not self._goes_on(ended, work):
                 return ended
-            now = work.reached()
+            now = measure()
             lost, reached = (lost + 1, reached) if now == reached else (0, now)
             if lost > self.pool.restarts:
                 if ended.report is not None and ended.status != PREEMPTED:
                     return ended
                 raise self._failure(
                     ended.job,
-                    f"{ended.why}, and those before it got no further; look at the log and the "
-                    "nodes, and materialize again to go on, or raise the pool's restarts",
+                    f"{ended.why}. {_in_a_row(work)}: {lost}; look at the log and the nodes, and "
+                    "materialize again to go on, or raise the pool's restarts",
                 )
             if ended.status != PREEMPTED and ended.job.state not in _NODES_LIVE:
                 nodes = self._without_one(nodes, work)
             self.context.log.warning(
                 f"job {ended.job.id} {ended.why}; the next job goes on from what is there, on "
-                f"{nodes} {'node' if nodes == 1 else 'nodes'}. Jobs in a row that got no further: "
-                f"{lost}, of at most {self.pool.restarts}"
+                f"{nodes} {'node' if nodes == 1 else 'nodes'}. {_in_a_row(work)}: {lost}, of at "
+                f"most {self.pool.restarts}"
             )
 
     def _without_one(self, nodes: int, work: Work) -> int:
@@ -313,6 +315,12 @@ def job_name(compute: Compute, product: str) -> str:
     """The name of the jobs that make a product of this deployment."""
     deployment = hashlib.sha256(str(compute.folder).encode()).hexdigest()[:8]
     return f"hourllava-{deployment}-{re.sub(r'[^A-Za-z0-9._-]+', '-', product).strip('-')}"
+
+
+def _in_a_row(work: Work) -> str:
+    """What the jobs that are counted have in common."""
+    known = "got no further" if work.reached else "did not finish (how far they got, nothing tells)"
+    return f"Jobs in a row that {known}"
 
 
 def _comment(work: Work) -> str:

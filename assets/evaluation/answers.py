@@ -72,6 +72,24 @@ SCHEMA = pa.schema(
 )
 
 
+def journal_of(answers_file: Path) -> Path:
+    """Where answers are kept until a file of them is finished."""
+    return answers_file.with_suffix(".journal.jsonl")
+
+
+def answered(files: Iterable[Path]) -> list[tuple[int, int]]:
+    """How far files of answers are: when each was finished, in ns, and how many answers its journal
+    holds. It is another value as soon as something is answered.
+    """
+
+    def look_up(file: Path) -> tuple[int, int]:
+        journal = journal_of(file)
+        lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
+        return file.stat().st_mtime_ns if file.exists() else 0, max(0, lines - 1)
+
+    return [look_up(file) for file in files]
+
+
 class AnswerJournal:
     """Answers so far, one JSON line each, after a first line that says what they answer.
 

@@ -133,9 +133,9 @@ settings name (`evaluation.questions`), or those that are held out of the deploy
 def evaluation(
     context: dg.AssetExecutionContext, deployment: Deployment, config: EvaluationLaunch
 ) -> Published:
-    from assets.evaluation.answers import SCHEMA
+    from assets.evaluation.answers import SCHEMA, answered
     from assets.evaluation.checks import above_blind
-    from assets.evaluation.compare import LAST, compare_checkpoints
+    from assets.evaluation.compare import LAST, answer_files, compare_checkpoints
     from assets.evaluation.gallery import GALLERY
     from assets.evaluation.report import checkpoint_columns, score_columns
     from assets.records.columns import ANSWERS
@@ -143,6 +143,8 @@ def evaluation(
     settings, storage = config.applied(deployment.settings()), deployment.storage()
     variant, limit = context.partition_key, settings.evaluation.limit
     checkpoints = checkpoints_of(settings.variants[variant])
+    scratch = settings.training.scratch
+    files = answer_files(storage, variant, checkpoints, scratch).values()
     with errors_for_people():
         mend_product(context, deployment)
         split = [HELD_OUT] if settings.held_out_share else []
@@ -153,6 +155,7 @@ def evaluation(
             context,
             settings,
             "gpu",
+            lambda: answered(files),
             compare_checkpoints,
             storage,
             variant,
@@ -162,7 +165,7 @@ def evaluation(
             below_root=bool(split),
             limit=limit,
             device=settings.features.device,
-            scratch=settings.training.scratch,
+            scratch=scratch,
         )
     yield from publish(
         context,

@@ -93,19 +93,17 @@ def compare_checkpoints(
     """
     questions_file, questions, media = open_questions(storage, questions_file, below_root, limit)
     folder = layout.evaluation(variant)
-    local = Path(storage.path(folder)) if storage.is_local else scratch / folder
     records = {name: Lineage.read(storage, product(name, variant)) for name in checkpoints}
     reports, files = [], []
     decoders = VideoDecoders()
-    for name, visuals in [*((name, True) for name in checkpoints), (LAST, False)]:
+    for (name, visuals), local in answer_files(storage, variant, checkpoints, scratch).items():
         # A remote export is fetched when its turn comes.
         export = storage.local_folder(f"{records[name].folder}/export")
-        file = f"{name}{'' if visuals else '_blind'}.parquet"
         report = score_checkpoint(
             export,
             questions,
             media,
-            local / file,
+            local,
             log,
             name=name,
             visuals=visuals,
@@ -114,15 +112,30 @@ def compare_checkpoints(
             decoders=decoders,
         )
         if not storage.is_local:
-            storage.write_bytes(f"{folder}/{file}", (local / file).read_bytes())
+            storage.write_bytes(f"{folder}/{local.name}", local.read_bytes())
         log(f"{report.label}: {report.accuracy:.1%} right, chance {report.chance:.1%}")
         reports.append(report)
-        files.append(f"{folder}/{file}")
+        files.append(f"{folder}/{local.name}")
     page = gallery_html(questions, reports, media, log)
     storage.write_bytes(f"{folder}/{GALLERY}", page.encode())
     files.append(f"{folder}/{GALLERY}")
     checkpoint = records[LAST].version
     return _summarise(storage, folder, files, questions_file, questions, reports, checkpoint)
+
+
+def answer_files(
+    storage: Storage, variant: str, checkpoints: Sequence[str], scratch: Path
+) -> dict[tuple[str, bool], Path]:
+    """The local files that take the answers, in the order in which they are made: of which
+    checkpoint, and whether it sees something.
+
+    Args:
+        scratch: local folder for them, where the storage is remote.
+    """
+    folder = layout.evaluation(variant)
+    local = Path(storage.path(folder)) if storage.is_local else scratch / folder
+    seeing = {(name, True): local / f"{name}.parquet" for name in checkpoints}
+    return seeing | {(LAST, False): local / f"{LAST}_blind.parquet"}
 
 
 def open_questions(

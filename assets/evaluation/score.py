@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from assets.evaluation.answers import Answer, AnswerJournal, read_answers, write_answers
+from assets.evaluation.answers import Answer, AnswerJournal, journal_of, read_answers, write_answers
 from assets.evaluation.grading import is_right, same_answer
 from assets.evaluation.questions import EvaluationQuestion
 from assets.evaluation.report import EvaluationReport
@@ -62,7 +62,7 @@ def score_checkpoint(
     if (finished := read_answers(answers_file, identity)) is not None:
         log(f"{label}: already answered")
         return EvaluationReport(name, visuals, finished, identity)
-    with AnswerJournal(answers_file.with_suffix(".journal.jsonl"), identity) as journal:
+    with AnswerJournal(journal_of(answers_file), identity) as journal:
         unanswered = [question for question in questions if question.id not in journal.answers]
         if journal.answers:
             log(

@@ -186,7 +186,7 @@ def _extracted(
 ) -> Published:
     """Make features, check them, and publish what came of it."""
     from assets.features.checks import complete
-    from assets.features.extract import extract_part
+    from assets.features.extract import extract_part, reached
     from assets.features.options import FEATURE_FILES
     from assets.features.quarantine import forget_records
 
@@ -195,7 +195,9 @@ def _extracted(
         if made.config.retry_quarantined:
             forget_records(storage, folder, [video.video for video in made.present])
         report = call(
-            context, made.settings, "gpu", extract_part,
+            context, made.settings, "gpu",
+            lambda: reached(storage, made.variant, made.present, made.length),
+            extract_part,
             storage, made.settings, made.variant, made.present, made.encoder, context.log.info,
             own_name(context), made.length,
         )  # fmt: skip

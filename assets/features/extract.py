@@ -140,6 +140,25 @@ def extract(
     return report_extraction(existing, extracted, quarantined, coordinator, seconds)
 
 
+def reached(
+    storage: Storage, variant: str, videos: Iterable[PresentVideo], length: VideoLength = "long"
+) -> list[tuple[str, bool]]:
+    """How far the features of these videos are: another value as soon as a file is made, or made
+    again, or another video is quarantined.
+    """
+    folder = FEATURE_FILES[length].folder(variant)
+    storage.forget_listings()
+
+    def look_up(video: PresentVideo) -> tuple[str, bool]:
+        file = layout.feature_file(folder, video.video)
+        stamp = storage.stamp(file) if storage.exists(file) else ""
+        # No stamp of a record: every run that fails again with the same video writes it anew.
+        return stamp, storage.exists(layout.feature_quarantine(folder, video.video))
+
+    with ThreadPoolExecutor(16) as pool:  # remote roots answer slowly, but many at once
+        return list(pool.map(look_up, videos))
+
+
 def common_metadata(options: ExtractionOptions, encoder: Path) -> dict[str, str]:
     """What the header of every feature file of an extraction says.
 

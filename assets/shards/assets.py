@@ -140,15 +140,17 @@ MosaicML Streaming shards; the same inputs give the same bytes.""",
         context: dg.AssetExecutionContext, deployment: Deployment, config: ShardsLaunch
     ) -> Published:
         from assets.shards.coverage import collection_coverage
+        from assets.shards.part import part_folder
+        from assets.shards.workers import measured
         from assets.shards.writer import write_kind_part
 
-        settings = config.applied(deployment.settings())
+        settings, part = config.applied(deployment.settings()), part_index(context.partition_key)
         with errors_for_people():
             inputs = input_versions(deployment.storage(), [row.collection])
             report = call(
-                context, settings, "cpu", write_kind_part,
-                deployment.storage(), settings, kind, part_index(context.partition_key),
-                context.log.info,
+                context, settings, "cpu",
+                measured(deployment.storage(), part_folder(kind, part)), write_kind_part,
+                deployment.storage(), settings, kind, part, context.log.info,
             )  # fmt: skip
         coverage = collection_coverage(kind, report)
         yield from shard_result(context, deployment, config, kind, inputs, report, coverage)
@@ -183,6 +185,8 @@ def videomarathon_video(
     context: dg.AssetExecutionContext, deployment: Deployment, config: ShardsLaunch
 ) -> Published:
     from assets.shards.coverage import long_video_coverage
+    from assets.shards.part import part_folder
+    from assets.shards.workers import measured
     from assets.shards.writer import write_long_video_part
 
     settings, part = config.applied(deployment.settings()), context.partition_key
@@ -191,7 +195,9 @@ def videomarathon_video(
         samples = product("conversations", part)
         inputs = input_versions(deployment.storage(), [samples])
         report = call(
-            context, settings, "cpu", write_long_video_part,
+            context, settings, "cpu",
+            measured(deployment.storage(), part_folder(LONG_VIDEO_KIND, part_index(part))),
+            write_long_video_part,
             deployment.storage(), settings, part_index(part), context.log.info,
         )  # fmt: skip
         coverage = long_video_coverage(deployment.storage(), samples, report)

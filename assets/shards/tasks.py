@@ -117,6 +117,11 @@ class TaskResult:
     examples: list[dict[str, Any]] = field(default_factory=list)
 
 
+def done_tasks(folder: Path) -> list[str]:
+    """The names of the records of finished tasks in a folder."""
+    return sorted(path.name for path in folder.glob("task-*.json"))
+
+
 def read_record(task: ShardTask) -> TaskResult | None:
     """The result of a task that was finished earlier, or None."""
     try:

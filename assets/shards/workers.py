@@ -6,14 +6,21 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from assets.shards.llava_rows import EXPECTED_DROPS
-from assets.shards.tasks import LlavaRows, ShardTask, TaskResult, read_record, run_task
+from assets.shards.tasks import (
+    LlavaRows,
+    ShardTask,
+    TaskResult,
+    done_tasks,
+    read_record,
+    run_task,
+)
 from model.atomic import TEMPORARY_PREFIX
 from training.formats import layout
 from training.formats.storage import Storage
@@ -100,9 +107,8 @@ def work_folder(storage: Storage, folder: str, key: str) -> Iterator[Path]:
     It is locked while it is used, and removed when the part is published or its rows turn out
     unusable. A run that is killed leaves it behind for the next one.
     """
-    parent = Path(storage.path(layout.SHARDS)) if storage.is_local else storage.cache / "work"
-    name = folder.rpartition("/")[2]
-    work, plan = parent / f"{TEMPORARY_PREFIX}work-{name}", "plan.json"
+    work, plan = _work_path(storage, folder), "plan.json"
+    parent, name = work.parent, folder.rpartition("/")[2]
     with locked_folder(work):
         if not (work / plan).exists() or (work / plan).read_text() != key:
             for path in work.iterdir():
@@ -117,6 +123,20 @@ def work_folder(storage: Storage, folder: str, key: str) -> Iterator[Path]:
             shutil.rmtree(work)
             raise
         shutil.rmtree(work)
+
+
+def _work_path(storage: Storage, folder: str) -> Path:
+    parent = Path(storage.path(layout.SHARDS)) if storage.is_local else storage.cache / "work"
+    return parent / f"{TEMPORARY_PREFIX}work-{folder.rpartition('/')[2]}"
+
+
+def measured(storage: Storage, folder: str) -> Callable[[], list[str]] | None:
+    """What tells how far a part is whose writing was cut short: names of the tasks that are done.
+    None for a remote root: there they lie on the machine that wrote them.
+    """
+    if not storage.is_local:
+        return None
+    return lambda: done_tasks(_work_path(storage, folder))
 
 
 @contextmanager

@@ -36,7 +36,7 @@ settings = Settings.model_construct(
 
 @dg.asset(pool="gpu")
 def features(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    call(context, settings, "gpu", write_when_allowed, FOLDER, context.log.info)
+    call(context, settings, "gpu", None, write_when_allowed, FOLDER, context.log.info)
     return dg.MaterializeResult()
 
 forked = {{"start_method": {{"forkserver": {{"preload_modules": ["pipeline.fork_server"]}}}}}}

@@ -56,7 +56,7 @@ def step(settings, function, *arguments):
     @dg.asset(name="features")
     def features(context) -> dg.MaterializeResult:
         log = context.log.info
-        found = call(context, settings, "gpu", function, *arguments, log)
+        found = call(context, settings, "gpu", None, function, *arguments, log)
         returned.append(found)
         return dg.MaterializeResult()
 

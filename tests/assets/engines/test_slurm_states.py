@@ -92,7 +92,7 @@ def test_no_job_is_submitted_beside_one_that_still_lives(tmp_path, monkeypatch, 
 
     @dg.asset(name="features")
     def features(context) -> None:
-        call(context, settings, "gpu", nothing, context.log.info)
+        call(context, settings, "gpu", None, nothing, context.log.info)
 
     with dg.instance_for_test() as instance:
         assert not dg.materialize([features], instance=instance, raise_on_error=False).success

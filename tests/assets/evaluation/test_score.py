@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from assets.evaluation import score as score_module
-from assets.evaluation.answers import Answer
+from assets.evaluation.answers import Answer, answered
 from assets.evaluation.questions import EvaluationQuestion
 from assets.evaluation.report import (
     EvaluationReport,
@@ -175,11 +175,13 @@ def test_an_interrupted_run_asks_only_what_is_left_and_ends_the_same(
 
     monkeypatch.setattr(score_module, "ask_together", interrupted)
     file = tmp_path / "parts.parquet"
+    assert answered([file]) == [(0, 0)]
     with pytest.raises(KeyboardInterrupt):
         score_checkpoint(export, questions, media, file, silent, batch=2, device="cpu")
     assert not file.exists()
     with open(file.with_suffix(".journal.jsonl"), "ab") as journal:
         journal.write(b'{"id": "torn')  # what a kill in the middle of a write leaves
+    assert answered([file]) == [(0, 2)]
     asked = []
     monkeypatch.setattr(
         score_module,
@@ -189,6 +191,7 @@ def test_an_interrupted_run_asks_only_what_is_left_and_ends_the_same(
         ),
     )
     resumed = score_checkpoint(export, questions, media, file, silent, batch=2, device="cpu")
+    assert answered([file]) == [(file.stat().st_mtime_ns, 0)]
     assert {q.id for q in asked} == {q.id for q in questions} - {q.id for q in batches[0]}
     assert [(a.id, a.chosen) for a in resumed.answers] == [(a.id, a.chosen) for a in whole.answers]
 

@@ -220,6 +220,8 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_one_that_wa
 
 def test_what_an_earlier_run_finished_is_not_written_again(tmp_path, monkeypatch):
     storage, settings = make_root(tmp_path), settings_for(tmp_path, rows_per_shard=2)
+    reached = workers.measured(storage, part_folder("llavavideo_si", 1))
+    assert reached() == []
     done: list[int] = []
     real = workers.run_task
 
@@ -233,12 +235,17 @@ def test_what_an_earlier_run_finished_is_not_written_again(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         write_kind_part(storage, settings, "llavavideo_si", 1, quiet)
     assert not storage.exists(f"{part_folder('llavavideo_si', 1)}/{INDEX}")
+    assert reached() == [f"task-{index:05d}.json" for index in done]
     again: list[int] = []
     monkeypatch.setattr(workers, "run_task", lambda task: again.append(task.index) or real(task))
     lines: list[str] = []
     write_kind_part(storage, settings, "llavavideo_si", 1, lines.append)
     assert not set(done) & set(again)
     assert any("2 of" in line and "earlier run" in line for line in lines)
+
+
+def test_nothing_tells_how_far_a_part_below_a_remote_root_is():
+    assert workers.measured(Storage("memory://bucket"), part_folder("llavavideo_si", 1)) is None
 
 
 def test_a_part_that_has_not_changed_is_left_alone_and_one_that_has_is_written_again(tmp_path):
