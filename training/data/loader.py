@@ -198,15 +198,17 @@ class ShardLoader:
 
         Raises:
             RuntimeError: micro-batches have been taken already.
-            ValueError: the position belongs to other data, another global batch, seed or shuffling.
+            ValueError: the position belongs to other data, another global batch, seed, shuffling or
+                order.
         """
         if self._passes:
             raise RuntimeError("a position has to be loaded before the first batch is taken")
         if state.get("identity", self.order.identity) != self.order.identity:
             raise ValueError(
                 "the saved data position belongs to other shards, or another seed, global_batch, "
-                "canonical_nodes or shuffle_block; start the stage anew, or restore what it was "
-                "started with"
+                "canonical_nodes or shuffle_block, or to a release whose order depended on the "
+                "number of ranks; restore what the stage was started with, or rename the folder "
+                "'state' of the run, which then begins at step 0"
             )
         self.epoch, self._step = int(state["epoch"]), int(state["step"])
         known = sum(self.losses.counts.values()) * (self.epoch + 1)
