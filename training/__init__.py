@@ -12,7 +12,7 @@ In reading order:
     adapters       low-rank adapters of some modules, by peft
     host_optimizer AdamW with its moments on the host
     parallel       ranks, and the model laid over them
-    lockstep       ranks with different samples run the same parts of the model
+    lockstep       whatever the samples are, all parts of the model run
     sharded        the part of a tensor that a rank has
     flops          what a sample costs
     footprint      bytes that a run needs, by arithmetic

@@ -338,8 +338,7 @@ class Trainer:
                 self.switches.vision.layers = self.memory.vision_recomputed(pack.sizes)
                 output = self.model(pack.samples, forgetting="random")
                 loss += output.loss_sum.detach()
-                if output.loss_sum.requires_grad:
-                    self._objective(output.loss_sum, output.supervised).backward()
+                self._objective(output.loss_sum, output.supervised).backward()
                 own.supervised += output.supervised
                 own.tokens += sum(output.lengths)
                 own.packs += 1

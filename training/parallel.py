@@ -231,8 +231,7 @@ def prepare(
         recompute(model, "memaug")
     llm = recompute(model, "llm", inputs_on_host=savings.inputs_on_host)
     llm.layers = 0
-    if ranks.world > 1:
-        keep_in_step(model)
+    keep_in_step(model)
     half = ranks.device.type == "cuda"
     if half:
         _narrow_frozen(model)

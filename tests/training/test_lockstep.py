@@ -33,6 +33,27 @@ def test_in_lockstep_every_parameter_gets_a_gradient_and_the_loss_stays_the_same
         assert not model.memaug.blocks[0].up.weight.grad.any()
 
 
+def test_a_frozen_vision_encoder_need_not_run_and_all_else_gets_a_gradient():
+    model, samples = golden.mixed()
+    model.vision.requires_grad_(False)
+    keep_in_step(model)
+    calls = []
+    model.vision.register_forward_hook(lambda *_: calls.append("vision"))
+    model([samples[3]], forgetting="uniform").loss_sum.backward()
+    assert calls == []
+    tuned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert tuned
+    assert [name for name, parameter in tuned.items() if parameter.grad is None] == []
+
+
+def test_a_text_gives_the_newline_a_gradient_also_where_memaug_has_no_blocks():
+    model, samples = golden.mixed()
+    model.memaug.blocks = torch.nn.ModuleList()
+    keep_in_step(model)
+    model([samples[3]], forgetting="uniform").loss_sum.backward()
+    assert model.image_newline.grad is not None
+
+
 def test_every_unit_runs_exactly_once_in_lockstep():
     model, samples = golden.mixed()
     keep_in_step(model)

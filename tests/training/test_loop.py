@@ -26,9 +26,21 @@ from training.export import export_vision_encoder
 from training.loop import Diverged
 
 
+# The third step of this run has no visuals.
+TEXT_ALONE = {"global_batch": 2, "micro_batch": 2, "seed": "x"}
+
+
 @pytest.fixture
 def run(tmp_path):
     return make_run(tmp_path)
+
+
+def named(optimizer):
+    return [
+        pair
+        for group in optimizer.param_groups
+        for pair in zip(group["names"], group["params"], strict=True)
+    ]
 
 
 def weights(run):
@@ -62,9 +74,52 @@ def test_a_run_that_crashed_ends_in_the_same_bytes_as_one_that_did_not(run, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"savings": {"optimizer_on_host": True}},
+        {"savings": {"parameters_on_host": True}},
+        {"lora": {"rank": 4, "alpha": 8, "rate": 1e-2}},
+    ],
+    ids=["plain", "optimizer on host", "parameters on host", "adapters"],
+)
+def test_a_run_with_a_step_of_text_alone_goes_on_to_the_same_bytes(tmp_path, fields):
+    run = make_run(tmp_path, **TEXT_ALONE, max_steps=7, save_every=4, **fields)
+    train_in_process(run)
+    assert all(int(name[7:]) % 2 == 0 for name in sample_ids(run)[3])
+    again = replace(run, out=str(tmp_path / "again"))
+    with pytest.raises(RuntimeError, match="told to fail"):
+        train_in_process(again, LoaderBehaviour(crash_at=6))
+    assert (Path(again.out) / "state/step-4").exists()
+    train_in_process(again)
+    assert losses(again) == losses(run)
+    assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(run).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_step_of_text_alone_moves_every_tuned_parameter(tmp_path, monkeypatch, stage):
+    """By the moments of the steps before it."""
+    made = []
+    build = training.loop.build_optimizer
+
+    def built(*given):
+        made.append(build(*given))
+        return made[-1]
+
+    monkeypatch.setattr("training.loop.build_optimizer", built)
+    train_in_process(make_run(tmp_path, **TEXT_ALONE, stage=stage, max_steps=3))
+    (optimizer,) = made
+    counts = {name: int(optimizer.state[parameter]["step"]) for name, parameter in named(optimizer)}
+    assert set(counts.values()) == {3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
 @pytest.mark.parametrize("usable", [4, 2], ids=["all", "nothing usable in the last groups"])
 def test_gradients_kept_over_the_groups_of_a_step_are_those_reduced_pack_by_pack(
-    tmp_path, monkeypatch, usable
+    tmp_path, monkeypatch, usable, stage
 ):
     monkeypatch.setattr("training.loop.group_samples", lambda _: 4)
     plan = training.loop.plan_memory
@@ -75,7 +130,7 @@ def test_gradients_kept_over_the_groups_of_a_step_are_those_reduced_pack_by_pack
             lambda *given, kept=kept, **named: replace(plan(*given, **named), keeps_gradients=kept),
         )
         (folder := tmp_path / str(kept)).mkdir()
-        run = make_run(folder, global_batch=16, micro_batch=4, max_steps=3)
+        run = make_run(folder, stage=stage, global_batch=16, micro_batch=4, max_steps=3)
         result = train_in_process(run, LoaderBehaviour(usable=usable))
         assert result["samples"] == 3 * 4 * usable
         ended.append((losses(run), weights(run)))

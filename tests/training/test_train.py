@@ -160,6 +160,18 @@ def test_two_ranks_take_the_steps_of_one(eight_steps, tmp_path):
     assert losses(run)[0] == pytest.approx(straight["losses"][0], rel=1e-6)
 
 
+def test_two_ranks_take_the_steps_of_one_after_a_step_of_text_alone(warm, tmp_path):
+    run = make_run(tmp_path, global_batch=2, micro_batch=2, seed="x", max_steps=6)
+    train_in_process(run)
+    third = sample_ids(run)[3]
+    assert all(int(name[7:]) % 2 == 0 for name in third)
+    shared = replace(run, out=str(tmp_path / "two"))
+    status, output = finish(warm, shared)
+    assert status == 0, output
+    assert sample_ids(shared) == sample_ids(run)
+    assert losses(shared) == pytest.approx(losses(run), rel=1e-5)
+
+
 def test_a_signal_leads_to_a_checkpoint_and_its_own_exit_status(warm, eight_steps, tmp_path):
     run = make_run(tmp_path, save_every=100)
     process = launch(warm, run, behaviour=LoaderBehaviour(pause_s=0.3))
