@@ -29,7 +29,7 @@ from training.adapters import fill_adapters
 from training.checkpoint import Checkpoints
 from training.data.micro_batch import MicroBatchLoader
 from training.data.packing import group_samples
-from training.data.prefetch import DevicePrefetcher, PackGroup, Prefetcher
+from training.data.prefetch import DevicePrefetcher, PackGroup, Prefetcher, longest_silence
 from training.device import (
     device_name,
     free_host_memory,
@@ -314,6 +314,7 @@ class Trainer:
             tuned=self.config.modules,
             ranks=self.ranks,
             group_samples=self.group_samples,
+            limit_s=longest_silence(self.config),
         )
         return iter(prefetcher)
 

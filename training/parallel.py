@@ -12,9 +12,11 @@ import copy
 import functools
 import inspect
 import logging
+import math
 import os
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -38,6 +40,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from model.hour_llava import HourLlava
+from training.formats.machine_faults import MachineFault, machine_fault
 from training.lockstep import keep_in_step
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ASK_EVERY_S = 0.5
+# Of ranks that compute alike. Where one may wait for a disk or a store, they meet by `together`.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 MEMORY_CHUNK = 512  # frames whose memory is formed at a time
 
@@ -83,49 +87,104 @@ class Ranks:
 
     def gather(self, value: T) -> list[T]:
         """`value` of every rank, in rank order; plain values only."""
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value, group=self.host)
-        return found
+        return gather(value, self.host)
 
     def barrier(self) -> None:
         self.max(0.0)
 
-    def together(self, work: Callable[[], T]) -> T:
-        """`work` of every rank, however long the slowest one takes: the ranks go on telling each
-        other that they live.
-
-        Raises:
-            Exception: what it raised here, or the same sentence where it raised on another rank.
-        """
-        future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-
-        # A thread of its own: a rank whose disk hangs must still be able to end.
-        threading.Thread(target=run, name="together", daemon=True).start()
-        running, failed = 1.0, 0.0
-        while running and not failed:
-            wait([future], timeout=ASK_EVERY_S)
-            error = future.exception() if future.done() else None
-            running, failed = self.max(not future.done(), error is not None)
-        if not failed:
-            return future.result()
-        refused = isinstance(error, ValueError)
-        own = str(error) if refused else f"{type(error).__name__}: {error}"
-        told = self.gather(None if error is None else (own, refused))
-        if error is not None:
-            raise error
-        sentence, refused = next(found for found in told if found is not None)
-        raise ValueError(sentence) if refused else RuntimeError(sentence)
+    def together(self, work: Callable[[], T], limit_s: float = math.inf) -> T:
+        """`work` of every rank; see the function of that name."""
+        return together(work, self.host, limit_s)
 
     def _reduce(self, values: tuple[float, ...], operation: dist.ReduceOp.RedOpType) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, op=operation, group=self.host)
-        return [float(value) for value in tensor]
+        return _reduce(values, operation, self.host)
+
+
+def together(
+    work: Callable[[], T],
+    group: dist.ProcessGroup | None = None,
+    limit_s: float = math.inf,
+    progress: Callable[[], int] = lambda: 0,
+) -> T:
+    """`work` of every rank, however long the slowest one takes: the ranks go on telling each other
+    that they live, so no collective is open for longer than `ASK_EVERY_S`. If it fails on one of
+    them, all raise here.
+
+    Args:
+        group: all ranks; None for the default group.
+        limit_s: work that hangs for so long is given up.
+        progress: a number that rises while work does not hang.
+
+    Raises:
+        MachineFault: the machine of a rank is at fault, or its work hung; on all ranks alike.
+        Exception: what it raised here, or the same sentence where it raised on another rank.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    # A thread of its own: a rank whose disk hangs must still be able to end.
+    threading.Thread(target=run, name="together", daemon=True).start()
+    reached, since = progress(), time.monotonic()
+    running, failed = 1.0, 0.0
+    while running and not failed:
+        wait([future], timeout=ASK_EVERY_S)
+        done, now = future.done(), time.monotonic()
+        if progress() != reached:
+            reached, since = progress(), now
+        error = future.exception() if done else None
+        if not done and now - since >= limit_s:
+            error = MachineFault(
+                f"reading gave nothing for {limit_s:.0f} s; does a file system or store hang?"
+            )
+        running, failed = _reduce((not done, error is not None), dist.ReduceOp.MAX, group)
+    if not failed:
+        return future.result()
+    own = None if error is None else _kind_and_sentence(error)
+    kind, sentence = min(found for found in gather(own, group) if found is not None)
+    if own is not None and own[0] == kind and _KINDS[kind] is not MachineFault:
+        assert error is not None
+        raise error
+    raise _KINDS[kind](sentence) from error
+
+
+# What one rank's error is on the others. Where several raise, the first of these counts, since only
+# after faults of machines alone can all ranks go on to a checkpoint.
+_KINDS = (ValueError, RuntimeError, MachineFault)
+
+
+def _kind_and_sentence(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, ValueError):
+        return 0, str(error)
+    if (fault := machine_fault(error)) is not None:
+        return 2, fault
+    return 1, f"{type(error).__name__}: {error}"
+
+
+def gather(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """`value` of every rank of a group, in rank order; plain values only."""
+    found: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, value, group=group)
+    return found
+
+
+def gather_results(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    """What `work` gives on every rank, done `together`."""
+    return gather(together(work, group), group)
+
+
+def _reduce(
+    values: tuple[float, ...],
+    operation: dist.ReduceOp.RedOpType,
+    group: dist.ProcessGroup | None,
+) -> list[float]:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, op=operation, group=group)
+    return [float(value) for value in tensor]
 
 
 def join_ranks(device: str) -> Ranks:

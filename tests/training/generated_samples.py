@@ -8,6 +8,7 @@ Run as a module it is `training.train` on that loader:
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
@@ -17,9 +18,10 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from model.inputs import SampleInputs
 from model.processor import Processor
 from training.data.micro_batch import MicroBatch
 from training.formats.hashing import seed_of
-from training.formats.machine_faults import MachineFault
+from training.formats.machine_faults import MachineFault, wait_out
 from training.run_config import RunConfig, parse_run
 
 
@@ -42,6 +44,8 @@ class LoaderBehaviour:
         infinite: numbers of samples with an infinite feature.
         crash_at, crash_rank: the optimizer step (from 0) in which the loader of this rank raises.
         machine_fault: that is a fault of the machine.
+        outage_s: so long the disk of `crash_rank` is at fault in step `crash_at`, in place of that.
+        collective_timeout_s: from the first sample on, a rank waits so long in a collective.
         pause_s: how long every micro-batch takes.
         usable: micro-batches of each step; of the later ones all samples are dropped.
     """
@@ -51,6 +55,8 @@ class LoaderBehaviour:
     crash_at: int | None = None
     crash_rank: int = 0
     machine_fault: bool = False
+    outage_s: float = 0.0
+    collective_timeout_s: float | None = None
     pause_s: float = 0.0
     usable: int | None = None
 
@@ -76,7 +82,7 @@ class GeneratedLoader:
         self.behaviour = behaviour or LoaderBehaviour()
         self.micro, self.accumulation = run.batches(world)
         self.global_batch = run.recipe.global_batch
-        self.seed = run.seed
+        self.seed, self.machine_wait_s = run.seed, run.machine_wait_s
         self.steps_per_epoch = self.behaviour.count // self.global_batch
         self.epoch, self.step = 0, 0
         self.closed = False
@@ -84,13 +90,18 @@ class GeneratedLoader:
         self.held_out: list[int] = []
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        if self.behaviour.collective_timeout_s is not None:
+            shorten_collectives(self.behaviour.collective_timeout_s)
         order = list(range(self.behaviour.count))
         random.Random(seed_of(self.seed, self.epoch)).shuffle(order)
         for step in range(self.step, self.steps_per_epoch):
             if self.rank == self.behaviour.crash_rank and step == self.behaviour.crash_at:
-                if self.behaviour.machine_fault:
+                if self.behaviour.outage_s:
+                    wait_out(disk_at_fault_for(self.behaviour.outage_s), self.machine_wait_s)
+                elif self.behaviour.machine_fault:
                     raise MachineFault("the disk of features_cache is full")
-                raise RuntimeError("the loader was told to fail")
+                else:
+                    raise RuntimeError("the loader was told to fail")
             everyone = order[step * self.global_batch : (step + 1) * self.global_batch]
             mine = everyone[self.rank :: self.world]
             for micro in range(self.accumulation):
@@ -139,6 +150,28 @@ class GeneratedLoader:
 
     def close(self) -> None:
         self.closed = True
+
+
+def disk_at_fault_for(seconds: float) -> Callable[[], None]:
+    """Reads from a disk that gives errors from the first time on, for so long."""
+    began: list[float] = []
+
+    def read() -> None:
+        began.append(time.monotonic())
+        if began[-1] - began[0] < seconds:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "features.safetensors")
+
+    return read
+
+
+def shorten_collectives(seconds: float) -> None:
+    """Let a rank wait only so long in a collective of any group, the default one included. For
+    ranks that have started: on a busy machine one may be ready long before the other.
+    """
+    from torch.distributed import distributed_c10d
+
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 @functools.cache

@@ -201,6 +201,28 @@ def test_a_fault_of_one_ranks_machine_ends_in_a_checkpoint_that_goes_on(
     assert_equal_bits(final_state(run), eight_steps[1])
 
 
+# Longer than a rank waits in a collective, which begins to wait before the fault does.
+OUTAGE = LoaderBehaviour(crash_at=5, crash_rank=1, outage_s=14, collective_timeout_s=10)
+
+
+def test_a_fault_that_outlasts_the_wait_ends_in_a_checkpoint_however_long_the_wait(warm, tmp_path):
+    run = make_run(tmp_path, save_every=4, machine_wait_s=12)
+    status, output = finish(warm, run, behaviour=replace(OUTAGE, outage_s=1000))
+    assert status == MACHINE, output
+    assert "Input/output error: 'features.safetensors'; it did not pass within" in output
+    assert [path.name for path in committed(Path(run.out) / "state")] == ["step-4", "step-5"]
+
+
+def test_a_fault_that_passes_within_the_wait_changes_nothing_however_long_it_is(
+    warm, eight_steps, tmp_path
+):
+    run = make_run(tmp_path, machine_wait_s=100)
+    status, output = finish(warm, run, behaviour=OUTAGE)
+    assert status == 0, output
+    assert "it passed after" in output
+    assert_equal_bits(final_state(run), eight_steps[1])
+
+
 def test_a_signal_does_not_wait_for_the_end_of_a_long_step(warm, tmp_path):
     run = make_run(tmp_path, global_batch=64, micro_batch=4, max_steps=3)
     process = launch(warm, run, behaviour=LoaderBehaviour(pause_s=0.5, count=192))

@@ -4,6 +4,7 @@ their way to the device.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections import Counter
@@ -19,14 +20,22 @@ from model.config import HourLlavaConfig
 from model.inputs import SampleInputs
 from training.data.micro_batch import MicroBatch, MicroBatchLoader
 from training.data.packing import GROUP_SAMPLES, Budget, Pack, pack
+from training.data.worker_pool import START_S
 from training.flops import Sizes
-from training.formats.machine_faults import MachineFault
+from training.formats.machine_faults import LONGEST_DELAY_S
 from training.lockstep import EMPTY_SAMPLE
-from training.parallel import Ranks
+from training.parallel import Ranks, together
+from training.run_config import RunConfig
 
 PREPARED_GROUPS = 1  # besides the one in use and the one in the making
 JOIN_S = 5.0
-FAULT = 1 << 30  # in place of a number of packs: this rank has none, for a fault of its machine
+
+
+def longest_silence(run: RunConfig) -> float:
+    """Seconds after which reading that gives nothing hangs: workers and faults of the machine have
+    limits of their own, and what comes of these is to be told first.
+    """
+    return START_S + run.data_timeout_s + run.machine_wait_s + LONGEST_DELAY_S
 
 
 @dataclass(slots=True)
@@ -62,6 +71,7 @@ class Prefetcher:
         budget: most that a pack holds.
         tuned: tuned modules, which decide what a sample costs.
         group_samples: about so many are cut into packs together.
+        limit_s: a loader that gives no micro-batch for so long hangs.
     """
 
     loader: MicroBatchLoader
@@ -73,6 +83,7 @@ class Prefetcher:
     tuned: Sequence[str]
     ranks: Ranks
     group_samples: int = GROUP_SAMPLES
+    limit_s: float = math.inf
     _queue: queue.Queue[PackGroup | BaseException | None] = field(
         default_factory=lambda: queue.Queue(PREPARED_GROUPS)
     )
@@ -85,7 +96,7 @@ class Prefetcher:
             RuntimeError: the loader yields nothing.
             MachineFault: a rank's machine is at fault; all ranks raise it in place of the same
                 group.
-            Exception: whatever the loader raised.
+            Exception: whatever the loader raised, here or on another rank.
         """
         thread = threading.Thread(target=self._run, name="prefetcher", daemon=True)
         thread.start()
@@ -125,12 +136,7 @@ class Prefetcher:
             done = 0
             while done < self.accumulation:
                 wanted = min(in_group, self.accumulation - done)
-                try:
-                    taken = [next(batches) for _ in range(wanted)]
-                except MachineFault:
-                    # The others wait for this rank's number of packs; so all end at one place.
-                    self._most_of_all_ranks(FAULT)
-                    raise
+                taken = self._take(batches, wanted)
                 done += len(taken)
                 ends = done == self.accumulation
                 samples = [sample for batch in taken for sample in batch.samples]
@@ -145,6 +151,19 @@ class Prefetcher:
                     position=self.loader.state_dict() if ends else None,
                     dropped=Counter(reason for batch in taken for _, reason in batch.dropped),
                 )
+
+    def _take(self, batches: Iterator[MicroBatch], wanted: int) -> list[MicroBatch]:
+        """So many micro-batches on every rank: none waits in a collective while another one's disk
+        or store does not answer, and an error ends all of them at one place.
+        """
+        taken: list[MicroBatch] = []
+
+        def take() -> None:
+            while len(taken) < wanted:
+                taken.append(next(batches))
+
+        together(take, self.ranks.prefetchers, self.limit_s, lambda: len(taken))
+        return taken
 
     def _batches(self) -> Iterator[MicroBatch]:
         """Epoch after epoch. A state saved at the very end of an epoch may give one empty pass, but
@@ -172,8 +191,6 @@ class Prefetcher:
     def _most_of_all_ranks(self, count: int) -> int:
         tensor = torch.tensor(count)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.ranks.prefetchers)
-        if count < FAULT <= int(tensor):
-            raise MachineFault("the machine of another rank is at fault")
         return int(tensor)
 
 
