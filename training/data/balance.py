@@ -71,8 +71,8 @@ def work_of_rows(
     damaged shards. All ranks have to call it together, and get the same.
 
     Args:
-        gather: collects a value from all ranks, which then share the shards; None where this rank
-            looks at all of them.
+        gather: collects from all ranks, which then share the shards; None where this rank looks at
+            all of them.
 
     Raises:
         MachineFault: a disk or store did not answer for `machine_wait_s`.
@@ -85,11 +85,14 @@ def work_of_rows(
 
     everything = range(len(index.shards))
     mine = everything[rank::world_size] if gather else everything
-    with ThreadPoolExecutor(THREADS) as pool:
-        works = pool.map(partial(_work_of_shard, run, index, cost), mine)
-        own = dict(zip(mine, works, strict=True))
+
+    def look() -> dict[int, np.ndarray | float]:
+        with ThreadPoolExecutor(THREADS) as pool:
+            works = pool.map(partial(_work_of_shard, run, index, cost), mine)
+            return dict(zip(mine, works, strict=True))
+
     found = np.zeros(len(index))
-    for part in gather(own) if gather else [own]:
+    for part in gather(look) if gather else [look()]:
         for number, work in part.items():
             found[index.first_row[number] : index.first_row[number + 1]] = work
     return found

@@ -47,6 +47,7 @@ from training.formats.hashing import hash_value
 from training.formats.machine_faults import wait_out
 from training.formats.receipts import Stamps
 from training.formats.storage import Storage
+from training.parallel import gather_results, together
 from training.run_config import RunConfig
 from training.supervise import stop_requested
 
@@ -67,9 +68,10 @@ def build_loader(run: RunConfig, processor: Processor, rank: int, world_size: in
             share the global batch, or a stream is smaller than one.
     """
     open_index = partial(ShardIndex, run.streams, shard_cache(run), run.shard_cache_bytes, run.rows)
-    index = wait_out(open_index, run.machine_wait_s)
-    together = dist.is_available() and dist.is_initialized() and world_size > 1
-    gather = _gather if together else None
+    open_index = partial(wait_out, open_index, run.machine_wait_s)
+    several = dist.is_available() and dist.is_initialized() and world_size > 1
+    index = together(open_index) if several else open_index()
+    gather = gather_results if several else None
     losses = look_at_data(run, index, rank, world_size, gather)
     work = (
         work_of_rows(run, index, processor.config, rank, world_size, gather)
@@ -79,8 +81,12 @@ def build_loader(run: RunConfig, processor: Processor, rank: int, world_size: in
     order = EpochOrder(run, index, rank, world_size, work)
     split = HeldOutSplit(run.held_out_share, run.seed)
     held_out = partial(held_out_rows, run, index, split)
-    rows = wait_out(held_out, run.machine_wait_s) if rank == 0 or not gather else []
-    return ShardLoader(run, processor, index, order, losses, gather(rows)[0] if gather else rows)
+
+    def find() -> list[int]:
+        return wait_out(held_out, run.machine_wait_s) if rank == 0 or not gather else []
+
+    rows = (gather(find) if gather else [find()])[0]
+    return ShardLoader(run, processor, index, order, losses, rows)
 
 
 def look_at_data(
@@ -106,19 +112,13 @@ def look_at_data(
     roots = {storage.root for storage in index.storages if storage.is_local}
     names = {root: f"{STAMPS}/{hash_value(root)[:16]}.json" for root in roots}
     stamps = {root: Stamps.read(kept, name) if kept else Stamps() for root, name in names.items()}
-    wait_out(partial(index.verify, stamps, rank, world_size, gather), run.machine_wait_s)
+    index.verify(stamps, run.machine_wait_s, rank, world_size, gather)
     if kept and rank == 0:
         for root, name in names.items():
             stamps[root].write(kept, name)
     losses = find_losses(run, index, rank, world_size, gather)
     losses.refuse_above(run.max_dropped_share)
     return losses
-
-
-def _gather(value: Any) -> list[Any]:
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
 
 
 class ShardLoader:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from streaming.base.format.mds import MDSReader
 from training.formats import layout
 from training.formats.file_cache import DEFAULT_BYTES, FileCache
 from training.formats.kinds import KINDS
+from training.formats.machine_faults import wait_out
 from training.formats.mds_columns import ShardColumns
 from training.formats.receipts import FileEntry, Stamps, find_damage
 from training.formats.sample import is_relative_name
@@ -28,7 +30,9 @@ HASH = "xxh64"
 VIDEO_GROUPS = ("short videos", "long videos")
 
 Faults = dict[int, str]  # number of a damaged shard -> what is wrong with it
-Gather = Callable[[Any], list[Any]]  # a value of this rank -> those of all ranks
+Known = dict[str, dict[str, tuple[str, str]]]  # of stamps, by root
+# What each rank finds out for itself, of all ranks; they wait for each other as long as it takes.
+Gather = Callable[[Callable[[], Any]], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +148,10 @@ class ShardIndex:
     def verify(
         self,
         stamps: Mapping[str, Stamps],
-        rank: int = 0,
-        world_size: int = 1,
-        gather: Gather | None = None,
+        machine_wait_s: float,
+        rank: int,
+        world_size: int,
+        gather: Gather | None,
     ) -> Faults:
         """Check size and hash of every shard on local disk; ranks share the work.
 
@@ -155,18 +160,30 @@ class ShardIndex:
 
         Args:
             stamps: by root; what was known, and what is known afterwards.
-            gather: collects a value from all ranks; None where this rank checks everything.
+            gather: collects from all ranks; None where this rank checks everything.
 
         Returns:
             The faults, the same on every rank; they are also in `damaged`.
+
+        Raises:
+            MachineFault: a disk did not answer for `machine_wait_s`.
         """
         everything = range(len(self.shards))
         mine = everything[rank::world_size] if gather else everything
+        look = partial(wait_out, partial(self._look, stamps, mine), machine_wait_s)
+        for faults, seen in gather(look) if gather else [look()]:
+            self.damaged |= faults
+            for root, of_root in seen.items():
+                stamps[root].known.update(of_root)
+        return self.damaged
+
+    def _look(self, stamps: Mapping[str, Stamps], numbers: Sequence[int]) -> tuple[Faults, Known]:
+        """The faults of some shards, and what is known of their files."""
         found: Faults = {}
         for stream, storage in enumerate(self.storages):
             if not storage.is_local:
                 continue
-            own = [number for number in mine if self.shards[number].stream == stream]
+            own = [number for number in numbers if self.shards[number].stream == stream]
             entries = {self.shards[number].entry for number in own}
             broken = {
                 damage.path: damage.fault
@@ -175,12 +192,7 @@ class ShardIndex:
             for number in own:
                 if (rel := self.shards[number].rel) in broken:
                     found[number] = f"{storage.path(rel)} {broken[rel]}"
-        known = {root: of_root.known for root, of_root in stamps.items()}
-        for faults, seen in gather((found, known)) if gather else [(found, known)]:
-            self.damaged |= faults
-            for root, of_root in seen.items():
-                stamps[root].known.update(of_root)
-        return self.damaged
+        return found, {root: of_root.known for root, of_root in stamps.items()}
 
 
 def first_rows(shards: Sequence[Shard], rows: Mapping[str, int]) -> list[int]:

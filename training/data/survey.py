@@ -122,14 +122,13 @@ def find_losses(
     """
     everything = range(len(index.shards))
     mine = everything[rank::world_size] if gather else everything
-    uses, damaged = _video_uses(run, index, mine)
+    look = partial(_video_uses, run, index, mine)
     together: Uses = Counter()
-    for part, faults in gather((uses, damaged)) if gather else [(uses, damaged)]:
+    for part, faults in gather(look) if gather else [look()]:
         together.update(part)
         index.damaged.update(faults)
-    lost = _lost_videos(run, together) if rank == 0 or not gather else {}
-    if gather:
-        lost = gather(lost)[0]
+    look_up = partial(_lost_videos, run, together if rank == 0 or not gather else Counter())
+    lost = (gather(look_up) if gather else [look_up()])[0]
 
     counts: Counter[str] = Counter()
     examples: defaultdict[str, list[str]] = defaultdict(list)

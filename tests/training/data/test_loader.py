@@ -404,8 +404,8 @@ def test_ranks_share_the_look_at_the_data_and_agree(corpus):
     alone = look_at_data(run, ShardIndex(run.streams), 0, 1, None)
     meeting, box = threading.Barrier(3), {}
 
-    def gather(rank, value):
-        box[rank] = value
+    def gather(rank, look):
+        box[rank] = look()
         meeting.wait()
         found = [box[number] for number in range(3)]
         meeting.wait()
