@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +24,7 @@ from model.generate import greedy_tokens
 from model.hour_llava import HourLlava
 from model.inputs import SampleInputs
 from training.data.micro_batch import MicroBatchLoader
+from training.data.prefetch import longest_silence
 from training.formats.machine_faults import MachineFault
 from training.metrics import ANSWERS_NAME, MetricsWriter
 from training.parallel import Ranks
@@ -43,6 +47,7 @@ class HeldOutMeasure:
         self, run: RunConfig, model: HourLlava, loader: MicroBatchLoader, ranks: Ranks
     ) -> None:
         self.run, self.model, self.loader, self.ranks = run, model, loader, ranks
+        self.limit_s = longest_silence(run)
 
     def due(self, step: int, last: bool) -> bool:
         """Whether to measure after this step."""
@@ -54,9 +59,16 @@ class HeldOutMeasure:
         """
         began = time.monotonic()
         names = [stream.name for stream in self.run.streams]
-        sums = self._loss_sums(len(names))
-        self._answer(step)
+        own = [0.0] * (3 * len(names))  # (loss, supervised tokens, samples) of each stream
+        answers: list[dict[str, Any]] = []
+        try:
+            self._add_losses(own)
+            self._answer(step, answers)
+        except MachineFault as fault:  # on all ranks in the same place; it never ends a run
+            log.warning("the rest of the held-out samples is not measured: %s", fault)
+        self._write(step, answers)
         _give_parameters_back(self.model)
+        sums = self.ranks.sum(*own)
         loss, supervised, samples = (sum(sums[part::3]) for part in range(3))
         found = {"loss": loss / supervised} if supervised else {}
         for number, name in enumerate(names):
@@ -65,13 +77,14 @@ class HeldOutMeasure:
         return {**found, "samples": samples, "seconds": time.monotonic() - began}
 
     @torch.no_grad()
-    def _loss_sums(self, streams: int) -> list[float]:
-        """(loss, supervised tokens, samples) of each stream, over all ranks."""
-        sums = [0.0] * (3 * streams)
+    def _add_losses(self, sums: list[float]) -> None:
+        """Add (loss, supervised tokens, samples) of each stream's samples of this rank."""
         rows, world = self.loader.held_out, self.ranks.world
         own = rows[self.ranks.rank :: world]
         for number in range(-(-len(rows) // world)):
-            taken = self._sample(own[number]) if number < len(own) else None
+            mine = own[number : number + 1]
+            # No rank waits in the model for one whose disk or store does not answer.
+            taken = self.ranks.together(partial(self._sample, mine), self.limit_s)
             samples = [taken[0]] if taken else []
             if not samples and world == 1:
                 continue
@@ -81,27 +94,16 @@ class HeldOutMeasure:
                 sums[place] += float(output.loss_sum)
                 sums[place + 1] += output.supervised
                 sums[place + 2] += 1
-        return self.ranks.sum(*sums)
 
-    def _sample(self, row: int) -> tuple[SampleInputs, int] | None:
-        """A held-out sample and its stream, or None where it cannot be used now: measuring never
-        ends a run.
-        """
-        try:
-            return self.loader.held_out_sample(row)
-        except MachineFault as fault:
-            log.warning("a held-out sample is not measured: %s", fault)
-            return None
+    def _sample(self, rows: Sequence[int]) -> tuple[SampleInputs, int] | None:
+        """The sample of the row, if there is one and it can be used, and its stream."""
+        return self.loader.held_out_sample(rows[0]) if rows else None
 
-    def _answer(self, step: int) -> None:
-        """Answer some of the questions, all ranks the same ones, and write the answers down."""
-        records = []
+    def _answer(self, step: int, records: list[dict[str, Any]]) -> None:
+        """Answer some of the questions, all ranks the same ones."""
         for row in self.loader.held_out[:ANSWERS]:
-            try:
-                question = self.loader.held_out_question(row)
-            except MachineFault as fault:
-                log.warning("a held-out question is not asked: %s", fault)
-                question = None
+            ask = partial(self.loader.held_out_question, row)
+            question = self.ranks.together(ask, self.limit_s)
             # A rank that cannot ask would leave the others waiting.
             if self.ranks.sum(question is not None)[0] < self.ranks.world:
                 continue
@@ -117,6 +119,9 @@ class HeldOutMeasure:
                     "answer": text,
                 }
             )
+
+    def _write(self, step: int, records: list[dict[str, Any]]) -> None:
+        """Write the answers down."""
         if self.ranks.first and records:
             # A run that goes on from an earlier step writes the answers since then again.
             writer = MetricsWriter(
