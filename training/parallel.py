@@ -139,7 +139,7 @@ def together(
         error = future.exception() if done else None
         if not done and now - since >= limit_s:
             error = MachineFault(
-                f"reading gave nothing for {limit_s:.0f} s; does a file system or store hang?"
+                f"reading gave nothing for {limit_s:g} s; does a file system or store hang?"
             )
         running, failed = _reduce((not done, error is not None), dist.ReduceOp.MAX, group)
     if not failed:

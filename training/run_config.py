@@ -146,7 +146,8 @@ class RunConfig:
             folder.
         shard_cache_bytes: most room that they take.
         machine_wait_s: how long a fault of the machine (a full disk, too few descriptors, a store
-            or mount that does not answer) is waited out before the run stops with a checkpoint.
+            or mount that does not answer) is waited out before the run stops with a checkpoint; the
+            other ranks wait as long.
         max_dropped_share: share of unusable samples above which the run fails.
         keep: committed checkpoints that are kept, the newest ones.
         milestone_every: a checkpoint every so many steps is written and kept for ever; None: none.
@@ -203,7 +204,7 @@ class RunConfig:
     micro_tokens: PositiveInt | None = None
     workers: NonNegativeInt | None = None
     prefetch: PositiveInt = 2
-    data_timeout_s: float = 600.0
+    data_timeout_s: float = Field(default=600.0, gt=0)
     canonical_nodes: PositiveInt = 1
     shuffle_block: PositiveInt = 8192
     features_cache: str | None = None

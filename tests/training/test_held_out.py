@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tests.training.data.test_loader import loader_of, pristine  # noqa: F401
 from tests.training.fake_training import start, torchrun_command
 from tests.training.generated_samples import losses, sample_ids, single_rank
+from tests.training.script_ranks import outputs_of_two_ranks
 from training.data.held_out import HeldOutSplit
 from training.data.loader import build_loader
 from training.loop import train
@@ -115,6 +116,46 @@ def test_two_ranks_measure_what_one_does(pristine, tmp_path):  # noqa: F811
     assert measured(both)[1]["loss"] == pytest.approx(measured(alone)[1]["loss"], rel=1e-3)
     one, two = ((Path(run.out) / "held_out.jsonl").read_text() for run in (alone, both))
     assert one == two
+
+
+# The second sample of rank 1 lies on a disk that is at fault: for longer than a rank waits in a
+# collective, and then for longer than the run waits for it.
+OUTAGES = """
+import sys, types
+import torch
+import torch.distributed as dist
+from tests.training.generated_samples import disk_at_fault_for, shorten_collectives
+from training.formats.machine_faults import wait_out
+from training.held_out import HeldOutMeasure
+from training.lockstep import EMPTY_SAMPLE
+from training.parallel import join_ranks
+
+class Model(torch.nn.Module):
+    def forward(self, samples, forgetting):
+        dist.all_reduce(torch.zeros(1))
+        return types.SimpleNamespace(loss_sum=torch.ones(1), supervised=1)
+
+class Loader:
+    held_out = [0, 1, 2, 3]
+    def held_out_sample(self, row):
+        if row == 3:
+            wait_out(disk, run.machine_wait_s)
+        return EMPTY_SAMPLE, 0
+    def held_out_question(self, row):
+        return None
+
+ranks = join_ranks("cpu")
+run = types.SimpleNamespace(streams=[types.SimpleNamespace(name="a")], data_timeout_s=60.0)
+shorten_collectives(8)
+for outage, wait in ((12, 100), (1000, 10)):
+    disk, run.machine_wait_s = disk_at_fault_for(outage), wait
+    print(HeldOutMeasure(run, Model(), Loader(), ranks).measure(1)["samples"], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_fault_of_one_ranks_disk_ends_at_most_the_measurement():
+    assert outputs_of_two_ranks(OUTAGES) == [["4.0", "2.0"]] * 2
 
 
 def test_the_split_belongs_to_what_a_run_is_and_its_pace_does_not(pristine, tmp_path):  # noqa: F811

@@ -1,19 +1,16 @@
 """Blocks that are compiled, or compute their activations again, give the same numbers."""
 
 import gc
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch._dynamo
-import torch.distributed as dist
 
 from model.attention import SequenceLengths, packed_attention
 from model.inputs import IGNORE_INDEX, SampleInputs, Visual
 from model.vision_encoders import picture_cost
 from tests.model import golden
+from tests.training.script_ranks import outputs_of_two_ranks
 from training.lockstep import keep_in_step
 from training.parallel import compile_blocks, recompute
 
@@ -199,7 +196,7 @@ def test_a_part_that_the_model_does_not_have_cannot_be_recomputed():
 # Only waiting within `together` has a short limit: on a busy machine one rank may be ready to join
 # long before the other.
 TOGETHER = """
-import time
+import errno, time
 from dataclasses import replace
 from datetime import timedelta
 import torch.distributed as dist
@@ -207,35 +204,39 @@ from training import parallel
 ranks = parallel.join_ranks("cpu")
 ranks = replace(ranks, host=dist.new_group(backend="gloo", timeout=timedelta(seconds=8)))
 print(ranks.together(lambda: time.sleep(12) if ranks.first else "done"), flush=True)
-def work():
+def refused():
     if ranks.first:
         raise ValueError("the disk said no")
     time.sleep(60)
-try:
-    ranks.together(work)
-except ValueError as error:
-    print(error, flush=True)
+def broken():
+    if ranks.first:
+        raise OSError(errno.EIO, "Input/output error")
+    time.sleep(60)
+def hangs():
+    time.sleep(60 if ranks.first else 0)
+for work, limit in ((refused, 60), (broken, 60), (hangs, 1)):
+    try:
+        ranks.together(work, limit)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+read = []
+def slow():
+    for _ in range(24):
+        time.sleep(0.5)
+        read.append(0)
+parallel.together(slow, ranks.host, 8, lambda: len(read))
+print(len(read), flush=True)
 """
 
 
 @pytest.mark.slow
-def test_ranks_wait_for_the_first_one_as_long_as_it_lives_and_learn_why_it_failed():
-    # As torchrun does it: the ranks meet at a port that is held before they start.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    meeting = {
-        "MASTER_ADDR": store.host,
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "WORLD_SIZE": "2",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", TOGETHER],
-            env={**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+def test_ranks_wait_for_the_slowest_one_as_long_as_it_lives_and_learn_why_it_failed():
+    said = outputs_of_two_ranks(TOGETHER)
+    assert [first for first, *_ in said] == ["None", "done"]
+    told = [
+        "ValueError: the disk said no",
+        "MachineFault: OSError: [Errno 5] Input/output error",
+        "MachineFault: reading gave nothing for 1 s; does a file system or store hang?",
+        "24",
     ]
-    said = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
-    assert said == [["None", "the disk said no"], ["done", "the disk said no"]]
+    assert [rest for _, *rest in said] == [told, told]

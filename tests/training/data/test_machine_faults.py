@@ -19,6 +19,8 @@ import pytest
 from streaming.base.format.mds import MDSReader
 
 from tests.training.data.test_loader import corpus, ids, loader_of, pristine  # noqa: F401
+from tests.training.script_ranks import outputs_of_two_ranks
+from training.data.loader import build_loader
 from training.formats import machine_faults
 from training.formats.file_cache import FileCache
 from training.formats.machine_faults import MachineFault, machine_fault, wait_out
@@ -130,6 +132,45 @@ def test_an_outage_while_a_run_starts_is_waited_out(pristine, tmp_path):  # noqa
         fields = remote(store, pristine, tmp_path)
         store.go_away("refuses", OUTAGE_S)
         assert loader_of(pristine, **fields).losses.counts == {}
+
+
+# Rank 1 cannot read its indexes at first, then rank 0 cannot list the folder of features: each time
+# for longer than a rank waits in a collective.
+OUTAGES_OF_RANKS = """
+import sys
+from pathlib import Path
+from transformers import AutoTokenizer
+from model.processor import Processor
+from tests.training.generated_samples import disk_at_fault_for, shorten_collectives
+from tests.training.shard_runs import CONFIG, ShardCorpus
+from tests.training.script_ranks import outputs_of_two_ranks
+from training.data.loader import build_loader
+from training.formats.storage import Storage
+from training.parallel import join_ranks
+
+def broken(name):
+    read, work = disk_at_fault_for(12), getattr(Storage, name)
+    def broken_work(*given):
+        read()
+        return work(*given)
+    setattr(Storage, name, broken_work)
+
+root = Path(sys.argv[1])
+processor = Processor(CONFIG, AutoTokenizer.from_pretrained(root / "tiny"))
+ranks = join_ranks("cpu")
+ranks.barrier()
+shorten_collectives(8)
+broken("sizes" if ranks.first else "read_json")
+loader = build_loader(ShardCorpus(root, processor).run(), processor, ranks.rank, ranks.world)
+print(len(loader), loader.losses.counts, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_an_outage_of_one_rank_while_a_run_starts_is_waited_out_by_all(pristine):  # noqa: F811
+    steps = len(build_loader(pristine.run(), pristine.processor, 0, 2))
+    said = outputs_of_two_ranks(OUTAGES_OF_RANKS, str(pristine.root))
+    assert said == [[f"{steps} {{}}"]] * 2
 
 
 @pytest.mark.slow

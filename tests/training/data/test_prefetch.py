@@ -15,7 +15,9 @@ from tests.training.generated_samples import (
     tiny_base,
 )
 from training.data.packing import Budget
-from training.data.prefetch import Prefetcher
+from training.data.prefetch import Prefetcher, longest_silence
+from training.data.worker_pool import START_S
+from training.formats.machine_faults import MachineFault
 
 
 def prefetcher_of(run, loader, ranks, steps):
@@ -69,6 +71,16 @@ def test_an_error_of_the_loader_is_raised_where_the_data_is_used(tmp_path, proce
     assert len(found) <= 2
 
 
+def test_a_loader_that_hangs_is_given_up_as_a_fault_of_the_machine(tmp_path, processor):
+    run = make_run(tmp_path)
+    loader = GeneratedLoader(run, processor, 0, 1, LoaderBehaviour(pause_s=10))
+    with single_rank() as ranks:
+        prefetcher = prefetcher_of(run, loader, ranks, steps=8)
+        prefetcher.limit_s = 0.1
+        with pytest.raises(MachineFault, match=r"gave nothing for 0\.1 s"):
+            list(prefetcher)
+
+
 def test_a_loader_that_yields_nothing_is_an_error_and_not_an_endless_wait(tmp_path, processor):
     run = make_run(tmp_path)
     with (
@@ -80,6 +92,11 @@ def test_a_loader_that_yields_nothing_is_an_error_and_not_an_endless_wait(tmp_pa
                 run, GeneratedLoader(run, processor, 0, 1, LoaderBehaviour(count=3)), ranks, steps=1
             )
         )
+
+
+def test_workers_that_hang_and_faults_that_last_are_told_before_the_loader_is_given_up(tmp_path):
+    run = make_run(tmp_path, data_timeout_s=50, machine_wait_s=5000)
+    assert longest_silence(run) > max(START_S + run.data_timeout_s, run.machine_wait_s + 30)
 
 
 def test_leaving_early_ends_the_thread(tmp_path, processor):
