@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ASK_EVERY_S = 0.5
+SAY_EVERY_S = 600.0
 # Of ranks that compute alike. Where one may wait for a disk or a store, they meet by `together`.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 MEMORY_CHUNK = 512  # frames whose memory is formed at a time
@@ -130,6 +131,7 @@ def together(
     # A thread of its own: a rank whose disk hangs must still be able to end.
     threading.Thread(target=run, name="together", daemon=True).start()
     reached, since = progress(), time.monotonic()
+    began = said = since
     running, failed = 1.0, 0.0
     while running and not failed:
         wait([future], timeout=ASK_EVERY_S)
@@ -141,6 +143,9 @@ def together(
             error = MachineFault(
                 f"reading gave nothing for {limit_s:g} s; does a file system or store hang?"
             )
+        if not done and now - said >= SAY_EVERY_S:
+            said = now
+            log.warning("rank %d is still at it after %.0f s", dist.get_rank(), now - began)
         running, failed = _reduce((not done, error is not None), dist.ReduceOp.MAX, group)
     if not failed:
         return future.result()
