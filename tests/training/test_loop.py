@@ -25,7 +25,6 @@ from tests.training.generated_samples import (
 from training.export import export_vision_encoder
 from training.loop import Diverged
 
-
 # The third step of this run has no visuals.
 TEXT_ALONE = {"global_batch": 2, "micro_batch": 2, "seed": "x"}
 
