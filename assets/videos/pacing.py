@@ -148,14 +148,15 @@ class RetryQueue:
     It ends when no row waits and none is in work: a row in work may come back for another try.
 
     Args:
-        rows: to fetch, in order; a row's `next_try_at` is kept.
+        rows: to fetch, in order; a row's `next_try_at` is kept, up to the longest wait that there
+            is: one further away was written by a clock that was ahead.
     """
 
     def __init__(self, rows: list[VideoRow]) -> None:
         now, start = time.time(), time.monotonic()
         # (when it may be fetched, a number that keeps the order of equals, row)
         self._waiting = [
-            (start + max((row.next_try_at or now) - now, 0.0), order, row)
+            (start + min(max((row.next_try_at or now) - now, 0.0), LONGEST_WAIT_S), order, row)
             for order, row in enumerate(rows)
         ]
         heapq.heapify(self._waiting)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import pytest
 
 from assets.annotations.catalogue import Catalogue
 from assets.fetching.errors import TransferError
+from assets.fetching.retry import LONGEST_WAIT_S
+from assets.sources.base import VideoRow
 from assets.sources.url import UrlFetcher
 from assets.videos.acquire import acquire_part
-from assets.videos.pacing import RateLimiter
+from assets.videos.pacing import RateLimiter, RetryQueue
 from tests.servers.clips import clip
 from tests.servers.faulty import Fault, FaultyMediaServer
 from tests.servers.world import acquire, catalogued, make_settings, question, row
@@ -214,3 +217,24 @@ def test_no_folder_of_a_finished_video_stays_behind(tmp_path):
         acquire(storage, settings, "web")
         assert os.listdir(incoming / "web") == ["another part's"]
         assert row(storage, "web", "v0").status == "ok"
+
+
+@pytest.mark.parametrize("recorded_in_s", [30 * 24 * 3600.0, LONGEST_WAIT_S / 2, 0.0, -3600.0])
+def test_a_time_that_was_recorded_by_a_clock_ahead_is_waited_for_no_longer_than_any_other(
+    monkeypatch, recorded_in_s
+):
+    monkeypatch.setattr(time, "time", lambda: 1.7e9)
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    queue = RetryQueue([VideoRow("web/v", "web", "v", next_try_at=1.7e9 + recorded_in_s)])
+    waits: list[float | None] = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(queue._changed, "wait", wait)
+    row = queue.get()
+    assert row is not None
+    expected = min(max(recorded_in_s, 0.0), LONGEST_WAIT_S)
+    assert waits == ([expected] if expected else [])
