@@ -16,6 +16,7 @@ from assets.deployment.resources import Deployment
 from assets.records.lineage import Lineage, product, record_name
 from assets.records.publishing import errors_for_people
 from assets.records.withdrawals import (
+    POOL,
     active_parts,
     catalogued_parts,
     give_up_part,
@@ -121,7 +122,11 @@ def part_jobs(graph: Callable[[], AssetGraph]) -> list[dg.JobDefinition]:
         graph: gives the graph of the code location that the jobs belong to, when they run.
     """
 
-    @dg.op(name="give_up", description="Goes on without one part of the long videos.")
+    @dg.op(
+        name="give_up",
+        pool=POOL,
+        description="Goes on without one part of the long videos.",
+    )
     def give_up_op(
         context: dg.OpExecutionContext, config: GiveUpConfig, deployment: Deployment
     ) -> None:
@@ -131,7 +136,11 @@ def part_jobs(graph: Callable[[], AssetGraph]) -> list[dg.JobDefinition]:
             )
         _tell(context, said)
 
-    @dg.op(name="take_back", description="Works on a part again that was given up.")
+    @dg.op(
+        name="take_back",
+        pool=POOL,
+        description="Works on a part again that was given up.",
+    )
     def take_back_op(
         context: dg.OpExecutionContext, config: TakeBackConfig, deployment: Deployment
     ) -> None:

@@ -13,7 +13,7 @@ from assets.deployment.settings import Settings
 from assets.records.lineage import split_product
 from assets.records.provenance import NotFoundError
 from assets.records.publishing import errors_for_people
-from assets.records.withdrawals import Withdrawal
+from assets.records.withdrawals import POOL, Withdrawal
 from assets.tracing.names import find_video, plain_name
 from assets.tracing.withdraw import finish_removal, plan_removal, remove_video
 from pipeline.backfill import start_backfill
@@ -112,7 +112,11 @@ def withdraw_job(graph: Callable[[], AssetGraph]) -> dg.JobDefinition:
         graph: gives the graph of the code location that the job belongs to, when it runs.
     """
 
-    @dg.op(name="withdraw", description="Removes one long video from every product.")
+    @dg.op(
+        name="withdraw",
+        pool=POOL,
+        description="Removes one long video from every product.",
+    )
     def withdraw_op(
         context: dg.OpExecutionContext, config: WithdrawConfig, deployment: Deployment
     ) -> None:

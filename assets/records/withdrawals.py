@@ -6,17 +6,22 @@ Dagster's list of partitions: anybody can type a partition into a dialog.
 
 from __future__ import annotations
 
+import fcntl
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Self
 
 from assets.deployment.parts import part_index
+from assets.fetching.disk import scratch
 from training.formats import layout
 from training.formats.storage import Storage
 
 LONGEST_REASON = 500  # characters
+# Of the steps that change the file: one at a time, since no file lock holds between machines that
+# share an object store.
+POOL = "withdrawals"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,27 @@ class Withdrawals:
         storage.write_json(layout.WITHDRAWALS, asdict(self))
 
 
+def change(storage: Storage, changed: Callable[[Withdrawals], Withdrawals]) -> Withdrawals:
+    """Replace what is recorded by what `changed` makes of it, and return that. Whoever else changes
+    it meanwhile waits: an entry that is overwritten is a video that is fetched again.
+
+    On a remote root only this machine's processes wait.
+    """
+    with open(scratch(storage, "locks") / "withdrawals.lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that dies
+        storage.forget_listings()  # another machine may have written the first record
+        before = Withdrawals.read(storage)
+        after = changed(before)
+        if after != before:
+            after.write(storage)
+    return after
+
+
+def record_withdrawn(storage: Storage, video: str, entry: Withdrawal) -> None:
+    """Record that a video is withdrawn."""
+    change(storage, lambda now: Withdrawals(now.parts, {**now.videos, video: entry}))
+
+
 def catalogued_parts(storage: Storage) -> list[str]:
     """Every part that the catalogue knows, in order; none before there is a catalogue."""
     if not storage.exists(layout.PARTS):
@@ -129,19 +155,21 @@ def give_up_part(storage: Storage, part: str, reason: str) -> Withdrawals:
     Raises:
         ValueError: the part is not catalogued, is the only one left, or there is no reason.
     """
-    withdrawals, given_up = Withdrawals.read(storage), Withdrawal.now(reason)
-    known = catalogued_parts(storage)
-    if part not in known:
-        raise ValueError(
-            f"there is no part {part!r}; the catalogue has {', '.join(known) or 'none'}"
-        )
-    if part in withdrawals.parts:
-        return withdrawals
-    if active_parts(storage) == [part]:
-        raise ValueError(f"{part} is the only part left: nothing could be trained without it")
-    after = Withdrawals({**withdrawals.parts, part: given_up}, withdrawals.videos)
-    after.write(storage)
-    return after
+    given_up = Withdrawal.now(reason)
+
+    def changed(now: Withdrawals) -> Withdrawals:
+        known = catalogued_parts(storage)
+        if part not in known:
+            raise ValueError(
+                f"there is no part {part!r}; the catalogue has {', '.join(known) or 'none'}"
+            )
+        if part in now.parts:
+            return now
+        if [name for name in known if name not in now.parts] == [part]:
+            raise ValueError(f"{part} is the only part left: nothing could be trained without it")
+        return Withdrawals({**now.parts, part: given_up}, now.videos)
+
+    return change(storage, changed)
 
 
 def take_back_part(storage: Storage, part: str) -> Withdrawals:
@@ -150,11 +178,12 @@ def take_back_part(storage: Storage, part: str) -> Withdrawals:
     Raises:
         ValueError: the part was not given up.
     """
-    withdrawals = Withdrawals.read(storage)
-    if part not in withdrawals.parts:
-        given_up = ", ".join(sorted(withdrawals.parts)) or "none"
-        raise ValueError(f"{part!r} was not given up; parts that were: {given_up}")
-    parts = {name: entry for name, entry in withdrawals.parts.items() if name != part}
-    after = Withdrawals(parts, withdrawals.videos)
-    after.write(storage)
-    return after
+
+    def changed(now: Withdrawals) -> Withdrawals:
+        if part not in now.parts:
+            given_up = ", ".join(sorted(now.parts)) or "none"
+            raise ValueError(f"{part!r} was not given up; parts that were: {given_up}")
+        kept = {name: entry for name, entry in now.parts.items() if name != part}
+        return Withdrawals(kept, now.videos)
+
+    return change(storage, changed)

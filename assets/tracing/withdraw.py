@@ -24,7 +24,7 @@ from assets.captions.tables import VIDEOS
 from assets.deployment.settings import Settings
 from assets.evaluation.questions import read_questions
 from assets.records.lineage import Lineage, is_recorded, product, record_name, split_product
-from assets.records.withdrawals import Withdrawal, Withdrawals, active_parts
+from assets.records.withdrawals import Withdrawal, Withdrawals, active_parts, record_withdrawn
 from assets.sources.base import PERMANENT, VIDEO_SUFFIXES
 from assets.sources.drop import DropSource
 from assets.tracing.holdings import (
@@ -153,9 +153,8 @@ def remove_video(storage: Storage, settings: Settings, plan: Removal) -> None:
         OperatorError: another process works on the catalogue of its part. What was recorded stays,
             and the next call goes on.
     """
-    withdrawals = Withdrawals.read(storage)
     entry = Withdrawal(plan.reason, plan.at)
-    Withdrawals(withdrawals.parts, {**withdrawals.videos, plan.video: entry}).write(storage)
+    record_withdrawn(storage, plan.video, entry)
     plan.write(storage)
     source, _, identifier = plan.video.partition("/")
     active = active_parts(storage)

@@ -12,6 +12,7 @@ from assets.automation.rules import RETRY_NETWORK
 from assets.deployment.partitions import llava_part_partitions, source_partitions
 from assets.fetching.errors import AccessError
 from assets.records.publishing import errors_for_people
+from assets.records.withdrawals import POOL
 from pipeline.backfill import due_subsets
 from training.formats import layout
 from training.formats.storage import Storage
@@ -110,6 +111,15 @@ def test_every_step_that_is_heavy_on_something_is_in_a_pool(defs):
         "features",
     }
     assert set(pools.values()) <= {"gpu", "download", "endpoint", "cpu", None}
+
+
+def test_what_changes_the_record_of_withdrawals_runs_one_at_a_time(defs):
+    for job, step in (
+        ("withdraw_video", "withdraw"),
+        ("give_up_part", "give_up"),
+        ("take_back_part", "take_back"),
+    ):
+        assert defs.resolve_job_def(job).graph.node_named(step).definition.pool == POOL
 
 
 def test_what_asks_other_machines_is_tried_again_and_nothing_else_is(defs):
