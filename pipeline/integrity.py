@@ -129,7 +129,7 @@ class Look:
         receipt: hash of the list that is looked through; another one begins anew.
         next: number of the file that comes next.
         at: seconds since 1970 when all of it was last looked through; 0 where it never was.
-        damage: what was found so far, as (path, fault).
+        damage: what was found so far, as (path, fault); it is looked at again before it is told.
     """
 
     receipt: str
@@ -198,7 +198,7 @@ def _go_on(
         files = []
     if list_hash(files) != record.receipt:
         return Look(record.receipt, at=look.at), verify_product(storage, record)
-    place, damage = look.next, list(look.damage)
+    place, damage = look.next, list[Damage]()
     stamps = Stamps()
     while place < len(files) and progress.done < budget:
         some = _next_files(files, place, budget - progress.done)
@@ -208,16 +208,36 @@ def _go_on(
                 found += find_listed_damage(
                     storage, entry, stamps, full=True, advance=progress.advance
                 )
-        damage += [[one.path, one.fault] for one in found]
+        damage += found
         place += len(some)
     if place < len(files):
-        return replace(look, next=place, damage=damage), None
+        kept = [*look.damage, *([one.path, one.fault] for one in damage)]
+        return replace(look, next=place, damage=kept), None
+    earlier = _still_damaged(storage, files, {path for path, _ in look.damage})
     # The tables of videos, and nothing else, are read here: their files were, one by one.
     rest = verify_product(storage, replace(record, receipt=""))
-    every = (*(Damage(path, fault) for path, fault in damage), *rest.damage)
+    every = (*earlier, *damage, *rest.damage)
     verdict = Finding.verdict_of(every)
     finding = Finding(record.product, verdict, every, record.files, record.bytes)
     return Look(record.receipt, at=look.at), finding
+
+
+def _still_damaged(storage: Storage, files: list[FileEntry], paths: set[str]) -> list[Damage]:
+    """What is wrong now with files that an earlier night found damaged: a product that was made
+    again since has the same receipt where it has the same bytes.
+    """
+    if not paths:
+        return []
+    listed = paths - {entry.path for entry in files}
+    lists = [entry for entry in files if listed and entry.path.endswith(LIST_SUFFIX)]
+    chosen = {entry for entry in files if entry.path in paths}.union(lists)
+    found = find_damage(storage, chosen, Stamps(), full=True)
+    damaged = {one.path for one in found}
+    for entry in lists:
+        if entry.path not in damaged:
+            again = [one for one in read_list(storage, entry.path) if one.path in listed]
+            found += find_damage(storage, again, Stamps(), full=True)
+    return found
 
 
 def _next_files(files: list[FileEntry], place: int, budget: int) -> list[FileEntry]:

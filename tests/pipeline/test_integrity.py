@@ -11,6 +11,7 @@ from dagster._core.execution.api import execute_run
 from assets.annotations.catalogue import Catalogue
 from assets.deployment.resources import Deployment
 from assets.records.lineage import Lineage
+from assets.records.product_files import LIST_SUFFIX, write_list
 from assets.records.publishing import Published, publish
 from assets.sources.base import VideoRow
 from pipeline.definitions import definitions
@@ -153,6 +154,39 @@ def test_damage_that_was_found_on_different_nights_is_told_together(storage):
     nights = [list(look_through(storage, 25_000, lambda _: None)) for _ in range(2)]
     finding = nights[1][0]
     assert [damage.path for damage in finding.damage] == [FILES[videos][0], FILES[videos][3]]
+
+
+def test_what_was_mended_after_the_night_that_found_it_is_not_told_as_damaged(storage):
+    """Made again with the same bytes, a product has the same receipt."""
+    videos = f"videos[{VIDEOS}]"
+    mended, damaged = FILES[videos][:2]
+    for file in (mended, damaged):
+        flip(storage, file)
+    assert [f.product for f in look_through(storage, 25_000, lambda _: None)] == ["annotations"]
+    flip(storage, mended)
+    (finding, *_) = look_through(storage, 25_000, lambda _: None)
+    assert [str(found) for found in finding.damage] == [f"{damaged} has other content"]
+
+
+def test_files_of_a_listed_list_are_looked_at_again_as_well(deployment):
+    storage, name = deployment.storage(), "features[part0|tiny]"
+    below, lists = ["f/0", "f/1"], f"f/all{LIST_SUFFIX}"
+    for file in (*below, "g"):
+        storage.write_bytes(file, file.encode().ljust(10_000))
+    write_list(storage, lists, describe_files(storage, below))
+    files = describe_files(storage, [lists, "g"])
+    Lineage(name, "v").with_files(storage, files).write(storage)
+    for file in below:
+        flip(storage, file)
+    assert not list(look_through(storage, 5_000, lambda _: None))
+    flip(storage, below[0])
+    (finding,) = look_through(storage, 5_000, lambda _: None)
+    assert [str(found) for found in finding.damage] == [f"{below[1]} has other content"]
+    # A list that was lost since is told in place of what it listed.
+    assert not list(look_through(storage, 5_000, lambda _: None))
+    storage.remove(lists)
+    (finding,) = look_through(storage, 5_000, lambda _: None)
+    assert [str(found) for found in finding.damage] == [f"{lists} is missing"]
 
 
 def test_a_night_records_failed_checks_on_the_products_and_fails(deployment, storage):
