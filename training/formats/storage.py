@@ -7,6 +7,7 @@ root.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -261,8 +262,13 @@ class Storage:
     def remove(self, rel: str) -> None:
         """Remove a file or a folder; nothing happens when it does not exist."""
         inner = self._inner(rel)
-        if self.fs.exists(inner):
+        if not self.fs.exists(inner):
+            return
+        if self.is_local or not glob.has_magic(inner):
             self.fs.rm(inner, recursive=True)
+        else:  # a name and not a pattern: `rm` would remove `What1.mp4` for `What?.mp4` as well
+            for name in self.fs.find(inner):
+                self.fs.rm_file(name)
 
     def move(self, rel: str, target: str) -> None:
         """Rename a file or a folder; on an object store it is copied, then removed."""
@@ -271,7 +277,10 @@ class Storage:
             os.makedirs(os.path.dirname(wanted), exist_ok=True)
             os.rename(inner, wanted)
         else:
-            self.fs.mv(inner, wanted, recursive=True)
+            names = self.fs.find(inner)
+            # Lists: a name alone is taken for a pattern.
+            self.fs.copy(names, [f"{wanted}{name[len(inner) :]}" for name in names])
+            self.remove(rel)
 
     def _inner(self, rel: str) -> str:
         """What the file system calls `rel`: unlike `path`, without the protocol of a URL."""

@@ -143,3 +143,22 @@ def test_temporary_files_of_a_killed_writer_are_not_listed_and_go_with_the_next_
     assert len(os.listdir(tmp_path / "kept")) == 1
     storage.remove_unfinished("kept/file")
     assert os.listdir(tmp_path / "kept") == []
+
+
+PATTERNS = {"Talk [ab].mp4": "Talk a.mp4", "What?.mp4": "What1.mp4", "st*r.mp4": "star.mp4"}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_name_that_is_also_a_pattern_is_only_a_name(storage, name):
+    other = PATTERNS[name]
+    for file in (f"v/{name}", f"v/{other}", f"v/d {name}/x", f"v/d {other}/x"):
+        storage.write_bytes(file, file.encode())
+    storage.move(f"v/{name}", f"w/{name}")
+    storage.move(f"v/d {name}", f"w/d {name}")
+    assert storage.list() == sorted([f"v/{other}", f"v/d {other}/x", f"w/{name}", f"w/d {name}/x"])
+    assert storage.read_bytes(f"w/{name}") == f"v/{name}".encode()
+    storage.write_bytes(f"w/{other}", b"")
+    storage.remove(f"w/{name}")
+    storage.remove(f"w/d {name}")
+    storage.remove(f"w/{name}")
+    assert storage.list("w") == [f"w/{other}"]
