@@ -7,8 +7,10 @@ withdrawn videos. Rows stay in Arrow tables; only videos are Python objects.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -67,9 +69,17 @@ def write_annotations(
 
 def mention(video: str) -> str:
     """A regular expression for the id of `source/id` in the text of a row, not as a piece of a
-    longer word.
+    longer word: as it is or as JSON writes it, in either form of Unicode, also with backslashes
+    between its steps.
     """
-    return rf"(^|[^\w-]){re.escape(video.partition('/')[2])}($|[^\w-])"
+    names = set()
+    for form in ("NFC", "NFD"):
+        name = unicodedata.normalize(form, video.partition("/")[2])
+        in_json = [json.dumps(name, ensure_ascii=escaped)[1:-1] for escaped in (False, True)]
+        names |= {name, *in_json}
+    named = "|".join(re.escape(name) for name in sorted(names)).replace("/", r"[\\/]{1,2}")
+    # In JSON a line break is a backslash and a letter.
+    return rf"(^|[^\w-]|\\[bfnrt])({named})($|[^\w-])"
 
 
 def write_rejected(

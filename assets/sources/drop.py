@@ -66,6 +66,11 @@ class DropSource(Source):
             text.replace("{folder}", str(self.folder)).replace("{list}", context.storage.path(name))
         ]
 
+    def files_of(self, identifier: str) -> list[Path]:
+        """The files below the folder that may be a video."""
+        paths = {path.as_posix(): path for path in video_files(self.folder, lambda _: None)}
+        return [paths[name] for name in sorted(VideoFiles(paths).that_may_be(identifier))]
+
     def findings(self, name: str) -> Iterator[Finding]:
         if self.folder.is_dir():
             yield Finding(f"source {name}", OK, f"drop folder {self.folder}")

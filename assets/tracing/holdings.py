@@ -5,11 +5,13 @@ from the part that the video belongs to.
 from __future__ import annotations
 
 import glob
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,11 +20,12 @@ from assets.annotations.merge import mention
 from assets.annotations.record import AnnotationRecord
 from assets.checkpoints.bill import trained_videos
 from assets.deployment.settings import Settings
+from assets.evaluation.questions import read_questions
 from assets.fetching.disk import INCOMING
 from assets.records.lineage import LINEAGE_NAME, Lineage, product
 from assets.records.provenance import Register
 from assets.shards.mds import samples_about
-from assets.sources.base import OK
+from assets.sources.base import OK, VideoFiles, composed
 from assets.tracing.names import catalogued_rows
 from training.formats import layout
 from training.formats.hashing import stable_hash
@@ -108,11 +111,11 @@ def find_holdings(
     found += _own_files(storage, video, {holding.path for holding in found}, parts)
     for part in parts:
         found += _part_products(storage, part, video)
-    if _holds_text(storage, layout.CONVERSATIONS_JSON, f'"{video}"'):
+    if _holds_text(storage, layout.CONVERSATIONS_JSON, orjson.dumps(video)):
         found.append(
             Holding("videomarathon_json", "samples in LLaVA's format", layout.CONVERSATIONS_JSON)
         )
-    if _holds_text(storage, layout.HELD_OUT, f"{layout.VIDEOS}/{video}."):
+    if _asks_about(storage, video):
         found.append(Holding("held_out_questions", "held-out questions", layout.HELD_OUT))
     shards = [
         holding.path for holding in found if holding.product.startswith(f"{LONG_VIDEO_KIND}[")
@@ -161,11 +164,12 @@ def _beside(storage: Storage, folder: str, start: str) -> list[str]:
     """Files of one folder whose names are `start` and a suffix."""
     if not storage.exists(folder):
         return []
+    entries = storage.fs.ls(storage.path(folder), detail=False)
+    names = [str(entry).rstrip("/").rpartition("/")[2] for entry in entries]
     return [
         f"{folder}/{name}"
-        for entry in storage.fs.ls(storage.path(folder), detail=False)
-        if (name := str(entry).rstrip("/").rpartition("/")[2]).startswith(start)
-        and "." not in name[len(start) :]
+        for name in names
+        if composed(name).startswith(start) and "." not in composed(name)[len(start) :]
     ]
 
 
@@ -173,15 +177,17 @@ def leftovers(storage: Storage, video: str) -> list[str]:
     """Local paths of copies that no product knows: unfinished downloads, and this machine's copies
     of a remote root.
     """
+    from assets.fetching.archive_members import RECORD  # brings the hub's client along
+
     source, _, identifier = video.partition("/")
     found: set[Path] = set()
     base = Path(storage.root) if storage.is_local else storage.cache
     incoming = base / INCOMING
     found.update(p for p in (incoming / source / f"{stable_hash(identifier):016x}",) if p.exists())
-    last = identifier.rpartition("/")[2]
-    found.update(
-        p for p in (incoming / "staged").rglob("*") if p.is_file() and p.name.split(".")[0] == last
-    )
+    for record in (incoming / "staged" / source).rglob(RECORD):
+        members = json.loads(record.read_text())  # name in the archive -> number
+        staged = [record.parent / members[m] for m in VideoFiles(members).that_may_be(identifier)]
+        found.update(path for path in staged if path.exists())
     for copy in (storage.cache / "copies").glob("*"):
         for folder in (copy / layout.VIDEOS, *(copy / layout.FEATURES).glob("*")):
             found.update((folder / source).glob(f"{glob.escape(identifier)}.*"))
@@ -192,19 +198,22 @@ def set_aside_copies(storage: Storage, video: str, parts: Sequence[str]) -> list
     """What was set aside as damaged of the video's own files, and of rows of its parts, below the
     root.
     """
-    own = [f"{layout.VIDEOS}/{video}.", f"{layout.QUARANTINE}/{video}."]
-    own += [f"{layout.ANNOTATIONS}.", f"{layout.REJECTED_ANNOTATIONS}."]
-    own.append(f"{layout.CONVERSATIONS_JSON}.")
+    rows = [f"{layout.ANNOTATIONS}.", f"{layout.REJECTED_ANNOTATIONS}."]
+    rows += [f"{layout.CONVERSATIONS_JSON}.", f"{layout.HELD_OUT}."]
     for part in parts:
-        own += [f"{layout.conversations(part)}.", f"{layout.rejected_conversations(part)}."]
+        rows += [f"{layout.conversations(part)}.", f"{layout.rejected_conversations(part)}."]
         folder = layout.shards(LONG_VIDEO_KIND, part)
-        own += [f"{folder}.", f"{folder}/"]
-    features = re.compile(rf"{re.escape(layout.FEATURES)}/[^/]+/{re.escape(video)}\.")
+        rows += [f"{folder}.", f"{folder}/"]
+    # The last step is the number of the copy. A dot in front of another suffix is part of an id.
+    own = re.compile(
+        rf"({layout.VIDEOS}|{layout.QUARANTINE}|{layout.FEATURES}/[^/]+)/{re.escape(video)}"
+        rf"(\.[^./]+|{re.escape(layout.QUARANTINE_SUFFIX)})\.\d+"
+    )
     return [
         name
         for name in storage.list(DAMAGED)
         for path in [name.removeprefix(f"{DAMAGED}/")]
-        if path.startswith(tuple(own)) or features.match(path)
+        if path.startswith(tuple(rows)) or own.fullmatch(composed(path))
     ]
 
 
@@ -300,11 +309,20 @@ def _checkpoint(folder: str) -> str:
     return product(made, name if made == "ablation" else variant)
 
 
-def _holds_text(storage: Storage, name: str, text: str) -> bool:
+def _asks_about(storage: Storage, video: str) -> bool:
+    """Whether a held-out question is about the video."""
+    if not storage.exists(layout.HELD_OUT):
+        return False
+    questions = read_questions(storage.local(layout.HELD_OUT))
+    wanted = f"{layout.VIDEOS}/{video}"
+    return any(composed(one.path).rpartition(".")[0] == wanted for one in questions)
+
+
+def _holds_text(storage: Storage, name: str, wanted: bytes) -> bool:
     """Whether a file holds a text; it is read in blocks."""
     if not storage.exists(name):
         return False
-    wanted, tail = text.encode(), b""
+    tail = b""
     with storage.open(name) as file:
         while block := file.read(_BLOCK):
             if wanted in tail + block:

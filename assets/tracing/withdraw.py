@@ -25,7 +25,7 @@ from assets.deployment.settings import Settings
 from assets.evaluation.questions import read_questions
 from assets.records.lineage import Lineage, is_recorded, product, record_name, split_product
 from assets.records.withdrawals import Withdrawal, Withdrawals, active_parts, record_withdrawn
-from assets.sources.base import PERMANENT, VIDEO_SUFFIXES
+from assets.sources.base import PERMANENT, composed
 from assets.sources.drop import DropSource
 from assets.tracing.holdings import (
     Holdings,
@@ -238,10 +238,8 @@ def _by_hand(
     source, _, identifier = video.partition("/")
     chosen = settings.sources.get(source)
     if isinstance(chosen, DropSource):
-        last = identifier.rpartition("/")[2]
-        for file in sorted(chosen.folder.rglob(f"{last}.*")):
-            if file.name.lower().endswith(VIDEO_SUFFIXES):
-                yield f"your own file {file}"
+        for file in chosen.files_of(identifier):  # a folder's name may hold bytes that are no text
+            yield f"your own file {str(file).encode(errors='replace').decode()}"
     described = layout.captions(source, VIDEOS)
     if storage.exists(described):
         seen = pq.read_table(storage.local(described), columns=["video"])
@@ -254,7 +252,7 @@ def _by_hand(
     questions = settings.evaluation.questions
     if questions is not None and questions.exists():
         last = identifier.rpartition("/")[2]
-        named = [q.id for q in read_questions(questions) if Path(q.path).stem == last]
+        named = [q.id for q in read_questions(questions) if composed(Path(q.path).stem) == last]
         if named:
             yield (
                 f"{questions} asks about a file of that name: {', '.join(named[:10])}; take these "

@@ -13,6 +13,7 @@ import yaml
 from assets.annotations.catalogue import Catalogue, read_catalogue
 from assets.checkpoints.bill import BILL, VIDEOS, trained_videos
 from assets.deployment.settings import load_settings
+from assets.fetching.archive_members import RECORD
 from assets.fetching.disk import scratch
 from assets.records.lineage import Lineage
 from assets.records.withdrawals import Withdrawals, give_up_part
@@ -248,23 +249,25 @@ def test_copies_that_no_product_knows_go_as_well(world):
     incoming = scratch(world.storage, "ego4d", f"{stable_hash('b'):016x}")
     (incoming / "b.part").write_bytes(b"half")
     staged = scratch(world.storage, "staged", "ego4d", "0" * 8)
-    (staged / "b.mp4").write_bytes(b"staged")
-    (staged / "other.mp4").write_bytes(b"kept")
+    (staged / RECORD).write_text('{"clips/other.mp4": "000000.mp4", "clips/b.mp4": "000001.mp4"}')
+    (staged / "000000.mp4").write_bytes(b"kept")
+    (staged / "000001.mp4").write_bytes(b"staged")
     aside = f"{DAMAGED}/{layout.VIDEOS}/{GONE}.mp4.1"
     world.storage.write_bytes(aside, b"damaged")
     of_part = f"{DAMAGED}/{layout.conversations('part0')}.1"
     world.storage.write_bytes(of_part, b"rows")
-    another = f"{DAMAGED}/{layout.VIDEOS}/{KEPT}.mp4.1"
-    world.storage.write_bytes(another, b"of another video")
+    others = [f"{DAMAGED}/{layout.VIDEOS}/{name}.mp4.1" for name in (KEPT, f"{GONE}.0")]
+    for other in others:
+        world.storage.write_bytes(other, b"of another video")
     refused = layout.feature_quarantine(layout.features("7b"), GONE)
     world.storage.write_json(refused, {"video": GONE})
     assert world.withdraw(dry_run=False).success
     assert not (incoming / "b.part").exists()
-    assert not (staged / "b.mp4").exists()
-    assert (staged / "other.mp4").exists()
+    assert not (staged / "000001.mp4").exists()
+    assert (staged / "000000.mp4").exists()
     assert not world.storage.exists(aside)
     assert not world.storage.exists(of_part)
-    assert world.storage.exists(another)
+    assert all(map(world.storage.exists, others))
     assert not world.storage.exists(refused)
 
 
