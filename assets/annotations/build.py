@@ -154,7 +154,7 @@ def _enter(
         if change:
             changes[identifier] = change
     if new or changes or not storage.exists(snapshot_name(source, part)):
-        with Catalogue(storage, source, part) as catalogue:
+        with Catalogue(storage, source, part, log) as catalogue:
             catalogue.add(new)
             catalogue.amend(changes)
     return counts

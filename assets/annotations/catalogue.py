@@ -3,7 +3,8 @@ source and part.
 
 A table is a Parquet snapshot and a journal of what changed since (`journal.py`). A change counts
 once its line is on the disk; a snapshot replaces the old one in one step, and only then is the
-journal emptied. A kill at any moment loses nothing.
+journal emptied. A kill at any moment loses nothing: a journal that continues another snapshot is
+one whose changes the snapshot has taken, or one of a machine that died while another went on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from assets.annotations.journal import Changes, Journal, journal_path, read_journal
+from assets.annotations.journal import Change, Changes, Journal, journal_path, read_journal
 from assets.deployment.settings import Settings
 from assets.records.withdrawals import Withdrawals
 from assets.sources.base import OK, VideoRow
@@ -103,22 +104,36 @@ class Catalogue:
     """The table of one source and part, open for writing by one process. Many threads of it may
     update.
 
+    Args:
+        log: takes a line where a journal does not continue the snapshot that is there.
+
     Raises:
-        OperatorError: another process has it open.
+        OperatorError: another process of this machine, or of a local root, has it open.
     """
 
-    def __init__(self, storage: Storage, source: str, part: str) -> None:
+    def __init__(
+        self, storage: Storage, source: str, part: str, log: Callable[[str], None] = print
+    ) -> None:
         self.storage, self.source, self.part = storage, source, part
         self._lock = threading.RLock()
         self._journal = Journal(storage, source, part)
-        self._table, changed = _load(storage, source, part)
+        self._table, content, journal = _load(storage, source, part)
         self._place = _places(self._table)
-        self._changed = {name: change for name, change in changed.items() if name in self._place}
+        self._changed: dict[str, Change] = {}
         self._snapshot_at = time.monotonic()
+        if journal.continues == content:
+            self._changed = {k: dict(v) for k, v in journal.by_id.items() if k in self._place}
+        elif journal.continues is not None:
+            kept = self._journal.set_aside()
+            log(
+                f"{source}, {part}: the journal of a run that was killed belongs to an earlier "
+                f"table ({len(journal.by_id):,} videos); it is now {kept}. Videos of it that are "
+                "there are found by themselves"
+            )
         if self._changed:
             self.compact()
-        elif not self._journal.is_empty:
-            self._journal.clear()  # a torn line: what is written after it would not be read
+        else:
+            self._journal.begin(content)  # also after a torn line, behind which nothing is read
 
     def __enter__(self) -> Self:
         return self
@@ -199,11 +214,12 @@ class Catalogue:
         with self._lock:
             self._table = _merged(self._table, self._changed).combine_chunks()
             self._place = _places(self._table)
-            marked = self._table.replace_schema_metadata({_CONTENT: _hash_rows(self._table)})
+            content = _hash_rows(self._table)
+            marked = self._table.replace_schema_metadata({_CONTENT: content})
             with self.storage.writing(snapshot_name(self.source, self.part)) as temporary:
                 pq.write_table(marked, temporary, compression="zstd")
             self._changed = {}
-            self._journal.clear()
+            self._journal.begin(content)
             self._snapshot_at = time.monotonic()
 
     def close(self) -> None:
@@ -223,7 +239,8 @@ def read_catalogue(storage: Storage, source: str, part: str) -> pa.Table:
     if not storage.exists(snapshot_name(source, part)):
         path = storage.path(snapshot_name(source, part))
         raise FileNotFoundError(f"{path}: not there; materialize the catalogue first")
-    return _merged(*_load(storage, source, part))
+    table, content, journal = _load(storage, source, part)
+    return _merged(table, journal.by_id if journal.continues == content else {})
 
 
 def present_videos(storage: Storage, settings: Settings, part: str) -> list[PresentVideo]:
@@ -247,26 +264,34 @@ def _places(table: pa.Table) -> dict[str, int]:
     return {name: place for place, name in enumerate(table.column("id").to_pylist())}
 
 
-def _load(storage: Storage, source: str, part: str) -> tuple[pa.Table, Changes]:
-    """The snapshot, and the changes that the journal holds."""
+def _load(storage: Storage, source: str, part: str) -> tuple[pa.Table, str, Changes]:
+    """The rows of the snapshot with their hash, and what the journal holds.
+
+    The journal is read first. Where a writer empties it before the snapshot is read, that snapshot
+    has taken its changes.
+    """
+    journal = read_journal(journal_path(storage, source, part))
+    storage.forget_listings()  # another machine may have written the snapshot
     name = snapshot_name(source, part)
-    table = read_snapshot(storage, name) if storage.exists(name) else SCHEMA.empty_table()
-    return table, read_journal(journal_path(storage, source, part))
+    if not storage.exists(name):
+        return SCHEMA.empty_table(), "", journal
+    return *read_snapshot(storage, name), journal
 
 
-def read_snapshot(storage: Storage, name: str) -> pa.Table:
-    """The rows of a snapshot, compared with the hash of them that it holds itself: it changes with
-    every video that is fetched, so no receipt can name its bytes.
+def read_snapshot(storage: Storage, name: str) -> tuple[pa.Table, str]:
+    """The rows of a snapshot and their hash, compared with the one that it holds itself: it changes
+    with every video that is fetched, so no receipt can name its bytes.
 
     Raises:
         DamagedTableError: the rows are not those that were written.
     """
     try:
-        table = pq.read_table(storage.local(name))
-        stated = (table.schema.metadata or {}).get(_CONTENT)
+        with pq.ParquetFile(storage.local(name)) as file:  # opened once: it may be replaced
+            table = file.read()
+        stated = (table.schema.metadata or {}).get(_CONTENT, b"").decode()
         table = table.replace_schema_metadata(None)
         if table.schema == SCHEMA and stated == _hash_rows(table):
-            return table
+            return table, stated
         fault = "its rows are not those that were written"
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -280,14 +305,14 @@ def read_snapshot(storage: Storage, name: str) -> pa.Table:
     )
 
 
-def _hash_rows(table: pa.Table) -> bytes:
+def _hash_rows(table: pa.Table) -> str:
     digest = xxhash.xxh3_128()
     for name in SCHEMA.names:
         digest.update(orjson.dumps([name, table.column(name).to_pylist()]))
-    return digest.hexdigest().encode()
+    return digest.hexdigest()
 
 
-def _merged(table: pa.Table, changed: Changes) -> pa.Table:
+def _merged(table: pa.Table, changed: Mapping[str, Change]) -> pa.Table:
     """The table with the changes in it, by id."""
     if changed:
         touched = pc.is_in(table["id"], pa.array(list(changed), pa.string()))

@@ -81,7 +81,10 @@ def acquire_part(
     mend_table(storage, settings, source, part, log)
     read_catalogue(storage, source, part)
     most = settings.features.limits.max_pixels
-    with Catalogue(storage, source, part) as catalogue, ProbePool(max_pixels=most) as prober:
+    with (
+        Catalogue(storage, source, part, log) as catalogue,
+        ProbePool(max_pixels=most) as prober,
+    ):
         work = _Acquisition(storage, settings, catalogue, prober, log)
         work.run()
         catalogue.compact()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from assets.annotations.build import build_catalogue
-from assets.annotations.catalogue import Catalogue, read_catalogue
-from assets.annotations.journal import journal_path
+from assets.annotations.catalogue import Catalogue, read_catalogue, read_snapshot
+from assets.annotations.journal import Journal, journal_path, read_journal
 from assets.fetching.errors import OperatorError
 from assets.sources.base import VideoRow
 from tests.servers.world import catalogued, make_settings, question, quiet, row
@@ -94,6 +99,121 @@ def test_a_journal_that_holds_only_a_torn_line_swallows_nothing_that_follows(
     catalogue.update("y", status="ok", size=3)
     catalogue._journal.close()  # the second kill: nothing is compacted
     assert read_catalogue(storage, "panda", "part0")["status"].to_pylist() == ["pending", "ok"]
+
+
+STEPS = 28
+
+
+def _work_and_die(storage: Storage, die_at: int, told: int) -> None:
+    """Write a table, tell each change once it counts, and die by SIGKILL at one of the `STEPS` that
+    reach the disk.
+    """
+    left = [die_at]
+
+    def step(*_: object) -> None:
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+
+    append, begin, writing = Journal.append, Journal.begin, Storage.writing
+
+    def dying_append(journal: Journal, identifier: str, change: dict[str, Any]) -> None:
+        step()
+        append(journal, identifier, change)
+        step()
+
+    def torn_append(journal: Journal, identifier: str, change: dict[str, Any]) -> None:
+        if left[0] == 0:
+            line = json.dumps({"continues": journal._continues})
+            torn = (
+                line[:-5]
+                if os.fstat(journal._file.fileno()).st_size == 0
+                else f'{{"id": "{identifier}", "sta'
+            )
+            journal._file.write(torn.encode())
+        dying_append(journal, identifier, change)
+
+    def dying_begin(journal: Journal, continues: str) -> None:
+        step()
+        begin(journal, continues)
+        step()
+
+    @contextmanager
+    def dying_writing(storage: Storage, rel: str) -> Iterator[Path]:
+        step()
+        with writing(storage, rel) as temporary:
+            yield temporary
+            step()
+        step()
+
+    Journal.append, Journal.begin = torn_append, dying_begin  # type: ignore[method-assign]
+    Storage.writing = dying_writing  # type: ignore[method-assign,assignment]
+    with Catalogue(storage, "panda", "part0") as catalogue:
+        for n in range(4):
+            catalogue.update("y", status="ok", size=n)
+            catalogue.update("x", attempts=n + 1)
+            os.write(told, b".")
+            if n == 1:
+                catalogue.compact()
+
+
+@pytest.mark.parametrize("die_at", range(STEPS + 1))
+def test_a_kill_at_any_step_loses_nothing_that_was_told(tmp_path: Path, die_at: int) -> None:
+    storage = Storage(str(tmp_path))
+    with Catalogue(storage, "panda", "part0") as catalogue:
+        catalogue.add(VideoRow(f"panda/{name}", "panda", name) for name in "xy")
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _work_and_die(storage, die_at, tell)
+        os._exit(0)
+    os.close(tell)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) == (die_at < STEPS)
+    with open(told, "rb") as file:
+        counted = len(file.read())
+    found = read_catalogue(storage, "panda", "part0")["attempts"].to_pylist()[0]
+    assert found in (counted, counted + 1)
+    with Catalogue(storage, "panda", "part0", quiet) as catalogue:
+        assert catalogue.row("x").attempts == found
+        catalogue.update("x", attempts=1000)
+    assert read_catalogue(storage, "panda", "part0")["attempts"].to_pylist()[0] == 1000
+
+
+MOMENTS = ["before the first look", "between both looks", "after the second look"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_reader_beside_whom_the_journal_is_emptied_sees_every_change_that_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    storage = Storage(str(tmp_path))
+    with Catalogue(storage, "panda", "part0") as catalogue:
+        catalogue.add([VideoRow("panda/x", "panda", "x"), VideoRow("panda/y", "panda", "y")])
+        catalogue.update("x", status="ok", size=1)
+        real = {"read_journal": read_journal, "read_snapshot": read_snapshot}
+        looks: list[str] = []
+
+        def go_on() -> None:
+            catalogue.update("x", size=2)
+            catalogue.compact()
+            catalogue.update("y", status="ok")
+
+        def look(name: str, *arguments: Any) -> Any:
+            if MOMENTS.index(moment) == len(looks):
+                go_on()
+            found = real[name](*arguments)
+            looks.append(name)
+            if MOMENTS.index(moment) == len(looks) == 2:
+                go_on()
+            return found
+
+        for name in real:
+            monkeypatch.setattr(f"assets.annotations.catalogue.{name}", partial(look, name))
+        rows = read_catalogue(storage, "panda", "part0").to_pylist()
+        assert len(looks) == 2
+        assert rows[0]["status"] == "ok"
+        assert rows[0]["size"] == (1 if moment == MOMENTS[2] else 2)
 
 
 def test_a_line_that_does_not_fit_on_the_disk_leaves_no_torn_line(
@@ -190,3 +310,53 @@ def test_the_versions_of_the_catalogue_follow_what_is_expected_not_what_was_fetc
     with Catalogue(storage, "panda", "part0") as catalogue:
         catalogue.update("a", status="ok", sha256="1")
     assert build_catalogue(storage, settings, quiet).version == before
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> tuple[Storage, Storage]:
+    """One object store, seen by two machines, with a table of two videos."""
+    root = f"memory://{tmp_path.name}"
+    first, second = (Storage(root, tmp_path / name) for name in "ab")
+    with Catalogue(first, "panda", "part0") as catalogue:
+        catalogue.add([VideoRow("panda/v", "panda", "v"), VideoRow("panda/w", "panda", "w")])
+    return first, second
+
+
+def hashes(storage: Storage) -> list[str | None]:
+    return read_catalogue(storage, "panda", "part0")["sha256"].to_pylist()
+
+
+def test_the_journal_of_a_killed_machine_changes_nothing_that_another_one_wrote_since(
+    machines: tuple[Storage, Storage],
+) -> None:
+    first, second = machines
+    killed = Catalogue(first, "panda", "part0")
+    killed.update("v", status="ok", sha256="OLD")
+    killed._journal.close()
+    with Catalogue(second, "panda", "part0") as catalogue:
+        catalogue.update("v", status="ok", sha256="NEW")
+        catalogue.update("w", status="ok", sha256="W")
+    assert hashes(first) == hashes(second) == ["NEW", "W"]
+    said: list[str] = []
+    for _ in range(2):
+        with Catalogue(first, "panda", "part0", said.append) as catalogue:
+            assert catalogue.row("v").sha256 == "NEW"
+    assert hashes(first) == hashes(second) == ["NEW", "W"]
+    (line,) = said
+    (kept,) = journal_path(first, "panda", "part0").parent.glob("*.jsonl.*")
+    assert str(kept) in line
+    assert b"OLD" in kept.read_bytes()
+
+
+def test_the_journal_of_a_killed_machine_counts_where_nobody_wrote_since(
+    machines: tuple[Storage, Storage],
+) -> None:
+    first, second = machines
+    killed = Catalogue(first, "panda", "part0")
+    killed.update("v", status="ok", sha256="MINE")
+    killed._journal.close()
+    with Catalogue(second, "panda", "part0"):
+        pass
+    with Catalogue(first, "panda", "part0"):
+        pass
+    assert hashes(second) == ["MINE", None]

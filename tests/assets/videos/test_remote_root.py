@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 
 import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from assets.annotations.catalogue import present_videos, read_catalogue
+from assets.annotations.catalogue import Catalogue, present_videos, read_catalogue
+from assets.videos.acquire import acquire_part
 from pipeline.why import why
 from tests.servers.clips import clip
 from tests.servers.faulty import FaultyHubServer, FaultyMediaServer
 from tests.servers.hostile import tar_gz, zipped
 from tests.servers.world import acquire, catalogued, make_settings, question
+from training.formats import layout
+from training.formats.storage import Storage
 
 
 @pytest.fixture
@@ -87,3 +91,34 @@ def test_videos_and_their_catalogue_reach_an_object_store(root, tmp_path):
     assert not [
         path for path in (tmp_path / "cache").rglob("*.mp4") if ".tmp-incoming" in path.parts
     ]
+
+
+@pytest.mark.slow
+def test_what_a_killed_machine_had_fetched_is_found_again_when_another_one_went_on(root, tmp_path):
+    served = tmp_path / "served"
+    served.mkdir()
+    for number in range(2):
+        (served / f"v{number}.mp4").write_bytes(clip(number))
+    with FaultyMediaServer(served) as media:
+        settings = make_settings(
+            tmp_path / "deployment",
+            {"web": {"kind": "url", "hosts": [f"127.0.0.1:{media.port}"]}},
+            [question(f"v{n}", "web", f"{media.url}/v{n}.mp4") for n in range(2)],
+            root=root,
+        )
+        killed, other = catalogued(settings), Storage(root, tmp_path / "other")
+        catalogue = Catalogue(killed, "web", "part0")
+        name = f"{layout.VIDEOS}/web/v0.mp4"
+        killed.write_bytes(name, clip(0))
+        catalogue.update("v0", status="ok", path=name, sha256="not looked at", size=len(clip(0)))
+        catalogue._journal.close()
+        with Catalogue(other, "web", "part0") as catalogue:
+            catalogue.update("v1", status="transient", reason="connection")
+        said: list[str] = []
+        report = acquire_part(killed, settings, "web", "part0", said.append)
+        assert (report.counts["adopted"], report.counts["fetched"]) == (1, 1)
+        assert {one.request.path for one in media.log} == {"/v1.mp4"}
+    table = read_catalogue(other, "web", "part0")
+    assert table["status"].to_pylist() == ["ok", "ok"]
+    assert table["sha256"][0].as_py() == hashlib.sha256(clip(0)).hexdigest()
+    assert len([line for line in said if "belongs to an earlier table" in line]) == 1
