@@ -343,6 +343,7 @@ class Trainer:
                 own.supervised += output.supervised
                 own.tokens += sum(output.lengths)
                 own.packs += 1
+                own.taught += output.supervised > 0
                 own.work += flops(pack.sizes, self.model_config, self.config.modules)
             own.samples += len(group.sample_ids)
         own.loss_sum = float(loss)
@@ -402,8 +403,8 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             return 0.0, True
         # Sharded gradients are means over the ranks; the loss is a sum over tokens (or over packs'
-        # means).
-        parts = totals.supervised if self.config.loss == "tokens" else totals.packs
+        # means: a pack that a rank takes only because others do has none).
+        parts = totals.supervised if self.config.loss == "tokens" else totals.taught
         factor = self.ranks.world / parts
         norm = float(gradient_norm(self.parameters)) * factor
         finite = math.isfinite(norm) and math.isfinite(totals.loss_sum)

@@ -15,6 +15,7 @@ class StepTotals:
     Attributes:
         loss_sum: loss summed over supervised tokens.
         supervised, tokens, samples, packs: how many there were.
+        taught: packs with supervised tokens.
         work: floating point operations of the model.
         waited_s: time spent waiting for data.
     """
@@ -24,6 +25,7 @@ class StepTotals:
     tokens: float = 0
     samples: float = 0
     packs: float = 0
+    taught: float = 0
     work: float = 0.0
     waited_s: float = 0.0
 

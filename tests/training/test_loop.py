@@ -232,6 +232,20 @@ def test_the_published_average_weighs_packs_and_not_tokens(tmp_path):
     assert abs(losses(run)[1] - losses(other)[1]) > 1e-3
 
 
+def test_a_pack_without_samples_has_no_part_in_the_published_average(tmp_path, monkeypatch):
+    """With one pack that has some, both averages are the same."""
+    monkeypatch.setattr("training.loop.group_samples", lambda _: 4)
+    norms = []
+    for loss in ("tokens", "micro_batch"):
+        (folder := tmp_path / loss).mkdir()
+        run = make_run(folder, loss=loss, micro_batch=4, max_steps=1)
+        train_in_process(run, LoaderBehaviour(usable=1))
+        record = json.loads((Path(run.out) / "metrics.jsonl").read_text())
+        assert record["packs"] == 2
+        norms.append(record["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+
+
 def test_a_start_of_another_variant_is_refused(tmp_path):
     run = make_run(tmp_path, variant="3b")
     with pytest.raises(ValueError, match="holds variant 'tiny', but the run is of variant '3b'"):
