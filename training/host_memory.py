@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+MEMINFO, CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
 
 def free_memory_of_host() -> float | None:
     """Bytes: what the kernel calls available, or the container's limit leaves, whichever is less.
@@ -15,20 +17,32 @@ def free_memory_of_host() -> float | None:
 
 def _available() -> float | None:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        kibibytes = _numbers(MEMINFO).get("MemAvailable:")
     except OSError:
         return None
-    kibibytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return 1024.0 * int(kibibytes[0]) if kibibytes else None
+    return None if kibibytes is None else 1024.0 * kibibytes
 
 
 def _left_in_container() -> float | None:
-    """Of the limit of control group version 2."""
+    """Of the limit of control group version 2, with the files' pages that the kernel gives up for
+    it.
+    """
     try:
         limit, used = (
-            Path("/sys/fs/cgroup", name).read_text().strip()
-            for name in ("memory.max", "memory.current")
+            (CONTROL_GROUP / name).read_text().strip() for name in ("memory.max", "memory.current")
         )
+        held = _numbers(CONTROL_GROUP / "memory.stat")
     except OSError:
         return None
-    return None if limit == "max" else float(int(limit) - int(used))
+    if limit == "max":
+        return None
+    # What was used lately counts by half: for MemAvailable, too, the kernel counts that much of
+    # pages and slabs at least. Files in memory (tmpfs) are in none of them.
+    lately = held.get("active_file", 0) + held.get("slab_reclaimable", 0)
+    return int(limit) - int(used) + held.get("inactive_file", 0) + lately / 2
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The first number of each line, by the word before it."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines}
