@@ -57,7 +57,7 @@ def test_the_second_is_told_who_holds_the_folder(tmp_path, other):
     began = time.monotonic()
     with holding(tmp_path, print):  # a dead holder on this machine is succeeded at once
         assert json.loads((tmp_path / "holder.json").read_text())["pid"] == os.getpid()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < run_lock.SILENT_S / 2
     assert not (tmp_path / "holder.json").exists()
 
 
