@@ -37,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def checkpoints(chosen: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
     from assets.checkpoints.named import fetch_released, own_checkpoints
+    from assets.deployment.addresses import config_option
     from assets.deployment.settings import load_settings
     from assets.fetching.errors import TransferError
     from pipeline.demo.summary import text_table
@@ -47,7 +48,8 @@ def checkpoints(chosen: argparse.Namespace) -> int:
     settings = load_settings(chosen.config)
     if chosen.action == "fetch":
         if not chosen.name:
-            raise ValueError("say which one to fetch; hourllava checkpoints lists them")
+            listing = f"hourllava checkpoints{config_option(chosen.config)}"
+            raise ValueError(f"say which one to fetch; {listing} lists them")
         try:
             folder, stage = fetch_released(settings, chosen.name, chosen.to, log)
         except TransferError as error:
@@ -55,7 +57,7 @@ def checkpoints(chosen: argparse.Namespace) -> int:
         known = "N" if stage is None else stage
         print(f"{folder}\nas a start: {{folder: {folder.resolve()}, stage: {known}}}")
         return 0
-    _list_released(settings, chosen.name or AUTHOR, log)
+    _list_released(settings, chosen, log)
     print("\nthe deployment's own; --checkpoint takes them by name")
     rows = [
         {
@@ -69,16 +71,20 @@ def checkpoints(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _list_released(settings: Settings, author: str, log: Callable[[str], None]) -> None:
-    """Print what the hub has of an author; what is expected and what is here, where it does not
-    answer.
+def _list_released(
+    settings: Settings, chosen: argparse.Namespace, log: Callable[[str], None]
+) -> None:
+    """Print what the hub has of the chosen author; what is expected and what is here, where it
+    does not answer.
     """
     from assets.checkpoints.named import guessed_rows, released_rows
     from assets.checkpoints.on_hub import look_at, models_of
+    from assets.deployment.addresses import config_option
     from assets.fetching.errors import TransferError
     from assets.fetching.hub import Hub
     from pipeline.demo.summary import text_table
 
+    author = chosen.name or AUTHOR
     once = settings.download.model_copy(update={"attempts": 1})
     hub = Hub(settings.hub_endpoint, once, log)
     try:
@@ -90,8 +96,9 @@ def _list_released(settings: Settings, author: str, log: Callable[[str], None]) 
         print(f"\n{_offline()}")
         return
     print(
-        f"of {author}, on {hub.api.endpoint}; hourllava checkpoints fetch REPOSITORY takes one to "
-        "this machine. The stage is the name's; N: it does not say"
+        f"of {author}, on {hub.api.endpoint}; hourllava checkpoints fetch REPOSITORY"
+        f"{config_option(chosen.config)} takes one to this machine. The stage is the name's; N: it "
+        "does not say"
     )
     print(text_table(list(released_rows(look_at(hub, repo) for repo in there)), WIDEST))
 

@@ -287,9 +287,10 @@ def _ui(chosen: argparse.Namespace) -> int:
 def _doctor(chosen: argparse.Namespace) -> int:
     from assets.deployment.settings import load_settings
     from assets.sources.findings import MISSING
-    from pipeline.doctor.report import examine, report
+    from pipeline.doctor.report import Asked, examine, report
 
-    findings = examine(load_settings(chosen.config), instance_folder(), chosen.port)
+    settings = load_settings(chosen.config)
+    findings = examine(Asked(settings, instance_folder(), chosen.port, chosen.config))
     print(report(findings))
     return 1 if any(finding.state == MISSING for finding in findings) else 0
 

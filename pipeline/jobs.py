@@ -76,7 +76,7 @@ def _ablations() -> Iterator[UnresolvedAssetJobDefinition]:
         "training",
         ["ablation", "ablation_scores"],
         "Train and score one arm of the ablations with one seed. All of them: backfill it, or run "
-        "`hourllava ablate`.",
+        "`hourllava ablate --config` with these settings.",
         _SINGLE_PROCESS,
     )
     yield _job(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
-from assets.deployment.addresses import FINE_TUNE_JOB, FINE_TUNE_OP
+from assets.deployment.addresses import FINE_TUNE_JOB, FINE_TUNE_OP, config_option
 from assets.deployment.settings import load_settings
 from assets.deployment.variants import one_of
 from assets.records.lineage import Lineage, is_recorded, product
@@ -50,7 +51,7 @@ def fine_tune(config: Path, variant: str | None, log: Path, home: Path) -> int:
         given = {"ops": {FINE_TUNE_OP: {"config": {"variant": chosen}}}}
         done = _follow(client, client.launch(FINE_TUNE_JOB, config=given), seen)
     if done:
-        print_scores(Storage(settings.root), chosen)
+        print_scores(Storage(settings.root), chosen, config)
     return 0 if done else 1
 
 
@@ -75,12 +76,14 @@ def _tell(client: DagsterClient, seen: set[str]) -> None:
         print(line, flush=True)
 
 
-def print_scores(storage: Storage, variant: str) -> None:
-    """The start and the tuned checkpoint side by side, on what was held out."""
+def print_scores(storage: Storage, variant: str, config: Path) -> None:
+    """The start and the tuned checkpoint side by side, on what was held out, and how to ask it."""
     name = product("evaluation", variant)
     if not is_recorded(storage, name):
         return
     summary = storage.read_json(f"{Lineage.read(storage, name).folder}/summary.json")
     rows = [{column: row[column] for column in SCORES} for row in summary["accuracy"]]
     print(f"\nshare of held-out questions answered right\n{text_table(rows)}")
-    print(f"\nhourllava ask VIDEO --checkpoint 'stage3[{variant}]'   asks the tuned checkpoint")
+    checkpoint = shlex.quote(product("stage3", variant))
+    command = f"hourllava ask VIDEO --checkpoint {checkpoint}{config_option(config)}"
+    print(f"\n{command}   asks the tuned checkpoint")

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+from assets.deployment.addresses import config_option
 from assets.deployment.settings import Settings
 from assets.sources.findings import Finding, missing, note, ok
 from pipeline.doctor.gpus import large_variants
@@ -69,8 +71,14 @@ def _on_cards(settings: Settings, variant: str, stage: int) -> Finding:
     return ok(f"{variant}, stage {stage}, fits", f"{world} x {'; '.join(found)}")
 
 
-def check_estimate(settings: Settings, gpus: list[Gpu]) -> Iterator[Finding]:
-    """What each large variant should need on own videos: hours, disk, money."""
+def check_estimate(
+    settings: Settings, gpus: list[Gpu], config: Path | None = None
+) -> Iterator[Finding]:
+    """What each large variant should need on own videos: hours, disk, money.
+
+    Args:
+        config: file of the settings, where one was chosen.
+    """
     for variant in large_variants(settings):
         from pipeline.estimate.needs import needs_here
 
@@ -86,4 +94,6 @@ def check_estimate(settings: Settings, gpus: list[Gpu]) -> Iterator[Finding]:
             )
             yield note(what, needs.summary(), advice)
             continue
-        yield ok(what, f"{needs.summary()}; hourllava estimate has the steps")
+        yield ok(
+            what, f"{needs.summary()}; hourllava estimate{config_option(config)} has the steps"
+        )

@@ -41,11 +41,13 @@ class Asked:
     Attributes:
         home: folder with the `dagster.yaml` of the instance.
         port: where the web UI is to listen.
+        config: file of the settings, where one was chosen.
     """
 
     settings: Settings
     home: Path
     port: int
+    config: Path | None
 
 
 # In the order in which a person would mend things.
@@ -57,7 +59,7 @@ CHECKS: tuple[Callable[[Asked], Iterable[Finding]], ...] = (
     lambda asked: check_descriptors(),
     lambda asked: check_decoder_isolation(),
     lambda asked: check_sources(asked.settings),
-    lambda asked: check_starts(asked.settings),
+    lambda asked: check_starts(asked.settings, asked.config),
     lambda asked: check_hub(asked.settings),
     lambda asked: check_questions(asked.settings),
     lambda asked: check_scratch(asked.settings),
@@ -68,21 +70,15 @@ CHECKS: tuple[Callable[[Asked], Iterable[Finding]], ...] = (
         () if asked.settings.compute.gpu.is_slurm else check_gpus(asked.settings, installed_gpus())
     ),
     lambda asked: check_fitting(asked.settings, installed_gpus()),
-    lambda asked: check_estimate(asked.settings, installed_gpus()),
+    lambda asked: check_estimate(asked.settings, installed_gpus(), asked.config),
     lambda asked: check_optional(asked.settings),
     lambda asked: check_instance(asked.home),
     lambda asked: check_port(asked.port),
 )
 
 
-def examine(settings: Settings, home: Path, port: int) -> list[Finding]:
-    """Run every check.
-
-    Args:
-        home: folder with the `dagster.yaml` of the instance.
-        port: where the web UI is to listen.
-    """
-    asked = Asked(settings, home, port)
+def examine(asked: Asked) -> list[Finding]:
+    """Run every check."""
     return [finding for check in CHECKS for finding in check(asked)]
 
 
