@@ -311,7 +311,7 @@ def _lineage(chosen: argparse.Namespace) -> int:
     from assets.questions.origin import MARK, find_row, origin_lines
     from assets.records.provenance import Register
     from assets.tracing.holdings import find_holdings
-    from assets.tracing.names import catalogued_rows, find_video
+    from assets.tracing.names import catalogued_rows, dropped_names, find_video
     from training.formats.storage import Storage
 
     settings = load_settings(chosen.config)
@@ -320,7 +320,7 @@ def _lineage(chosen: argparse.Namespace) -> int:
     if MARK in what and (row := find_row(register.storage, what)):
         print("\n".join(origin_lines(register.storage, row)))
         what = f"questions[{row['data_source']}]"
-    if catalogued_rows(register.storage, settings, what):
+    if catalogued_rows(register.storage, settings, what) or dropped_names(settings, what):
         video = find_video(register.storage, settings, what)
         holdings = find_holdings(register.storage, settings, video)
         print("\n".join(holdings.lines()))

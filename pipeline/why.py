@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -18,7 +19,7 @@ from assets.records.withdrawals import Withdrawals
 from assets.shards.mds import samples_about
 from assets.sources.base import MANUAL_MISSING, NOT_ASKED, OK, PENDING, PERMANENT, VideoRow
 from assets.tracing.holdings import count_rows
-from assets.tracing.names import catalogued_rows, plain_name
+from assets.tracing.names import catalogued_rows, dropped_names, is_named, plain_name
 from training.formats import layout
 from training.formats.kinds import LONG_VIDEO_KIND
 from training.formats.storage import Storage
@@ -60,19 +61,19 @@ def why(storage: Storage, settings: Settings, video: str) -> list[str]:
     if AnnotationRecord.read(storage) is None:
         return [f"{storage.root} holds no annotations yet: materialize annotations first"]
     rows = catalogued_rows(storage, settings, video, alike=True)
-    name = plain_name(storage, video)
+    name, dropped = plain_name(storage, video), dropped_names(settings, video)
     withdrawals = Withdrawals.read(storage)
     withdrawn = {
         known: entry
         for known, entry in withdrawals.videos.items()
-        if name in (known, known.partition("/")[2])
+        if is_named(known, name, dropped)
     }
     told = [f"{known}: withdrawn {entry.at}: {entry.reason}" for known, entry in withdrawn.items()]
     rows = [(part, row) for part, row in rows if row.video not in withdrawn]
     if told and not rows:
         return told
     if not rows:
-        return _not_catalogued(storage, settings, name)
+        return _not_catalogued(storage, settings, video if dropped else name, [name, *dropped])
     lines = told
     for part, row in rows:
         lines += [f"{row.video}, {part}: {row.questions:,} question-answer pairs"]
@@ -119,21 +120,30 @@ def _acquisition(storage: Storage, row: VideoRow) -> list[str]:
     return [*lines, f"  {advice}"]
 
 
-def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[str]:
-    """What the annotations say of a video that is in no catalogue."""
+def _not_catalogued(
+    storage: Storage, settings: Settings, video: str, names: list[str]
+) -> list[str]:
+    """What the annotations say of a video that is in no catalogue.
+
+    Args:
+        video: what it is called in the answer.
+        names: what rows may call it: a plain name, and `source/id` of a drop source's file.
+    """
     lines: list[str] = []
     with pq.ParquetFile(storage.local(layout.ANNOTATIONS)) as file:
         found = count_rows(
             file,
             ["video", "id"],
-            lambda batch: pc.or_(pc.equal(batch["video"], video), pc.equal(batch["id"], video)),
+            lambda batch: pc.or_(
+                pc.is_in(batch["video"], pa.array(names)), pc.equal(batch["id"], names[0])
+            ),
         )
     if found:
         return [
             f"{video}: {found:,} question-answer pairs, but it is not catalogued: materialize "
             "catalogue"
         ]
-    name = video.rsplit("/", 1)[-1]
+    name = names[0].rsplit("/", 1)[-1]
     reasons: dict[str, int] = {}
     if storage.exists(layout.REJECTED_ANNOTATIONS):
         with pq.ParquetFile(storage.local(layout.REJECTED_ANNOTATIONS)) as file:
@@ -157,8 +167,10 @@ def _not_catalogued(storage: Storage, settings: Settings, video: str) -> list[st
             )
         return lines
     record = AnnotationRecord.read(storage)
-    names = sorted(origin.name for origin in record.origins) if record else []
-    raise NotFoundError(f"{video}: no annotation file asks for it ({', '.join(names)})")
+    files = sorted(origin.name for origin in record.origins) if record else []
+    if len(names) > 1:
+        video += f" is below the folder of the source {names[1].partition('/')[0]}"
+    raise NotFoundError(f"{video}: no annotation file asks for it ({', '.join(files)})")
 
 
 def _line(raw: Mapping[str, Any]) -> str:

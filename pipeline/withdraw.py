@@ -96,7 +96,7 @@ def _pieces(products: list[str]) -> dict[dg.AssetKey, list[str] | None]:
 class WithdrawConfig(dg.Config):
     """What is withdrawn, and why."""
 
-    video: str = Field(description="the video: source/id, or its id alone")
+    video: str = Field(description="the video: source/id, its id alone, or the path of its file")
     reason: str = Field(description="why, in a sentence: it stays in the record of the withdrawal")
     dry_run: bool = Field(
         default=True,

@@ -255,9 +255,16 @@ class VideoFiles:
         with a slash and the id.
         """
         wanted = composed(identifier)
-        found = []
-        for path in self._paths.get(wanted.rsplit("/", 1)[-1], []):
-            stem = composed(path).rsplit(".", 1)[0]
-            if stem == wanted or stem.endswith(f"/{wanted}"):
-                found.append(path)
-        return found
+        there = self._paths.get(wanted.rsplit("/", 1)[-1], [])
+        return [path for path in there if wanted in ids_of(path)]
+
+
+def ids_of(path: str) -> list[str]:
+    """The ids of the videos that a file may be, the longest first; `VideoFiles` asks the other way
+    round.
+
+    Args:
+        path: of the file below the folder, with `/` between its steps.
+    """
+    steps = composed(path).rsplit(".", 1)[0].split("/")
+    return ["/".join(steps[first:]) for first in range(len(steps))]

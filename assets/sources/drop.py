@@ -29,6 +29,8 @@ from assets.sources.base import (
     Source,
     VideoFiles,
     VideoRow,
+    composed,
+    ids_of,
 )
 from assets.sources.findings import NOTE, OK, Finding
 from assets.sources.instructions import EGO4D, OTHERS, listed_for_ego4d
@@ -81,6 +83,31 @@ class DropSource(Source):
             f"no folder {self.folder}",
             "make the folder and put files there; until then its videos are listed as missing",
         )
+
+    def ids_of(self, text: str) -> list[str]:
+        """The ids of the videos that a file of the folder may be; none of any other path.
+
+        Args:
+            text: path of the file, whether it is there or not; a relative one counts from the
+                current folder.
+        """
+        if not text.lower().endswith(VIDEO_SUFFIXES):
+            return []
+        path = Path(os.path.abspath(text))
+        # A folder of the path may be a link, whose videos are found under its own name or where
+        # it leads; a link to a file is a file of its own name, unless it lies elsewhere.
+        ways = (path, Path(os.path.realpath(path.parent), path.name))
+        below = [name for way in ways if (name := self._below(way))]
+        if not below and (name := self._below(Path(os.path.realpath(path)))):
+            below = [name]
+        return list(dict.fromkeys(one for name in below for one in ids_of(name)))
+
+    def _below(self, path: Path) -> str | None:
+        """The path of a file from the folder on; None where it lies elsewhere."""
+        for parent in path.parents:
+            if _is_same_folder(parent, self.folder):
+                return path.relative_to(parent).as_posix()
+        return None
 
 
 class DropFetcher(Fetcher):
@@ -231,6 +258,16 @@ class _Look:
         # Also a time to come, of a server whose clock is ahead, says nothing.
         is_settled = abs(time.time() - stat.st_mtime) > SETTLED_S
         return _Look(stat.st_size, stat.st_mtime_ns, time.monotonic(), is_settled)
+
+
+def _is_same_folder(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one folder, also in another form of Unicode or through a link."""
+    if composed(str(one)) == composed(str(other)):
+        return True
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # not there, or a name that no file can have
+        return False
 
 
 def video_files(folder: Path, log: Callable[[str], None]) -> Iterator[Path]:

@@ -1,5 +1,5 @@
 """Which long video a person means: `source/id`, an id alone, with or without the ending of a video,
-or the path of its video or feature file.
+or the path of its video or feature file, below the root or in the folder of a drop source.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from assets.deployment.settings import Settings
 from assets.records.provenance import NotFoundError
 from assets.records.withdrawals import Withdrawals, catalogued_parts
 from assets.sources.base import VIDEO_SUFFIXES, VideoRow, composed
+from assets.sources.drop import DropSource
 from training.formats import layout
 from training.formats.storage import Storage
 
@@ -37,6 +38,18 @@ def plain_name(storage: Storage, text: str) -> str:
     return text
 
 
+def dropped_names(settings: Settings, text: str) -> list[str]:
+    """`source/id` of the videos that a file of a drop source's folder may be; none of any other
+    text.
+    """
+    return [
+        f"{name}/{identifier}"
+        for name, source in sorted(settings.sources.items())
+        if isinstance(source, DropSource)
+        for identifier in source.ids_of(text)
+    ]
+
+
 def catalogued_rows(
     storage: Storage, settings: Settings, text: str, *, alike: bool = False
 ) -> list[tuple[str, VideoRow]]:
@@ -44,20 +57,31 @@ def catalogued_rows(
 
     Args:
         alike: where there is no video of that name, take those of the same name in other letters;
-            where there is none of these either, those called like the file, whatever its folder.
-            For questions only: what removes something asks for the name itself.
+            where there is none of these either, those called like the file, whatever its folder;
+            a file of a drop source is one of that source. For questions only: what removes
+            something asks for the name itself.
     """
-    name = plain_name(storage, text)
+    name, dropped = plain_name(storage, text), dropped_names(settings, text)
+    own = {video.partition("/")[0] for video in dropped}
     tables = [
-        (part, read_catalogue(storage, source, part))
+        (part, read_catalogue(storage, source, part), not own or source in own)
         for part in catalogued_parts(storage)
         for source in sorted(settings.sources)
         if storage.exists(snapshot_name(source, part))
     ]
     file = re.split(r"[\\/]", name)[-1]
-    ways = ((name, False), (name, True), (file, False), (file, True)) if alike else ((name, False),)
-    for wanted, any_letters in ways:
-        if found := [(p, row) for p, table in tables for row in _rows(table, wanted, any_letters)]:
+    names = [name, *dropped]
+    ways = [(names, False, False)]
+    if alike:
+        ways += [(names, True, False), ([file], False, True), ([file], True, True)]
+    for wanted, any_letters, only_near in ways:
+        found = [
+            (part, row)
+            for part, table, is_near in tables
+            if is_near or not only_near
+            for row in _rows(table, wanted, any_letters)
+        ]
+        if found:
             return found
     return []
 
@@ -69,9 +93,15 @@ def find_video(storage: Storage, settings: Settings, text: str) -> str:
         NotFoundError: there is none.
         ValueError: there are several; they are named.
     """
-    name = plain_name(storage, text)
-    withdrawn = [v for v in Withdrawals.read(storage).videos if name in (v, v.partition("/")[2])]
+    name, dropped = plain_name(storage, text), dropped_names(settings, text)
+    withdrawn = [v for v in Withdrawals.read(storage).videos if is_named(v, name, dropped)]
     found = {row.video for _, row in catalogued_rows(storage, settings, text)} | set(withdrawn)
+    if not found and dropped:
+        source = dropped[0].partition("/")[0]
+        raise NotFoundError(
+            f"{text} is below the folder of the source {source}; no video that is catalogued under "
+            f"{storage.root} is this file, which rows would call {' or '.join(dropped)}"
+        )
     if not found:
         raise NotFoundError(f"{text}: no such video is catalogued under {storage.root}")
     if len(found) > 1:
@@ -79,10 +109,20 @@ def find_video(storage: Storage, settings: Settings, text: str) -> str:
     return found.pop()
 
 
-def _rows(table: pa.Table, name: str, in_any_letters: bool) -> list[VideoRow]:
-    """Rows of a table whose video or id is `name`."""
-    columns = [table["video"], table["id"]]
+def is_named(video: str, name: str, dropped: list[str]) -> bool:
+    """Whether `source/id` is what a text means.
+
+    Args:
+        name: the text's plain name; dropped: what a file of a drop source may be.
+    """
+    return name in (video, video.partition("/")[2]) or video in dropped
+
+
+def _rows(table: pa.Table, names: list[str], in_any_letters: bool) -> list[VideoRow]:
+    """Rows of a table whose video is one of `names`, or whose id is the first of them."""
+    videos, ids = table["video"], table["id"]
     if in_any_letters:
-        name, columns = name.lower(), [pc.utf8_lower(column) for column in columns]
-    wanted = pc.or_(*(pc.equal(column, name) for column in columns))
+        names = [name.lower() for name in names]
+        videos, ids = pc.utf8_lower(videos), pc.utf8_lower(ids)
+    wanted = pc.or_(pc.is_in(videos, pa.array(names)), pc.equal(ids, names[0]))
     return [VideoRow(**raw) for raw in table.filter(wanted).select(SCHEMA.names).to_pylist()]

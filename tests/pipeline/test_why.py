@@ -22,7 +22,7 @@ from pipeline.cli import main
 from pipeline.demo.servers import MediaServer
 from pipeline.why import why
 from tests.servers.clips import clip
-from tests.servers.world import acquire, make_settings, question, quiet
+from tests.servers.world import acquire, catalogued, make_settings, question, quiet
 from training.formats.storage import Storage
 
 
@@ -255,3 +255,92 @@ def test_the_name_itself_comes_before_names_like_it(tmp_path):
         why(storage, settings, "b")
     with pytest.raises(NotFoundError):
         find_video(storage, settings, "X/B")  # what removes a video asks for its name
+
+
+STRANGE = "[br]%20#1"  # a name that a shell, an address and a pattern would each read otherwise
+
+
+@pytest.fixture
+def dropped(tmp_path, monkeypatch):
+    """A deployment below the current folder whose videos lie in a folder, with links to them."""
+    folder = tmp_path / "given" / "vidéos"
+    names = ("lecture 05", f"sub dir/{STRANGE}", "day/two", "day/one/x", "x")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.mp4").write_bytes(name.encode())
+    rows = [question(f"{name}.mp4", "own") for name in ("two", *names[:2], *names[3:])]
+    rows += [question("unknown", "web"), question("vidéos/lecture 05", "web")]
+    sources = {"own": {"kind": "drop", "folder": str(folder)}, "web": {"kind": "url"}}
+    settings = make_settings(tmp_path, sources, rows, variants=["tiny"])
+    (tmp_path / "deployment.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    (tmp_path / "alias").symlink_to(folder, target_is_directory=True)
+    (tmp_path / "short.mp4").symlink_to(folder / "lecture 05.mp4")
+    (folder / "latest").symlink_to(folder / "day", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    return catalogued(settings), settings
+
+
+@pytest.mark.parametrize(
+    ("asked", "video"),
+    [
+        ("{here}/given/vidéos/lecture 05.mp4", "own/lecture 05"),
+        ("given/vidéos/lecture 05.mp4", "own/lecture 05"),
+        ("given/../given/vidéos/lecture 05.mp4", "own/lecture 05"),
+        ("{here}/given/vidéos/lecture 05.MKV", "own/lecture 05"),
+        (unicodedata.normalize("NFD", "{here}/given/vidéos/lecture 05.mp4"), "own/lecture 05"),
+        ("{here}/alias/lecture 05.mp4", "own/lecture 05"),
+        ("short.mp4", "own/lecture 05"),
+        (f"{{here}}/given/vidéos/sub dir/{STRANGE}.mp4", f"own/sub dir/{STRANGE}"),
+        (
+            "given/vidéos/day/two.mp4",
+            "own/two",
+        ),  # rows may leave the folder out, as the source does
+        ("alias/latest/two.mp4", "own/two"),
+        ("alias/latest/one/x.mp4", "own/day/one/x or own/x"),
+        ("alias/x.mp4", "own/x"),
+    ],
+)
+def test_a_video_is_found_by_the_path_of_the_file_that_was_put_into_its_folder(
+    asked, video, dropped, tmp_path
+):
+    text, wanted = asked.format(here=tmp_path), video.split(" or ")
+    told = why(*dropped, text)
+    assert [line for line in told if line.startswith("own/")] == [
+        f"{one}, part0: 1 question-answer pairs" for one in wanted
+    ]
+    if len(wanted) == 1:
+        assert find_video(*dropped, text) == video
+    else:
+        with pytest.raises(ValueError, match=f"may be {', '.join(wanted)}"):
+            find_video(*dropped, text)
+
+
+def test_a_withdrawn_video_is_known_by_the_path_of_its_file(dropped):
+    storage, settings = dropped
+    Withdrawals(videos={"own/gone": Withdrawal.now("asked")}).write(storage)
+    assert find_video(storage, settings, "alias/gone.mp4") == "own/gone"
+    assert answer(dropped, "alias/gone.mp4").startswith("own/gone: withdrawn")
+
+
+@pytest.mark.parametrize("command", [["withdraw", "--reason", "x", "--dry-run"], ["lineage"]])
+def test_commands_take_the_path_of_a_file_and_say_truly_where_it_is_unknown(
+    command, dropped, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    (tmp_path / "dagster.yaml").touch()
+    name, *options = command
+    options += ["--config", str(tmp_path / "deployment.yaml")]
+    assert main([name, "alias/lecture 05.mp4", *options]) == 0
+    assert "lecture 05" in capsys.readouterr().out
+    # `unknown` is a video of another source.
+    path = str(tmp_path / "given" / "vidéos" / "unknown.mp4")
+    assert main([name, path, *options]) == 1
+    said = capsys.readouterr().err
+    assert f"{path} is below the folder of the source own; no video that is catalogued" in said
+    assert "which rows would call own/unknown" in said
+
+
+def test_a_file_that_no_row_asks_for_is_not_taken_for_a_video_of_another_source(dropped, tmp_path):
+    with pytest.raises(NotFoundError, match="folder of the source own: no annotation file asks"):
+        why(*dropped, str(tmp_path / "given" / "vidéos" / "unknown.mp4"))
+    assert why(*dropped, "elsewhere/unknown.mp4")[0].startswith("web/unknown, part0")
