@@ -89,16 +89,29 @@ def local_file(path: Path, name: str) -> AnnotationFile:
     return AnnotationFile(name, checksum, name, checksum, opened)
 
 
+def is_address(path: str) -> bool:
+    """Whether one of `annotations.paths` lies elsewhere than on this machine."""
+    return "://" in path
+
+
+def local_paths(path: str) -> list[Path]:
+    """The annotation files of one of `annotations.paths` that is a file or a folder.
+
+    Raises:
+        AnnotationError: there is no such file.
+    """
+    local = Path(path)
+    if local.is_dir():
+        return sorted(p for p in local.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not local.is_file():
+        raise AnnotationError(f"{path}: no such file (annotations.paths in the settings)")
+    return [local]
+
+
 def _path_files(storage: Storage, path: str) -> list[AnnotationFile]:
     """The annotation files of one of `annotations.paths`: a file, a folder or an address."""
-    if "://" not in path:
-        local = Path(path)
-        if local.is_dir():
-            found = sorted(p for p in local.iterdir() if p.suffix.lower() in SUFFIXES)
-            return [local_file(p, p.name) for p in found]
-        if not local.is_file():
-            raise AnnotationError(f"{path}: no such file (annotations.paths in the settings)")
-        return [local_file(local, local.name)]
+    if not is_address(path):
+        return [local_file(local, local.name) for local in local_paths(path)]
     # Two addresses may end in the same name: the hash keeps their copies apart.
     prefix = hashlib.sha256(path.encode()).hexdigest()[:16]
     target = scratch(storage, "annotations") / f"{prefix}-{Path(path).name}"

@@ -46,7 +46,7 @@ def look_into_landing(settings: Settings, now: float | None = None) -> Landing:
             *(local_file(path, f"{PUT}{name}") for name, path in settled.items()),
             *(local_file(storage.local(rel), name) for name, rel in _written(storage, settings)),
         ],
-        [f"{PUT}{name}" for name in _question_files(settings) if name not in settled],
+        [f"{PUT}{name}" for name in question_files(settings) if name not in settled],
         missing,
     )
 
@@ -94,12 +94,15 @@ def _settled(settings: Settings, now: float | None) -> dict[str, Path]:
     latest = (now or time.time()) - MIN_AGE_S
     return {
         name: path
-        for name, path in _question_files(settings).items()
+        for name, path in question_files(settings).items()
         if path.stat().st_mtime <= latest
     }
 
 
-def _question_files(settings: Settings) -> dict[str, Path]:
+def question_files(settings: Settings) -> dict[str, Path]:
+    """The annotation files of the landing folder, by name below it; also those that may still be
+    being copied.
+    """
     folder = settings.landing
     if folder is None or not folder.is_dir():
         return {}

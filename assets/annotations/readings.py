@@ -145,7 +145,7 @@ class Readings:
             if rows_read == 0:
                 raise AnnotationError(f"{file.name}: holds no rows")
             if reasons.total() == rows_read:
-                self._refuse(file.name, reasons, parser)
+                refuse_file(file.name, reasons, parser)
             reading = Reading(
                 key,
                 rows_read,
@@ -165,21 +165,6 @@ class Readings:
             self.log(f"{file.name}: {number:,} rows have a {name} that cannot be read")
         return reading
 
-    def _refuse(self, name: str, reasons: Counter[str], parser: RowParser) -> None:
-        """Say what a person can do where not one row of a file can be used, and it is about the
-        file as a whole.
-        """
-        if parser.columns_error and set(reasons) == {"columns_missing"}:
-            raise parser.columns_error
-        if "no_source" in reasons:
-            sources = parser.videos.names
-            raise AnnotationError(
-                f"{name}: {reasons['no_source']:,} of {reasons.total():,} rows do not say which "
-                "source their video is from, and the settings have several. Add a column source "
-                f"(or data_source, dataset) with one of {', '.join(sources)}; or begin the videos "
-                f"with it, as in {sources[0]}/name.mp4"
-            )
-
     def forget_others(self, keys: Iterable[str]) -> None:
         """Remove the readings of files that the annotations are no longer made from."""
         kept = {name for key in keys for name in reading_files(key)}
@@ -191,6 +176,30 @@ class Readings:
 def reading_files(key: str) -> list[str]:
     """The files of a reading."""
     return [layout.reading(key), layout.rejected_reading(key)]
+
+
+def refuse_file(name: str, reasons: Counter[str], parser: RowParser) -> None:
+    """Say what a person can do where not one row of a file can be used, and it is about the file as
+    a whole.
+
+    Args:
+        name: what the file is called in messages.
+        reasons: why its rows were set aside, and how many for each.
+        parser: that read them.
+
+    Raises:
+        AnnotationError: it is.
+    """
+    if parser.columns_error and set(reasons) == {"columns_missing"}:
+        raise parser.columns_error
+    if "no_source" in reasons:
+        sources = parser.videos.names
+        raise AnnotationError(
+            f"{name}: {reasons['no_source']:,} of {reasons.total():,} rows do not say which "
+            "source their video is from, and the settings have several. Add a column source "
+            f"(or data_source, dataset) with one of {', '.join(sources)}; or begin the videos "
+            f"with it, as in {sources[0]}/name.mp4"
+        )
 
 
 def _keyed(number: int, questions: list[QuestionRow]) -> list[tuple[Any, ...]]:

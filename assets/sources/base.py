@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,11 +71,12 @@ class Source(Section):
         """
         return []
 
-    def findings(self, name: str) -> Iterator[Finding]:
+    def findings(self, name: str, asked: Collection[str]) -> Iterator[Finding]:
         """What this machine has or lacks for this source, for `hourllava doctor`.
 
         Args:
             name: what the settings call the source.
+            asked: ids of videos that have to come from it, as far as rows were looked at.
         """
         yield Finding(f"source {name}", FINE, "nothing to check on this machine")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,13 +32,14 @@ from assets.sources.base import (
     composed,
     ids_of,
 )
-from assets.sources.findings import NOTE, OK, Finding
+from assets.sources.findings import MISSING, NOTE, OK, Finding
 from assets.sources.instructions import EGO4D, OTHERS, listed_for_ego4d
 from training.formats import layout
 
 SETTLED_S = 10.0  # a file that was changed so long ago is not being copied any more
 LOOK_AGAIN_S = 0.5  # between two looks at one that was changed later
 COPIED_BYTES = 1 << 22
+NAMED = 5  # videos that a line for a person names
 
 
 class DropSource(Source):
@@ -70,19 +71,33 @@ class DropSource(Source):
 
     def files_of(self, identifier: str) -> list[Path]:
         """The files below the folder that may be a video."""
-        paths = {path.as_posix(): path for path in video_files(self.folder, lambda _: None)}
-        return [paths[name] for name in sorted(VideoFiles(paths).that_may_be(identifier))]
+        files = VideoFiles(_paths_below(self.folder, lambda line: None))
+        return [self.folder / name for name in sorted(files.that_may_be(identifier))]
 
-    def findings(self, name: str) -> Iterator[Finding]:
-        if self.folder.is_dir():
-            yield Finding(f"source {name}", OK, f"drop folder {self.folder}")
+    def findings(self, name: str, asked: Collection[str]) -> Iterator[Finding]:
+        what, correct = f"source {name}", f"put the files there, or correct sources.{name}.folder"
+        if not self.folder.is_dir() and asked:
+            found = f"no folder {self.folder}, and rows ask for {len(asked):,} of its videos"
+            yield Finding(what, MISSING, found, f"make the folder and {correct}")
             return
-        yield Finding(
-            f"source {name}",
-            NOTE,
-            f"no folder {self.folder}",
-            "make the folder and put files there; until then its videos are listed as missing",
-        )
+        if not self.folder.is_dir():
+            advice = (
+                "make the folder and put files there; until then its videos are listed as missing"
+            )
+            yield Finding(what, NOTE, f"no folder {self.folder}", advice)
+            return
+        files = VideoFiles(_paths_below(self.folder, lambda line: None) if asked else ())
+        lacking = [one for one in sorted(asked) if not files.that_may_be(one)]
+        some = ", ".join(lacking[:NAMED]) + (", ..." if len(lacking) > NAMED else "")
+        if not lacking:
+            yield Finding(what, OK, f"drop folder {self.folder}")
+        elif len(lacking) == len(asked):
+            found = f"{self.folder} has none of the {len(asked):,} videos that rows ask for: {some}"
+            yield Finding(what, MISSING, found, correct)
+        else:
+            found = f"{self.folder} lacks {len(lacking):,} of the {len(asked):,} videos that rows "
+            advice = "put the files there; until then these videos are listed as missing"
+            yield Finding(what, NOTE, f"{found}ask for: {some}", advice)
 
     def ids_of(self, text: str) -> list[str]:
         """The ids of the videos that a file of the folder may be; none of any other path.
@@ -134,9 +149,7 @@ class DropFetcher(Fetcher):
     @cached_property
     def _dropped(self) -> VideoFiles:
         """The files below the folder, by their paths there."""
-        folder = self.source.folder
-        paths = video_files(folder, self.log)
-        return VideoFiles(path.relative_to(folder).as_posix() for path in paths)
+        return VideoFiles(_paths_below(self.source.folder, self.log))
 
     def _candidates(self, row: VideoRow) -> list[Path]:
         """The files that may be a video."""
@@ -268,6 +281,11 @@ def _is_same_folder(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except (OSError, ValueError):  # not there, or a name that no file can have
         return False
+
+
+def _paths_below(folder: Path, log: Callable[[str], None]) -> Iterator[str]:
+    """The files below a folder that are called like videos, by their paths there."""
+    return (path.relative_to(folder).as_posix() for path in video_files(folder, log))
 
 
 def video_files(folder: Path, log: Callable[[str], None]) -> Iterator[Path]:

@@ -14,7 +14,7 @@ import threading
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -66,7 +66,7 @@ class HubSource(Source):
     def fetcher(self, context: FetchContext) -> HubFetcher:
         return HubFetcher(self, context)
 
-    def findings(self, name: str) -> Iterator[Finding]:
+    def findings(self, name: str, asked: Collection[str]) -> Iterator[Finding]:
         yield Finding(f"source {name}", OK, f"{self.repo} at {self.revision}, on the hub")
 
 

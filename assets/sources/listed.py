@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ class ListedSource(Source):
         description="CSV or JSONL with the columns id and url, or a text file with one URL a line",
     )
 
-    def findings(self, name: str) -> Iterator[Finding]:
+    def findings(self, name: str, asked: Collection[str]) -> Iterator[Finding]:
         yield Finding(f"source {name}", OK, "the URLs of the annotations or of its list")
 
 

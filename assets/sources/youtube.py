@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +45,7 @@ class YoutubeSource(ListedSource):
             "set accept_terms: true for this source in the settings"
         )
 
-    def findings(self, name: str) -> Iterator[Finding]:
+    def findings(self, name: str, asked: Collection[str]) -> Iterator[Finding]:
         from assets.fetching import ytdlp
 
         if not self.accept_terms:

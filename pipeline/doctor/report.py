@@ -24,10 +24,10 @@ from pipeline.doctor.machine import (
     check_python,
     check_shared_memory,
 )
+from pipeline.doctor.material import check_benchmark, check_material
 from pipeline.doctor.services import (
     check_hub,
     check_instance,
-    check_sources,
     check_storage,
 )
 from pipeline.doctor.starts import check_starts
@@ -58,7 +58,8 @@ CHECKS: tuple[Callable[[Asked], Iterable[Finding]], ...] = (
     lambda asked: check_shared_memory(),
     lambda asked: check_descriptors(),
     lambda asked: check_decoder_isolation(),
-    lambda asked: check_sources(asked.settings),
+    lambda asked: check_material(asked.settings),
+    lambda asked: check_benchmark(asked.settings),
     lambda asked: check_starts(asked.settings, asked.config),
     lambda asked: check_hub(asked.settings),
     lambda asked: check_questions(asked.settings),

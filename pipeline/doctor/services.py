@@ -1,4 +1,4 @@
-"""What the settings name: the storage root, the sources, the hub, Dagster's instance."""
+"""What the settings name: the storage root, the hub, Dagster's instance."""
 
 from __future__ import annotations
 
@@ -60,12 +60,6 @@ def _try_writing(storage: Storage) -> None:
     else:
         storage.write_bytes(name, b"")
         storage.fs.rm(f"{storage.base}/{name}")
-
-
-def check_sources(settings: Settings) -> Iterator[Finding]:
-    """Whether each source of videos can be asked."""
-    for name, source in sorted(settings.sources.items()):
-        yield from source.findings(name)
 
 
 def check_hub(settings: Settings) -> Iterator[Finding]:

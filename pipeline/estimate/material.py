@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from assets.annotations.catalogue import read_catalogue
+from assets.annotations.files import is_address, local_paths
+from assets.annotations.landing import question_files
 from assets.deployment.settings import Settings
+from assets.fetching.errors import AnnotationError
 from assets.fetching.locked_children import InvalidVideo
 from assets.fetching.probe import ProbePool
 from assets.fetching.table_files import read_rows
@@ -82,7 +85,9 @@ def measured_material(
     found = catalogued if catalogued is not None and catalogued.videos else None
     if found is None:
         videos, size, origin = _in_folders(settings, log)
-        counted = catalogued.questions if catalogued else _rows_of_files(settings)
+        counted = catalogued.questions if catalogued else 0
+        if questions is None and not counted:
+            counted = _rows_of_files(settings)
         found = Material(videos, counted, size, (origin,))
     if questions is not None:
         found = Material(
@@ -145,7 +150,10 @@ def _in_folders(
     }
     seconds = _lengths(_spread(sorted(sizes, key=lambda path: (sizes[path], path))), log)
     if not seconds:
-        where = ", ".join(map(str, folders)) or "no source of the kind drop"
+        where = ", ".join(
+            str(folder) if folder.is_dir() else f"no folder {folder}" for folder in folders
+        )
+        where = where or "no source of the kind drop"
         raise ValueError(
             f"no video whose length is known yet ({where}): give --hours, --videos and --questions"
         )
@@ -177,6 +185,18 @@ def _lengths(paths: list[Path], log: Callable[[str], None]) -> dict[Path, float]
 
 
 def _rows_of_files(settings: Settings) -> int:
-    """The rows of local annotation files; 0 where they are elsewhere."""
-    paths = [Path(path) for path in settings.annotations.paths if "://" not in path]
-    return sum(sum(1 for _ in read_rows(path, path.name)) for path in paths if path.is_file())
+    """The rows of local annotation files; 0 where they are elsewhere.
+
+    Raises:
+        ValueError: a file is not there, cannot be read, or all of them hold no rows.
+    """
+    paths = [path for path in settings.annotations.paths if not is_address(path)]
+    try:
+        files = [file for path in paths for file in local_paths(path)]
+        files += question_files(settings).values()
+        rows = sum(sum(1 for _ in read_rows(file, str(file))) for file in files)
+    except (AnnotationError, OSError) as error:
+        raise ValueError(f"{error}; mend that, or give --questions") from error
+    if files and not rows:
+        raise ValueError(f"{', '.join(map(str, files))}: no rows; write some, or give --questions")
+    return rows

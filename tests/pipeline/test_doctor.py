@@ -12,6 +12,7 @@ import pytest
 from dagster import DagsterInstance
 
 from assets.deployment.settings import load_settings
+from assets.records.withdrawals import Withdrawal, Withdrawals
 from model.weights.convert import publish
 from model.weights.tiny import build_tiny
 from pipeline.cli import main
@@ -25,6 +26,7 @@ from pipeline.doctor.gpus import check_gpus
 from pipeline.doctor.services import check_instance
 from pipeline.estimate.installed import Gpu
 from pipeline.estimate.machine import plan_of, run_of
+from tests.servers.world import acquire, catalogued
 
 TINY = """
 root: root
@@ -35,12 +37,15 @@ sources: {clips: {kind: drop, folder: drop}}
 download: {min_free_bytes: 1}
 hub_endpoint: http://127.0.0.1:9
 """
+ROW = '{"video": "one.mp4", "question": "What colour?", "answer": "red"}\n'
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A deployment of the tiny variant in its own folder, with an instance that was never used."""
     (tmp_path / "drop").mkdir()
+    (tmp_path / "drop" / "one.mp4").write_bytes(b"a video")
+    (tmp_path / "rows.jsonl").write_text(ROW)
     (tmp_path / "deployment.yaml").write_text(TINY)
     shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
@@ -144,6 +149,135 @@ def test_a_start_on_the_hub_is_looked_at_there(machine, capsys, tmp_path):
     assert "http://127.0.0.1:9 does not answer; in its cache here: no model" in todo + str(rows)
 
 
+ASKED = (
+    "questions: {sources: [clips], describer: {kind: endpoint, url: 'http://127.0.0.1:9/v1', "
+    "model: painter}}"
+)
+BENCHMARK = '{"id": "1", "media": "text", "question": "2 + 2?", "answer": "4"}\n'
+ODD_COLUMNS = '{"clip": "one.mp4", "frage": "Welche Farbe?", "answer": "rot"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "state", "told"),
+    [
+        (None, "missing", "rows.jsonl: no such file (annotations.paths in the settings)"),
+        ("", "missing", "rows.jsonl: holds no rows"),
+        (b"\x1f\x8b\x08packed", "missing", "rows.jsonl: is gzip by its content"),
+        (ODD_COLUMNS, "missing", "rows.jsonl: columns are missing. Found: clip, frage, answer"),
+        ("one.mp4\n", "missing", "none of its 1 rows can be used: 1 not_json"),
+        (ROW.replace("one.mp4", ""), "missing", "can be used: 1 no_video"),
+        (ROW + ROW.replace("red", ""), "note", "of its 2 rows 1 are set aside: 1 no_answer"),
+        (ROW, "ok", "rows.jsonl: its 1 rows can be read"),
+        (ROW.replace("red", "") * 1000 + ROW, "note", "none of its first 1,000 rows can be used"),
+        (ROW * 1001, "ok", "rows.jsonl: its first 1,000 rows can be read"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_missing(machine, capsys, content, state, told):
+    rows_file = machine / "rows.jsonl"
+    rows_file.unlink()
+    if content is not None:
+        rows_file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, rows, todo = doctor(machine, capsys)
+    assert code == (1 if state == "missing" else 0)
+    assert rows["rows rows.jsonl"][0] == state
+    assert told in rows["rows rows.jsonl"][1]
+    assert ("rows rows.jsonl: " in todo) == (state != "ok")
+
+
+def test_every_file_of_a_folder_of_rows_is_looked_at_and_an_address_is_not(machine, capsys):
+    paths = ("paths: [rows.jsonl]", "paths: [asked, 'http://127.0.0.1:9/far.csv']")
+    (machine / "asked").mkdir()
+    code, rows, _ = doctor(machine, capsys, paths)
+    assert (code, rows["rows asked"][0]) == (1, "missing")
+    (machine / "asked" / "good.csv").write_text("video,question,answer\none.mp4,What?,this\n")
+    (machine / "asked" / "bad.csv").write_text("film,question,answer\none.mp4,What?,this\n")
+    code, rows, _ = doctor(machine, capsys, paths)
+    states = {name: rows[f"rows {name}"][0] for name in ("good.csv", "bad.csv", "far.csv")}
+    assert states == {"good.csv": "ok", "bad.csv": "missing", "far.csv": "ok"}
+
+
+def test_a_drop_folder_without_the_videos_that_rows_ask_for_is_missing(machine, capsys):
+    video = machine / "drop" / "one.mp4"
+    assert doctor(machine, capsys)[1]["source clips"][0] == "ok"
+    (machine / "rows.jsonl").write_text(ROW + ROW.replace("one", "two"))
+    code, rows, todo = doctor(machine, capsys)
+    assert (code, rows["source clips"][0]) == (0, "note")
+    assert rows["source clips"][1].endswith("lacks 1 of the 2 videos that rows ask for: two")
+    video.rename(video.with_name("another.mp4"))
+    code, rows, todo = doctor(machine, capsys)
+    assert (code, rows["source clips"][0]) == (1, "missing")
+    assert "has none of the 2 videos that rows ask for: one, two" in rows["source clips"][1]
+    shutil.rmtree(machine / "drop")
+    code, rows, todo = doctor(machine, capsys)
+    assert (code, rows["source clips"][0]) == (1, "missing")
+    assert "missing: source clips: make the folder and put the files there, or correct" in todo
+    no_share = ("folder: drop", "folder: drop, coverage_threshold: 0")
+    assert doctor(machine, capsys, no_share)[1]["source clips"][0] == "note"
+    assert "videos of clips" not in rows
+    (machine / "rows.jsonl").unlink()  # the rows are not known, and whose videos they name is
+    assert doctor(machine, capsys)[1]["videos of clips"][0] == "missing"
+    assert "videos of clips" not in doctor(machine, capsys, no_share)[1]
+
+
+def test_a_video_that_was_adopted_or_withdrawn_needs_no_file_any_more(machine, capsys):
+    write_film(machine / "drop" / "one.mp4", invent_film("one", 4, 2, 2))
+    (machine / "rows.jsonl").write_text(ROW + ROW.replace("one", "two"))
+    settings = load_settings(machine / "deployment.yaml")
+    storage = catalogued(settings)
+    acquire(storage, settings, "clips")
+    Withdrawals(videos={"clips/two": Withdrawal.now("asked")}).write(storage)
+    shutil.rmtree(machine / "drop")
+    code, rows, _ = doctor(machine, capsys)
+    assert (code, rows["source clips"][0]) == (0, "note")
+    assert "videos of clips" not in rows
+
+
+def test_the_landing_folder_is_looked_at(machine, capsys):
+    both = ("root: root", "root: root\nlanding: landed")
+    assert doctor(machine, capsys, both)[1]["landing"][0] == "note"
+    alone = ("annotations: {paths: [rows.jsonl]}", "landing: landed")
+    code, rows, _ = doctor(machine, capsys, alone)
+    assert (code, rows["landing"][0]) == (1, "missing")
+    (machine / "landed" / "new").mkdir(parents=True)
+    assert doctor(machine, capsys, both)[1]["landing"][0] == "ok"
+    (machine / "landed" / "new" / "q.jsonl").write_text(ODD_COLUMNS)
+    code, rows, _ = doctor(machine, capsys, alone)
+    assert (code, rows["landing"][0], rows["rows landing/new/q.jsonl"][0]) == (1, "ok", "missing")
+    (machine / "landed" / "new" / "q.jsonl").write_text(ROW)
+    code, rows, _ = doctor(machine, capsys, alone)
+    assert (code, rows["rows landing/new/q.jsonl"][0]) == (0, "ok")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "bench.jsonl: no such file"),
+        ("", "bench.jsonl: no questions"),
+        (ROW, "bench.jsonl, line 1: unknown keys video"),
+        (b"\xff\xfe", "bench.jsonl: 'utf-8' codec"),
+        (BENCHMARK * 2, "bench.jsonl: the id '1' occurs twice"),
+        (BENCHMARK, None),
+    ],
+)
+def test_the_questions_of_a_benchmark_are_read(machine, capsys, content, told):
+    if content is not None:
+        text = content if isinstance(content, bytes) else content.encode()
+        (machine / "bench.jsonl").write_bytes(text)
+    named = ("parts: 1", "parts: 1\nevaluation: {questions: bench.jsonl}")
+    code, rows, todo = doctor(machine, capsys, named)
+    state, found = rows["evaluation questions"]
+    assert (code, state) == ((0, "ok") if told is None else (1, "missing"))
+    assert (told or "bench.jsonl: 1 questions") in found
+    assert ("missing: evaluation questions: " in todo) == (told is not None)
+
+
+def test_a_folder_whose_videos_a_model_is_to_be_asked_about_needs_some(machine, capsys):
+    asked = ("annotations: {paths: [rows.jsonl]}", ASKED)
+    assert "videos of clips" not in doctor(machine, capsys, asked)[1]
+    (machine / "drop" / "one.mp4").unlink()
+    assert doctor(machine, capsys, asked)[1]["videos of clips"][0] == "missing"
+
+
 @pytest.mark.slow
 def test_large_variants_need_a_gpu(machine, capsys):
     if shutil.which("nvidia-smi"):
@@ -243,7 +377,7 @@ def test_a_card_that_is_not_known_is_asked_for_and_one_in_the_settings_is_taken(
     assert "no rate is known of Tesla T4" in told(lectures)
     assert "give --hours, --videos and --questions" in told(lectures + more)
     write_film(tmp_path / "drop" / "one.mp4", invent_film("one", 4, 2, 2))
-    (tmp_path / "rows.jsonl").write_text('{"video": "one.mp4", "question": "?", "answer": "!"}\n')
+    (tmp_path / "rows.jsonl").write_text(ROW)
     assert "1 videos of 0.0 h and 1 questions on 1 x RTX 4090, 24 GiB" in told(lectures + more)
 
 

@@ -47,7 +47,7 @@ def endpoint(server, **more):
 
 def test_it_is_one_of_the_doctors_checks(look, tmp_path):
     assert look(sources=[])["questions"].found.startswith("no videos are to be asked about")
-    asked = Asked(load_settings(tmp_path / "deployment.yaml"), tmp_path, 1)
+    asked = Asked(load_settings(tmp_path / "deployment.yaml"), tmp_path, 1, None)
     cheap = [check for check in CHECKS if "check_questions" in check.__code__.co_names]
     assert [finding.what for check in cheap for finding in check(asked)] == ["questions"]
 

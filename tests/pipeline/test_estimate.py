@@ -178,11 +178,20 @@ def test_without_hours_the_folders_are_measured_and_the_rows_counted(deployment,
 
 def test_what_cannot_be_measured_is_asked_for(deployment, tmp_path):
     settings = load_settings(deployment())
-    with pytest.raises(ValueError, match="give --hours, --videos and --questions"):
+    with pytest.raises(ValueError, match=r"no folder .*videos.*give --hours, --videos and --ques"):
         measured_material(settings, None, print)
     write_film(tmp_path / "videos" / "one.mp4", invent_film("one", 4, 2, 2))
-    with pytest.raises(ValueError, match="give --questions"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl: no such file.*or give --questions"):
         measured_material(settings, None, print)
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(ValueError, match=r"rows\.jsonl: no rows; write some, or give --questions"):
+        measured_material(settings, None, print)
+    (tmp_path / "rows.jsonl").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"rows\.jsonl: is a zip archive.*or give --questions"):
+        measured_material(settings, None, print)
+    far = load_settings(deployment(annotations={"paths": ["http://127.0.0.1:9/far.jsonl"]}))
+    with pytest.raises(ValueError, match="before the annotations are collected: give --questions"):
+        measured_material(far, None, print)
     assert measured_material(settings, 7, print).questions == 7
     for wrong in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
         with pytest.raises(ValueError, match="more than 0 of each"):
