@@ -91,7 +91,8 @@ def ask_together(
 ) -> list[Answer]:
     """Answers to a batch of questions, in their order. The prompts pass the model once.
 
-    A medium that cannot be read is a problem of its questions only.
+    A medium that cannot be read is a problem of its questions only, and so is a question that is
+    too long for the model.
 
     Args:
         media: folder that the questions' paths count from.
@@ -103,11 +104,12 @@ def ask_together(
     videos: dict[str, RememberedVideo | None] = {}
     for question in questions:
         try:
-            prompts[question.id], videos[question.id] = question_prompt(
-                session, question, media, visuals
-            )
+            prompt, videos[question.id] = question_prompt(session, question, media, visuals)
+            session.check(prompt)
         except (ValueError, OSError) as error:
-            answers[question.id] = _unasked(question, f"{question.path}: {error}")
+            answers[question.id] = _unasked(question, f"{question.path}: {error}".lstrip(": "))
+        else:
+            prompts[question.id] = prompt
     if prompts:
         asked = [question for question in questions if question.id in prompts]
         cached = session.read(list(prompts.values()))

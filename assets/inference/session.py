@@ -31,6 +31,7 @@ from assets.inference.videos import (
     encode_video,
     grey_video,
 )
+from model.config import HourLlavaConfig
 from model.conversation import IMAGE, Conversations
 from model.generate import greedy_tokens
 from model.hour_llava import LLMInput
@@ -40,6 +41,7 @@ from model.media.sampling import stored_frame_indices
 from model.memory import video_token_counts
 from model.memory_attention import memory_attention
 from model.options import AskOptions
+from model.packing import plan_sample
 from training.formats.feature_file import FeatureFile
 
 # What a character decodes to while some of its bytes are still to come.
@@ -265,12 +267,23 @@ class Session:
         """A question below its video's subtitles, which take at most half of the room that the
         video leaves.
         """
-        config = self.processor.config
-        if options.kept_frames is not None:
-            config = replace(config, memory=config.memory.keeping(options.kept_frames))
+        config = self._config(options)
         _, visual = video_token_counts(video.frames, config)
         room = (config.max_length - visual) // 2
         return with_subtitles(question, cues, lambda text: len(self.ids(text)), room)
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise ValueError where the language model cannot take a prompt. It is told before the
+        prompt passes the model together with others.
+        """
+        plan_sample(prompt.inputs, self._config(prompt.options), prompt.options.forgetting)
+
+    def _config(self, options: AskOptions) -> HourLlavaConfig:
+        """What a prompt with these options is laid out by."""
+        config = self.processor.config
+        if options.kept_frames is None:
+            return config
+        return replace(config, memory=config.memory.keeping(options.kept_frames))
 
     def attention(self, prompt: Prompt) -> Tensor:
         """Where MemAug looks for a prompt about a video, see `model/memory_attention.py`: [T]."""

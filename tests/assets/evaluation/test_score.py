@@ -5,6 +5,7 @@ not be asked.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +228,17 @@ def test_a_medium_that_cannot_be_read_is_named_and_stops_nothing(
     assert [bool(answer.problem) for answer in report.answers] == [True, True] + [False] * 5
     assert "nowhere.mp4" in report.answers[0].problem
     assert len(report.asked) == 5
+
+
+@pytest.mark.parametrize("place", [0, 3], ids=["of a video", "of text alone"])
+def test_a_question_that_is_too_long_for_the_model_stops_no_other(session, media, questions, place):
+    long = replace(questions[place], id="long", question="so " * 12_000)
+    asked = [questions[0], long, questions[3]]
+    first, refused, last = ask_together(session, asked, media, write=False)
+    assert re.search(r"tokens .* are more than the 4096 of tiny; drop or split", refused.problem)
+    assert refused.problem.startswith(long.path or "sample 'long'")
+    assert [first, last] == ask_together(session, [asked[0], asked[2]], media, write=False)
+    assert ask_together(session, [long], media, write=False) == [refused]
 
 
 def test_a_folder_that_is_no_checkpoint_is_a_clear_error(tmp_path, questions):
