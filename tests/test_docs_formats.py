@@ -30,6 +30,7 @@ from assets.conversations.export import export_llava_json
 from assets.deployment.ablation import ARMS
 from assets.deployment.settings import load_settings
 from assets.evaluation import answers, compare, questions
+from assets.evaluation.media import STAMPS as ASKED_MEDIA
 from assets.features import quarantine
 from assets.features.extract import common_metadata
 from assets.features.jobs import VideoJob
@@ -247,6 +248,7 @@ def test_paths_are_those_that_the_code_uses():
         record_name("<asset>[<partition>]"),
         list_name("<asset>[<partition>]"),
         register_name(layout.STAMPS, "<asset>[<partition>]", ".json"),
+        ASKED_MEDIA,
         f"{DAMAGED}/<path>.<number>",
     }
     stated = {name for row in table_of("Where things lie")[1:] for name in names_in(row[0])}

@@ -11,7 +11,8 @@ from assets.ablations.runs import study_of
 from assets.ablations.table import ALL, Scores, arms_table, groups_of, scores_of
 from assets.deployment.ablation import Arm
 from assets.deployment.settings import Settings
-from assets.evaluation.compare import open_questions
+from assets.evaluation.compare import local_root, open_questions
+from assets.evaluation.media import STAMPS
 from assets.evaluation.score import score_checkpoint
 from assets.records.lineage import Lineage, origin_name, product
 from training.formats import layout
@@ -71,6 +72,7 @@ def score_arm(
         name=key,
         write=False,
         device=settings.features.device,
+        stamps=local_root(storage, settings.training.scratch) / STAMPS,
     )
     if not storage.is_local:
         storage.write_bytes(file, local.read_bytes())
@@ -94,8 +96,7 @@ def answers_of_arm(storage: Storage, settings: Settings, key: str) -> tuple[str,
     """
     variant, _ = study_of(settings)
     file = layout.ablation_scores(variant, f"{key}.parquet")
-    local = Path(storage.path(file)) if storage.is_local else settings.training.scratch / file
-    return file, local
+    return file, local_root(storage, settings.training.scratch) / file
 
 
 def read_scores(storage: Storage, variant: str, keys: Sequence[str]) -> list[Scores]:

@@ -34,6 +34,7 @@ class Answer:
         scores: log-probability of each choice; empty for open questions.
         problem: why the question could not be asked; it then counts neither way.
         damage: what is wrong with the video; empty where nothing shows.
+        version: hash of what it answers: the question and the bytes of its media.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Answer:
     scores: tuple[float, ...] = ()
     problem: str = ""
     damage: str = ""
+    version: str = ""
 
 
 SCHEMA = pa.schema(
@@ -68,6 +70,7 @@ SCHEMA = pa.schema(
         ("scores", pa.list_(pa.float64())),
         ("problem", pa.string()),
         ("damage", pa.string()),
+        ("version", pa.string()),
     ]
 )
 
@@ -94,11 +97,11 @@ class AnswerJournal:
     """Answers so far, one JSON line each, after a first line that says what they answer.
 
     Args:
-        identity: hash of the checkpoint and the questions; a journal of another identity is
+        identity: hash of the checkpoint and of how it is asked; a journal of another identity is
             begun anew.
 
     Attributes:
-        answers: by the id of their question.
+        answers: by the id of their question, the last one to it.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
@@ -157,13 +160,13 @@ def write_answers(path: Path, answers: Sequence[Answer], identity: str) -> None:
         pq.write_table(table.replace_schema_metadata({"identity": identity}), temporary)
 
 
-def read_answers(path: Path, identity: str) -> list[Answer] | None:
-    """Finished answers to the same questions by the same checkpoint; None where there are none."""
+def read_answers(path: Path, identity: str) -> list[Answer]:
+    """Finished answers of the same checkpoint, asked in the same way; none where there are none."""
     if not path.exists():
-        return None
+        return []
     table = pq.read_table(path)
     if (table.schema.metadata or {}).get(b"identity") != identity.encode():
-        return None
+        return []
     return [_answer(row) for row in table.to_pylist()]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from assets.evaluation.difference import what_was_different
 from assets.evaluation.earlier import Scores, compared_with, earlier_scores, previous_scores
 from assets.evaluation.gallery import GALLERY, gallery_html
+from assets.evaluation.media import STAMPS
 from assets.evaluation.questions import EvaluationQuestion, read_questions
 from assets.evaluation.report import (
     EvaluationReport,
@@ -32,7 +33,7 @@ class Comparison:
     """What the evaluation asset tells.
 
     Attributes:
-        version: hash of the checkpoints and the questions.
+        version: hash of the checkpoints, the questions and their media, and which could be asked.
         folder: where the answers and the summary lie below the storage root.
         files: these, relative to the root.
         origins: the questions file and its hash.
@@ -110,6 +111,7 @@ def compare_checkpoints(
             write=visuals and name == LAST,
             device=device,
             decoders=decoders,
+            stamps=local_root(storage, scratch) / STAMPS,
         )
         if not storage.is_local:
             storage.write_bytes(f"{folder}/{local.name}", local.read_bytes())
@@ -123,6 +125,13 @@ def compare_checkpoints(
     return _summarise(storage, folder, files, questions_file, questions, reports, checkpoint)
 
 
+def local_root(storage: Storage, scratch: Path) -> Path:
+    """Where files of an evaluation are while it runs: the storage's own folder, or `scratch` where
+    the storage is remote.
+    """
+    return Path(storage.root) if storage.is_local else scratch
+
+
 def answer_files(
     storage: Storage, variant: str, checkpoints: Sequence[str], scratch: Path
 ) -> dict[tuple[str, bool], Path]:
@@ -132,8 +141,7 @@ def answer_files(
     Args:
         scratch: local folder for them, where the storage is remote.
     """
-    folder = layout.evaluation(variant)
-    local = Path(storage.path(folder)) if storage.is_local else scratch / folder
+    local = local_root(storage, scratch) / layout.evaluation(variant)
     seeing = {(name, True): local / f"{name}.parquet" for name in checkpoints}
     return seeing | {(LAST, False): local / f"{LAST}_blind.parquet"}
 
@@ -178,7 +186,7 @@ def _summarise(
     rows = accuracy_table(seen, blind)
     now = Scores(
         checkpoint=checkpoint,
-        questions=data_version([question.facts for question in questions]),
+        questions=data_version([answer.version for answer in last.asked]),
         accuracy={row["questions"]: row[LAST] for row in rows},
     )
     name = f"{folder}/summary.json"

@@ -17,7 +17,8 @@ class Scores:
 
     Attributes:
         checkpoint: version of its weights.
-        questions: hash of what was asked; only answers to the same questions are compared.
+        questions: hash of what was asked, media included; only answers to the same questions are
+            compared.
         accuracy: kind of question -> share answered right.
     """
 

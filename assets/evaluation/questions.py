@@ -100,16 +100,6 @@ class EvaluationQuestion:
         return self.options or self.candidates
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What decides its answer. Without subtitles it is what it was before there were any, so
-        that answers of then still count.
-        """
-        facts = asdict(self)
-        if not self.subtitles:
-            del facts["subtitles"]
-        return facts
-
-    @property
     def answer_texts(self) -> tuple[str, ...]:
         """What is rated: letters where options are shown, else the candidates themselves."""
         return tuple(LETTERS[: len(self.options)]) or self.candidates

@@ -25,7 +25,7 @@ class EvaluationReport:
     Attributes:
         name: of the checkpoint.
         visuals: whether it was shown them, or grey pictures.
-        version: hash of the checkpoint and the questions.
+        version: hash of the checkpoint, the questions and their media, and which could be asked.
     """
 
     name: str

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from assets.evaluation.answers import Answer, AnswerJournal, journal_of, read_answers, write_answers
 from assets.evaluation.grading import is_right, same_answer
+from assets.evaluation.media import question_versions
 from assets.evaluation.questions import EvaluationQuestion
 from assets.evaluation.report import EvaluationReport
 from assets.inference.checkpoint import checkpoint_hash
@@ -37,11 +39,13 @@ def score_checkpoint(
     batch: int = BATCH,
     device: str = "auto",
     decoders: VideoDecoders | None = None,
+    stamps: Path | None = None,
 ) -> EvaluationReport:
     """Ask a checkpoint every question and write the answers to a Parquet file.
 
-    What was answered before an interruption is kept in a journal beside the file and not asked
-    again. A finished file of the same checkpoint and questions is read back.
+    What was answered before, in this file or in the journal that an interruption leaves beside it,
+    is not asked again while the checkpoint, the question and the bytes of its media are the same.
+    What could not be asked is asked again.
 
     Args:
         export: an export folder, or a released checkpoint.
@@ -52,33 +56,45 @@ def score_checkpoint(
         batch: questions that pass the model together; those about one video follow each other.
         device: `auto`, `cpu` or `cuda`.
         decoders: of its videos, which several checkpoints may share; its own by default.
+        stamps: file of what is remembered of the media, which several checkpoints may share; one
+            beside the answers by default.
 
     Raises:
         ValueError: not a checkpoint. Media that cannot be read are problems of their questions.
     """
-    asked = [question.facts for question in questions]
-    identity = data_version([METHOD, checkpoint_hash(export), asked, visuals, write])
+    identity = data_version([METHOD, checkpoint_hash(export), visuals, write])
     label = f"{name or export.parent.name}{'' if visuals else ', nothing shown'}"
-    if (finished := read_answers(answers_file, identity)) is not None:
-        log(f"{label}: already answered")
-        return EvaluationReport(name, visuals, finished, identity)
+    stamps = stamps or answers_file.with_suffix(".stamps.json")
+    versions = question_versions(questions, media, stamps)
+    finished = read_answers(answers_file, identity)
     with AnswerJournal(journal_of(answers_file), identity) as journal:
-        unanswered = [question for question in questions if question.id not in journal.answers]
-        if journal.answers:
-            log(
-                f"{label}: {len(journal.answers)} of {len(questions)} answers found from an "
-                "interrupted run"
-            )
-        if unanswered:
+        known = {
+            answer.id: answer
+            for answer in (*finished, *journal.answers.values())
+            if not answer.problem and answer.version == versions.get(answer.id)
+        }
+        unanswered = [question for question in questions if question.id not in known]
+        if not unanswered:
+            log(f"{label}: already answered")
+        else:
+            if known:
+                log(f"{label}: {len(known)} of {len(questions)} answers found from an earlier run")
             session = Session(export, device, decoders)
             progress = Progress(log, len(unanswered), f"answers of {label}")
-            for group in _batches(unanswered, batch):
-                journal.add(ask_together(session, group, media, visuals=visuals, write=write))
-                progress.advance(len(group))
-    answers = [journal.answers[question.id] for question in questions]
-    write_answers(answers_file, answers, identity)
+            # Cut before what is known is left out: who goes on asks in the same batches.
+            for group in _batches(questions, batch):
+                if left := [question for question in group if question.id not in known]:
+                    asked = ask_together(session, left, media, visuals=visuals, write=write)
+                    found = [replace(one, version=versions[one.id]) for one in asked]
+                    journal.add(found)
+                    known |= {answer.id: answer for answer in found}
+                    progress.advance(len(left))
+    answers = [known[question.id] for question in questions]
+    if answers != finished:
+        write_answers(answers_file, answers, identity)
     journal.remove()
-    return EvaluationReport(name, visuals, answers, identity)
+    told = [[answer.version, bool(answer.problem)] for answer in answers]
+    return EvaluationReport(name, visuals, answers, data_version([identity, told]))
 
 
 def ask_together(

@@ -108,4 +108,5 @@ ANSWERS = {
     "scores": "log-probability of each choice",
     "problem": "why the question could not be asked; it then counts neither way",
     "damage": "what is wrong with the video; empty where nothing shows",
+    "version": "hash of the question and of the bytes of its media",
 }
