@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 # Exit codes besides 0: what a person has to mend, and the two that a shell gives to what Ctrl+C and
 # a closed pipe end.
-FAILED, INTERRUPTED, CLOSED = 2, 130, 141
+FAILED = 2
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -119,20 +118,7 @@ def at_least_one(text: str) -> int:
 
 
 def ask(chosen: argparse.Namespace) -> int:
-    """Run the command; returns its exit code. Ctrl+C and a closed pipe end it in one line."""
-    try:
-        return _ask(chosen)
-    except KeyboardInterrupt:
-        print("\nhourllava ask: stopped", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # What is still unwritten would be tried again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("hourllava ask: nobody reads the answer any more", file=sys.stderr)
-        return CLOSED
-
-
-def _ask(chosen: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
     from assets.checkpoints.named import checkpoint_folder
     from assets.inference.checkpoint import find_checkpoint, log_to_terminal
     from assets.inference.decoders import VideoDecoders

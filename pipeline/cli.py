@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 VIDEO_HELP = "a video's id, with or without its source (panda/abc), or the path of its file"
 # Exit codes besides 0; docs/commands.md lists them.
-NOT_FOUND, CHANGED, FAILED, INTERRUPTED = 1, 2, 2, 130
+NOT_FOUND, CHANGED, FAILED, INTERRUPTED, CLOSED = 1, 2, 2, 130, 141
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     chosen = build_parser().parse_args(arguments)
     try:
-        return _COMMANDS[chosen.command](chosen)
+        code = _COMMANDS[chosen.command](chosen)
+        sys.stdout.flush()  # here, where it can be said that nobody reads it
+        return code
     except (ValueError, FileNotFoundError) as error:
         from assets.records.provenance import NotFoundError
 
@@ -47,6 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nhourllava {chosen.command}: stopped", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # What is still unwritten would be tried again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"hourllava {chosen.command}: nobody reads the output any more", file=sys.stderr)
+        return CLOSED
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -29,11 +29,16 @@ def config_option(config: Path | None) -> str:
 
 def ask_address(checkpoint: str) -> str:
     """How a person opens a checkpoint (`stage3[tiny]`) to ask it."""
+    query = urlencode({"checkpoint": checkpoint})
+    return f"{serve_command()}, then http://127.0.0.1:{PORT}/?{query}"
+
+
+def serve_command() -> str:
+    """The command that serves this process's deployment, for the page of an asset."""
     # The variable is this process's; the terminal in which the server is started may not have it.
     config = os.environ.get(CONFIG_VARIABLE)
     option = f" --config {shlex.quote(str(Path(config).resolve()))}" if config else ""
-    query = urlencode({"checkpoint": checkpoint})
-    return f"`hourllava serve{option}`, then http://127.0.0.1:{PORT}/?{query}"
+    return f"`hourllava serve{option}`"
 
 
 def gallery_address(variant: str) -> str:

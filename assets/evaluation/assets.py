@@ -5,7 +5,7 @@ import dagster as dg
 from assets.annotations.rows_versions import rows_version
 from assets.automation.rules import DATA, FILL_AND_FOLLOW, FOLLOW_CONTENT, TRAINING
 from assets.checkpoints.assets import variant_deps
-from assets.deployment.addresses import gallery_address
+from assets.deployment.addresses import gallery_address, serve_command
 from assets.deployment.graph import HOLDS_OUT, TRAINED_STAGES
 from assets.deployment.launchpad import EvaluationLaunch
 from assets.deployment.partitions import all_partitions, same_partition, variant_partitions
@@ -185,7 +185,7 @@ def evaluation(
             "what was different then": table(found.difference),
         },
         metadata={
-            "gallery": f"{storage.path(found.folder)}/{GALLERY}, or, under `hourllava serve`, "
+            "gallery": f"{storage.path(found.folder)}/{GALLERY}, or, under {serve_command()}, "
             f"{gallery_address(variant)}",
             "every checkpoint": table(checkpoint_columns(found.table, checkpoints)),
             "one question": table(found.example),

@@ -47,6 +47,26 @@ def test_a_folder_in_place_of_settings_is_named(tmp_path, capsys):
     assert f"{tmp_path}: cannot be read: Is a directory" in capsys.readouterr().err
 
 
+def test_output_that_nobody_reads_any_more_is_said_in_a_line(tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text(
+        "root: data\nannotations: {repo: a/b}\nsources: {own: {kind: drop, folder: .}}\n"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "why", "x", "--config", str(config)],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "DAGSTER_HOME": str(tmp_path)},
+    )
+    os.close(writing)
+    assert ended.stderr == "hourllava why: nobody reads the output any more\n"
+    assert ended.returncode == 141
+
+
 def test_another_corpus_of_the_demo_that_has_only_one_is_refused(capsys):
     assert main(["demo", "--own", "--seed", "2"]) == 2
     assert "--own has one corpus" in capsys.readouterr().err

@@ -253,7 +253,7 @@ def test_an_empty_answer_is_told(ask, media, monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "status", "message"),
-    [(KeyboardInterrupt, 130, "stopped"), (BrokenPipeError, 141, "nobody reads the answer")],
+    [(KeyboardInterrupt, 130, "stopped"), (BrokenPipeError, 141, "nobody reads the output")],
 )
 def test_ctrl_c_and_a_closed_pipe_end_it_in_one_line(
     ask, media, monkeypatch, error, status, message
