@@ -33,7 +33,11 @@ def read_yaml(path: Path) -> Any:
         ValueError: it cannot be read, is not YAML, or has a key twice; says which file and where.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), _EachKeyOnce)
+        loader = _EachKeyOnce(path.read_text(encoding="utf-8-sig"))
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -254,8 +254,8 @@ def test_the_landing_folder_is_looked_at(machine, capsys):
         (None, "bench.jsonl: no such file"),
         ("", "bench.jsonl: no questions"),
         (ROW, "bench.jsonl, line 1: unknown keys video"),
-        (b"\xff\xfe", "bench.jsonl: 'utf-8' codec"),
-        (BENCHMARK * 2, "bench.jsonl: the id '1' occurs twice"),
+        (b"\xff\xfe", "bench.jsonl, line 1: byte 1 of it is not UTF-8"),
+        (BENCHMARK * 2, "bench.jsonl, line 2: the id '1' occurs twice, first in line 1"),
         (BENCHMARK, None),
     ],
 )
