@@ -42,7 +42,12 @@ def check_material(settings: Settings) -> Iterator[Finding]:
         yield from _check_path(settings, path, named)
     if settings.landing is not None:
         yield from _check_landing(settings, settings.landing, named)
-    there = _there_or_withdrawn(settings)
+    there: Named = defaultdict(set)
+    try:
+        _add_finished(settings, there)
+    except Exception as error:  # object stores raise whatever their client does
+        found = f"{settings.root}: {type(error).__name__}: {error}"
+        yield note("videos below root", found, "until it can be read, all videos are looked for")
     for name, source in sorted(settings.sources.items()):
         least = source.coverage_threshold
         if least is None:
@@ -67,8 +72,6 @@ def check_benchmark(settings: Settings) -> Iterator[Finding]:
         yield missing(what, f"{path}: no such file", advice)
     except OSError as error:
         yield missing(what, f"{path}: {error.strerror}", "make it a file that this user can read")
-    except UnicodeDecodeError as error:
-        yield missing(what, f"{path}: {error}", "save it as UTF-8")
     except ValueError as error:
         yield missing(what, _in_one_line(error), "mend the file")
     else:
@@ -156,22 +159,17 @@ def _check_any(name: str, source: DropSource) -> Iterator[Finding]:
     yield missing(f"videos of {name}", f"none below {source.folder}", advice)
 
 
-def _there_or_withdrawn(settings: Settings) -> Named:
-    """Source -> ids of the videos that need no file of the source any more."""
-    done: Named = defaultdict(set)
-    try:
-        storage = Storage(settings.root)
-        for video in Withdrawals.read(storage).videos:
-            source, _, identifier = video.partition("/")
-            done[source].add(identifier)
-        for part in catalogued_parts(storage):
-            for source in settings.sources:
-                if storage.exists(snapshot_name(source, part)):
-                    rows = read_catalogue(storage, source, part).select(["id", "status"])
-                    done[source] |= {row["id"] for row in rows.to_pylist() if row["status"] == OK}
-    except Exception:  # what of a root cannot be read is for its own check to say
-        return done
-    return done
+def _add_finished(settings: Settings, done: Named) -> None:
+    """Add the videos that need no file of their source any more: they are there, or withdrawn."""
+    storage = Storage(settings.root)
+    for video in Withdrawals.read(storage).videos:
+        source, _, identifier = video.partition("/")
+        done[source].add(identifier)
+    for part in catalogued_parts(storage):
+        for source in settings.sources:
+            if storage.exists(snapshot_name(source, part)):
+                rows = read_catalogue(storage, source, part).select(["id", "status"])
+                done[source] |= {row["id"] for row in rows.to_pylist() if row["status"] == OK}
 
 
 def _in_one_line(error: Exception) -> str:
