@@ -62,7 +62,7 @@ from training.formats.feature_file import FeatureFile, write_features
 from training.formats.hashing import hash_file
 from training.formats.kinds import LLAVA_KINDS
 from training.formats.storage import Storage
-from training.parallel import join_ranks, leave_ranks
+from training.ranks import join_ranks, leave_ranks
 from training.run_config import RunConfig
 
 VARIANT, PART = "tiny", "part0"

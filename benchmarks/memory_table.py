@@ -47,7 +47,7 @@ from training.data.loader import build_loader
 from training.formats.hashing import seed_of
 from training.formats.kinds import LONG_VIDEO_KIND
 from training.memory_plan import plan_memory
-from training.parallel import Ranks, join_ranks, leave_ranks
+from training.ranks import Ranks, join_ranks, leave_ranks
 from training.rates import GIB
 from training.reporting import Reporter
 from training.run_config import RunConfig, parse_run

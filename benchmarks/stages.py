@@ -42,7 +42,7 @@ from training.checkpoint import Checkpoints
 from training.data.loader import build_loader
 from training.data.worker_pool import workers_of
 from training.loop import Trainer
-from training.parallel import Ranks, join_ranks, leave_ranks
+from training.ranks import Ranks, join_ranks, leave_ranks
 from training.reporting import Reporter, open_reporter
 from training.run_config import parse_run
 

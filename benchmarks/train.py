@@ -50,7 +50,7 @@ from training.formats.kinds import (
     TEXT_KIND,
 )
 from training.loop import Trainer, train
-from training.parallel import Ranks, join_ranks, leave_ranks
+from training.ranks import Ranks, join_ranks, leave_ranks
 from training.reporting import Reporter, open_reporter
 from training.run_config import RunConfig, parse_run
 

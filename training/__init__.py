@@ -11,7 +11,8 @@ In reading order:
     optimizer      which parameters are tuned, at which rate
     adapters       low-rank adapters of some modules, by peft
     host_optimizer AdamW with its moments on the host
-    parallel       ranks, and the model laid over them
+    ranks          which rank this is, and how ranks meet
+    parallel       the model laid over them
     lockstep       whatever the samples are, all parts of the model run
     sharded        the part of a tensor that a rank has
     flops          what a sample costs

@@ -54,8 +54,8 @@ from training.checkpoint_folder import (
 )
 from training.formats.receipts import FileEntry, set_aside
 from training.formats.storage import Storage
-from training.parallel import Ranks
 from training.progress import size_text
+from training.ranks import Ranks
 from training.sharded import own_part
 
 log = logging.getLogger(__name__)

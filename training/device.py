@@ -8,7 +8,7 @@ import os
 import torch
 
 from training.host_memory import free_memory_of_host
-from training.parallel import Ranks
+from training.ranks import Ranks
 from training.rates import card_called
 
 

@@ -18,7 +18,7 @@ from model.weights.tensors import checkpoint_files, stored_tensors
 from model.weights.vision_encoder import save_vision_encoder
 from training.adapters import ADAPTER_FOLDER, is_adapter, merged, write_adapter
 from training.formats.storage import Storage
-from training.parallel import Ranks
+from training.ranks import Ranks
 from training.run_config import RunConfig
 from training.run_folder import EXPORT_NAME
 

@@ -27,7 +27,7 @@ from training.data.micro_batch import MicroBatchLoader
 from training.data.prefetch import longest_silence
 from training.formats.machine_faults import MachineFault
 from training.metrics import ANSWERS_NAME, MetricsWriter
-from training.parallel import Ranks
+from training.ranks import Ranks
 from training.run_config import RunConfig
 
 log = logging.getLogger(__name__)

@@ -46,7 +46,8 @@ from training.loading import load_vision, load_weights, model_and_processor
 from training.memory_plan import plan_memory
 from training.metrics import MetricsWriter, held_out_line, step_line, step_record
 from training.optimizer import build_optimizer, gradient_norm, scale_gradients, select, set_rates
-from training.parallel import Ranks, keep_gradients, prepare
+from training.parallel import keep_gradients, prepare
+from training.ranks import Ranks
 from training.reporting import Reporter
 from training.run_config import RunConfig
 from training.run_folder import NONFINITE_NAME, SAMPLES_FOLDER, STATE_FOLDER, RunFolder

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
                 start_fork_server()
             from training.data.loader import build_loader
             from training.loop import Preempted, train
-            from training.parallel import join_ranks, leave_ranks
+            from training.ranks import join_ranks, leave_ranks
 
             ranks = join_ranks(run.device)
             try:

@@ -115,7 +115,7 @@ def main(path: str, options: str) -> int:
 
     modules: dict[str, dict[str, Any]] = {
         "training.loop": {"Preempted": Preempted, "train": train},
-        "training.parallel": {"join_ranks": lambda device: None, "leave_ranks": lambda: None},
+        "training.ranks": {"join_ranks": lambda device: None, "leave_ranks": lambda: None},
         "training.data.loader": {"build_loader": None},
     }
     for name, content in modules.items():

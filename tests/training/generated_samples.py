@@ -215,7 +215,7 @@ def make_run(folder: Path, **fields: Any) -> RunConfig:
 
 @contextmanager
 def single_rank() -> Iterator[Any]:
-    from training.parallel import join_ranks, leave_ranks
+    from training.ranks import join_ranks, leave_ranks
 
     ranks = join_ranks("cpu")
     try:

@@ -128,7 +128,7 @@ from tests.training.generated_samples import disk_at_fault_for, shorten_collecti
 from training.formats.machine_faults import wait_out
 from training.held_out import HeldOutMeasure
 from training.lockstep import EMPTY_SAMPLE
-from training.parallel import join_ranks
+from training.ranks import join_ranks
 
 class Model(torch.nn.Module):
     def forward(self, samples, forgetting):

@@ -47,7 +47,7 @@ from training.formats.hashing import hash_value
 from training.formats.machine_faults import wait_out
 from training.formats.receipts import Stamps
 from training.formats.storage import Storage
-from training.parallel import gather_results, together
+from training.ranks import gather_results, together
 from training.run_config import RunConfig
 from training.supervise import stop_requested
 

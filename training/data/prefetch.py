@@ -24,7 +24,7 @@ from training.data.worker_pool import START_S
 from training.flops import Sizes
 from training.formats.machine_faults import LONGEST_DELAY_S
 from training.lockstep import EMPTY_SAMPLE
-from training.parallel import Ranks, together
+from training.ranks import Ranks, together
 from training.run_config import RunConfig
 
 PREPARED_GROUPS = 1  # besides the one in use and the one in the making

@@ -146,7 +146,7 @@ from tests.training.shard_runs import CONFIG, ShardCorpus
 from tests.training.script_ranks import outputs_of_two_ranks
 from training.data.loader import build_loader
 from training.formats.storage import Storage
-from training.parallel import join_ranks
+from training.ranks import join_ranks
 
 def broken(name):
     read, work = disk_at_fault_for(12), getattr(Storage, name)
