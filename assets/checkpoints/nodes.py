@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from assets.deployment.compute import Pool
-from assets.deployment.settings import Training
+from assets.deployment.settings import Settings, Training
 from training.run_config import RunConfig
 
 
 def ranks_of_node(training: Training, pool: Pool) -> int:
     """How many ranks of a stage a node of the pool has."""
     return pool.gpus_per_node or training.processes
+
+
+def ranks_of_stage(settings: Settings) -> int:
+    """How many ranks train a stage, before any node is lost."""
+    training, pool = settings.training, settings.compute.gpu
+    if pool.is_slurm:
+        return pool.nodes * ranks_of_node(training, pool)
+    return training.processes * training.nodes
 
 
 def refuse_nodes(run: RunConfig, pool: Pool, ranks: int) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from assets.checkpoints.nodes import ranks_of_stage
 from assets.deployment.addresses import config_option
 from assets.deployment.settings import Settings
 from assets.sources.findings import Finding, missing, note, ok
@@ -37,11 +38,10 @@ def _here(settings: Settings, variant: str, stage: int, memory: float | None) ->
     """
     from pipeline.estimate.machine import plan_of, run_of
 
-    training = settings.training
-    world, what = training.processes * training.nodes, f"{variant}, stage {stage}"
+    world, what = ranks_of_stage(settings), f"{variant}, stage {stage}"
     run, host = run_of(settings, variant, stage), None
     if memory is not None and (free := free_memory_of_host()) is not None:
-        host = free / training.processes
+        host = free / settings.training.processes
     try:
         plan = plan_of(run, world, memory, host)
     except ValueError as error:
@@ -58,7 +58,7 @@ def _on_cards(settings: Settings, variant: str, stage: int) -> Finding:
     """Into which sizes of cards a stage fits, whatever the host has, and what that costs."""
     from pipeline.estimate.machine import plan_of, run_of
 
-    world = settings.training.processes * settings.training.nodes
+    world = ranks_of_stage(settings)
     run, found = run_of(settings, variant, stage), []
     for gib in sorted({card.gib for card in CARDS.values()}):
         try:

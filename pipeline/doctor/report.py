@@ -31,7 +31,7 @@ from pipeline.doctor.services import (
     check_storage,
 )
 from pipeline.doctor.starts import check_starts
-from pipeline.estimate.installed import installed_gpus
+from pipeline.estimate.installed import Gpu, installed_gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,11 @@ class Asked:
     home: Path
     port: int
     config: Path | None
+
+    @property
+    def gpus(self) -> list[Gpu]:
+        """Those of this machine; none on a login node, whose stages run elsewhere."""
+        return [] if self.settings.compute.gpu.is_slurm else installed_gpus()
 
 
 # In the order in which a person would mend things.
@@ -66,12 +71,11 @@ CHECKS: tuple[Callable[[Asked], Iterable[Finding]], ...] = (
     lambda asked: check_scratch(asked.settings),
     lambda asked: check_jobs(asked.settings),
     lambda asked: check_nodes(asked.settings),
-    # On a login node the GPUs are the cluster's.
     lambda asked: (
-        () if asked.settings.compute.gpu.is_slurm else check_gpus(asked.settings, installed_gpus())
+        () if asked.settings.compute.gpu.is_slurm else check_gpus(asked.settings, asked.gpus)
     ),
-    lambda asked: check_fitting(asked.settings, installed_gpus()),
-    lambda asked: check_estimate(asked.settings, installed_gpus(), asked.config),
+    lambda asked: check_fitting(asked.settings, asked.gpus),
+    lambda asked: check_estimate(asked.settings, asked.gpus, asked.config),
     lambda asked: check_optional(asked.settings),
     lambda asked: check_instance(asked.home),
     lambda asked: check_port(asked.port),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from assets.checkpoints.nodes import ranks_of_stage
 from assets.deployment.overrides import unplaced_run
 from assets.deployment.settings import Settings
 from model.config import PRESETS
@@ -58,8 +59,7 @@ def machine_here(settings: Settings, gpus: Sequence[Gpu]) -> Machine:
     Raises:
         ValueError: nobody says which card, or no rate is known of it.
     """
-    training = settings.training
-    count = training.processes * training.nodes
+    count = ranks_of_stage(settings)
     if settings.estimate.card is not None:
         return replace(machine_of(settings.estimate.card, count), disk=free_disk(settings))
     if not gpus:
@@ -70,7 +70,7 @@ def machine_here(settings: Settings, gpus: Sequence[Gpu]) -> Machine:
             f"no rate is known of {gpus[0].name}; estimate.card names a card to take in its place"
         )
     free = free_memory_of_host()
-    host = None if free is None else free / training.processes
+    host = None if free is None else free / settings.training.processes
     return Machine(card, count, min(gpu.memory for gpu in gpus), host, free_disk(settings))
 
 

@@ -470,3 +470,13 @@ def test_the_module_is_imported_without_torch():
         subprocess.check_output([sys.executable, "-c", code], env=variables, text=True).strip()
         == "False"
     )
+
+
+@pytest.mark.slow
+def test_on_a_login_node_the_ranks_are_those_of_the_clusters_nodes(tmp_path):
+    pool = "compute: {folder: jobs, gpu: {engine: slurm, nodes: 4, gpus_per_node: 8}}"
+    (tmp_path / "deployment.yaml").write_text(TINY.replace("[tiny]", "[7b]") + pool)
+    settings = load_settings(tmp_path / "deployment.yaml")
+    found = {finding.what: finding.found for finding in check_fitting(settings, [])}
+    assert found["7b, stage 3, fits"].startswith("32 x 24 GiB: ")
+    assert "on each of 32 device(s)" in found["7b, stage 3"]
