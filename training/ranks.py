@@ -57,11 +57,11 @@ class Ranks:
 
     def sum(self, *values: float) -> list[float]:
         """Sums over all ranks, in float64."""
-        return self._reduce(values, dist.ReduceOp.SUM)
+        return reduced(values, dist.ReduceOp.SUM, self.host)
 
     def max(self, *values: float) -> list[float]:
         """Maxima over all ranks."""
-        return self._reduce(values, dist.ReduceOp.MAX)
+        return reduced(values, dist.ReduceOp.MAX, self.host)
 
     def gather(self, value: T) -> list[T]:
         """`value` of every rank, in rank order; plain values only."""
@@ -73,9 +73,6 @@ class Ranks:
     def together(self, work: Callable[[], T], limit_s: float = math.inf) -> T:
         """`work` of every rank; see the function of that name."""
         return together(work, self.host, limit_s)
-
-    def _reduce(self, values: tuple[float, ...], operation: dist.ReduceOp.RedOpType) -> list[float]:
-        return _reduce(values, operation, self.host)
 
 
 def together(
@@ -123,7 +120,7 @@ def together(
         if not done and now - said >= SAY_EVERY_S:
             said = now
             log.warning("rank %d is still at it after %.0f s", dist.get_rank(), now - began)
-        running, failed = _reduce((not done, error is not None), dist.ReduceOp.MAX, group)
+        running, failed = reduced((not done, error is not None), dist.ReduceOp.MAX, group)
     if not failed:
         return future.result()
     own = None if error is None else _kind_and_sentence(error)
@@ -159,11 +156,12 @@ def gather_results(work: Callable[[], T], group: dist.ProcessGroup | None = None
     return gather(together(work, group), group)
 
 
-def _reduce(
+def reduced(
     values: tuple[float, ...],
     operation: dist.ReduceOp.RedOpType,
     group: dist.ProcessGroup | None,
 ) -> list[float]:
+    """`values` of all ranks of a group in one, each by itself; on the host, in float64."""
     tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor, op=operation, group=group)
     return [float(value) for value in tensor]

@@ -24,7 +24,7 @@ def config_option(config: Path | None) -> str:
     default = Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
     if config is None or config.resolve() == default.resolve():
         return ""
-    return f" --config {shlex.quote(str(config))}"
+    return _option(config)
 
 
 def ask_address(checkpoint: str) -> str:
@@ -37,8 +37,11 @@ def serve_command() -> str:
     """The command that serves this process's deployment, for the page of an asset."""
     # The variable is this process's; the terminal in which the server is started may not have it.
     config = os.environ.get(CONFIG_VARIABLE)
-    option = f" --config {shlex.quote(str(Path(config).resolve()))}" if config else ""
-    return f"`hourllava serve{option}`"
+    return f"`hourllava serve{_option(Path(config).resolve()) if config else ''}`"
+
+
+def _option(config: Path) -> str:
+    return f" --config {shlex.quote(str(config))}"
 
 
 def gallery_address(variant: str) -> str:

@@ -24,7 +24,7 @@ from training.data.worker_pool import START_S
 from training.flops import Sizes
 from training.formats.machine_faults import LONGEST_DELAY_S
 from training.lockstep import EMPTY_SAMPLE
-from training.ranks import Ranks, together
+from training.ranks import Ranks, reduced, together
 from training.run_config import RunConfig
 
 PREPARED_GROUPS = 1  # besides the one in use and the one in the making
@@ -189,9 +189,8 @@ class Prefetcher:
         return packs
 
     def _most_of_all_ranks(self, count: int) -> int:
-        tensor = torch.tensor(count)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.ranks.prefetchers)
-        return int(tensor)
+        (most,) = reduced((count,), dist.ReduceOp.MAX, self.ranks.prefetchers)
+        return int(most)
 
 
 class DevicePrefetcher:

@@ -326,6 +326,13 @@ def machines(tmp_path: Path) -> tuple[Storage, Storage]:
     return first, second
 
 
+def fetch_and_die(storage: Storage, sha256: str) -> None:
+    """What a machine does that fetches a video and is killed before anything is compacted."""
+    killed = Catalogue(storage, "panda", "part0")
+    killed.update("v", status="ok", sha256=sha256)
+    killed._journal.close()
+
+
 def hashes(storage: Storage) -> list[str | None]:
     return read_catalogue(storage, "panda", "part0")["sha256"].to_pylist()
 
@@ -334,9 +341,7 @@ def test_the_journal_of_a_killed_machine_changes_nothing_that_another_one_wrote_
     machines: tuple[Storage, Storage],
 ) -> None:
     first, second = machines
-    killed = Catalogue(first, "panda", "part0")
-    killed.update("v", status="ok", sha256="OLD")
-    killed._journal.close()
+    fetch_and_die(first, "OLD")
     with Catalogue(second, "panda", "part0") as catalogue:
         catalogue.update("v", status="ok", sha256="NEW")
         catalogue.update("w", status="ok", sha256="W")
@@ -356,9 +361,7 @@ def test_the_journal_of_a_killed_machine_counts_where_nobody_wrote_since(
     machines: tuple[Storage, Storage],
 ) -> None:
     first, second = machines
-    killed = Catalogue(first, "panda", "part0")
-    killed.update("v", status="ok", sha256="MINE")
-    killed._journal.close()
+    fetch_and_die(first, "MINE")
     with Catalogue(second, "panda", "part0"):
         pass
     with Catalogue(first, "panda", "part0"):

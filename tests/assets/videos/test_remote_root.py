@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from pathlib import Path
 
 import fsspec
 import pyarrow.parquet as pq
@@ -30,12 +31,17 @@ def root(tmp_path, monkeypatch):
     fsspec.filesystem("memory").rm(name.removeprefix("memory:/"), recursive=True)
 
 
+def clips_in(folder: Path, count: int) -> Path:
+    """The folder, made, with clips `v0.mp4` and so on."""
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"v{number}.mp4").write_bytes(clip(number))
+    return folder
+
+
 @pytest.mark.slow
 def test_videos_and_their_catalogue_reach_an_object_store(root, tmp_path):
-    served = tmp_path / "served"
-    served.mkdir()
-    for number in range(3):
-        (served / f"v{number}.mp4").write_bytes(clip(number))
+    served = clips_in(tmp_path / "served", 3)
     files = {
         "a.mp4": clip(4),
         "x.zip": zipped({"b.mp4": clip(5)}),
@@ -95,10 +101,7 @@ def test_videos_and_their_catalogue_reach_an_object_store(root, tmp_path):
 
 @pytest.mark.slow
 def test_what_a_killed_machine_had_fetched_is_found_again_when_another_one_went_on(root, tmp_path):
-    served = tmp_path / "served"
-    served.mkdir()
-    for number in range(2):
-        (served / f"v{number}.mp4").write_bytes(clip(number))
+    served = clips_in(tmp_path / "served", 2)
     with FaultyMediaServer(served) as media:
         settings = make_settings(
             tmp_path / "deployment",
